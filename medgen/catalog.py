@@ -1,0 +1,261 @@
+"""The catalog: every table of the system, in Postgres.
+
+The ledger writes these tables; everything else reads them. Rows are added and never changed: a repeated attempt
+is a new step run beside the one that it supersedes.
+"""
+
+from datetime import UTC, datetime
+from functools import cache
+from typing import Any
+
+from sqlalchemy import (
+    ARRAY,
+    BigInteger,
+    DateTime,
+    Engine,
+    Float,
+    ForeignKey,
+    Index,
+    Integer,
+    String,
+    Text,
+    UniqueConstraint,
+    create_engine,
+    text,
+)
+from sqlalchemy.dialects.postgresql import JSONB
+from sqlalchemy.exc import OperationalError
+from sqlalchemy.orm import DeclarativeBase, Mapped, mapped_column
+
+from medgen.settings import current
+
+Sha256 = String(64)
+
+
+class CatalogUnreachable(RuntimeError):
+    """Postgres can't be reached or refuses us."""
+
+
+def now() -> datetime:
+    """The present time in UTC."""
+    return datetime.now(UTC)
+
+
+class Base(DeclarativeBase):
+    """Metadata of all tables."""
+
+    type_annotation_map = {  # noqa: RUF012  (SQLAlchemy reads it from the class)
+        dict[str, Any]: JSONB,
+        list[str]: ARRAY(Text),
+        datetime: DateTime(timezone=True),
+        str: Text,
+        float: Float,
+    }
+
+
+class Source(Base):
+    """A feed: a listing file or a local folder."""
+
+    __tablename__ = "source"
+    name: Mapped[str] = mapped_column(primary_key=True)
+    kind: Mapped[str]
+    uri: Mapped[str]
+    added_at: Mapped[datetime] = mapped_column(default=now)
+
+
+class Artifact(Base):
+    """Bytes in the store, known by their sha256."""
+
+    __tablename__ = "artifact"
+    sha256: Mapped[str] = mapped_column(Sha256, primary_key=True)
+    media_type: Mapped[str]
+    bytes: Mapped[int] = mapped_column(BigInteger)
+    created_at: Mapped[datetime] = mapped_column(default=now)
+
+
+class StepRun(Base):
+    """What one step did to one subject: what it saw, what it decided, with which code and model."""
+
+    __tablename__ = "step_run"
+    id: Mapped[int] = mapped_column(BigInteger, primary_key=True)
+    key: Mapped[str] = mapped_column(Sha256)
+    superseded: Mapped[bool] = mapped_column(default=False)  # a later attempt at the same key replaced it
+    step: Mapped[str]
+    version: Mapped[int] = mapped_column(Integer)
+    subject: Mapped[str]
+    status: Mapped[str]  # kept | rejected | failed
+    reason: Mapped[str | None]
+    transient: Mapped[bool] = mapped_column(default=False)
+    detail: Mapped[dict[str, Any]]
+    params: Mapped[dict[str, Any]]
+    context: Mapped[dict[str, Any]]  # the facts, besides artifacts, that the step saw
+    models: Mapped[dict[str, Any]]
+    code_version: Mapped[str]
+    flow_run_id: Mapped[str | None]
+    attempts: Mapped[int] = mapped_column(Integer, default=1)
+    decodes: Mapped[int] = mapped_column(Integer, default=0)  # video files opened for decoding
+    started_at: Mapped[datetime]
+    finished_at: Mapped[datetime]
+    record_hash: Mapped[str] = mapped_column(Sha256)
+    __table_args__ = (
+        Index("uq_step_run_key", "key", unique=True, postgresql_where=text("NOT superseded")),
+        Index("ix_step_run_step_subject", "step", "subject"),
+        Index("ix_step_run_subject", "subject"),
+        Index("ix_step_run_step_status_reason", "step", "status", "reason"),
+    )
+
+
+class Video(Base):
+    """A listed video that discover kept. Its metadata is as first seen."""
+
+    __tablename__ = "video"
+    id: Mapped[str] = mapped_column(primary_key=True)
+    source_name: Mapped[str] = mapped_column(ForeignKey("source.name"), index=True)
+    external_id: Mapped[str | None]
+    url: Mapped[str]
+    title: Mapped[str]
+    description: Mapped[str]
+    tags: Mapped[list[str]]
+    channel: Mapped[str | None]
+    licence: Mapped[str | None]
+    published: Mapped[str | None]
+    duration_s: Mapped[float | None]
+    discovered_at: Mapped[datetime] = mapped_column(default=now)
+
+
+class StepInput(Base):
+    """Lineage: the artifacts and earlier step runs that a step run saw."""
+
+    __tablename__ = "step_input"
+    step_run_id: Mapped[int] = mapped_column(ForeignKey("step_run.id", ondelete="CASCADE"), primary_key=True)
+    role: Mapped[str] = mapped_column(primary_key=True)
+    artifact_sha256: Mapped[str | None] = mapped_column(ForeignKey("artifact.sha256"), index=True)
+    parent_id: Mapped[int | None] = mapped_column(ForeignKey("step_run.id"), index=True)
+
+
+class StepOutput(Base):
+    """Lineage: the artifacts that a step run made."""
+
+    __tablename__ = "step_output"
+    step_run_id: Mapped[int] = mapped_column(ForeignKey("step_run.id", ondelete="CASCADE"), primary_key=True)
+    role: Mapped[str] = mapped_column(primary_key=True)
+    artifact_sha256: Mapped[str] = mapped_column(ForeignKey("artifact.sha256"), index=True)
+
+
+class Clip(Base):
+    """A stretch of one shot of a video, as its own file."""
+
+    __tablename__ = "clip"
+    id: Mapped[str] = mapped_column(primary_key=True)
+    video_id: Mapped[str] = mapped_column(ForeignKey("video.id"), index=True)
+    step_run_id: Mapped[int] = mapped_column(ForeignKey("step_run.id", ondelete="CASCADE"), index=True)
+    start_frame: Mapped[int] = mapped_column(Integer)  # first source frame
+    end_frame: Mapped[int] = mapped_column(Integer)  # one past the last source frame
+    start_s: Mapped[float]
+    end_s: Mapped[float]
+    width: Mapped[int] = mapped_column(Integer)
+    height: Mapped[int] = mapped_column(Integer)
+    fps: Mapped[float]
+    digest: Mapped[str] = mapped_column(ForeignKey("artifact.sha256"), index=True)
+
+
+class Score(Base):
+    """One measured number of a subject."""
+
+    __tablename__ = "score"
+    step_run_id: Mapped[int] = mapped_column(ForeignKey("step_run.id", ondelete="CASCADE"), primary_key=True)
+    metric: Mapped[str] = mapped_column(primary_key=True)
+    clip_id: Mapped[str | None] = mapped_column(ForeignKey("clip.id"), index=True)
+    value: Mapped[float]
+    model_digest: Mapped[str | None] = mapped_column(Sha256)
+    __table_args__ = (Index("ix_score_metric_value", "metric", "value"),)
+
+
+class Caption(Base):
+    """What a captioner wrote about a clip."""
+
+    __tablename__ = "caption"
+    step_run_id: Mapped[int] = mapped_column(ForeignKey("step_run.id", ondelete="CASCADE"), primary_key=True)
+    kind: Mapped[str] = mapped_column(primary_key=True)  # brief | detailed
+    clip_id: Mapped[str] = mapped_column(ForeignKey("clip.id"), index=True)
+    text: Mapped[str]
+    model: Mapped[str]
+    model_digest: Mapped[str] = mapped_column(Sha256)
+    prompt_version: Mapped[str]
+
+
+class Release(Base):
+    """An immutable, named set of clips and the policy that chose them."""
+
+    __tablename__ = "release"
+    name: Mapped[str] = mapped_column(primary_key=True)
+    digest: Mapped[str] = mapped_column(Sha256, index=True)  # sha256 of the manifest
+    policy: Mapped[dict[str, Any]]
+    clips: Mapped[int] = mapped_column(Integer)
+    record_root: Mapped[str] = mapped_column(Sha256)  # hash over the record hashes behind the release
+    step_run_id: Mapped[int] = mapped_column(ForeignKey("step_run.id"))
+    created_at: Mapped[datetime] = mapped_column(default=now)
+
+
+class ReleaseClip(Base):
+    """Membership of a clip in a release, with the step run that the clip's life ended with."""
+
+    __tablename__ = "release_clip"
+    release_name: Mapped[str] = mapped_column(ForeignKey("release.name"), primary_key=True)
+    clip_id: Mapped[str] = mapped_column(ForeignKey("clip.id"), primary_key=True, index=True)
+    step_run_id: Mapped[int] = mapped_column(ForeignKey("step_run.id"))
+
+
+class ModelVersion(Base):
+    """A trained model: its checkpoint, the step run that trained it and the release it was trained on."""
+
+    __tablename__ = "model_version"
+    digest: Mapped[str] = mapped_column(Sha256, primary_key=True)
+    name: Mapped[str]
+    kind: Mapped[str]
+    checkpoint_sha256: Mapped[str | None] = mapped_column(ForeignKey("artifact.sha256"))
+    step_run_id: Mapped[int | None] = mapped_column(ForeignKey("step_run.id"))
+    release_name: Mapped[str | None] = mapped_column(ForeignKey("release.name"), index=True)
+    created_at: Mapped[datetime] = mapped_column(default=now)
+
+
+class Evaluation(Base):
+    """One metric of a model (or of any set of videos) from one evaluation step run."""
+
+    __tablename__ = "evaluation"
+    id: Mapped[int] = mapped_column(BigInteger, primary_key=True)
+    model_digest: Mapped[str | None] = mapped_column(ForeignKey("model_version.digest"), index=True)
+    step_run_id: Mapped[int] = mapped_column(ForeignKey("step_run.id"))
+    metric: Mapped[str]
+    value: Mapped[float]
+    detail: Mapped[dict[str, Any]]
+    created_at: Mapped[datetime] = mapped_column(default=now)
+    __table_args__ = (UniqueConstraint("step_run_id", "metric"),)
+
+
+@cache
+def open_catalog() -> Engine:
+    """Connection pool to the catalog, its tables brought up to date.
+
+    Starts the embedded server when no `MEDGEN_DATABASE_URL` is set. One engine per process.
+
+    Raises:
+        CatalogUnreachable: names the host and the cause, never the password.
+    """
+    from medgen.migrations import upgrade
+
+    settings = current()
+    if settings.database_url is None:
+        from medgen.postgres import embedded_url
+
+        url = embedded_url(settings.home / "postgres")
+    else:
+        url = settings.database_url.get_secret_value()
+    engine = create_engine(url, pool_size=8, max_overflow=24, pool_pre_ping=True)
+    try:
+        upgrade(engine)
+    except OperationalError as error:
+        raise CatalogUnreachable(
+            f"the catalog at {engine.url.render_as_string(hide_password=True)} can't be used: {error.orig}"
+        ) from error
+    return engine

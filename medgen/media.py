@@ -1,0 +1,333 @@
+"""Video files: probe, decode, cut. Bad files raise `ItemFailed` with a readable reason.
+
+Pictures are always upright and square-pixelled: rotation marks, non-square pixels and interlacing are undone
+right after decoding, so that nothing above has to know of them.
+"""
+
+import itertools
+from collections import deque
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass
+from fractions import Fraction
+from pathlib import Path
+
+import av
+import numpy as np
+from av.container import InputContainer
+from av.video.frame import VideoFrame
+from av.video.stream import VideoStream
+
+from medgen.errors import ItemFailed
+
+# A file that decodes with more broken pictures than this is not worth keeping; fewer are normal for old uploads.
+MAX_BROKEN_SHARE = 0.02
+
+
+@dataclass(frozen=True)
+class Limits:
+    """What is too much to decode.
+
+    Args:
+        max_pixels: width × height of a picture.
+        max_duration_s: playing time.
+        max_fps: frames per second, so that a lying header can't promise millions of frames.
+    """
+
+    max_pixels: int = 4096 * 2304
+    max_duration_s: float = 4 * 3600.0
+    max_fps: float = 240.0
+
+
+@dataclass(frozen=True)
+class Probe:
+    """What a file says of itself. Width and height as shown (upright, square pixels); duration in seconds."""
+
+    container: str
+    codec: str
+    width: int
+    height: int
+    fps: float
+    duration_s: float
+    bit_rate: int
+    rotation: int
+    has_audio: bool
+
+
+@dataclass(frozen=True)
+class Picture:
+    """One decoded frame: its place in decoding order, presentation time (stream time base) and pixels."""
+
+    index: int
+    pts: int
+    time_s: float
+    frame: VideoFrame
+
+    def rgb(self, long_side: int | None = None) -> np.ndarray:
+        """uint8 (H, W, 3); scaled down so that no side exceeds `long_side` pixels."""
+        width, height = self.frame.width, self.frame.height
+        scale = min(1.0, long_side / max(width, height)) if long_side else 1.0
+        return self.frame.to_ndarray(
+            format="rgb24", width=max(1, round(width * scale)), height=max(1, round(height * scale))
+        )
+
+
+@contextmanager
+def _opened(path: Path) -> Iterator[tuple[InputContainer, VideoStream]]:
+    if path.stat().st_size == 0:
+        raise ItemFailed("empty_file", "the file has 0 bytes")
+    try:
+        container = av.open(str(path), timeout=(20.0, 20.0))
+    except (av.error.FFmpegError, ValueError) as error:
+        raise ItemFailed("not_a_video", f"no video container: {_said(error)}") from error
+    with container:
+        videos = [s for s in container.streams.video if "attached_pic" not in str(s.disposition).lower()]
+        if not videos:
+            raise ItemFailed("no_video_stream", "the file has no moving picture (audio only?)")
+        yield container, videos[0]
+
+
+def probe(path: Path, limits: Limits) -> Probe:
+    """Reads the header and decodes one frame.
+
+    Raises:
+        ItemFailed: empty_file, not_a_video, no_video_stream, undecodable, resolution_above_limit,
+            duration_above_limit, frame_rate_above_limit.
+    """
+    with _opened(path) as (container, stream):
+        _check_pixels(stream.codec_context.width, stream.codec_context.height, limits)
+        duration = _duration(container, stream)
+        if duration > limits.max_duration_s:
+            raise ItemFailed("duration_above_limit", f"{duration:.0f} s, allowed {limits.max_duration_s:.0f} s")
+        first = next(_upright(container, stream, limits), None)
+        if first is None:
+            raise ItemFailed("undecodable", "not one frame could be decoded")
+        return Probe(
+            container=container.format.name,
+            codec=stream.codec_context.name,
+            width=first.frame.width,
+            height=first.frame.height,
+            fps=round(_fps(stream), 3),
+            duration_s=round(duration, 3),
+            bit_rate=int(container.bit_rate or 0),
+            rotation=first.frame.rotation,
+            has_audio=bool(container.streams.audio),
+        )
+
+
+def time_base(path: Path) -> Fraction:
+    """Seconds per tick of the presentation times of `pictures`."""
+    with _opened(path) as (_, stream):
+        return _time_base(stream)
+
+
+def pictures(path: Path, limits: Limits) -> Iterator[Picture]:
+    """Every frame of the file, once, in presentation order with strictly growing times.
+
+    Raises:
+        ItemFailed: as `probe`, and corrupt_stream when more than `MAX_BROKEN_SHARE` of the pictures are broken.
+    """
+    with _opened(path) as (container, stream):
+        _check_pixels(stream.codec_context.width, stream.codec_context.height, limits)
+        yield from _upright(container, stream, limits)
+
+
+def cut(
+    path: Path,
+    target: Path,
+    *,
+    start_pts: int,
+    end_pts: int,
+    crop: tuple[int, int, int, int] | None,
+    crf: int,
+    preset: str,
+    limits: Limits,
+) -> tuple[int, int, int]:
+    """Encodes the frames with `start_pts` ≤ time ≤ `end_pts` as H.264 in MP4, without sound.
+
+    The first and last frame of the new file are the frames of the source with just these presentation times.
+    Frame times are kept, variable rates included. One thread, so that the same frames give the same bytes.
+
+    Args:
+        crop: (x, y, width, height) in upright source pixels; odd sizes lose a row or column.
+
+    Returns:
+        (number of frames, width, height) of the new file.
+
+    Raises:
+        ItemFailed: frames_missing when the promised first or last frame is not there.
+    """
+    frames = _from(path, start_pts, limits)
+    first = next(frames, None)
+    if first is None or first.pts != start_pts:
+        raise ItemFailed("frames_missing", f"no frame at time {start_pts} of {path.name}")
+    x, y, width, height = crop or (0, 0, first.frame.width, first.frame.height)
+    width, height = width - width % 2, height - height % 2
+    base = first.frame.time_base
+    count, last = 0, None
+    with av.open(str(target), "w", format="mp4", container_options={"movflags": "faststart"}) as out:
+        stream = out.add_stream("libx264", rate=30, options={"crf": str(crf), "preset": preset})
+        stream.width, stream.height, stream.pix_fmt = width, height, "yuv420p"
+        stream.codec_context.time_base = base
+        stream.codec_context.thread_count = 1
+        graph = _crop_graph(first.frame, (x, y, width, height))
+        picture: Picture | None = first
+        while picture is not None and picture.pts <= end_pts:
+            graph.vpush(picture.frame)
+            cropped = graph.vpull()
+            cropped.pts, cropped.time_base = picture.pts - start_pts, base
+            cropped.pict_type = 0  # the encoder decides, not the source
+            out.mux(stream.encode(cropped))
+            count, last = count + 1, picture.pts
+            picture = next(frames, None)
+        out.mux(stream.encode(None))
+    if last != end_pts:
+        raise ItemFailed("frames_missing", f"no frame at time {end_pts} of {path.name}")
+    return count, width, height
+
+
+def _from(path: Path, start_pts: int, limits: Limits) -> Iterator[Picture]:
+    """Pictures from `start_pts` on. Seeks; decodes from the beginning where a file's index misleads."""
+    for seek in (True, False):
+        with _opened(path) as (container, stream):
+            if seek:
+                with suppress(av.error.FFmpegError):
+                    container.seek(start_pts, stream=stream, backward=True)
+            frames = _upright(container, stream, limits)
+            first = next(frames, None)
+            if seek and (first is None or first.pts > start_pts):
+                continue
+            while first is not None and first.pts < start_pts:
+                first = next(frames, None)
+            if first is not None:
+                yield first
+                yield from frames
+            return
+
+
+def _upright(container: InputContainer, stream: VideoStream, limits: Limits) -> Iterator[Picture]:
+    base = _time_base(stream)
+    stream.thread_type = "NONE"
+    graph: av.filter.Graph | None = None
+    straight = False
+    waiting: deque[int] = deque()
+    index, last = 0, None
+
+    def ready(frame: VideoFrame) -> Picture:
+        nonlocal index
+        pts = waiting.popleft()
+        frame.pts, frame.time_base = pts, base
+        index += 1
+        return Picture(index - 1, pts, float(pts * base), frame)
+
+    for frame in _decoded(container, stream):
+        pts = frame.pts if frame.pts is not None else frame.dts
+        if pts is None or (last is not None and pts <= last):
+            continue
+        last = pts
+        if float(pts * base) - float((stream.start_time or 0) * base) > limits.max_duration_s:
+            raise ItemFailed("duration_above_limit", f"plays on past {limits.max_duration_s:.0f} s")
+        if index > limits.max_fps * limits.max_duration_s:
+            raise ItemFailed("frame_rate_above_limit", f"more than {limits.max_fps:.0f} frames a second")
+        waiting.append(pts)
+        if graph is None and not straight:
+            _check_pixels(frame.width, frame.height, limits)
+            graph = _upright_graph(frame, stream)
+            straight = graph is None
+        if graph is None:
+            yield ready(frame)
+            continue
+        graph.vpush(frame)
+        while (out := _pulled(graph)) is not None:
+            yield ready(out)
+    if graph is not None:
+        graph.vpush(None)
+        while waiting and (out := _pulled(graph)) is not None:
+            yield ready(out)
+
+
+def _decoded(container: InputContainer, stream: VideoStream) -> Iterator[VideoFrame]:
+    good = broken = 0
+    try:
+        for packet in container.demux(stream):
+            try:
+                frames = packet.decode()
+            except av.error.FFmpegError as error:
+                if isinstance(error, av.error.EOFError):
+                    break
+                broken += 1
+                continue
+            for frame in frames:
+                broken += frame.is_corrupt
+                good += not frame.is_corrupt
+                yield frame
+    except av.error.FFmpegError as error:
+        raise ItemFailed("corrupt_stream", f"reading stops after {good} frames: {_said(error)}") from error
+    if broken > max(1, MAX_BROKEN_SHARE * (good + broken)):
+        raise ItemFailed("corrupt_stream", f"{broken} of {good + broken} pictures are broken")
+
+
+def _upright_graph(frame: VideoFrame, stream: VideoStream) -> av.filter.Graph | None:
+    """Filters that undo interlacing, rotation and non-square pixels; None when there is nothing to undo."""
+    chain: list[tuple[str, str]] = []
+    if frame.interlaced_frame:
+        chain.append(("bwdif", "mode=send_frame:deint=all"))
+    turn = frame.rotation % 360
+    chain += {90: [("transpose", "cclock")], 180: [("hflip", ""), ("vflip", "")], 270: [("transpose", "clock")]}.get(
+        turn, []
+    )
+    aspect = stream.codec_context.sample_aspect_ratio
+    if aspect and aspect != 1:
+        wide = round(frame.width * aspect)
+        size = (wide, frame.height) if turn in (0, 180) else (frame.height, wide)
+        chain.append(("scale", f"{size[0]}:{size[1]}:flags=bicubic"))
+    return _chained(frame, chain) if chain else None
+
+
+def _crop_graph(frame: VideoFrame, box: tuple[int, int, int, int]) -> av.filter.Graph:
+    x, y, width, height = box
+    return _chained(frame, [("crop", f"{width}:{height}:{x}:{y}:exact=1"), ("format", "yuv420p"), ("setsar", "1")])
+
+
+def _chained(frame: VideoFrame, chain: list[tuple[str, str]]) -> av.filter.Graph:
+    graph = av.filter.Graph()
+    nodes = [graph.add_buffer(width=frame.width, height=frame.height, format=frame.format, time_base=frame.time_base)]
+    nodes += [graph.add(name, arguments or None) for name, arguments in chain]
+    nodes.append(graph.add("buffersink"))
+    for before, after in itertools.pairwise(nodes):
+        before.link_to(after)
+    graph.configure()
+    return graph
+
+
+def _pulled(graph: av.filter.Graph) -> VideoFrame | None:
+    try:
+        return graph.vpull()
+    except (BlockingIOError, av.error.BlockingIOError, EOFError, av.error.EOFError):
+        return None
+
+
+def _check_pixels(width: int, height: int, limits: Limits) -> None:
+    if width * height > limits.max_pixels:
+        raise ItemFailed("resolution_above_limit", f"{width}x{height} pixels, allowed {limits.max_pixels} in all")
+
+
+def _time_base(stream: VideoStream) -> Fraction:
+    return stream.time_base or Fraction(1, 90_000)
+
+
+def _duration(container: InputContainer, stream: VideoStream) -> float:
+    if stream.duration and stream.time_base:
+        return float(stream.duration * stream.time_base)
+    return float((container.duration or 0) / av.time_base)
+
+
+def _fps(stream: VideoStream) -> float:
+    """Average frame rate; nominal rates of variable-rate files mean nothing (90000 is common)."""
+    if stream.frames and stream.duration and stream.time_base:
+        return stream.frames / float(stream.duration * stream.time_base)
+    return float(stream.average_rate or stream.guessed_rate or 0)
+
+
+def _said(error: Exception) -> str:
+    return str(getattr(error, "strerror", None) or error)

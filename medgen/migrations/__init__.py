@@ -1,0 +1,30 @@
+"""Schema migrations (Alembic), run at every opening of the catalog."""
+
+from pathlib import Path
+
+from alembic import command
+from alembic.config import Config
+from sqlalchemy import Engine, text
+
+# Any number; all medgen processes must use the same one.
+MIGRATION_LOCK = 0x6D656467656E
+
+
+def config() -> Config:
+    """Alembic configuration that points at this package."""
+    alembic = Config()
+    alembic.set_main_option("script_location", str(Path(__file__).parent))
+    return alembic
+
+
+def upgrade(engine: Engine) -> None:
+    """Brings the schema to the newest revision. Processes that start together wait for one another."""
+    alembic = config()
+    with engine.connect() as connection:
+        connection.execute(text("SELECT pg_advisory_lock(:key)"), {"key": MIGRATION_LOCK})
+        try:
+            alembic.attributes["connection"] = connection
+            command.upgrade(alembic, "head")
+            connection.commit()
+        finally:
+            connection.execute(text("SELECT pg_advisory_unlock(:key)"), {"key": MIGRATION_LOCK})

@@ -1,0 +1,64 @@
+"""Settings of the installation: where data lives and which servers are used.
+
+What a run should do (sources, thresholds, models) is a parameter of the flow, not a setting, because it is
+part of every record's identity. Settings never are.
+"""
+
+import os
+from functools import cache
+from pathlib import Path
+from typing import Literal
+
+from pydantic import Field, SecretStr, model_validator
+from pydantic_settings import BaseSettings, SettingsConfigDict
+
+
+class Settings(BaseSettings):
+    """Read from the environment (`MEDGEN_…`). Credentials come from here only and are never recorded."""
+
+    model_config = SettingsConfigDict(env_prefix="MEDGEN_", extra="ignore")
+
+    home: Path = Field(Path(".medgen"), description="Folder that holds all data of this installation.")
+    database_url: SecretStr | None = Field(
+        None, description="Postgres as postgresql+psycopg://user:password@host/db; embedded server if unset."
+    )
+    s3_endpoint: str | None = Field(None, description="http(s)://host:port of MinIO or any S3 server.")
+    s3_access_key: SecretStr | None = None
+    s3_secret_key: SecretStr | None = None
+    s3_bucket: str = "medgen"
+    cache_bytes: int = Field(50 * 2**30, gt=0, description="Size of the local cache in front of S3, bytes.")
+    workers: int = Field(
+        default_factory=lambda: os.cpu_count() or 1,
+        ge=1,
+        description="Worker processes for decoding and models.",
+    )
+    download_workers: int = Field(4, ge=1, description="Downloads under way at once.")
+    runner: Literal["thread", "dask", "ray"] = Field("thread", description="Where Prefect runs the tasks.")
+    runner_address: str | None = Field(None, description="Address of the Dask or Ray cluster; local if unset.")
+    caption_base_url: str | None = Field(None, description="OpenAI-compatible endpoint for captions.")
+    caption_api_key: SecretStr | None = None
+    yt_dlp_cookies: Path | None = Field(None, description="Netscape cookie file handed to yt-dlp.")
+    yt_dlp_proxy: SecretStr | None = Field(None, description="Proxy URL handed to yt-dlp.")
+
+    @model_validator(mode="after")
+    def _complete(self) -> "Settings":
+        self.home = self.home.expanduser().resolve()
+        if self.s3_endpoint and not (self.s3_access_key and self.s3_secret_key):
+            raise ValueError("MEDGEN_S3_ENDPOINT needs MEDGEN_S3_ACCESS_KEY and MEDGEN_S3_SECRET_KEY")
+        return self
+
+    @property
+    def store_folder(self) -> Path:
+        """Local content-addressed folder."""
+        return self.home / "store"
+
+    @property
+    def releases_folder(self) -> Path:
+        """Where releases are laid out as ordinary files."""
+        return self.home / "releases"
+
+
+@cache
+def current() -> Settings:
+    """The settings of this process, read once."""
+    return Settings()

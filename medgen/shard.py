@@ -1,0 +1,265 @@
+"""Maps a step's function over the items of a shard: the one loop that every step shares.
+
+Items that the ledger knows are reused without touching their bytes. The others run in worker processes, which
+a decoder may crash and a time limit may kill without hurting anything else. One bad item is recorded and the
+rest go on; a shard that fails mostly for one passing cause raises, because then the fault is not the items'.
+"""
+
+import logging
+import multiprocessing
+import os
+import threading
+import time
+from collections import Counter
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor, as_completed
+from dataclasses import dataclass, field, replace
+from datetime import datetime
+from functools import cache
+from typing import Any, Literal
+
+from pebble import ProcessExpired, ProcessPool
+
+from medgen.catalog import now
+from medgen.errors import ItemFailed
+from medgen.ledger import Ledger, Outcome, Record, StepIdentity, Work, open_ledger
+from medgen.settings import current
+from medgen.store import Store, open_store
+
+log = logging.getLogger(__name__)
+
+MAX_ATTEMPTS = 3  # of one item within one run, when its failure may pass
+BACKOFF_S = 1.0  # doubled at each attempt
+MANY_FAILURES = 8  # fewer than this many never fail a shard
+
+
+@dataclass(frozen=True)
+class Item:
+    """A subject on its way through the steps.
+
+    Args:
+        subject: what the next step is about.
+        trail: step name → id of the step run that the subject passed.
+    """
+
+    subject: str
+    trail: Mapping[str, int] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Step:
+    """A step, ready to run.
+
+    Args:
+        identity: name, version, parameters, models.
+        function: (work, store) → outcome; a module-level function or a `functools.partial` of one, because it
+            travels to worker processes. Raises `ItemFailed` for bad items.
+        where: in worker processes (decoding, models), in threads (waiting for a network) or inline (arithmetic).
+        time_limit_s: an item that takes longer is killed (processes) and quarantined.
+    """
+
+    identity: StepIdentity
+    function: Callable[[Work, Store], Outcome]
+    where: Literal["processes", "threads", "inline"]
+    time_limit_s: float | None = None
+
+
+@dataclass(frozen=True)
+class ShardResult:
+    """What a step made of a shard.
+
+    Args:
+        step: name of the step.
+        kept: items for the next step.
+        ended: trails of the items whose life ends here (rejected or failed), this step included.
+        executed, reused: number of items worked on and found in the ledger.
+        decodes: number of video files opened for decoding in this run.
+    """
+
+    step: str
+    kept: tuple[Item, ...] = ()
+    ended: tuple[Mapping[str, int], ...] = ()
+    executed: int = 0
+    reused: int = 0
+    decodes: int = 0
+
+
+class ShardFailed(RuntimeError):
+    """Most items of a shard failed for the same passing reason."""
+
+
+def run_shard(
+    step: Step,
+    items: Sequence[Item],
+    work_of: Callable[[Item, Mapping[str, Record]], Work],
+    *,
+    follow: Callable[[Item, Record], Iterable[Item]] | None = None,
+    flow_run_id: str | None = None,
+    progress: Callable[[int, int], None] | None = None,
+    retry_quarantined: bool = False,
+    ledger: Ledger | None = None,
+) -> ShardResult:
+    """Runs `step` on every item that the ledger has no standing record of.
+
+    Args:
+        work_of: (item, step name → record of its trail) → what the step's function sees.
+        follow: (item, kept record) → items for the next step; by default the same subject.
+        progress: called with (done, total).
+        retry_quarantined: work again on items that failed for good.
+
+    Raises:
+        ShardFailed: see above.
+    """
+    ledger = ledger or open_ledger()
+    name = step.identity.name
+    past = ledger.load({run_id for item in items for run_id in item.trail.values()})
+    works = [work_of(item, {s: past[run_id] for s, run_id in item.trail.items()}) for item in items]
+    works = [replace(w, parents={**item.trail, **w.parents}) for item, w in zip(items, works, strict=True)]
+    keys = [step.identity.key(work) for work in works]
+    known = ledger.find(keys)
+    records = ledger.done(known)
+    if retry_quarantined:
+        records = {key: record for key, record in records.items() if record.status != "failed"}
+    todo = {key: work for key, work in zip(keys, works, strict=True) if key not in records}
+    reused = len(keys) - len(todo)
+    if progress:
+        progress(reused, len(keys))
+    causes: Counter[str] = Counter()
+    executed, decodes = len(todo), 0
+    for attempt in range(1, MAX_ATTEMPTS + 1):
+        again: dict[str, Work] = {}
+        for key, outcome, started in _execute(step, todo, ledger.store):
+            passing = isinstance(outcome, ItemFailed) and outcome.transient
+            if passing and attempt < MAX_ATTEMPTS:
+                again[key] = todo[key]
+                continue
+            if passing:
+                causes[outcome.reason] += 1
+            if isinstance(outcome, ItemFailed):
+                log.warning("%s %s: %s", name, todo[key].subject, outcome)
+            decodes += 0 if isinstance(outcome, ItemFailed) else outcome.decodes
+            records[key] = ledger.write(
+                step.identity,
+                todo[key],
+                outcome,
+                started_at=started,
+                flow_run_id=flow_run_id,
+                earlier=known.get(key),
+            )
+            if progress:
+                progress(len(records), len(keys))
+        todo = again
+        if not todo:
+            break
+        time.sleep(BACKOFF_S * 2 ** (attempt - 1))
+    for reason, count in causes.most_common(1):
+        if count >= MANY_FAILURES and count > len(items) / 2:
+            raise ShardFailed(
+                f"{name}: {count} of {len(items)} items failed with {reason}; run again when it is mended"
+            )
+    kept: list[Item] = []
+    ended: list[Mapping[str, int]] = []
+    for item, key in zip(items, keys, strict=True):
+        record = records[key]
+        trail = {**item.trail, name: record.id}
+        if record.status == "kept":
+            here = Item(record.subject, trail)
+            kept.extend(follow(here, record) if follow else [here])
+        else:
+            ended.append(trail)
+    return ShardResult(name, tuple(kept), tuple(ended), executed, reused, decodes)
+
+
+def _execute(
+    step: Step, todo: Mapping[str, Work], store: Store
+) -> Iterable[tuple[str, Outcome | ItemFailed, datetime]]:
+    """Yields (key, outcome, time of start) as items end."""
+    if step.where == "inline":
+        for key, work in todo.items():
+            started = now()
+            yield key, _attempt(lambda work=work: step.function(work, store)), started
+        return
+    futures: dict[Future[Any], str] = {}
+    for key, work in todo.items():
+        if step.where == "threads":
+            future = _threads().submit(_timed, step.function, work)
+        else:
+            future = _processes().schedule(_timed, args=(step.function, work), timeout=step.time_limit_s)
+        futures[future] = key
+    try:
+        for future in as_completed(futures):
+            started = now()
+
+            def result(future: Future[Any] = future) -> Outcome:
+                nonlocal started
+                outcome, started = future.result()
+                return outcome
+
+            outcome = _attempt(result, step.time_limit_s)
+            yield futures[future], outcome, started
+    finally:
+        for future in futures:
+            future.cancel()
+
+
+def _attempt(call: Callable[[], Outcome], time_limit_s: float | None = None) -> Outcome | ItemFailed:
+    """The outcome of `call`, any error turned into the failure of that item."""
+    try:
+        return call()
+    except ItemFailed as failure:
+        return failure
+    except TimeoutError:
+        return ItemFailed("time_limit", f"took longer than {time_limit_s:.0f} s and was stopped")
+    except ProcessExpired as death:
+        return ItemFailed("worker_died", f"the worker process died ({death.exitcode})", transient=True)
+    except (MemoryError, OSError) as error:
+        return ItemFailed("resources", f"{type(error).__name__}: {error}", transient=True)
+    except Exception as error:
+        log.exception("unforeseen error in an item")
+        return ItemFailed("unforeseen_error", f"{type(error).__name__}: {error}")
+
+
+def _timed(function: Callable[[Work, Store], Outcome], work: Work) -> tuple[Outcome, datetime]:
+    """What workers run."""
+    started = now()
+    return function(work, open_store()), started
+
+
+@cache
+def _threads() -> ThreadPoolExecutor:
+    return ThreadPoolExecutor(current().download_workers, thread_name_prefix="medgen-download")
+
+
+@cache
+def _processes() -> ProcessPool:
+    # spawn: the parent has threads (Prefect's), which a fork would copy in mid-flight.
+    return ProcessPool(
+        max_workers=current().workers,
+        context=multiprocessing.get_context("spawn"),
+        initializer=_settle,
+        initargs=(os.getpid(),),
+    )
+
+
+def close_pools() -> None:
+    """Ends the worker processes and threads of this process, if there are any."""
+    if _processes.cache_info().currsize:
+        _processes().stop()
+        _processes().join()
+        _processes.cache_clear()
+    if _threads.cache_info().currsize:
+        _threads().shutdown(wait=False, cancel_futures=True)
+        _threads.cache_clear()
+
+
+def _settle(parent: int) -> None:
+    """Prepares a worker: one thread for native libraries, and no life beyond the parent's."""
+    for variable in ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS"):
+        os.environ[variable] = "1"
+
+    def watch() -> None:
+        while os.getppid() == parent:
+            time.sleep(0.5)
+        os._exit(1)
+
+    threading.Thread(target=watch, daemon=True).start()

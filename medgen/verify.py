@@ -1,0 +1,158 @@
+"""Verifies what is on record: the hash chain of step runs, rows against their records, bytes against their digests."""
+
+import hashlib
+import json
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+from sqlalchemy import func, select
+from sqlalchemy.orm import Session
+
+from medgen.canonical import digest_of
+from medgen.catalog import Artifact, Base, Caption, Clip, Release, ReleaseClip, Score, StepInput, StepOutput, StepRun
+from medgen.errors import ItemFailed
+from medgen.ledger import Ledger, record_hash
+from medgen.store import file_digest
+
+BATCH = 1000
+
+
+def verify(
+    ledger: Ledger,
+    releases_folder: Path,
+    *,
+    artifacts: bool = True,
+    progress: Callable[[str, int, int], None] | None = None,
+) -> list[str]:
+    """Everything that is wrong, a sentence each; an empty list when all is well.
+
+    Args:
+        artifacts: read every artifact and recompute its sha256; otherwise only its presence is checked.
+        progress: called with (what, done, total).
+    """
+    tell = progress or (lambda what, done, total: None)
+    return [
+        *_records(ledger, tell),
+        *_artifacts(ledger, tell, artifacts),
+        *_clips(ledger),
+        *_releases(ledger, releases_folder, tell),
+    ]
+
+
+def _records(ledger: Ledger, tell: Callable[[str, int, int], None]) -> Iterator[str]:
+    with Session(ledger.engine) as session:
+        total = session.scalar(select(func.count()).select_from(StepRun)) or 0
+        done, last = 0, 0
+        while runs := session.scalars(select(StepRun).where(StepRun.id > last).order_by(StepRun.id).limit(BATCH)).all():
+            ids = [run.id for run in runs]
+            inputs, outputs, scores, captions = (
+                _by_run(session, table, ids) for table in (StepInput, StepOutput, Score, Caption)
+            )
+            parent_ids = {row["parent_id"] for rows in inputs.values() for row in rows if row["parent_id"]}
+            parents = dict(
+                session.execute(select(StepRun.id, StepRun.record_hash).where(StepRun.id.in_(parent_ids))).tuples().all()
+            )
+            for run in runs:
+                name = f"step run {run.id} ({run.step} {run.subject})"
+                mine = inputs.get(run.id, [])
+                if gone := [row["role"] for row in mine if row["parent_id"] and row["parent_id"] not in parents]:
+                    yield f"{name}: the records of {', '.join(gone)} before it are gone"
+                    continue
+                found = record_hash(
+                    _values(run),
+                    mine,
+                    outputs.get(run.id, []),
+                    scores.get(run.id, []),
+                    captions.get(run.id, []),
+                    parents,
+                )
+                if found != run.record_hash:
+                    yield f"{name}: its content, or that of a record before it, was changed after it was written"
+                if _key(run, mine) != run.key:
+                    yield f"{name}: its key does not follow from its content"
+            done, last = done + len(runs), ids[-1]
+            tell("records", done, total)
+            session.expunge_all()
+
+
+def _by_run(session: Session, table: type[Base], ids: Sequence[int]) -> dict[int, list[dict[str, Any]]]:
+    rows: dict[int, list[dict[str, Any]]] = {}
+    for row in session.scalars(select(table).where(table.step_run_id.in_(ids))):  # type: ignore[attr-defined]
+        rows.setdefault(row.step_run_id, []).append(_values(row))  # type: ignore[attr-defined]
+    return rows
+
+
+def _values(row: Base) -> dict[str, Any]:
+    return {column.name: getattr(row, column.name) for column in row.__table__.columns}
+
+
+def _key(run: StepRun, inputs: Sequence[dict[str, Any]]) -> str:
+    return digest_of(
+        {
+            "step": run.step,
+            "version": run.version,
+            "params": run.params,
+            "models": run.models,
+            "subject": run.subject,
+            "inputs": {row["role"]: row["artifact_sha256"] for row in inputs if row["artifact_sha256"]},
+            "context": run.context,
+        }
+    )
+
+
+def _artifacts(ledger: Ledger, tell: Callable[[str, int, int], None], read: bool) -> Iterator[str]:
+    with Session(ledger.engine) as session:
+        digests = list(session.scalars(select(Artifact.sha256).order_by(Artifact.sha256)))
+    for number, digest in enumerate(digests, start=1):
+        try:
+            actual = ledger.store.actual_digest(digest) if read else digest
+            if not read and ledger.store.missing([digest]):
+                yield f"artifact {digest}: in no store"
+        except ItemFailed as failure:
+            yield f"artifact {digest}: {failure.message}"
+            continue
+        if actual != digest:
+            yield f"artifact {digest}: its bytes were changed (they have sha256 {actual})"
+        tell("artifacts", number, len(digests))
+
+
+def _clips(ledger: Ledger) -> Iterator[str]:
+    with Session(ledger.engine) as session:
+        pairs = session.execute(select(Clip, StepRun.detail).join(StepRun, Clip.step_run_id == StepRun.id))
+        for clip, detail in pairs.tuples():
+            recorded = detail["clip"]
+            wrong = [name for name, value in _values(clip).items() if name in recorded and recorded[name] != value]
+            if wrong:
+                yield f"clip {clip.id}: {', '.join(wrong)} differ from its record"
+
+
+def _releases(ledger: Ledger, folder: Path, tell: Callable[[str, int, int], None]) -> Iterator[str]:
+    with Session(ledger.engine) as session:
+        releases = session.execute(select(Release, StepRun.detail).join(StepRun, Release.step_run_id == StepRun.id))
+        for number, (release, detail) in enumerate(releases.tuples().all(), start=1):
+            members = session.scalar(
+                select(func.count()).select_from(ReleaseClip).where(ReleaseClip.release_name == release.name)
+            )
+            if detail.get("digest") != release.digest:
+                yield f"release {release.name}: its digest differs from its record"
+            if members != release.clips:
+                yield f"release {release.name}: {members} clips on record where {release.clips} were released"
+            yield from _laid_out(release, folder / release.name)
+            tell("releases", number, number)
+
+
+def _laid_out(release: Release, folder: Path) -> Iterator[str]:
+    """The files of a release against its manifest. A removed folder is no fault: refresh lays it out."""
+    if not folder.exists():
+        return
+    manifest = (folder / "manifest.json").read_bytes() if (folder / "manifest.json").exists() else b""
+    if hashlib.sha256(manifest).hexdigest() != release.digest:
+        yield f"release {release.name}: {folder / 'manifest.json'} is missing or was changed"
+        return
+    for file in json.loads(manifest)["files"]:
+        path = folder / file["path"]
+        if not path.exists():
+            yield f"release {release.name}: {file['path']} is missing"
+        elif file_digest(path)[0] != file["sha256"]:
+            yield f"release {release.name}: {file['path']} was changed"

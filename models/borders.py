@@ -1,0 +1,157 @@
+"""Does a clip show its picture inside a border: letterbox, pillarbox or window?
+
+The paper finds black borders by Canny edges and Hough lines, that is: by long straight edges. Here the same
+idea is used without a general line search, because a border's edge can only lie parallel to the side of the
+frame: the share of pixels that keep the border's colour in every frame is computed per line (row or column),
+and a border is a margin where that share is near 1 and from which it falls within a few lines. Round scope
+masks, X-ray collimators and dark backgrounds of CT or ultrasound fade gradually in that measure and stay.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+import cv2
+import numpy as np
+
+COLOUR_TOLERANCE = 16
+"""Grey levels (per channel, of 255) by which compression and noise may move a border pixel."""
+MARGIN_SHARE = 0.9
+"""Least mean share of pixels with the border's colour over the lines of a margin."""
+LINE_SHARE = 0.5
+"""Least share in any single line of a margin: subtitles or a logo may stand in a bar."""
+EDGE_DROP = 0.6
+"""Least fall of that share at the edge: the part of the edge that is a straight line."""
+LEAST_WIDTH = 0.01
+"""Narrower margins (share of the side's length; never below 4 px) are rounding of codecs, not borders."""
+MOST_WIDTH = 0.45
+"""Wider margins (share of the side's length) leave no picture worth cropping to: they are background."""
+
+
+@dataclass(frozen=True)
+class Borders:
+    """Borders of a clip.
+
+    `left`, `top`, `right`, `bottom` are widths in pixels (0: no border on that side); `inner` is the picture
+    within them as (x, y, width, height). `kind` is "letterbox" (only top/bottom), "pillarbox" (only
+    left/right), "window" (both directions) or "none".
+    """
+
+    kind: Literal["none", "letterbox", "pillarbox", "window"]
+    left: int
+    top: int
+    right: int
+    bottom: int
+    inner: tuple[int, int, int, int]
+
+    def even_crop(self) -> tuple[int, int, int, int]:
+        """`inner` shrunk to even x, y, width and height, as 4:2:0 video needs; lies within `inner`."""
+        x, y, width, height = self.inner
+        left, top = x + x % 2, y + y % 2
+        return left, top, (x + width - left) // 2 * 2, (y + height - top) // 2 * 2
+
+
+def detect_borders(frames: Sequence[np.ndarray]) -> Borders:
+    """Finds uniform, temporally constant margins with a straight edge.
+
+    Args:
+        frames: 6 to 10 samples of one clip at source resolution, uint8 RGB (H, W, 3), all of one shape. With
+            fewer frames a dark scene is more easily taken for a border.
+
+    Returns:
+        The borders; edges are exact to about 2 px. A border may have any colour and stand on one side only.
+        Bars filled with a blurred copy of the picture are not borders in this sense.
+
+    Raises:
+        ValueError: no frames, or frames of different shapes or other than uint8 (H, W, 3).
+    """
+    if not len(frames):
+        raise ValueError("no frames")
+    shape = frames[0].shape
+    if any(f.shape != shape or f.dtype != np.uint8 or f.ndim != 3 or f.shape[2] != 3 for f in frames):
+        raise ValueError("frames must be uint8 (H, W, 3) of one shape")
+    low, high = np.array(frames[0]), np.array(frames[0])
+    for frame in frames[1:]:
+        np.minimum(low, frame, out=low)
+        np.maximum(high, frame, out=high)
+
+    height, width = shape[:2]
+    masks: dict[tuple[int, ...], np.ndarray] = {}
+
+    def keeps_colour(strip: tuple[slice, slice]) -> np.ndarray:
+        """Mask (H, W) of 1.0 where a pixel keeps, in every frame, the colour of the outermost strip."""
+        colour = (
+            np.median(low[strip].reshape(-1, 3), axis=0) + np.median(high[strip].reshape(-1, 3), axis=0)
+        ) / 2
+        key = tuple(int(c) for c in colour)
+        if key not in masks:
+            floor = np.array([max(c - COLOUR_TOLERANCE, 0) for c in key], np.uint8)
+            ceiling = np.array([min(c + COLOUR_TOLERANCE, 255) for c in key], np.uint8)
+            everything = np.full(3, 255, np.uint8)
+            nothing = np.zeros(3, np.uint8)
+            inside = cv2.bitwise_and(cv2.inRange(low, floor, everything), cv2.inRange(high, nothing, ceiling))
+            masks[key] = inside
+        return masks[key]
+
+    whole = slice(None)
+    by_side = {
+        "left": keeps_colour((whole, slice(0, 2))),
+        "top": keeps_colour((slice(0, 2), whole)),
+        "right": keeps_colour((whole, slice(width - 2, width))),
+        "bottom": keeps_colour((slice(height - 2, height), whole)),
+    }
+
+    def shares(side: str, found: dict[str, int]) -> np.ndarray:
+        """Share of border-coloured pixels per line from that side inwards, within the other two sides."""
+        mask = by_side[side]
+        if side in ("left", "right"):
+            line = cv2.reduce(
+                mask[found["top"] : height - found["bottom"]], 0, cv2.REDUCE_AVG, dtype=cv2.CV_32F
+            )
+        else:
+            line = cv2.reduce(
+                mask[:, found["left"] : width - found["right"]], 1, cv2.REDUCE_AVG, dtype=cv2.CV_32F
+            )
+        profile = line.ravel() / 255
+        return profile[::-1] if side in ("right", "bottom") else profile
+
+    # The edge of a window's side spans only the inner picture, so each side is looked at within the sides
+    # found so far, until nothing changes (two rounds for a window).
+    found = dict.fromkeys(by_side, 0)
+    for _ in range(4):
+        before = dict(found)
+        for side in found:
+            found[side] = _margin(shares(side, found))
+        if found == before:
+            break
+
+    left, top, right, bottom = found["left"], found["top"], found["right"], found["bottom"]
+    across, along = left or right, top or bottom
+    kind: Literal["none", "letterbox", "pillarbox", "window"] = "none"
+    if across and along:
+        kind = "window"
+    elif across:
+        kind = "pillarbox"
+    elif along:
+        kind = "letterbox"
+    return Borders(kind, left, top, right, bottom, (left, top, width - left - right, height - top - bottom))
+
+
+def _margin(profile: np.ndarray) -> int:
+    """Width in lines of the margin at the start of `profile` (shares 0..1, from the side inwards), or 0."""
+    length = len(profile)
+    reach = int(length * MOST_WIDTH)
+    # An edge between two pixels, softened by scaling and chroma subsampling, spreads over a few lines.
+    soft = max(3, round(length * 0.005))
+    inside = profile < LINE_SHARE
+    if not inside[: reach + 1].any():
+        return 0
+    width = int(inside.argmax())
+    if width < max(4, round(length * LEAST_WIDTH)) or width > reach:
+        return 0
+    outside = float(profile[max(width - soft, 0)])
+    # Where the picture begins it goes on: a ruled line on a dark page has the page's colour again behind it.
+    within = float(np.median(profile[width : width + 4 * soft]))
+    if outside - within < EDGE_DROP or float(profile[:width].mean()) < MARGIN_SHARE:
+        return 0
+    return width

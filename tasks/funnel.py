@@ -1,0 +1,117 @@
+"""The funnel: how many subjects each step kept, rejected and failed, and why. As a table and a picture."""
+
+import io
+from collections import Counter
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
+
+from medgen.ledger import Record
+
+STEPS = ("discover", "download", "segment", "classify", "cut", "quality", "decide", "caption")
+UNITS = {
+    "discover": "listed rows",
+    "download": "videos",
+    "segment": "videos",
+    "classify": "videos",
+    "cut": "clips",
+    "quality": "clips",
+    "decide": "clips",
+    "caption": "clips",
+}
+
+
+def funnel(discovered: Iterable[Record], records: Iterable[Record]) -> list[dict[str, Any]]:
+    """One entry per step: step, unit, in, kept, and rejected and failed as reason → count.
+
+    Args:
+        discovered: records of discover; each tells of many rows.
+        records: all other step runs of a refresh, each once.
+    """
+    kept: Counter[str] = Counter()
+    ends: dict[tuple[str, str], Counter[str]] = {}
+    for record in discovered:
+        if record.status == "failed":
+            ends.setdefault(("discover", "failed"), Counter())[record.reason or ""] += 1
+            continue
+        for verdict, count in record.detail["counts"].items():
+            status, _, reason = verdict.partition(" ")
+            if status == "kept":
+                kept["discover"] += count
+            else:
+                ends.setdefault(("discover", status), Counter())[reason] += count
+    for record in records:
+        if record.status == "kept":
+            kept[record.step] += 1
+        else:
+            ends.setdefault((record.step, record.status), Counter())[record.reason or ""] += 1
+    table = []
+    for step in STEPS:
+        rejected = dict(sorted(ends.get((step, "rejected"), Counter()).items()))
+        failed = dict(sorted(ends.get((step, "failed"), Counter()).items()))
+        total = kept[step] + sum(rejected.values()) + sum(failed.values())
+        table.append(
+            {"step": step, "unit": UNITS[step], "in": total, "kept": kept[step], "rejected": rejected, "failed": failed}
+        )
+    return table
+
+
+def reasons(entry: Mapping[str, Any]) -> str:
+    """Why a step dropped what it dropped, most frequent first, as one line."""
+    both = [*entry["rejected"].items(), *((f"{reason} (failed)", n) for reason, n in entry["failed"].items())]
+    return ", ".join(f"{reason} {count}" for reason, count in sorted(both, key=lambda pair: (-pair[1], pair[0])))
+
+
+def table_rows(table: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
+    """The funnel with one flat row per step, for people."""
+    return [
+        {
+            "step": entry["step"],
+            "unit": entry["unit"],
+            "in": entry["in"],
+            "kept": entry["kept"],
+            "rejected": sum(entry["rejected"].values()),
+            "failed": sum(entry["failed"].values()),
+            "reasons": reasons(entry),
+        }
+        for entry in table
+    ]
+
+
+def markdown(table: Sequence[Mapping[str, Any]]) -> str:
+    """The funnel as a Markdown table."""
+    lines = ["| step | unit | in | kept | rejected | failed | reasons |", "|---|---|---:|---:|---:|---:|---|"]
+    lines += [
+        "| {step} | {unit} | {in} | {kept} | {rejected} | {failed} | {reasons} |".format(**row)
+        for row in table_rows(table)
+    ]
+    return "\n".join(lines)
+
+
+def picture(table: Sequence[Mapping[str, Any]]) -> bytes:
+    """The funnel as a PNG; the same table gives the same bytes."""
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(9, 4.5), dpi=120, layout="constrained")
+    canvas = FigureCanvasAgg(figure)
+    axes = figure.subplots()
+    names = [f"{entry['step']}\n({entry['unit']})" for entry in table]
+    kept = [entry["kept"] for entry in table]
+    rejected = [sum(entry["rejected"].values()) for entry in table]
+    failed = [sum(entry["failed"].values()) for entry in table]
+    axes.bar(names, kept, label="kept", color="#2a7f62")
+    axes.bar(names, rejected, bottom=kept, label="rejected", color="#c9a227")
+    axes.bar(
+        names, failed, bottom=[a + b for a, b in zip(kept, rejected, strict=True)], label="failed", color="#b23a48"
+    )
+    for index, entry in enumerate(table):
+        axes.annotate(f"{entry['kept']} of {entry['in']}", (index, entry["in"]), ha="center", va="bottom", fontsize=9)
+    axes.margins(y=0.12)
+    axes.set_ylabel("subjects")
+    axes.set_title("What each step kept")
+    axes.legend(frameon=False)
+    axes.spines[["top", "right"]].set_visible(False)
+    axes.tick_params(axis="x", labelsize=8)
+    buffer = io.BytesIO()
+    canvas.print_png(buffer, metadata={"Software": ""})
+    return buffer.getvalue()

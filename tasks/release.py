@@ -1,0 +1,310 @@
+"""Release: an immutable, named set of clips with metadata, card and funnel.
+
+A release is known by the sha256 of its manifest, which lists every file with its own sha256. Nothing in it depends on
+time, machine, order or number of workers: the same outcomes give the same release.
+"""
+
+import json
+import os
+import shutil
+import tempfile
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+from pydantic import BaseModel, ConfigDict, Field
+from sqlalchemy import select
+from sqlalchemy.orm import Session
+
+from medgen import __version__
+from medgen.canonical import canonical_json, digest_of
+from medgen.catalog import Caption, Release, ReleaseClip
+from medgen.ledger import Ledger, Outcome, Record, StepIdentity, Work, open_ledger
+from medgen.settings import current
+from medgen.shard import Item, ShardResult, Step, run_shard
+from medgen.store import Artifact, Store
+from tasks.funnel import funnel, markdown, picture
+from tasks.prefect_step import step_task
+
+LINEAGE_STEPS = ("segment", "classify", "cut", "quality", "decide", "caption")
+METADATA = pa.schema(
+    [
+        ("name", pa.string()),
+        ("file", pa.string()),
+        ("resolution", pa.string()),
+        ("bit_rate", pa.int64()),
+        ("aesthetic_score", pa.float64()),
+        ("aesthetic_model", pa.string()),
+        ("technical_score", pa.float64()),
+        ("technical_model", pa.string()),
+        ("duration", pa.float64()),
+        ("fps", pa.float64()),
+        ("camera_motion", pa.string()),
+        ("category", pa.string()),
+        ("category_probability", pa.float64()),
+        ("medical_probability", pa.float64()),
+        ("overlay_words", pa.int64()),
+        ("brief_caption", pa.string()),
+        ("detailed_caption", pa.string()),
+        ("captioner", pa.string()),
+        ("clip_id", pa.string()),
+        ("clip_sha256", pa.string()),
+        ("video_id", pa.string()),
+        ("video_sha256", pa.string()),
+        ("source", pa.string()),
+        ("url", pa.string()),
+        ("title", pa.string()),
+        ("channel", pa.string()),
+        ("licence", pa.string()),
+        ("published", pa.string()),
+        ("start_s", pa.float64()),
+        ("end_s", pa.float64()),
+        ("start_frame", pa.int64()),
+        ("end_frame", pa.int64()),
+        *((f"{step}_key", pa.string()) for step in LINEAGE_STEPS),
+        ("models", pa.string()),
+    ]
+)
+
+
+class ReleaseParams(BaseModel):
+    """Parameters of release."""
+
+    model_config = ConfigDict(frozen=True)
+
+    release_prefix: str = Field("medgen", pattern=r"^[a-z0-9][a-z0-9-]{0,40}$", description="First part of the name.")
+
+
+def release(work: Work, store: Store, params: ReleaseParams) -> Outcome:
+    """Builds a release of what the content artifact says.
+
+    Outputs:
+        manifest, metadata, card, funnel, funnel_picture; the clips are in the store already.
+    """
+    content = json.loads(store.read(work.inputs["content"]))
+    rows = content["clips"]
+    table = pa.Table.from_pylist([{k: v for k, v in row.items() if k in METADATA.names} for row in rows], METADATA)
+    scratch = store.scratch(".parquet")
+    pq.write_table(table, scratch, compression="zstd")
+    card = _card(content)
+    outputs = {
+        "content": Artifact(work.inputs["content"], "application/json", work.context["bytes"]),
+        "metadata": store.put_file(scratch, "application/vnd.apache.parquet"),
+        "card": store.put_bytes(card.encode(), "text/markdown"),
+        "funnel": store.put_bytes(canonical_json(content["funnel"]), "application/json"),
+        "funnel_picture": store.put_bytes(picture(content["funnel"]), "image/png"),
+    }
+    paths = {
+        "metadata": "metadata.parquet",
+        "card": "README.md",
+        "funnel": "funnel.json",
+        "funnel_picture": "funnel.png",
+    }
+    files = [
+        {"path": path, "sha256": outputs[role].sha256, "bytes": outputs[role].bytes} for role, path in paths.items()
+    ]
+    files += [{"path": row["file"], "sha256": row["clip_sha256"], "bytes": row["bytes"]} for row in rows]
+    manifest = {"format": 1, "policy": content["policy"], "files": sorted(files, key=lambda file: file["path"])}
+    outputs["manifest"] = store.put_bytes(canonical_json(manifest), "application/json")
+    digest = outputs["manifest"].sha256
+    name = f"{params.release_prefix}-{digest[:12]}"
+    catalog_rows = [
+        Release(
+            name=name, digest=digest, policy=content["policy"], clips=len(rows), record_root=content["record_root"]
+        ),
+        *(ReleaseClip(release_name=name, clip_id=r["clip_id"], step_run_id=r["step_run_id"]) for r in rows),
+    ]
+    return Outcome(
+        "kept", detail={"name": name, "digest": digest, "clips": len(rows)}, outputs=outputs, rows=catalog_rows
+    )
+
+
+def _content(
+    ledger: Ledger, kept: Sequence[Item], ended: Sequence[Mapping[str, int]], policy: Mapping[str, Any]
+) -> dict[str, Any]:
+    """All that the release says, from the records behind it, in an order of its own."""
+    trails = [*(item.trail for item in kept), *ended]
+    records = _loaded(ledger, {run_id for trail in trails for run_id in trail.values()})
+    # The same clip may come by two trails when two sources list a video: it is released once.
+    clips = {item.subject: item for item in sorted(kept, key=lambda item: (item.subject, sorted(item.trail.items())))}
+    captions = _captions(ledger, [item.trail["caption"] for item in clips.values()])
+    rows = [_row(item, {s: records[i] for s, i in item.trail.items()}, captions) for _, item in sorted(clips.items())]
+    discovered = [r for r in records.values() if r.step == "discover"]
+    return {
+        "policy": dict(policy),
+        "clips": rows,
+        "funnel": funnel(discovered, [r for r in records.values() if r.step != "discover"]),
+        "record_root": digest_of(sorted(record.record_hash for record in records.values())),
+    }
+
+
+def _loaded(ledger: Ledger, ids: set[int]) -> dict[int, Record]:
+    ordered = sorted(ids)
+    records: dict[int, Record] = {}
+    for start in range(0, len(ordered), 5000):
+        records |= ledger.load(ordered[start : start + 5000])
+    return records
+
+
+def _captions(ledger: Ledger, run_ids: Sequence[int]) -> dict[tuple[int, str], Caption]:
+    with Session(ledger.engine) as session:
+        rows = session.scalars(select(Caption).where(Caption.step_run_id.in_(run_ids)))
+        return {(row.step_run_id, row.kind): row for row in rows}
+
+
+def _row(item: Item, past: Mapping[str, Record], captions: Mapping[tuple[int, str], Caption]) -> dict[str, Any]:
+    clip, measured = past["cut"].detail["clip"], past["quality"]
+    metadata = past["download"].detail["metadata"]
+    facts = next(c for c in past["classify"].detail["clips"] if c["start_frame"] == clip["start_frame"])
+    brief, detailed = (captions[past["caption"].id, kind] for kind in ("brief", "detailed"))
+    seconds = clip["end_s"] - clip["start_s"]
+    bit_rate = past["cut"].detail["bit_rate"]
+    return {
+        "name": item.subject,
+        "file": f"clips/{item.subject}.mp4",
+        "resolution": f"{clip['width']}x{clip['height']}",
+        "bit_rate": bit_rate,
+        "aesthetic_score": measured.scores["aesthetic"],
+        "aesthetic_model": measured.detail["aesthetic_model"],
+        "technical_score": measured.scores["technical"],
+        "technical_model": measured.detail["technical_model"],
+        "duration": round(seconds, 4),
+        "fps": clip["fps"],
+        "camera_motion": past["decide"].detail["motion_type"],
+        "category": facts["category"],
+        "category_probability": facts["category_probability"],
+        "medical_probability": facts["medical"],
+        "overlay_words": int(measured.scores["overlay_words"]),
+        "brief_caption": brief.text,
+        "detailed_caption": detailed.text,
+        "captioner": brief.model,
+        "clip_id": item.subject,
+        "clip_sha256": clip["digest"],
+        "video_id": clip["video_id"],
+        "video_sha256": past["download"].outputs["video"],
+        "source": past["discover"].subject,
+        **{name: metadata[name] for name in ("url", "title", "channel", "licence", "published")},
+        **{name: clip[name] for name in ("start_s", "end_s", "start_frame", "end_frame")},
+        **{f"{step}_key": past[step].key for step in LINEAGE_STEPS},
+        "models": json.dumps(past["quality"].models | past["classify"].models, sort_keys=True),
+        "bytes": past["cut"].detail["bytes"],
+        "step_run_id": past["caption"].id,
+    }
+
+
+def _card(content: Mapping[str, Any]) -> str:
+    """Dataset card: what is in the release, by which policy, under which licences, and what its scores mean."""
+    rows = content["clips"]
+    seconds = sum(row["duration"] for row in rows)
+    licences = Counter(row["licence"] or "not stated by the source" for row in rows)
+    categories = Counter(row["category"] for row in rows)
+    captioners = sorted({row["captioner"] for row in rows})
+    technical, aesthetic = (sorted({row[f"{kind}_model"] for row in rows}) for kind in ("technical", "aesthetic"))
+    lines = [
+        "---",
+        "task_categories: [text-to-video]",
+        "tags: [medical, video, captions]",
+        "---",
+        "# A medical video dataset made by medgen",
+        "",
+        f"{len(rows)} clips, {seconds:.1f} s in all, from {len({row['video_id'] for row in rows})} videos.",
+        f"Made by medgen {__version__}.",
+        "",
+        "`metadata.parquet` has a row per clip: file, scores, captions, source, licence and the keys of the step runs",
+        "behind it. `funnel.json` and `funnel.png` say what each step kept and why the rest was dropped.",
+        "",
+        "## Licences",
+        "Each clip stands under the licence of its source video; the set as a whole has none of its own.",
+        "",
+        "| licence | clips |",
+        "|---|---:|",
+        *(f"| {_cell(name)} | {count} |" for name, count in sorted(licences.items())),
+        "",
+        "## Categories",
+        "| category | clips |",
+        "|---|---:|",
+        *(f"| {name} | {count} |" for name, count in sorted(categories.items())),
+        "",
+        "## Scores and captions",
+        f"Technical scores by: {', '.join(technical) or 'none'}.",
+        f"Aesthetic scores by: {', '.join(aesthetic) or 'none'}.",
+        f"Captions by: {', '.join(captioners) or 'none'}.",
+        "`evidence_template` words the evidence on record and has seen no picture; an `entropy` stand-in for",
+        "aesthetics only catches empty pictures. Both are weaker than the models that they stand in for.",
+        "",
+        "## Funnel",
+        markdown(content["funnel"]),
+        "",
+        "## Policy",
+        "```json",
+        json.dumps(content["policy"], indent=1, sort_keys=True, ensure_ascii=False),
+        "```",
+        "",
+    ]
+    return "\n".join(lines)
+
+
+def _cell(text: str) -> str:
+    return " ".join(text.replace("|", "/").split())
+
+
+def lay_out(store: Store, name: str, manifest_sha256: str) -> Path:
+    """The release as ordinary files in its folder; made when it isn't there.
+
+    Clips are hard links into the store where the file system allows, copies elsewhere.
+    """
+    target = current().releases_folder / name
+    if target.exists():
+        return target
+    target.parent.mkdir(parents=True, exist_ok=True)
+    manifest = store.read(manifest_sha256)
+    with tempfile.TemporaryDirectory(dir=target.parent, prefix=".making-", ignore_cleanup_errors=True) as making:
+        folder = Path(making) / name
+        (folder / "clips").mkdir(parents=True)
+        (folder / "manifest.json").write_bytes(manifest)
+        for file in json.loads(manifest)["files"]:
+            source, to = store.path(file["sha256"]), folder / file["path"]
+            try:
+                os.link(source, to)
+            except OSError:
+                shutil.copyfile(source, to)
+        try:
+            folder.rename(target)
+        except OSError:
+            if not target.exists():  # else another process was quicker
+                raise
+    return target
+
+
+@step_task("release", "cpu")
+def make_release(
+    label: str,
+    kept: Sequence[Item],
+    ended: Sequence[Mapping[str, int]],
+    policy: Mapping[str, Any],
+    params: ReleaseParams,
+) -> tuple[ShardResult, Record, Path]:
+    """Makes the release of a refresh and lays out its files."""
+    ledger = open_ledger()
+    content = ledger.store.put_bytes(canonical_json(_content(ledger, kept, ended, policy)), "application/json")
+    work = Work("release", inputs={"content": content.sha256}, context={"bytes": content.bytes})
+    step = Step(
+        StepIdentity("release", 1, params.model_dump(mode="json"), {}), partial(release, params=params), "inline"
+    )
+    result = run_shard(step, [Item("release")], lambda item, past: work)
+    record = next(iter(ledger.load([result.kept[0].trail["release"]]).values()))
+    return result, record, lay_out(ledger.store, record.detail["name"], record.outputs["manifest"])
+
+
+def read_funnel(record: Record) -> list[dict[str, Any]]:
+    """The funnel of a release's step run."""
+    return json.loads(open_ledger().store.read(record.outputs["funnel"]))
+
+
+def read_picture(record: Record) -> bytes:
+    """The funnel's PNG of a release's step run."""
+    return open_ledger().store.read(record.outputs["funnel_picture"])
