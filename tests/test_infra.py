@@ -1,0 +1,189 @@
+"""The container set-up, the deployment and the set-up script, as far as they can be checked without containers."""
+
+import os
+import shutil
+import subprocess
+from pathlib import Path
+
+import pytest
+import yaml
+from prefect.client.schemas.schedules import CronSchedule
+
+ROOT = Path(__file__).resolve().parent.parent
+SECRETS = {
+    "POSTGRES_PASSWORD": "made0up",
+    "MINIO_ROOT_USER": "somebody",
+    "MINIO_ROOT_PASSWORD": "made0up1",
+    "PREFECT_API_AUTH_STRING": "somebody:made0up2",
+}
+RUN_ONCE = {"prefect-database", "deploy"}
+
+
+def compose_config(folder: Path, values: dict[str, str]) -> subprocess.CompletedProcess[str]:
+    """`docker compose config` of the repository's file with nothing but `values` set."""
+    env_file = folder / "env"
+    env_file.write_text("".join(f"{name}={value}\n" for name, value in values.items()))
+    arguments = ["-f", "infra/docker-compose.yml", "--env-file", os.fspath(env_file), "config"]
+    clean = {name: os.environ[name] for name in ("PATH", "HOME") if name in os.environ}
+    plugin = (
+        shutil.which("docker") and not subprocess.run(["docker", "compose", "version"], capture_output=True).returncode
+    )
+    command = ["docker", "compose"] if plugin else ["docker-compose"]
+    return subprocess.run([*command, *arguments], cwd=ROOT, env=clean, capture_output=True, text=True, timeout=60)
+
+
+@pytest.fixture(scope="module")
+def config(tmp_path_factory):
+    done = compose_config(tmp_path_factory.mktemp("compose"), SECRETS)
+    assert done.returncode == 0, done.stderr
+    return yaml.safe_load(done.stdout)
+
+
+@pytest.mark.parametrize("missing", SECRETS)
+@pytest.mark.parametrize("given", ["nothing", "an empty value"])
+def test_no_secret_has_a_default(tmp_path, missing, given):
+    values = {name: value for name, value in SECRETS.items() if name != missing}
+    done = compose_config(tmp_path, values | ({missing: ""} if given == "an empty value" else {}))
+    assert done.returncode != 0
+    assert f"set {missing} in infra/.env" in done.stderr
+
+
+def test_example_names_every_secret_and_fills_in_none():
+    lines = (ROOT / "infra" / ".env.example").read_text().splitlines()
+    settings = dict(line.split("=", 1) for line in lines if line and not line.startswith("#"))
+    assert settings == dict.fromkeys(SECRETS, "")
+
+
+def test_services_and_their_order(config):
+    assert set(config["services"]) == {"postgres", "minio", "prefect-server", "worker"} | RUN_ONCE
+    waits = {
+        (name, other): condition["condition"]
+        for name, service in config["services"].items()
+        for other, condition in service.get("depends_on", {}).items()
+    }
+    assert waits["prefect-server", "prefect-database"] == "service_completed_successfully"
+    assert waits["worker", "deploy"] == "service_completed_successfully"
+    assert waits["worker", "minio"] == waits["worker", "postgres"] == "service_healthy"
+
+
+def test_long_running_services_are_watched_and_restarted(config):
+    for name, service in config["services"].items():
+        if name in RUN_ONCE:
+            assert service["restart"] == "no"
+        else:
+            assert service["healthcheck"]["test"], name
+            assert service["restart"] == "unless-stopped", name
+
+
+def test_ports_are_published_on_loopback_only(config):
+    published = [port for service in config["services"].values() for port in service.get("ports", [])]
+    assert published
+    for port in published:
+        # Compose 1 writes text, Compose 2 objects.
+        host = port["host_ip"] if isinstance(port, dict) else port.split(":")[0]
+        assert host == "127.0.0.1"
+
+
+def test_volumes_are_named(config):
+    used = [volume for service in config["services"].values() for volume in service.get("volumes", [])]
+    names = {volume["source"] if isinstance(volume, dict) else volume.split(":")[0] for volume in used}
+    assert names == set(config["volumes"]) == {"postgres", "minio", "data"}
+
+
+def test_images_are_pinned(config):
+    for name, service in config["services"].items():
+        assert ":" in service["image"] and not service["image"].endswith(":latest"), name
+
+
+def test_servers_do_not_call_home(config):
+    environment = config["services"]["prefect-server"]["environment"]
+    assert environment["PREFECT_SERVER_ANALYTICS_ENABLED"] == environment["PREFECT_SERVER_UI_V2_ENABLED"] == "false"
+    assert environment["DO_NOT_TRACK"] == "1"
+    assert environment["PREFECT_SERVER_API_AUTH_STRING"] == SECRETS["PREFECT_API_AUTH_STRING"]
+
+
+def test_worker_settings_are_understood(config, monkeypatch):
+    from medgen.settings import Settings
+
+    for name in [name for name in os.environ if name.startswith("MEDGEN_")]:
+        monkeypatch.delenv(name)
+    ours = {k: v for k, v in config["services"]["worker"]["environment"].items() if k.startswith("MEDGEN_")}
+    for name, value in ours.items():
+        monkeypatch.setenv(name, value)
+    settings = Settings()
+    assert {name.removeprefix("MEDGEN_").lower() for name in ours} <= set(Settings.model_fields)
+    assert settings.s3_endpoint == "http://minio:9000"
+    assert settings.database_url.get_secret_value().endswith("@postgres:5432/medgen")
+
+
+def test_image_runs_without_root():
+    lines = (ROOT / "infra" / "Dockerfile").read_text().splitlines()
+    users = [line.split()[1] for line in lines if line.startswith("USER ")]
+    assert users and users[-1] not in ("root", "0")
+    assert any(line.startswith("HEALTHCHECK ") for line in lines)
+
+
+def test_nightly_deployment_fits_the_flow():
+    from flows.refresh import refresh
+
+    (nightly,) = yaml.safe_load((ROOT / "prefect.yaml").read_text())["deployments"]
+    assert nightly["entrypoint"] == "flows/refresh.py:refresh"
+    assert nightly["work_pool"] == {"name": "medgen"}
+    assert nightly["concurrency_limit"] == {"limit": 1, "collision_strategy": "ENQUEUE"}
+    assert [CronSchedule(**schedule).cron for schedule in nightly["schedules"]] == ["0 2 * * *"]
+    assert refresh.validate_parameters(nightly["parameters"]) == {"sources": ()}
+
+
+def set_up_copy(folder: Path) -> Path:
+    (folder / "infra").mkdir(parents=True)
+    for name in ("infra/setup.sh", "pyproject.toml", "constraints.txt"):
+        shutil.copy(ROOT / name, folder / name)
+    return folder / "infra" / "setup.sh"
+
+
+def programs(folder: Path, *names: str) -> Path:
+    """A folder with links to these programs alone."""
+    folder.mkdir()
+    for name in names:
+        (folder / name).symlink_to(shutil.which(name))
+    return folder
+
+
+BASICS = ("bash", "cat", "dirname", "env", "id", "mktemp", "rm", "sha256sum", "tail")
+
+
+def test_setup_says_which_python_it_needs(tmp_path):
+    script = set_up_copy(tmp_path / "tree")
+    path = programs(tmp_path / "bin", *BASICS)
+    done = subprocess.run([script], env={"PATH": os.fspath(path)}, capture_output=True, text=True)
+    assert done.returncode != 0
+    assert "needs Python 3.11 or newer" in done.stderr
+    assert "python3-venv" in done.stderr
+
+
+def test_setup_has_nothing_to_do_when_up_to_date(tmp_path):
+    script = set_up_copy(tmp_path / "tree")
+    tree = script.parent.parent
+    (tree / ".venv" / "bin").mkdir(parents=True)
+    medgen = tree / ".venv" / "bin" / "medgen"
+    medgen.write_text("")
+    medgen.chmod(0o755)
+    path = programs(tmp_path / "bin", *BASICS)
+    tesseract = path / "tesseract"
+    tesseract.symlink_to(shutil.which("true"))
+    environment = {"PATH": os.fspath(path)}
+    digest = subprocess.run(
+        ["sha256sum", "pyproject.toml", "constraints.txt"], cwd=tree, capture_output=True, check=True
+    ).stdout
+    (tree / ".venv" / "medgen-setup.sha256").write_bytes(digest)
+    done = subprocess.run([script], env=environment, capture_output=True, text=True)
+    assert (done.returncode, done.stdout, done.stderr) == (0, "", "")
+
+    # Without apt-get: the demo goes on without Tesseract, the tests do not.
+    tesseract.unlink()
+    done = subprocess.run([script], env=environment, capture_output=True, text=True)
+    assert done.returncode == 0
+    assert done.stderr.count("\n") == 1 and "apt-get install tesseract-ocr" in done.stderr
+    done = subprocess.run([script, "test"], env=environment, capture_output=True, text=True)
+    assert done.returncode != 0
+    assert "apt-get install tesseract-ocr chromium docker-compose" in done.stderr
