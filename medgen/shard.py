@@ -190,7 +190,7 @@ def _execute(
         for future in as_completed(futures):
             started = now()
 
-            def result(future: Future[Any] = future) -> Outcome:
+            def result(future: Future[Any] = future) -> Outcome | ItemFailed:
                 nonlocal started
                 outcome, started = future.result()
                 return outcome
@@ -202,7 +202,7 @@ def _execute(
             future.cancel()
 
 
-def _attempt(call: Callable[[], Outcome], time_limit_s: float | None = None) -> Outcome | ItemFailed:
+def _attempt(call: Callable[[], Outcome | ItemFailed], time_limit_s: float | None = None) -> Outcome | ItemFailed:
     """The outcome of `call`, any error turned into the failure of that item."""
     try:
         return call()
@@ -216,13 +216,17 @@ def _attempt(call: Callable[[], Outcome], time_limit_s: float | None = None) -> 
         return ItemFailed("resources", f"{type(error).__name__}: {error}", transient=True)
     except Exception as error:
         log.exception("unforeseen error in an item")
-        return ItemFailed("unforeseen_error", f"{type(error).__name__}: {error}")
+        # The program's fault more likely than the item's: a mended program must try again.
+        return ItemFailed("unforeseen_error", f"{type(error).__name__}: {error}", transient=True)
 
 
-def _timed(function: Callable[[Work, Store], Outcome], work: Work) -> tuple[Outcome, datetime]:
+def _timed(function: Callable[[Work, Store], Outcome], work: Work) -> tuple[Outcome | ItemFailed, datetime]:
     """What workers run."""
     started = now()
-    return function(work, open_store()), started
+    try:
+        return function(work, open_store()), started
+    except ItemFailed as failure:
+        return failure, started
 
 
 @cache

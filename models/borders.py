@@ -26,6 +26,9 @@ Measured: borders of ordinary pictures 0.69 to 1.0, scope circles at most 0.28. 
 (0.67) and a rounded X-ray collimator (up to 0.66) meet here, as their outlines do."""
 CANDIDATE_DROP = 0.4
 """The same while the other sides are not yet known, so that the line is measured over too long an extent."""
+EQUAL_BARS = 3
+"""Opposite bars whose widths differ by no more (px) count as equal."""
+OPPOSITE = {"left": "right", "top": "bottom"}
 LEAST_WIDTH = 0.01
 """Narrower margins (share of the side's length; never below 4 px) are rounding of codecs, not borders."""
 MOST_WIDTH = 0.45
@@ -119,19 +122,21 @@ def detect_borders(frames: Sequence[np.ndarray]) -> Borders:
     for _ in range(3):
         before = dict(found)
         for side in found:
-            found[side] = _margin(shares(side, found), CANDIDATE_DROP)
+            width_there, drop = _margin(shares(side, found))
+            found[side] = width_there if drop >= CANDIDATE_DROP else 0
         if found == before:
             break
-    standing = [side for side in found if found[side]]
-    while standing:
-        failed = [side for side in standing if not _margin(shares(side, found), EDGE_DROP)]
-        if not failed:
-            break
+    while any(found.values()):
+        drops = {side: _margin(shares(side, found))[1] for side in found if found[side]}
+        for side, opposite in OPPOSITE.items():
+            # Players centre the picture: two equal bars are one finding and are judged by their mean.
+            if side in drops and opposite in drops and abs(found[side] - found[opposite]) <= EQUAL_BARS:
+                drops[side] = drops[opposite] = (drops[side] + drops[opposite]) / 2
+        failed = [side for side, drop in drops.items() if drop < EDGE_DROP]
         for side in failed:
             found[side] = 0
-            standing.remove(side)
-    for side in standing:
-        found[side] = _margin(shares(side, found), EDGE_DROP)
+        if not failed:
+            break
 
     left, top, right, bottom = found["left"], found["top"], found["right"], found["bottom"]
     across, along = left or right, top or bottom
@@ -145,21 +150,20 @@ def detect_borders(frames: Sequence[np.ndarray]) -> Borders:
     return Borders(kind, left, top, right, bottom, (left, top, width - left - right, height - top - bottom))
 
 
-def _margin(profile: np.ndarray, least_drop: float) -> int:
-    """Width in lines of the margin at the start of `profile` (shares 0..1, from the side inwards), or 0."""
+def _margin(profile: np.ndarray) -> tuple[int, float]:
+    """The margin at the start of `profile` (shares 0..1 per line, from the side inwards).
+
+    Returns its width in lines and the drop of the share at its edge, or (0, 0.0) where there is none.
+    """
     length = len(profile)
     reach = int(length * MOST_WIDTH)
+    inside = profile[: reach + 1] < LINE_SHARE
+    width = int(inside.argmax()) if inside.any() else 0
+    if width < max(4, round(length * LEAST_WIDTH)) or float(profile[:width].mean()) < MARGIN_SHARE:
+        return 0, 0.0
     # An edge between two pixels, softened by scaling and chroma subsampling, spreads over a few lines.
     soft = max(3, round(length * 0.005))
-    inside = profile < LINE_SHARE
-    if not inside[: reach + 1].any():
-        return 0
-    width = int(inside.argmax())
-    if width < max(4, round(length * LEAST_WIDTH)) or width > reach:
-        return 0
     outside = float(profile[max(width - soft, 0)])
     # Where the picture begins it goes on: a ruled line on a dark page has the page's colour again behind it.
     within = float(np.median(profile[width : width + 4 * soft]))
-    if outside - within < least_drop or float(profile[:width].mean()) < MARGIN_SHARE:
-        return 0
-    return width
+    return width, outside - within

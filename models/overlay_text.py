@@ -98,6 +98,8 @@ class RapidOcrReader:
 
     @staticmethod
     def _boxes(result: Any) -> list[TextBox]:
+        if result.boxes is None:  # an empty picture
+            return []
         found = []
         for text, score, corners in zip(result.txts or (), result.scores or (), result.boxes, strict=True):
             (left, top), (right, bottom) = np.min(corners, axis=0), np.max(corners, axis=0)

@@ -34,7 +34,7 @@ class ClassifyParams(BaseModel):
 
     model: str = Field("mobilenet_v2", description="Frame encoder: mobilenet_v2, or a CLIP-class hub name or folder.")
     medical_threshold: float = Field(0.5, ge=0, le=1, description="A frame with this probability is medical.")
-    similarity: float = Field(0.5, ge=-1, le=1, description="τ: cosine that neighbouring frames must exceed.")
+    similarity: float = Field(0.55, ge=-1, le=1, description="τ: cosine that neighbouring frames must exceed.")
     min_clip_s: float = Field(6.0, gt=0, description="Shortest clip, seconds (paper: 6).")
     max_clip_s: float = Field(10.0, gt=0, description="Longest clip, seconds (paper: mostly 6 to 10).")
     classify_limit_s: float = Field(3600.0, gt=0, exclude=True, description="Slower work is stopped, seconds.")

@@ -15,16 +15,16 @@ from apps.demo_corpus import FPS, PUBLISHED, SUBTITLES, build_corpus, serve, wri
 VIDEOS = {
     "bigbuckbunny.mp4": (1280, 720, 132),
     "bikes.mp4": (640, 272, 250),
-    "doppler-window.mp4": (854, 576, 200),
+    "doppler-window.mp4": (832, 576, 200),
     "echo-between.mp4": (640, 480, 425),
     "echo-reserved.mp4": (640, 480, 200),
-    "echo-reupload.mp4": (720, 540, 200),
+    "echo-reupload.mp4": (768, 576, 200),
     "echo-screen.mp4": (640, 480, 200),
     "echo-sector.mp4": (640, 480, 200),
     "echo-still.mp4": (640, 480, 200),
     "echo-subtitled.mp4": (640, 480, 200),
     "mislabelled.mp4": (640, 480, 264),
-    "mr-liver.mp4": (854, 480, 200),
+    "mr-liver.mp4": (832, 480, 200),
 }
 
 
@@ -56,11 +56,11 @@ def test_size_and_length(corpus, name):
 
 
 def test_the_heart_beats_and_the_still_does_not(corpus):
-    beating = frames_of(corpus / "echo-sector.mp4").astype(int)
-    # Frames that are one second apart differ, too: the loop isn't hidden from a reader at 1 frame/s.
-    assert all(np.abs(beating[i] - beating[i + FPS]).mean() > 1 for i in range(0, 175, FPS))
-    still = frames_of(corpus / "echo-still.mp4").astype(int)
-    assert np.abs(np.diff(still[::FPS], axis=0)).mean() < 0.5
+    # One frame a second, as a reader at that rate sees it: the loop must not look still.
+    beating = frames_of(corpus / "echo-sector.mp4")[::FPS].astype(int)
+    assert np.abs(np.diff(beating, axis=0)).mean(axis=(1, 2, 3)).min() > 1
+    still = frames_of(corpus / "echo-still.mp4")[::FPS].astype(int)
+    assert np.abs(np.diff(still, axis=0)).mean() < 0.5
     assert still[0].mean() > 10
 
 
@@ -73,10 +73,9 @@ def test_echo_colours_are_rgb(corpus):
 
 def test_window_is_black_around_the_picture(corpus):
     frames = frames_of(corpus / "doppler-window.mp4")[::50]
-    inside = frames[:, 48:528, 107:747]
-    assert inside.mean() > 30
+    assert frames[:, 48:528, 96:736].mean() > 30
     outside = frames.copy()
-    outside[:, 46:530, 105:749] = 0
+    outside[:, 40:536, 88:744] = 0  # 8 pixels of margin: the edge rings
     assert outside.max() <= 8
 
 
