@@ -13,6 +13,7 @@ import re
 import shutil
 import threading
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -75,9 +76,14 @@ def build_corpus(folder: Path) -> Path:
         FileNotFoundError: a package does not carry the data that it is known to carry.
     """
     folder.mkdir(parents=True, exist_ok=True)
-    for name, (frames, count, crf) in _made().items():
-        if _pictures_in(folder / name) != count:
-            _place(folder / name, partial(_encode, frames(), crf))
+    missing = {name: made for name, made in _made().items() if _pictures_in(folder / name) != made[1]}
+    with ThreadPoolExecutor(min(4, os.cpu_count() or 1)) as pool:
+        places = [
+            pool.submit(_place, folder / name, partial(_encode, frames, crf))
+            for name, (frames, _, crf) in missing.items()
+        ]
+        for place in places:
+            place.result()
     for name in ("bikes.mp4", "bigbuckbunny.mp4"):
         _place_bytes(folder / name, _sample(name).read_bytes())
     sector = (folder / "echo-sector.mp4").read_bytes()
@@ -458,14 +464,14 @@ def _sample(name: str) -> Path:
 # --- the files ------------------------------------------------------------------------------------------
 
 
-def _encode(frames: Iterator[Image.Image], crf: int, path: Path) -> None:
-    # Widths are multiples of 64: with others x264 reads beyond the picture (seen at 848, 854, 720), and bytes vary.
+def _encode(frames: Frames, crf: int, path: Path) -> None:
+    # The same bytes every time need one thread and no macroblock tree: with B-frames, x264's assembly for the tree
+    # reads memory that nobody has set (seen with MALLOC_PERTURB_ in the x264 of PyAV 18.1).
+    options = {"crf": str(crf), "preset": "veryfast", "threads": "1", "x264-params": "mbtree=0"}
     with av.open(os.fspath(path), "w", format="mp4", options={"movflags": "+faststart"}) as container:
-        # One thread: x264 gives the same bytes every time.
-        options = {"crf": str(crf), "preset": "veryfast", "threads": "1"}
         stream = container.add_stream("libx264", rate=FPS, options=options)
         stream.pix_fmt = "yuv420p"
-        for index, picture in enumerate(frames):
+        for index, picture in enumerate(frames()):
             if index == 0:
                 stream.width, stream.height = picture.size
             container.mux(stream.encode(av.VideoFrame.from_image(picture)))

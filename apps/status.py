@@ -98,7 +98,7 @@ def _children(ledger: Ledger, records: dict[int, Record]) -> dict[int, list[Reco
             .where(parent.step.in_(("classify", "cut", "quality", "decide")))
             .order_by(StepInput.step_run_id)
         )
-        for parent_id, child_id in pairs.tuples():
+        for parent_id, child_id in pairs:
             if parent_id is not None and child_id in records:
                 found.setdefault(parent_id, []).append(records[child_id])
     return found

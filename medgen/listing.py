@@ -2,6 +2,7 @@
 
 import csv
 import json
+import math
 import os
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -77,17 +78,21 @@ def open_feed(text: str) -> Feed:
     """Understands a source as people write it: ``PATH`` or ``NAME=PATH``.
 
     Raises:
-        SourceUnreadable: source_not_found or unknown_source_type; says which kinds there are.
+        SourceUnreadable: source_not_found, source_unreadable or unknown_source_type; says which kinds there are.
     """
     name, equals, rest = text.partition("=")
     if not equals or "/" in name:
         name, rest = "", text
-    path = Path(rest).expanduser().resolve()
-    if "://" in rest or (path.is_file() and path.suffix.lower() not in SUFFIXES):
+    try:
+        path = Path(rest).expanduser().resolve()
+        is_file, exists = path.is_file(), path.exists()
+    except (OSError, ValueError, RuntimeError) as error:  # too long a name, a NUL in it, a loop of links
+        raise SourceUnreadable("source_unreadable", f"{rest[:200]!r}: {error}") from error
+    if "://" in rest or (is_file and path.suffix.lower() not in SUFFIXES):
         raise SourceUnreadable(
             "unknown_source_type", f"{rest!r} is neither a folder nor a {', '.join(SUFFIXES)} listing file"
         )
-    if not path.exists():
+    if not exists:
         raise SourceUnreadable("source_not_found", f"{rest!r} does not exist")
     kind: Kind = "folder" if path.is_dir() else SUFFIXES[path.suffix.lower()]
     return Feed(name or path.name, kind, path)
@@ -126,7 +131,7 @@ def folder_path(feed: Feed, url: str) -> Path:
     """
     encoded = url.removeprefix(f"{FOLDER_SCHEME}{quote(feed.name)}/")
     path = feed.path / os.fsdecode(unquote_to_bytes(encoded))
-    if not path.resolve().is_relative_to(feed.path):
+    if not _inside(feed.path, path):
         raise ItemFailed("outside_folder", f"{url} leads out of its folder")
     return path
 
@@ -142,11 +147,15 @@ def _listed(row: Any) -> Listed:
     tags = row.get("tags") or ()
     if isinstance(tags, str):
         tags = [part.strip() for part in tags.split("|" if "|" in tags else ",")]
+    if not isinstance(tags, list | tuple):
+        raise ItemFailed("bad_row", f"tags are neither a list nor text: {str(tags)[:50]!r}")
     duration = row.get("duration", row.get("duration_s"))
     try:
         seconds = float(duration) if duration not in (None, "") else None
-    except (TypeError, ValueError) as error:
-        raise ItemFailed("bad_row", f"duration is not a number: {str(duration)[:50]!r}") from error
+        if seconds is not None and not math.isfinite(seconds):
+            raise ValueError("not finite")
+    except (TypeError, ValueError, OverflowError) as error:
+        raise ItemFailed("bad_row", f"duration is not a number: {repr(duration)[:50]}") from error
     return Listed(
         url=url,
         title=_text(row.get("title")),
@@ -207,7 +216,7 @@ def _folder(feed: Feed) -> Iterator[Listed | ItemFailed]:
     for relative in _files(feed.path):
         path = feed.path / os.fsdecode(relative)
         name = os.fsdecode(relative)
-        if not path.resolve().is_relative_to(feed.path):
+        if not _inside(feed.path, path):
             yield ItemFailed("outside_folder", f"{_text(name)} is a link that leads out of the folder")
         elif path.suffix.lower() not in VIDEO_SUFFIXES:
             yield ItemFailed("not_a_video_name", f"{_text(name)} is no video by its name")
@@ -224,6 +233,14 @@ def _folder(feed: Feed) -> Iterator[Listed | ItemFailed]:
                 external_id=_text(name),
                 subtitles_url=None,
             )
+
+
+def _inside(folder: Path, path: Path) -> bool:
+    """Whether `path`, all links followed, lies in `folder`. A loop of links lies nowhere."""
+    try:
+        return path.resolve().is_relative_to(folder)
+    except (OSError, RuntimeError):
+        return False
 
 
 def _files(folder: Path) -> list[bytes]:

@@ -166,7 +166,10 @@ def cut(
     base = first.frame.time_base
     count, last = 0, None
     with av.open(str(target), "w", format="mp4", container_options={"movflags": "faststart"}) as out:
-        stream = out.add_stream("libx264", rate=30, options={"crf": str(crf), "preset": preset})
+        # No macroblock tree: with B-frames x264's assembly for it reads memory that nobody has set (seen with
+        # MALLOC_PERTURB_), so that the same frames would not always give the same bytes.
+        options = {"crf": str(crf), "preset": preset, "x264-params": "mbtree=0"}
+        stream = out.add_stream("libx264", rate=30, options=options)
         stream.width, stream.height, stream.pix_fmt = width, height, "yuv420p"
         stream.codec_context.time_base = base
         stream.codec_context.thread_count = 1

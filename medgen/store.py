@@ -70,6 +70,7 @@ class Store:
         """Moves the file at `path` into the store (it is gone afterwards). Putting twice is harmless."""
         digest, size = file_digest(path)
         target = self._local(digest)
+        path.chmod(0o644)  # scratch files are private; what is released is not
         if self.remote:
             self.remote.put(digest, path, size, media_type)
         if target.exists():

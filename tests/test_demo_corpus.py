@@ -2,6 +2,10 @@
 
 import http.client
 import json
+import os
+import shutil
+import subprocess
+import sys
 from pathlib import Path
 from urllib.parse import urlsplit
 
@@ -102,6 +106,16 @@ def test_lost_and_damaged_files_come_back_with_the_same_bytes(corpus):
     (corpus / "bikes.mp4").write_bytes(b"")
     build_corpus(corpus)
     assert bytes_of(corpus) == before
+
+
+def test_bytes_do_not_depend_on_what_was_in_memory(corpus, tmp_path):
+    shutil.copytree(corpus, tmp_path / "copy")
+    (tmp_path / "copy" / "mr-liver.mp4").unlink()
+    command = "import sys, pathlib; from apps.demo_corpus import build_corpus; build_corpus(pathlib.Path(sys.argv[1]))"
+    # glibc fills fresh memory with this byte.
+    environment = os.environ | {"MALLOC_PERTURB_": "85"}
+    subprocess.run([sys.executable, "-c", command, str(tmp_path / "copy")], env=environment, check=True)
+    assert (tmp_path / "copy" / "mr-liver.mp4").read_bytes() == (corpus / "mr-liver.mp4").read_bytes()
 
 
 @pytest.mark.parametrize("name", ["notes.mp4", "echo-truncated.mp4"])

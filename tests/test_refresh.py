@@ -1,0 +1,207 @@
+"""The whole refresh, as its users run it: once, again, killed, on S3 and Postgres, with other thresholds and models."""
+
+import json
+import os
+import random
+import shutil
+import signal
+import time
+from collections.abc import Iterator
+from contextlib import suppress
+from pathlib import Path
+from typing import Any
+
+import psycopg
+import pyarrow.parquet as pq
+import pytest
+
+from apps import demo_corpus
+from medgen.media import Limits, pictures
+from medgen.postgres import embedded_url
+from tests.conftest import S3Server, frame_number, medgen, medgen_running, numbered_video
+
+KILLS = 4
+
+
+@pytest.fixture(scope="module")
+def corpus(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder of real and broken videos, small enough to go through several times."""
+    made = tmp_path_factory.mktemp("demo")
+    demo_corpus.build_corpus(made)
+    folder = tmp_path_factory.mktemp("source") / "corpus"
+    folder.mkdir()
+    for name in ("echo-sector.mp4", "echo-subtitled.mp4", "echo-still.mp4", "echo-between.mp4", "bikes.mp4"):
+        shutil.copyfile(next(made.rglob(name)), folder / name)
+    numbered_video(folder / "numbered.mp4", 200, cuts=(30,))
+    (folder / "empty.mp4").touch()
+    (folder / "text.mp4").write_text("not a video")
+    (folder / "notes.txt").write_text("no video at all")
+    return folder
+
+
+def refresh(corpus: Path, home: Path, *settings: str, **environment: str) -> dict[str, Any]:
+    """Runs the refresh to its end and gives its summary."""
+    pairs = [part for setting in settings for part in ("--set", setting)]
+    done = medgen("refresh", "--source", str(corpus), "--json", *pairs, home=home, **environment)
+    assert "Traceback" not in done.stderr
+    return json.loads(done.stdout)
+
+
+@pytest.fixture(scope="module")
+def reference(corpus: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Path, dict[str, Any]]]:
+    """An undisturbed run: its installation and summary."""
+    home = tmp_path_factory.mktemp("reference") / "home"
+    yield home, refresh(corpus, home)
+
+
+def test_every_item_gets_a_verdict_and_the_release_holds_what_it_says(
+    corpus: Path, reference: tuple[Path, dict[str, Any]]
+) -> None:
+    home, summary = reference
+    items = json.loads(medgen("status", "--all", "--json", home=home).stdout)["items"]
+    assert len(items) == len(list(corpus.iterdir()))
+    verdicts = {item["url"].rsplit("/")[-1] if item["url"] else item["message"]: item for item in items}
+    assert verdicts["echo-sector.mp4"]["clips"] >= 1
+    assert verdicts["bikes.mp4"]["status"] == "rejected" and verdicts["bikes.mp4"]["clips"] == 0
+    assert verdicts["echo-subtitled.mp4"]["reason"] == "overlay_text"
+    assert verdicts["echo-still.mp4"]["reason"] == "still_picture"
+    assert (verdicts["empty.mp4"]["status"], verdicts["empty.mp4"]["reason"]) == ("failed", "empty_file")
+    assert (verdicts["text.mp4"]["status"], verdicts["text.mp4"]["reason"]) == ("failed", "not_a_video")
+    folder = Path(summary["folder"])
+    rows = pq.read_table(folder / "metadata.parquet").to_pylist()
+    assert len(rows) == summary["clips"] == len(list((folder / "clips").glob("*.mp4"))) >= 1
+    for row in rows:
+        frames = sum(1 for _ in pictures(folder / row["file"], Limits()))
+        assert frames == row["end_frame"] - row["start_frame"] and 6 <= row["duration"] <= 10
+        assert row["brief_caption"] and row["detailed_caption"] and row["category"] != "non-medical"
+        story = json.loads(medgen("show", row["clip_id"], "--json", home=home).stdout)
+        steps = [step["step"] for step in story["steps"]]
+        assert steps == ["discover", "download", "segment", "classify", "cut", "quality", "decide", "caption"]
+        assert [release["name"] for release in story["releases"]] == [summary["release"]]
+    assert (folder / "funnel.png").read_bytes().startswith(b"\x89PNG")
+    assert json.loads((folder / "funnel.json").read_text()) == summary["funnel"]
+
+
+def test_again_does_nothing_and_is_clean(corpus: Path, reference: tuple[Path, dict[str, Any]]) -> None:
+    home, summary = reference
+    done = medgen("refresh", "--source", str(corpus), home=home)
+    lines = done.stdout.strip().splitlines()
+    assert lines[-2] == f"executed 0, reused {summary['executed']}"
+    assert lines[-1] == f"release {summary['release']} {summary['digest']}"
+    assert json.loads(medgen("verify", "--json", home=home).stdout) == {"clean": True, "faults": []}
+    clip = next((Path(summary["folder"]) / "clips").glob("*.mp4"))
+    original = clip.read_bytes()
+    clip.write_bytes(original[:-1] + b"!")  # a hard link: the store's copy changes too
+    found = medgen("verify", "--json", home=home, check=False)
+    clip.write_bytes(original)
+    assert found.returncode == 1
+    assert {fault.split(":")[0].split()[0] for fault in json.loads(found.stdout)["faults"]} == {"artifact", "release"}
+
+
+def test_other_thresholds_decode_nothing(corpus: Path, reference: tuple[Path, dict[str, Any]]) -> None:
+    home, summary = reference
+    changed = refresh(corpus, home, "max_overlay_words=100000")
+    steps = {entry["step"]: entry for entry in changed["funnel"]}
+    assert changed["decodes"] == 0 and changed["digest"] != summary["digest"]
+    newly_kept = changed["clips"] - summary["clips"]
+    assert newly_kept >= 1 and changed["executed"] == steps["decide"]["in"] + newly_kept + 1
+
+
+def test_another_frame_model_reruns_classify_and_what_depends_on_it(
+    corpus: Path, reference: tuple[Path, dict[str, Any]], tmp_path: Path
+) -> None:
+    from safetensors.numpy import load_file, save_file
+
+    from models.frames import DEFAULT_HEAD
+
+    home, summary = reference
+    head = load_file(DEFAULT_HEAD)
+    save_file(head | {"bias": head["bias"] + 1e-4}, tmp_path / "head.safetensors")
+    shutil.copyfile(DEFAULT_HEAD.with_suffix(".json"), tmp_path / "head.json")
+    changed = refresh(corpus, home, f"frame_head={tmp_path / 'head.safetensors'}")
+    steps = {entry["step"]: entry for entry in changed["funnel"]}
+    # The clips are the same, so that cut, quality and decide are reused; captions see new probabilities.
+    assert changed["decodes"] == 0
+    assert steps["classify"]["in"] + 1 <= changed["executed"] <= steps["classify"]["in"] + steps["caption"]["in"] + 1
+
+
+def test_killed_anywhere_the_same_release_comes_out(
+    corpus: Path, reference: tuple[Path, dict[str, Any]], tmp_path: Path
+) -> None:
+    """kill -9 of everything that belongs to the installation, Postgres and Prefect's server included."""
+    home, moments = tmp_path / "home", random.Random(20)
+    for _ in range(KILLS):
+        with medgen_running("refresh", "--source", str(corpus), home=home, MEDGEN_WORKERS="3"):
+            time.sleep(moments.uniform(4, 30))
+            kill_everything(home)
+    summary = refresh(corpus, home, MEDGEN_WORKERS="3")
+    assert summary["digest"] == reference[1]["digest"]
+    assert json.loads(medgen("verify", "--json", home=home).stdout)["clean"]
+    assert medgen("gc", "--grace-minutes", "-1", home=home).stdout.startswith("removed")
+    again = refresh(corpus, home)
+    assert again["executed"] == 0 and again["digest"] == summary["digest"]
+    assert json.loads(medgen("verify", "--json", home=home).stdout)["clean"]
+
+
+def test_on_s3_and_a_given_postgres_with_an_outage_nothing_is_lost(
+    corpus: Path, reference: tuple[Path, dict[str, Any]], tmp_path: Path, s3: S3Server
+) -> None:
+    url = embedded_url(tmp_path / "pg" / "data")
+    with psycopg.connect(url.replace("+psycopg", ""), autocommit=True) as connection:
+        connection.execute("CREATE DATABASE given")
+    given = url.replace("/postgres?", "/given?")
+    environment = s3.environment | {"MEDGEN_DATABASE_URL": given, "MEDGEN_WORKERS": "1"}
+    home = tmp_path / "home"
+    with medgen_running("refresh", "--source", str(corpus), "--json", home=home, **environment) as process:
+        _wait_for_steps(given, 8)
+        s3.kill()
+        time.sleep(4)
+        s3.start()
+        output, _ = process.communicate()
+    assert process.returncode == 0, output
+    shutil.rmtree(home / "store")  # only a cache
+    summary = refresh(corpus, home, **environment)
+    assert summary["executed"] == 0 and summary["digest"] == reference[1]["digest"]
+    assert not (home / "postgres").exists()
+    assert json.loads(medgen("verify", "--json", home=home, **environment).stdout)["clean"]
+
+
+def test_clips_never_cross_a_cut_and_start_and_end_with_the_promised_frames(corpus: Path, tmp_path: Path) -> None:
+    """Everything passes for medical here: the numbered video has a cut at frame 30, so its clip starts there."""
+    source = tmp_path / "numbered"
+    source.mkdir()
+    shutil.copyfile(corpus / "numbered.mp4", source / "numbered.mp4")
+    loose = (
+        "medical_threshold=0",
+        "still_below=0",
+        "similarity=-1",
+        "technical_threshold=100",
+        "aesthetic_threshold=0",
+    )
+    summary = refresh(source, tmp_path / "home", *loose, "mediocre_technical=100", "mediocre_aesthetic=0")
+    folder = Path(summary["folder"])
+    (row,) = pq.read_table(folder / "metadata.parquet").to_pylist()
+    numbers = [frame_number(picture.rgb()) for picture in pictures(folder / row["file"], Limits())]
+    assert (row["start_frame"], row["end_frame"]) == (30, 200)
+    assert numbers == list(range(30, 200))
+
+
+def kill_everything(home: Path) -> None:
+    """kill -9 for every process that has this installation in its environment, and for its Postgres."""
+    mine = f"MEDGEN_HOME={home}".encode()
+    for process in Path("/proc").glob("[0-9]*"):
+        with suppress(OSError):
+            if mine in (process / "environ").read_bytes().split(b"\0"):
+                os.kill(int(process.name), signal.SIGKILL)
+    with suppress(OSError, ValueError):
+        os.kill(int((home / "postgres" / "postmaster.pid").read_text().split("\n")[0]), signal.SIGKILL)
+
+
+def _wait_for_steps(url: str, count: int) -> None:
+    deadline = time.monotonic() + 240
+    while time.monotonic() < deadline:
+        with suppress(psycopg.Error), psycopg.connect(url.replace("+psycopg", "")) as connection:
+            if connection.execute("SELECT count(*) FROM step_run").fetchone()[0] >= count:
+                return
+        time.sleep(0.2)
+    raise AssertionError(f"not {count} steps in time")
