@@ -294,6 +294,8 @@ def _refresh(arguments: dict[str, Any], *, quiet: bool) -> dict[str, Any]:
     for variable in ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS"):
         os.environ.setdefault(variable, "1")  # workers share the cores by processes, not by threads
     with err.status("starting the Prefect server") as state, prefect_server(current().home):
+        from prefect.logging.handlers import APILogHandler
+
         from flows.refresh import RefreshParameters, refresh
         from medgen.shard import close_pools
         from tasks import prefect_step
@@ -308,6 +310,7 @@ def _refresh(arguments: dict[str, Any], *, quiet: bool) -> dict[str, Any]:
             finally:
                 prefect_step.watchers.clear()
                 close_pools()
+                APILogHandler.flush()  # before the server goes
 
 
 class _Bars:

@@ -152,7 +152,10 @@ def _models(parameters: RefreshParameters) -> Mapping[str, Mapping[str, str]]:
 
 def _check_models(parameters: RefreshParameters) -> None:
     """A model that can't be had must be an error before any work."""
-    _models(parameters)
+    try:
+        _models(parameters)
+    except ValueError as error:
+        raise RefreshFailed(f"bad model or parameter: {error}") from error
 
 
 def _shards(

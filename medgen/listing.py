@@ -86,7 +86,8 @@ def open_feed(text: str) -> Feed:
     try:
         path = Path(rest).expanduser().resolve()
         is_file, exists = path.is_file(), path.exists()
-    except (OSError, ValueError, RuntimeError) as error:  # too long a name, a NUL in it, a loop of links
+        str(path).encode()
+    except (OSError, ValueError, RuntimeError) as error:  # a name too long, not UTF-8 or with a NUL; a loop of links
         raise SourceUnreadable("source_unreadable", f"{rest[:200]!r}: {error}") from error
     if "://" in rest or (is_file and path.suffix.lower() not in SUFFIXES):
         raise SourceUnreadable(
@@ -139,7 +140,7 @@ def folder_path(feed: Feed, url: str) -> Path:
 def _listed(row: Any) -> Listed:
     if not isinstance(row, dict):
         raise ItemFailed("bad_row", "the row is not an object")
-    url = _text(row.get("url")).strip()
+    url = storable_text(row.get("url")).strip()
     if not url:
         raise ItemFailed("missing_url", "the row has no url")
     if not url.lower().startswith(("http://", "https://")):
@@ -158,19 +159,19 @@ def _listed(row: Any) -> Listed:
         raise ItemFailed("bad_row", f"duration is not a number: {repr(duration)[:50]}") from error
     return Listed(
         url=url,
-        title=_text(row.get("title")),
-        description=_text(row.get("description")),
-        tags=tuple(_text(tag) for tag in tags if tag),
-        channel=_text(row.get("channel")) or None,
-        licence=_text(row.get("licence") or row.get("license")) or None,
-        published=_text(row.get("published")) or None,
+        title=storable_text(row.get("title")),
+        description=storable_text(row.get("description")),
+        tags=tuple(storable_text(tag) for tag in tags if tag),
+        channel=storable_text(row.get("channel")) or None,
+        licence=storable_text(row.get("licence") or row.get("license")) or None,
+        published=storable_text(row.get("published")) or None,
         duration_s=seconds,
-        external_id=_text(row.get("id")) or None,
-        subtitles_url=_text(row.get("subtitles_url")) or None,
+        external_id=storable_text(row.get("id")) or None,
+        subtitles_url=storable_text(row.get("subtitles_url")) or None,
     )
 
 
-def _text(value: Any) -> str:
+def storable_text(value: Any) -> str:
     """Text that Postgres and Parquet can hold: no NUL, no lone surrogates, bounded."""
     text = "" if value is None else str(value)[:MAX_TEXT]
     return text.replace("\x00", "\ufffd").encode("utf-8", "replace").decode("utf-8")
@@ -217,20 +218,20 @@ def _folder(feed: Feed) -> Iterator[Listed | ItemFailed]:
         path = feed.path / os.fsdecode(relative)
         name = os.fsdecode(relative)
         if not _inside(feed.path, path):
-            yield ItemFailed("outside_folder", f"{_text(name)} is a link that leads out of the folder")
+            yield ItemFailed("outside_folder", f"{storable_text(name)} is a link that leads out of the folder")
         elif path.suffix.lower() not in VIDEO_SUFFIXES:
-            yield ItemFailed("not_a_video_name", f"{_text(name)} is no video by its name")
+            yield ItemFailed("not_a_video_name", f"{storable_text(name)} is no video by its name")
         else:
             yield Listed(
                 url=f"{FOLDER_SCHEME}{quote(feed.name)}/{quote(relative)}",
-                title=_text(path.stem),
+                title=storable_text(path.stem),
                 description="",
                 tags=(),
                 channel=None,
                 licence=None,
                 published=None,
                 duration_s=None,
-                external_id=_text(name),
+                external_id=storable_text(name),
                 subtitles_url=None,
             )
 

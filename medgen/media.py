@@ -22,6 +22,8 @@ from medgen.errors import ItemFailed
 
 # A file that decodes with more broken pictures than this is not worth keeping; fewer are normal for old uploads.
 MAX_BROKEN_SHARE = 0.02
+# Containers that hold their own pictures. Playlists (HLS, DASH, concat) name other files, which FFmpeg would open.
+FORMATS = "mov,matroska,avi,mpegts,mpeg,mpegvideo,mpeg1video,mpeg2video,m4v,h264,hevc,flv,asf,ogg,gif,dv,mxf,ivf"
 
 
 @dataclass(frozen=True)
@@ -77,7 +79,7 @@ def _opened(path: Path) -> Iterator[tuple[InputContainer, VideoStream]]:
     if path.stat().st_size == 0:
         raise ItemFailed("empty_file", "the file has 0 bytes")
     try:
-        container = av.open(str(path), timeout=(20.0, 20.0))
+        container = av.open(str(path), options={"format_whitelist": FORMATS}, timeout=(20.0, 20.0))
     except (av.error.FFmpegError, ValueError) as error:
         raise ItemFailed("not_a_video", f"no video container: {_said(error)}") from error
     with container:

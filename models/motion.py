@@ -21,8 +21,8 @@ NOISE_FLOOR = 8.0
 # A shift counts as the camera's when undoing it removes at least a tenth of the change. Phase correlation
 # always names some shift, and in a CT sweep or a beating heart most of what it names explains nothing.
 EXPLAINED_RATIO = 0.9
-# Mean shift per step, as a fraction of the width. Fixed cameras measured 0 to 0.0035 (0.007 where a car fills
-# the view), held ones 0.008 to 0.05. Whatever fills the frame and slides counts as the camera's motion.
+# Mean shift per step, as a fraction of the width. Fixed cameras measured 0 to 0.0035, moving ones 0.006 to 0.05.
+# Whatever fills the frame and slides counts as the camera: a car close by (0.013), a conveyor belt (0.065).
 MOVING_CAMERA_FROM = 0.005
 # Default for `motion_type`. A held picture measured 0, the calmest live video (an ultrasound phantom) 0.011.
 STILL_BELOW = 0.005
@@ -86,14 +86,14 @@ def _common_shift(before: np.ndarray, after: np.ndarray, window: np.ndarray) -> 
     """Pixels by which the whole picture moved (phase correlation, Kuglin and Hines 1975); 0 if it did not."""
     if not np.any(before != after):
         return 0.0
-    (dx, dy), _ = cv2.phaseCorrelate(before, after, window)
+    # Copies: where no padding is needed (90 x 160, for one) OpenCV multiplies its inputs by the window in place.
+    (dx, dy), _ = cv2.phaseCorrelate(before.copy(), after.copy(), window)
     height, width = before.shape
     # More than half a picture away there is too little overlap to check the claim.
     if not np.isfinite([dx, dy]).all() or (width - abs(dx)) * (height - abs(dy)) < 0.5 * width * height:
         return 0.0
     back = np.array([[1, 0, -dx], [0, 1, -dy]], np.float32)
     undone = cv2.warpAffine(after, back, (width, height))
-    # Interpolated ones may fall a last bit short of 1.
     inside = cv2.warpAffine(np.ones_like(after), back, (width, height)) > 0.999
     change = np.abs(after - before)[inside].mean()
     return float(np.hypot(dx, dy)) if np.abs(undone - before)[inside].mean() < EXPLAINED_RATIO * change else 0.0

@@ -83,9 +83,18 @@ class PyiqaMetric:
 
         picture = _shrink(frame, SHORT_SIDE.get(self.name))
         batch = torch.from_numpy(np.ascontiguousarray(picture)).permute(2, 0, 1)[None].float() / 255
-        with torch.inference_mode():
-            score = float(self._net(batch))
-        return rounded(score) if math.isfinite(score) else self.score_range[0 if not self.lower_is_better else 1]
+        least, greatest = self.score_range
+        try:
+            with torch.inference_mode():
+                score = float(self._net(batch))
+        except torch.linalg.LinAlgError:  # NIQE on a frame without texture
+            score = math.nan
+        if not math.isfinite(score):
+            return greatest if self.lower_is_better else least
+        if self.offline_stand_in:
+            # NIQE leaves its range on frames too small or too flat for its statistics.
+            score = min(max(score, least), greatest)
+        return rounded(score)
 
 
 def load_pyiqa_metric(
@@ -131,20 +140,24 @@ def load_pyiqa_metric(
             if weights is None:
                 raise
             raise ValueError(f"metric {name!r} takes no weights file: {error}") from error
-        except (OSError, ImportError, RuntimeError, KeyError, pickle.UnpicklingError) as error:
-            # OSError covers urllib's and the hub's network errors and files that are not in the cache.
-            looked = (
-                [str(weights)]
-                if weights
-                else [
-                    f"cache {Path(torch.hub.get_dir()) / 'pyiqa'}",
-                    f"Hugging Face cache {_hub_cache()}",
-                    "the network",
-                ]
+        except ImportError as error:
+            # openai-clip, under laion_aes and clipiqa, still imports what setuptools 82 removed.
+            hint = " (part of setuptools before 82)" if error.name == "pkg_resources" else ""
+            raise ModelUnavailable(
+                f"metric {name!r} needs the package {error.name!r}{hint}, which is not installed. "
+                f"Without it choose {offline_choice!r}."
+            ) from error
+        except (OSError, RuntimeError, KeyError, pickle.UnpicklingError) as error:
+            # OSError covers network errors of urllib and the hub, and files that are in no cache.
+            cause = f"{type(error).__name__}: {str(error)[:200]}"
+            where = (
+                str(weights)
+                if weights is not None
+                else f"{Path(torch.hub.get_dir()) / 'pyiqa'}, {_hub_cache()} and the network"
             )
             raise ModelUnavailable(
-                f"metric {name!r} cannot be loaded ({type(error).__name__}: {str(error).splitlines()[0][:200]}); "
-                f"looked in: {', '.join(looked)}. Without a network choose {offline_choice!r}."
+                f"weights of metric {name!r} cannot be loaded ({cause}). Looked in: {where}. "
+                f"Without them choose {offline_choice!r}."
             ) from error
     return PyiqaMetric(name, net, digest)
 

@@ -20,7 +20,7 @@ from sqlalchemy.orm import Session
 from medgen.catalog import Base, Source, Video, open_catalog
 from medgen.errors import ItemFailed, SourceUnreadable
 from medgen.ledger import Outcome, Record, StepIdentity, Work
-from medgen.listing import Feed, Listed, feed_digest, open_feed, rows
+from medgen.listing import Feed, Listed, feed_digest, open_feed, rows, storable_text
 from medgen.shard import Item, ShardResult, Step
 from medgen.store import Store, open_store
 from models.relevance import KeywordDictionary, keyword_digest, load_keyword_dictionary
@@ -81,20 +81,23 @@ def discover(work: Work, store: Store, params: DiscoverParams) -> Outcome:
     catalog_rows: list[Base] = [Source(name=feed.name, kind=feed.kind, uri=str(feed.path))]
     seen: dict[str, int] = {}
     path = store.scratch(".parquet")
-    with pq.ParquetWriter(path, VERDICTS, compression="zstd") as writer:
-        batch: list[dict[str, Any]] = []
-        for number, row in rows(feed):
-            verdict = _verdict(number, row, dictionary, seen)
-            counts[f"{verdict['status']} {verdict['reason'] or ''}".strip()] += 1
-            if verdict["status"] == "kept":
-                assert isinstance(row, Listed)
-                catalog_rows.append(_video(feed, row, verdict["video_id"]))
-            batch.append(verdict)
-            if len(batch) == BATCH_ROWS:
-                writer.write_table(pa.Table.from_pylist(batch, VERDICTS))
-                batch.clear()
-        writer.write_table(pa.Table.from_pylist(batch, VERDICTS))
-    verdicts = store.put_file(path, "application/vnd.apache.parquet")
+    try:
+        with pq.ParquetWriter(path, VERDICTS, compression="zstd") as writer:
+            batch: list[dict[str, Any]] = []
+            for number, row in rows(feed):
+                verdict = _verdict(number, row, dictionary, seen)
+                counts[f"{verdict['status']} {verdict['reason'] or ''}".strip()] += 1
+                if verdict["status"] == "kept":
+                    assert isinstance(row, Listed)
+                    catalog_rows.append(_video(feed, row, verdict["video_id"]))
+                batch.append(verdict)
+                if len(batch) == BATCH_ROWS:
+                    writer.write_table(pa.Table.from_pylist(batch, VERDICTS))
+                    batch.clear()
+            writer.write_table(pa.Table.from_pylist(batch, VERDICTS))
+        verdicts = store.put_file(path, "application/vnd.apache.parquet")
+    finally:
+        path.unlink(missing_ok=True)
     return Outcome(
         "kept",
         detail={
@@ -168,7 +171,7 @@ def _work(item: Item, past: Mapping[str, Record]) -> Work:
         context = {"kind": feed.kind, "path": str(feed.path), "listing": feed_digest(feed), "taken_by": _owner(feed)}
         return Work(feed.name, context=context)
     except (SourceUnreadable, OSError) as error:
-        return Work(item.subject, context={"unreadable": str(error)})
+        return Work(storable_text(item.subject), context={"unreadable": storable_text(error)})
 
 
 def source_name(text: str) -> str:

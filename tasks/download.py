@@ -4,6 +4,7 @@ yt-dlp fetches from the web, a copy serves local folders. The file, its digest a
 record together with the metadata. Passing troubles are told apart from final ones: only the former are tried again.
 """
 
+import http.client
 import ipaddress
 import logging
 import shutil
@@ -21,7 +22,6 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
 
-import imageio_ffmpeg
 import yt_dlp
 from pydantic import BaseModel, ConfigDict, Field
 from yt_dlp.networking import RequestDirector
@@ -50,6 +50,10 @@ log = logging.getLogger(__name__)
 METADATA = ("title", "description", "tags", "channel", "licence", "published", "url", "external_id")
 PASSING = frozenset({408, 425, 429, 500, 502, 503, 504})
 UNFINISHED = (".part", ".ytdl", ".temp")
+MAX_PAGE_BYTES = 64 << 20  # what is no video: pages, playlists
+CHUNK = 1 << 16
+# Formats that yt-dlp fetches by itself. For others (rtmp, rtsp, mms) it starts programs that no guard holds.
+FETCHED = "[protocol~='^(http|m3u8)']"
 
 
 class DownloadParams(BaseModel):
@@ -140,6 +144,7 @@ def _fetched(row: Mapping[str, Any], folder: Path, params: DownloadParams) -> tu
     """(video file, WebVTT file or None, metadata as the site tells it)."""
     settings = current()
     deadline = time.monotonic() + params.download_limit_s
+    low = f"[height<={params.max_height}]"
 
     def watch(state: Mapping[str, Any]) -> None:
         if time.monotonic() > deadline:
@@ -151,7 +156,7 @@ def _fetched(row: Mapping[str, Any], folder: Path, params: DownloadParams) -> tu
         # The name is ours: nothing that a site says becomes part of a path.
         "outtmpl": {"default": str(folder / "video.%(ext)s")},
         # Sound is not used: prefer a picture-only stream, which needs no merging.
-        "format": f"bestvideo[height<={params.max_height}]/best[height<={params.max_height}]/best",
+        "format": "/".join(f"{kind}{FETCHED}" for kind in (f"bestvideo{low}", f"best{low}", "best")),
         "writesubtitles": True,
         "subtitleslangs": ["en.*", "en"],
         "subtitlesformat": "vtt",
@@ -167,7 +172,8 @@ def _fetched(row: Mapping[str, Any], folder: Path, params: DownloadParams) -> tu
         "progress_hooks": [watch],
         "hls_prefer_native": True,
         "fixup": "never",
-        "ffmpeg_location": imageio_ffmpeg.get_ffmpeg_exe(),
+        # No ffmpeg: it would fetch by itself, past the guard on hosts, and from files too.
+        "ffmpeg_location": str(folder / "none"),
         "cachedir": False,
         "ignoreconfig": True,
         "quiet": True,
@@ -179,7 +185,7 @@ def _fetched(row: Mapping[str, Any], folder: Path, params: DownloadParams) -> tu
     }
     logging.getLogger("yt_dlp").setLevel(logging.CRITICAL)  # its errors come back as exceptions
     try:
-        with _GuardedYoutubeDL(options, allowed_hosts=params.allowed_hosts) as downloader:
+        with _GuardedYoutubeDL(options, _Guard(params, deadline)) as downloader:
             info = downloader.extract_info(row["url"], download=True) or {}
             subtitles = _subtitles(downloader, row.get("subtitles_url"), folder)
     except YoutubeDLError as error:
@@ -232,14 +238,14 @@ def _refuse_live(info: Mapping[str, Any], *, incomplete: bool = False) -> None:
 
 
 class _GuardedYoutubeDL(yt_dlp.YoutubeDL):
-    """yt-dlp whose every request, redirects included, is held to the allowed hosts."""
+    """yt-dlp whose every request, redirects included, is held to the allowed hosts, and every answer to bounds."""
 
-    def __init__(self, options: dict[str, Any], *, allowed_hosts: Sequence[str]) -> None:
-        self._allowed_hosts = allowed_hosts
+    def __init__(self, options: dict[str, Any], guard: "_Guard") -> None:
+        self._guard = guard
         super().__init__(options)
 
     def build_request_director(self, handlers: Any, preferences: Any = None) -> RequestDirector:
-        guard = _Guard(self._allowed_hosts)
+        guard = self._guard
 
         class UrllibRH(yt_dlp_urllib.UrllibRH):
             def _create_instance(self, *args: Any, **kwargs: Any) -> urllib.request.OpenerDirector:
@@ -251,12 +257,40 @@ class _GuardedYoutubeDL(yt_dlp.YoutubeDL):
 
 
 class _Guard(urllib.request.BaseHandler):
-    """Looks at every request before it is sent. urllib sends redirects through the same gate."""
+    """Looks at every request before it is sent. urllib sends redirects through the same gate.
+
+    Answers are read as they come, so that neither an endless page nor a server that drips can hold a download.
+    """
 
     handler_order = 10
 
-    def __init__(self, allowed_hosts: Sequence[str]) -> None:
-        self.allowed_hosts = allowed_hosts
+    def __init__(self, params: DownloadParams, deadline: float) -> None:
+        self.allowed_hosts = params.allowed_hosts
+        self.max_page = min(MAX_PAGE_BYTES, params.max_bytes)
+        self.limit_s = params.download_limit_s
+        self.deadline = deadline
+
+    def http_response(
+        self, request: urllib.request.Request, response: http.client.HTTPResponse
+    ) -> http.client.HTTPResponse:
+        def read(amount: int | None = None) -> bytes:
+            data = bytearray()
+            while piece := response.read1(CHUNK if amount is None else amount):
+                if time.monotonic() > self.deadline:
+                    raise _Stopped("time_limit", f"the download took longer than {self.limit_s:.0f} s")
+                if amount is not None:
+                    return piece
+                data += piece
+                if len(data) > self.max_page:
+                    raise _Stopped("file_too_large", f"a page is larger than {self.max_page} bytes")
+            if amount is None and response.length:
+                raise http.client.IncompleteRead(bytes(data), response.length)
+            return bytes(data)
+
+        response.read = read  # type: ignore[method-assign]
+        return response
+
+    https_response = http_response
 
     def http_request(self, request: urllib.request.Request) -> urllib.request.Request:
         host = urlsplit(request.full_url).hostname or ""

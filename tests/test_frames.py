@@ -1,6 +1,5 @@
 """Frames: medical or not, their encoders and heads, and how a clip moves."""
 
-import importlib
 import json
 import os
 import subprocess
@@ -36,10 +35,10 @@ def echo():
 
 
 @pytest.fixture
-def offline(monkeypatch):
-    """The hub's cache is empty and no network call is made, whatever the machine holds."""
-    constants = importlib.import_module("huggingface_hub.constants")
-    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
+def offline(monkeypatch, tmp_path):
+    """An empty hub cache and no network call, whatever the machine holds."""
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path))
 
 
 def video_frames(path, fps):
@@ -52,7 +51,8 @@ def medical(model, frames):
     return 1 - model.probabilities(model.embed(frames))[:, model.classes.index("non-medical")]
 
 
-# bigbuckbunny.mp4 (720p) comes from a film that is in no training file; the other two are in the packaged head's set.
+# All three films also trained the packaged head, so this shows that it works, not how well: for that see the
+# leave-one-source-out figures in frame_head.json.
 def test_medical_and_everyday_frames_are_told_apart(model, echo):
     assert medical(model, list(echo[::10])).min() > 0.5
     for name in ("bikes.mp4", "bigbuckbunny.mp4"):
@@ -190,19 +190,12 @@ def test_a_head_of_another_encoder_is_refused(tiny_clip):
 
 
 def test_a_head_whose_arrays_do_not_fit_its_card_is_refused(tmp_path):
-    head = write_head(tmp_path / "head.safetensors", "mobilenet_v2", encoder_digest("mobilenet_v2"), 8)
+    card = {"encoder": "mobilenet_v2", "encoder_digest": encoder_digest("mobilenet_v2"), "dimension": 9}
+    card["classes"] = ["medical imaging", "non-medical"]
+    arrays = {key: np.zeros(8, np.float32) for key in ("weight", "bias", "mean", "std")}
+    save_file(arrays, tmp_path / "head.safetensors", metadata={HEAD_CARD: json.dumps(card)})
     with pytest.raises(ValueError, match="numbers per frame"):
-        card = json.dumps(
-            {
-                "encoder": "mobilenet_v2",
-                "encoder_digest": encoder_digest("mobilenet_v2"),
-                "dimension": 9,
-                "classes": ["medical imaging", "non-medical"],
-            }
-        )
-        arrays = {key: np.zeros(8, np.float32) for key in ("weight", "bias", "mean", "std")}
-        save_file(arrays, head, metadata={HEAD_CARD: card})
-        load_frame_model("mobilenet_v2", head)
+        load_frame_model("mobilenet_v2", tmp_path / "head.safetensors")
 
 
 @pytest.mark.parametrize("ask", [load_frame_model, frame_model_digest])
@@ -221,7 +214,7 @@ def test_pickled_weights_are_not_read(ask, tmp_path):
 
 @pytest.mark.parametrize("ask", [load_frame_model, frame_model_digest])
 def test_a_missing_head_is_named(ask, tmp_path):
-    with pytest.raises(ModelUnavailable, match="nowhere.safetensors"):
+    with pytest.raises(ModelUnavailable, match=r"nowhere\.safetensors"):
         ask("mobilenet_v2", tmp_path / "nowhere.safetensors")
 
 
@@ -243,6 +236,7 @@ def test_a_held_picture_with_codec_noise_is_still():
 
 
 def test_a_pan_is_a_moving_camera_with_its_speed():
+    """90 x 160 on purpose: at such sizes OpenCV's phase correlation writes into its inputs."""
     pan = np.stack([scene()[:, 4 * i : 4 * i + 160] for i in range(20)])
     motion = measure_motion(pan)
     assert motion_type(motion) == "moving_camera"

@@ -11,6 +11,7 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import psycopg
 import pyarrow.parquet as pq
 import pytest
@@ -110,13 +111,16 @@ def test_other_thresholds_decode_nothing(corpus: Path, reference: tuple[Path, di
 def test_another_frame_model_reruns_classify_and_what_depends_on_it(
     corpus: Path, reference: tuple[Path, dict[str, Any]], tmp_path: Path
 ) -> None:
-    from safetensors.numpy import load_file, save_file
+    from safetensors import safe_open
+    from safetensors.numpy import save_file
 
     from models.frames import DEFAULT_HEAD
 
-    home, summary = reference
-    head = load_file(DEFAULT_HEAD)
-    save_file(head | {"bias": head["bias"] + 1e-4}, tmp_path / "head.safetensors")
+    home, _ = reference
+    with safe_open(DEFAULT_HEAD, "numpy") as packaged:
+        head = {name: packaged.get_tensor(name) for name in packaged.keys()}  # noqa: SIM118  (no mapping)
+        head["bias"] = head["bias"] + np.float32(1e-3) * np.arange(len(head["bias"]), dtype=np.float32)
+        save_file(head, tmp_path / "head.safetensors", packaged.metadata())
     shutil.copyfile(DEFAULT_HEAD.with_suffix(".json"), tmp_path / "head.json")
     changed = refresh(corpus, home, f"frame_head={tmp_path / 'head.safetensors'}")
     steps = {entry["step"]: entry for entry in changed["funnel"]}
