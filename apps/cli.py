@@ -4,11 +4,9 @@ import json
 import logging
 import os
 import signal
-import subprocess
 import sys
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from pathlib import Path
 from typing import Annotated, Any
 
 import typer
@@ -252,39 +250,19 @@ def up(
     worker_limit: Annotated[int, typer.Option(help="Flow runs at once.")] = 1,
 ) -> None:
     """Start Prefect's server, UI and a worker with the nightly deployment. Ctrl-C stops them."""
-    from apps.prefect_server import prefect_server
+    from apps.prefect_server import prefect_server, register, worker
 
-    root = Path(__file__).resolve().parent.parent
+    signal.signal(signal.SIGTERM, signal.default_int_handler)  # ends like Ctrl-C, from the first moment on
     with _plain_errors(), prefect_server(current().home, port) as url:
         from medgen.catalog import open_catalog
 
-        open_catalog()
-        prefect = [sys.executable, "-m", "prefect", "--no-prompt"]
-        # Flow runs are processes of the worker: they must find the same data, wherever they start.
-        environment = os.environ | {"MEDGEN_HOME": str(current().home)}
+        open_catalog()  # flow runs share its embedded Postgres, which stays up between them
         with err.status("registering the deployment"):
-            for arguments in (
-                ["work-pool", "create", "medgen", "--type", "process", "--overwrite"],
-                ["concurrency-limit", "create", "network", str(current().download_workers)],
-                ["concurrency-limit", "create", "cpu", str(2 * current().workers)],
-                ["concurrency-limit", "create", "gpu", "1"],
-                ["deploy", "--all"],
-            ):
-                done = subprocess.run(
-                    [*prefect, *arguments], cwd=root, env=environment, capture_output=True, text=True, check=False
-                )
-                if done.returncode:
-                    _stop(f"prefect {' '.join(arguments)} failed:\n{done.stdout}{done.stderr}")
-        worker = subprocess.Popen(
-            [*prefect, "worker", "start", "--pool", "medgen", "--limit", str(worker_limit)], cwd=root, env=environment
-        )
-        out.print(f"Prefect UI: [bold]{url.removesuffix('/api')}[/]   API: {url}   (Ctrl-C stops)")
-        signal.signal(signal.SIGTERM, lambda *_: worker.terminate())
-        try:
-            worker.wait()
-        except KeyboardInterrupt:
-            worker.terminate()
-            worker.wait()
+            register({"network": current().download_workers, "cpu": 2 * current().workers, "gpu": 1})
+        with worker(current().home, worker_limit) as process:
+            out.print(f"Prefect UI: [bold]{url.removesuffix('/api')}[/]   (Ctrl-C stops)", soft_wrap=True)
+            process.wait()
+        _stop("the worker ended by itself")
 
 
 def _refresh(arguments: dict[str, Any], *, quiet: bool) -> dict[str, Any]:
@@ -310,7 +288,7 @@ def _refresh(arguments: dict[str, Any], *, quiet: bool) -> dict[str, Any]:
             finally:
                 prefect_step.watchers.clear()
                 close_pools()
-                APILogHandler.flush()  # before the server goes
+                APILogHandler().flush()  # before the server goes
 
 
 class _Bars:

@@ -1,21 +1,26 @@
-"""The Prefect server of this installation, for when `PREFECT_API_URL` names none.
+"""The Prefect server of this installation, for when `PREFECT_API_URL` names none; its deployment and its worker.
 
 One server per installation, shared by all its processes; the last one to leave stops it.
 """
 
 import fcntl
 import os
+import signal
 import socket
 import subprocess
 import sys
 import time
 import urllib.error
 import urllib.request
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
+ROOT = Path(__file__).resolve().parent.parent
+POOL = "medgen"  # as in prefect.yaml
+DEPLOYMENT = "refresh/nightly"
 START_LIMIT_S = 120.0
+STOP_LIMIT_S = 8.0
 # Offline and quiet: no analytics, and no V2 UI, which loads from outside.
 ENVIRONMENT = {
     "PREFECT_SERVER_ANALYTICS_ENABLED": "false",
@@ -26,11 +31,13 @@ ENVIRONMENT = {
     "PREFECT_SERVER_SERVICES_TASK_RUN_RECORDER_READ_BATCH_SIZE": "200",
     "PREFECT_SERVER_SERVICES_TASK_RUN_RECORDER_BATCH_SIZE": "200",
     "PREFECT_SERVER_SERVICES_TASK_RUN_RECORDER_FLUSH_INTERVAL": "1",
+    # A run that was asked for should not wait 10 s for the worker to look.
+    "PREFECT_WORKER_QUERY_SECONDS": "2",
 }
 
 
 class ServerDidNotStart(RuntimeError):
-    """The Prefect server died or did not answer in time."""
+    """The Prefect server died or did not answer in time, or it refused the deployment."""
 
 
 @contextmanager
@@ -71,6 +78,68 @@ def prefect_server(home: Path, port: int | None = None) -> Iterator[str]:
                 _stop(folder, pid)
 
 
+def register(limits: Mapping[str, int]) -> None:
+    """Registers the work pool, the concurrency limits of tags and the deployment; safe to repeat.
+
+    Args:
+        limits: tag → task runs at once.
+
+    Raises:
+        ServerDidNotStart: with what `prefect deploy` printed.
+    """
+    from prefect.client.orchestration import get_client
+    from prefect.client.schemas.actions import WorkPoolCreate
+    from prefect.workers.process import ProcessWorker
+
+    template = ProcessWorker.get_default_base_job_template()
+    with get_client(sync_client=True) as client:
+        client.create_work_pool(WorkPoolCreate(name=POOL, type="process", base_job_template=template), overwrite=True)
+        for tag, limit in limits.items():
+            client.create_concurrency_limit(tag, limit)
+        done = subprocess.run(
+            [sys.executable, "-m", "prefect", "--no-prompt", "deploy", "--all"],
+            cwd=ROOT, capture_output=True, text=True, check=False,
+        )  # fmt: skip
+        if done.returncode:
+            raise ServerDidNotStart(f"prefect deploy failed:\n{done.stdout}{done.stderr}")
+        # Prefect lets unknown parameters pass and then crashes the run: have them refused when a run is asked for.
+        deployment = client.read_deployment_by_name(DEPLOYMENT)
+        schema = {**deployment.parameter_openapi_schema, "additionalProperties": False}
+        client.request(
+            "PATCH",
+            "/deployments/{id}",
+            path_params={"id": deployment.id},
+            json={"parameter_openapi_schema": schema},
+        )
+
+
+@contextmanager
+def worker(home: Path, limit: int) -> Iterator[subprocess.Popen[bytes]]:
+    """A worker that runs the deployment in processes; they end with it, and what they have done stays done.
+
+    Args:
+        home: the installation's data folder. Flow runs must find it, wherever they start.
+        limit: flow runs at once.
+    """
+    # What the flow and the steps say belongs into the log of the run.
+    environment = {"MEDGEN_HOME": str(home), "PREFECT_LOGGING_LEVEL": "INFO", "PREFECT_LOGGING_EXTRA_LOGGERS": "medgen"}
+    process = subprocess.Popen(
+        [sys.executable, "-m", "prefect", "--no-prompt", "worker", "start", "--pool", POOL, "--limit", str(limit)],
+        cwd=ROOT,
+        env=os.environ | environment,
+        start_new_session=True,  # so that its flow runs can be ended together with it
+    )
+    try:
+        yield process
+    finally:
+        with suppress(ProcessLookupError):
+            os.killpg(process.pid, signal.SIGTERM)
+            with suppress(subprocess.TimeoutExpired):
+                process.wait(STOP_LIMIT_S)
+            os.killpg(process.pid, signal.SIGKILL)
+        process.wait()
+
+
 def _running(folder: Path) -> tuple[str, int] | None:
     try:
         pid, url = (folder / "server").read_text().split()
@@ -80,6 +149,8 @@ def _running(folder: Path) -> tuple[str, int] | None:
 
 
 def _started(folder: Path, port: int | None) -> tuple[str, int]:
+    if port and _taken(port):
+        raise ServerDidNotStart(f"port {port} is taken; choose another")
     port = port or _free_port()
     url = f"http://127.0.0.1:{port}/api"
     log_path = folder / "server.log"
@@ -123,6 +194,11 @@ def _healthy(url: str) -> bool:
             return answer.status == 200
     except (urllib.error.URLError, OSError):
         return False
+
+
+def _taken(port: int) -> bool:
+    with socket.socket() as probe:
+        return probe.connect_ex(("127.0.0.1", port)) == 0
 
 
 def _free_port() -> int:

@@ -11,6 +11,7 @@ from prefect.futures import PrefectFuture
 from prefect.task_runners import TaskRunner, ThreadPoolTaskRunner
 from pydantic import BaseModel, ConfigDict, Field
 
+from medgen.ledger import open_ledger
 from medgen.settings import current
 from medgen.shard import ShardResult
 from tasks import caption, classify, cut, decide, discover, download, quality, release, segment
@@ -75,7 +76,7 @@ def _flow_arguments(model: type[BaseModel]) -> inspect.Signature:
             inspect.Parameter(
                 name,
                 inspect.Parameter.KEYWORD_ONLY,
-                default=model.model_fields[name].default,
+                default=model.model_fields[name],  # the whole field: Prefect takes default and description from it
                 annotation=Annotated[model.model_fields[name].annotation, model.model_fields[name]],
             )
             for name in names
@@ -111,6 +112,7 @@ def _refresh(**arguments: Any) -> dict[str, Any]:
     results, troubles = _gathered(futures)
     if troubles:
         raise RefreshFailed("; ".join(troubles) + ". What was done stays done: run again to go on.")
+    _check_sources(results)
     kept = [item for future in ends for item in future.result().kept]
     ended = [trail for result in results for trail in result.ended]
     made, record, folder = release.make_release(
@@ -163,7 +165,7 @@ def _shards(
 ) -> Iterator[tuple[str, ShardResult]]:
     """(label, shard of videos) as sources are discovered. A video listed by two sources goes with the first."""
     if not parameters.sources:
-        raise ValueError("no sources: name at least one folder or listing file")
+        raise RefreshFailed("no sources: name at least one folder or listing file (.jsonl, .csv, .parquet)")
     found = []
     for source in parameters.sources:
         name = discover.source_name(source)
@@ -181,6 +183,17 @@ def _shards(
         seen.update(item.subject for item in fresh)
         for number, start in enumerate(range(0, len(fresh), parameters.shard_size), start=1):
             yield f"{name}-{number}", ShardResult("discover", kept=tuple(fresh[start : start + parameters.shard_size]))
+
+
+def _check_sources(results: Sequence[ShardResult]) -> None:
+    """One bad source is on record and the others go on; without any good one there is nothing to release."""
+    sources = [result for result in results if result.step == "discover"]
+    if all(result.ended for result in sources):
+        ids = [trail["discover"] for result in sources for trail in result.ended]
+        records = open_ledger().load(ids)
+        raise RefreshFailed(
+            "no source could be read: " + "; ".join(f"{records[i].reason}: {records[i].detail['message']}" for i in ids)
+        )
 
 
 def _gathered(futures: Sequence[PrefectFuture[ShardResult]]) -> tuple[list[ShardResult], list[str]]:

@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
-from urllib.parse import quote, unquote_to_bytes
+from urllib.parse import quote, unquote_to_bytes, urlsplit
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -145,6 +145,13 @@ def _listed(row: Any) -> Listed:
         raise ItemFailed("missing_url", "the row has no url")
     if not url.lower().startswith(("http://", "https://")):
         raise ItemFailed("unsupported_url", f"only http and https are read, not {url[:200]!r}")
+    try:
+        parts = urlsplit(url)
+        usable = parts.hostname and parts.port != 0 and min(url) >= " "
+    except ValueError:
+        usable = False
+    if not usable:
+        raise ItemFailed("unsupported_url", f"not a URL: {url[:200]!r}")
     tags = row.get("tags") or ()
     if isinstance(tags, str):
         tags = [part.strip() for part in tags.split("|" if "|" in tags else ",")]
@@ -221,6 +228,8 @@ def _folder(feed: Feed) -> Iterator[Listed | ItemFailed]:
             yield ItemFailed("outside_folder", f"{storable_text(name)} is a link that leads out of the folder")
         elif path.suffix.lower() not in VIDEO_SUFFIXES:
             yield ItemFailed("not_a_video_name", f"{storable_text(name)} is no video by its name")
+        elif path.exists() and not path.is_file():
+            yield ItemFailed("not_a_file", f"{storable_text(name)} is a pipe, a socket or a device")
         else:
             yield Listed(
                 url=f"{FOLDER_SCHEME}{quote(feed.name)}/{quote(relative)}",

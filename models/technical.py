@@ -13,10 +13,12 @@ OFFLINE_CHOICE = "piqe"
 def load_technical(name: str = OFFLINE_CHOICE, *, weights: Path | None = None, device: str = "cpu") -> FrameMetric:
     """Loads the metric of technical quality.
 
-    "piqe" (0..100, lower is better; Venkatanath et al. 2015) measures visible blocks and noise in the active
-    parts of a frame. It is an offline stand-in: it also calls smooth pictures bad (X-ray about 70, fluorescence
-    microscopy about 90), so only values near 100 (no structure at all) are safe to drop by. "niqe" (lower is
-    better, about 3 to 20; Mittal et al. 2013) needs no download either. Others (musiq, topiq_nr ...) do.
+    "piqe" (0..100, lower is better; Venkatanath et al. 2015) looks for visible blocks, blur and noise in the
+    active parts of a frame. It is an offline stand-in. Measured on 11 clips: blur of 2 px raises 30-70 to
+    above 80 and of 6 px mostly to 100, JPEG at quality 8 to 57-86, noise of 25 grey levels to 49-66, but noise
+    of 8 lowers most scores. Smooth pictures score badly too (X-ray about 70, fluorescence microscopy 90), so
+    only values near 100 are safe to drop by. "niqe" (lower is better, mostly 9 to 40; Mittal et al. 2013)
+    needs no download either. Others (musiq, topiq_nr ...) do.
 
     Args:
         name: a no-reference metric of pyiqa.

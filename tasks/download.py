@@ -13,7 +13,7 @@ import tempfile
 import time
 import urllib.request
 from collections import deque
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from dataclasses import replace
 from fnmatch import fnmatch
 from functools import partial
@@ -341,6 +341,8 @@ def _failure(error: BaseException) -> ItemFailed:
     for cause in _causes(error):
         if isinstance(cause, ExtractorError) and cause.expected:
             return ItemFailed("unavailable", message)
+    if message.startswith("Did not get any data blocks"):
+        return ItemFailed("empty_file", "the server sent 0 bytes")
     return ItemFailed("download_error", message, transient=True)
 
 

@@ -126,7 +126,8 @@ def reader(request):
 
 
 def test_burned_in_text_is_read_where_it_stands(reader, frames) -> None:
-    clip = [with_text(frame, "clipping the cystic artery") for frame in frames[:2]]
+    # Darkened, because Tesseract sees every bright pixel as a letter.
+    clip = [with_text(frame // 2, "clipping the cystic artery") for frame in frames[:2]]
     read = reader.read(clip)
     for boxes in read:
         words = " ".join(box.text for box in boxes).lower()
@@ -203,13 +204,13 @@ def test_unavailable_metric_is_refused_clearly_and_soon(piqe, tmp_path, monkeypa
     monkeypatch.setattr(pyiqa_metric, "_reachable", lambda url: False)
     monkeypatch.setenv("TORCH_HOME", str(tmp_path))
     start = time.monotonic()
-    with pytest.raises(ModelUnavailable, match="laion_aes.*choose 'entropy'"):
+    with pytest.raises(ModelUnavailable, match=r"laion_aes.*choose 'entropy'"):
         load_aesthetic("laion_aes")
-    with pytest.raises(ModelUnavailable, match="nowhere.pth"):
+    with pytest.raises(ModelUnavailable, match=r"nowhere\.pth"):
         load_technical("musiq", weights=tmp_path / "nowhere.pth")
-    with pytest.raises(ModelUnavailable, match="nima.*Looked in.*choose 'piqe'"):
+    with pytest.raises(ModelUnavailable, match=r"nima.*Looked in.*choose 'piqe'"):
         load_technical("nima")
-    assert time.monotonic() - start < 15
+    assert time.monotonic() - start < 30
     with pytest.raises(ValueError, match="musiq"):
         load_technical("no_such_metric")
 

@@ -1,0 +1,227 @@
+"""Kills refreshes at random moments and checks that what comes out is what an undisturbed one gives.
+
+    python bench/kill.py FOLDER [--kills 30] [--seed 1]
+
+A kill is `kill -9` of everything: the command, its workers, its Prefect server and its Postgres. A refresh that gets
+through before its kill ends a round: its release is checked, and the next kills hit a fresh installation.
+"""
+
+import atexit
+import json
+import os
+import random
+import shutil
+import subprocess
+import sys
+import tempfile
+import time
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, Any
+
+import psutil
+import psycopg
+import typer
+from rich.console import Console
+from rich.table import Table
+
+from medgen.postgres import embedded_url
+
+EARLIEST_S = 1.0
+ROOT = Path(__file__).resolve().parent.parent
+
+out = Console()
+
+
+@dataclass(frozen=True)
+class State:
+    """What an installation has on record. Keys identify step runs by all that they saw, so they must be equal."""
+
+    keys: frozenset[str]
+    clips: frozenset[str]
+    releases: tuple[tuple[str, int, int], ...]  # digest, clips promised, clips there
+
+
+def main(
+    folder: Annotated[Path, typer.Argument(help="Folder of videos, or a listing.")],
+    kills: Annotated[int, typer.Option(min=1, help="Kills to do.")] = 30,
+    seed: Annotated[int, typer.Option(help="Of the moments of the kills.")] = 1,
+) -> None:
+    """Exit code 1 when a refresh does not recover."""
+    scratch = Path(tempfile.mkdtemp(prefix="medgen-kill-"))
+    atexit.register(shutil.rmtree, scratch, ignore_errors=True)  # after the catalogs' servers, which leave first
+    moments = random.Random(seed)
+    started = time.monotonic()
+    reference = finish(start(folder, scratch / "reference"), scratch / "reference")
+    length = time.monotonic() - started
+    expected = state(scratch / "reference")
+    out.print(f"undisturbed: {length:.1f} s, {reference['clips']} clips, digest {reference['digest']}", highlight=False)
+    table = Table("round", "kill", "after", "processes killed", "step runs on record", "clips")
+    faults: list[str] = []
+    number, done = 1, 0
+    while True:
+        home = scratch / f"round-{number}"
+        process = start(folder, home)
+        moment = moments.uniform(EARLIEST_S, length)
+        try:
+            process.wait(moment if done < kills else None)
+        except subprocess.TimeoutExpired:
+            ended = kill_all(home, process)
+            done += 1
+            found = state(home) if (home / "postgres" / "PG_VERSION").exists() else None
+            records = ("-", "-") if found is None else (str(len(found.keys)), str(len(found.clips)))
+            row = (str(number), str(done), f"{moment:.1f} s", str(ended), *records)
+            out.print("round {}, kill {} after {}: {} processes; on record {} step runs, {} clips".format(*row))
+            table.add_row(*row)
+            continue
+        summary = finish(process, home)
+        wrong = [f"round {number}: {fault}" for fault in compare(summary, reference, state(home), expected)]
+        wrong += [f"round {number}: {fault}" for fault in verified(home)]
+        faults += wrong
+        table.add_row(str(number), "through", "", "", "✗" if wrong else "✓", str(summary["clips"]))
+        number += 1
+        if done >= kills:
+            break
+    out.print(table)
+    for fault in faults:
+        out.print(f"[red]✗[/] {fault}", highlight=False)
+    if faults:
+        raise typer.Exit(1)
+    out.print(
+        f"[green]recovered[/] from {kills} kills in {number - 1} installations: the same release each time, "
+        "no step run lost or doubled, everything verified",
+        highlight=False,
+    )
+
+
+def start(folder: Path, home: Path) -> subprocess.Popen[str]:
+    """Starts a refresh in a session of its own."""
+    home.mkdir(parents=True, exist_ok=True)
+    command = [sys.executable, "-m", "apps.cli", "refresh", "--source", str(folder.resolve()), "--json"]
+    with (home / "stdout").open("w") as said, (home / "stderr").open("a") as complained:
+        return subprocess.Popen(
+            command,
+            cwd=ROOT,
+            env=environment(home),
+            stdin=subprocess.DEVNULL,
+            stdout=said,
+            stderr=complained,
+            text=True,
+            start_new_session=True,
+        )
+
+
+def environment(home: Path) -> dict[str, str]:
+    """This process's environment, with an installation of its own and no servers of others."""
+    others = ("PREFECT_", "MEDGEN_DATABASE", "MEDGEN_S3")
+    return {k: v for k, v in os.environ.items() if not k.startswith(others)} | {"MEDGEN_HOME": str(home)}
+
+
+def finish(process: subprocess.Popen[str], home: Path) -> dict[str, Any]:
+    """Waits for a refresh and returns its summary. A failed one ends the bench: that is the finding."""
+    if process.wait():
+        out.print((home / "stderr").read_text()[-5000:], markup=False, highlight=False)
+        out.print(f"[red]✗[/] the refresh in {home.name} exited {process.returncode}")
+        raise typer.Exit(1)
+    return json.loads((home / "stdout").read_text())
+
+
+def kill_all(home: Path, process: subprocess.Popen[str]) -> int:
+    """kill -9 for all processes of an installation; their number. Goes on until none is left."""
+    killed: set[int] = set()
+    while members := belonging(home):
+        for member in members:
+            killed.add(member.pid)
+            try:
+                member.kill()
+            except psutil.NoSuchProcess:
+                continue
+        psutil.wait_procs(members, timeout=5)
+    process.wait()
+    return len(killed)
+
+
+def belonging(home: Path) -> list[psutil.Process]:
+    """Processes with the installation's `MEDGEN_HOME`, and its Postgres, which overwrites its environment."""
+    found = []
+    for process in psutil.process_iter():
+        try:
+            mine = process.environ().get("MEDGEN_HOME") == str(home)
+            if mine and process.status() != psutil.STATUS_ZOMBIE:
+                found.append(process)
+        except (psutil.NoSuchProcess, psutil.AccessDenied):
+            continue
+    try:
+        server = psutil.Process(int((home / "postgres" / "postmaster.pid").read_text().split("\n", 1)[0]))
+        if str(home) in " ".join(server.cmdline()) and server.status() != psutil.STATUS_ZOMBIE:
+            found += [server, *server.children(recursive=True)]
+    except (FileNotFoundError, ValueError, psutil.NoSuchProcess):
+        pass
+    return found
+
+
+def state(home: Path) -> State:
+    """Reads the catalog of an installation, in a process of its own so that its server stops again."""
+    command = [sys.executable, str(Path(__file__).resolve()), "state"]
+    done = subprocess.run(command, env=environment(home), capture_output=True, text=True, check=False)
+    if done.returncode:
+        raise RuntimeError(f"the catalog of {home.name} can't be read:\n{done.stderr[-3000:]}")
+    keys, clips, releases = json.loads(done.stdout)
+    return State(frozenset(keys), frozenset(clips), tuple((digest, *counts) for digest, *counts in releases))
+
+
+def print_state() -> None:
+    """What `state` reads. Releases are left out of the keys: theirs hold the hashes, and so the times, of records."""
+    home = Path(os.environ["MEDGEN_HOME"])
+    with psycopg.connect(embedded_url(home / "postgres").replace("+psycopg", "")) as connection:
+        if connection.execute("SELECT to_regclass('step_run')").fetchone() == (None,):
+            sys.stdout.write("[[], [], []]")
+            return
+        answers = [
+            connection.execute(query).fetchall()
+            for query in (
+                "SELECT key FROM step_run WHERE NOT superseded AND step <> 'release'",
+                "SELECT video_id || ' ' || start_frame || ' ' || end_frame || ' ' || digest FROM clip",
+                "SELECT digest, clips, (SELECT count(*) FROM release_clip WHERE release_name = name) FROM release",
+            )
+        ]
+    keys, clips = ([row[0] for row in rows] for rows in answers[:2])
+    doubled = len(keys) - len(set(keys)) + len(clips) - len(set(clips))
+    if doubled:
+        raise SystemExit(f"{doubled} rows are there twice")
+    sys.stdout.write(json.dumps([keys, clips, [list(row) for row in answers[2]]]))
+
+
+def compare(summary: dict[str, Any], reference: dict[str, Any], found: State, expected: State) -> list[str]:
+    """What differs from the undisturbed refresh."""
+    faults = []
+    if summary["digest"] != reference["digest"]:
+        faults.append(f"release {summary['digest']}, not {reference['digest']}")
+    if found.releases != expected.releases or any(promised != there for _, promised, there in found.releases):
+        faults.append(f"releases {found.releases}, not {expected.releases}")
+    for what, mine, theirs in (("step runs", found.keys, expected.keys), ("clips", found.clips, expected.clips)):
+        if mine != theirs:
+            faults.append(f"{what}: {len(theirs - mine)} missing, {len(mine - theirs)} too many")
+    return faults
+
+
+def verified(home: Path) -> list[str]:
+    """What `medgen verify` finds, before and after `medgen gc` has swept what the kills left."""
+    faults: list[str] = []
+    for arguments in (["verify"], ["gc", "--grace-minutes", "0"], ["verify"]):
+        command = [sys.executable, "-m", "apps.cli", *arguments, "--json"]
+        done = subprocess.run(command, cwd=ROOT, env=environment(home), capture_output=True, text=True, check=False)
+        try:
+            answer = json.loads(done.stdout)
+        except ValueError:
+            faults.append(f"medgen {arguments[0]} exited {done.returncode}: {done.stderr[-2000:]}")
+            continue
+        faults += answer.get("faults", [])
+    return faults
+
+
+if __name__ == "__main__":
+    if sys.argv[1:] == ["state"]:
+        print_state()
+    else:
+        typer.run(main)

@@ -1,0 +1,313 @@
+"""`medgen up`: Prefect's real server, pages and worker, with the nightly deployment."""
+
+import os
+import shutil
+import signal
+import subprocess
+import threading
+import time
+from collections import Counter
+from collections.abc import Callable, Iterator
+from contextlib import suppress
+from dataclasses import dataclass, field
+from datetime import datetime
+from pathlib import Path
+from typing import Any
+
+import httpx
+import pytest
+from PIL import Image
+
+from apps import demo_corpus
+from flows.refresh import RefreshParameters
+from tests.conftest import free_port, medgen, medgen_running
+
+SECRET = "sk-not-for-any-page"
+RUN_LIMIT_S = 180
+STEPS = {"download": "network", "segment": "cpu", "classify": "gpu", "cut": "cpu", "quality": "cpu", "decide": "cpu"}
+SHARDS = ("videos-1", "videos-2")
+
+
+@dataclass
+class Up:
+    """A running `medgen up`."""
+
+    home: Path
+    url: str
+    process: subprocess.Popen[str]
+    output: list[str] = field(default_factory=list)
+
+    def __post_init__(self) -> None:
+        self.api = httpx.Client(base_url=f"{self.url}/api", timeout=60)
+
+    def read(self) -> None:
+        """Empties the pipe of the process, which would otherwise stop when it is full."""
+        assert self.process.stdout
+        self.output.extend(self.process.stdout)
+
+    def ask(self, method: str, path: str, json: Any = None) -> httpx.Response:
+        """One request; asked again while the server says that it is busy (503, SQLite's lock)."""
+        return until(
+            lambda: answer if (answer := self.api.request(method, path, json=json)).status_code != 503 else None,
+            60,
+            "server is busy",
+        )
+
+    def listed(self, kind: str, **filters: Any) -> list[dict[str, Any]]:
+        answer = self.ask("POST", f"/{kind}/filter", filters)
+        answer.raise_for_status()
+        return answer.json()
+
+    def of_run(self, kind: str, run: str) -> list[dict[str, Any]]:
+        return self.listed(kind, flow_runs={"id": {"any_": [run]}})
+
+    @property
+    def deployment(self) -> dict[str, Any]:
+        (found,) = self.listed("deployments")
+        return found
+
+    def ask_for_run(self, **parameters: Any) -> httpx.Response:
+        path = f"/deployments/{self.deployment['id']}/create_flow_run"
+        return self.ask("POST", path, {"parameters": parameters})
+
+    def run(self, **parameters: Any) -> dict[str, Any]:
+        """Asks for a run and waits for its end."""
+        answer = self.ask_for_run(**parameters)
+        assert answer.status_code == 201, answer.text
+        path = f"/flow_runs/{answer.json()['id']}"
+
+        def ended() -> dict[str, Any] | None:
+            run = self.ask("GET", path).json()
+            return run if run["state_type"] in ("COMPLETED", "FAILED", "CRASHED", "CANCELLED") else None
+
+        run = until(ended, RUN_LIMIT_S, f"the run does not end\n{''.join(self.output)}")
+        # Task runs and artifacts are written by way of a queue.
+        until(lambda: all(t["end_time"] for t in self.of_run("task_runs", run["id"])), 20, "task runs stay open")
+        return run
+
+
+def until(what: Callable[[], Any], limit_s: float, trouble: str) -> Any:
+    """What `what` gives once it is true."""
+    deadline = time.monotonic() + limit_s
+    while not (found := what()):
+        assert time.monotonic() < deadline, trouble
+        time.sleep(0.2)
+    return found
+
+
+@pytest.fixture(scope="module")
+def up(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Up]:
+    """The installation that all tests here share."""
+    home, port = tmp_path_factory.mktemp("installation") / "home", free_port()
+    with medgen_running("up", "--port", str(port), home=home, MEDGEN_CAPTION_API_KEY=SECRET) as process:
+        running = Up(home, f"http://127.0.0.1:{port}", process)
+        threading.Thread(target=running.read, daemon=True).start()
+
+        def registered() -> bool:
+            assert process.poll() is None, "".join(running.output)
+            with suppress(httpx.TransportError):
+                return any(d["parameter_openapi_schema"].get("additionalProperties") is False for d in list_all())
+            return False
+
+        def list_all() -> list[dict[str, Any]]:
+            answer = running.api.post("/deployments/filter", json={})
+            return answer.json() if answer.status_code == 200 else []
+
+        until(registered, 120, "no deployment")
+        yield running
+        process.terminate()
+        with suppress(subprocess.TimeoutExpired):
+            process.wait(30)
+
+
+@pytest.fixture(scope="module")
+def videos(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """An echocardiogram and a street."""
+    made = demo_corpus.build_corpus(tmp_path_factory.mktemp("demo"))
+    folder = tmp_path_factory.mktemp("source") / "videos"
+    folder.mkdir()
+    for name in ("echo-sector.mp4", "bikes.mp4"):
+        shutil.copyfile(made / name, folder / name)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def first(up: Up, videos: Path) -> dict[str, Any]:
+    return up.run(sources=[str(videos)], release_prefix="uitest", shard_size=1)
+
+
+def test_form_is_flat_and_explains_itself(up: Up) -> None:
+    schema = up.deployment["parameter_openapi_schema"]
+    properties = schema["properties"]
+    assert set(properties) == set(RefreshParameters.model_fields)
+    for name, shown in properties.items():
+        known = RefreshParameters.model_fields[name]
+        assert shown["description"] == known.description
+        assert shown["default"] == (list(known.default) if isinstance(known.default, tuple) else known.default)
+        assert shown["type"] in ("string", "number", "integer", "boolean", "array"), name  # no dict, no union
+    assert properties["sources"]["position"] == 0
+    assert properties["sources"]["items"] == {"type": "string"}
+    assert properties["text_model"]["enum"] == ["rapidocr", "tesseract"]
+    assert not schema.get("definitions") and not schema.get("required")
+    assert not [name for name in properties if "key" in name or "secret" in name or "password" in name]
+
+
+@pytest.mark.parametrize(
+    ("parameters", "told"),
+    [
+        ({"medical_threshold": 7}, "medical_threshold"),
+        ({"medical_treshold": 0.7}, "medical_treshold"),
+        ({"text_model": "guess"}, "guess"),
+        ({"release_prefix": "Not A Name"}, "release_prefix"),
+        ({"sources": "videos"}, "sources"),
+    ],
+)
+def test_bad_parameters_are_refused_before_any_run(up: Up, parameters: dict[str, Any], told: str) -> None:
+    before = len(up.listed("flow_runs"))
+    answer = up.ask_for_run(**parameters)
+    assert answer.status_code in (409, 422)
+    assert told in answer.json()["detail"]
+    assert len(up.listed("flow_runs")) == before
+
+
+def test_night_is_scheduled(up: Up) -> None:
+    (schedule,) = up.deployment["schedules"]
+    assert schedule["active"]
+    wanted = {"state": {"type": {"any_": ["SCHEDULED"]}}}
+    runs = until(lambda: up.listed("flow_runs", flow_runs=wanted), 90, "the scheduler makes no runs")
+    times = [datetime.fromisoformat(run["expected_start_time"]) for run in runs if run["auto_scheduled"]]
+    assert {(at.hour, at.minute) for at in times} == {(2, 0)}
+
+
+def test_run_shows_every_shard_and_step(up: Up, first: dict[str, Any]) -> None:
+    assert first["state"]["name"] == "Completed", first["state"]
+    assert first["name"] == "refresh-uitest"
+    tasks = {task["name"]: task for task in up.of_run("task_runs", first["id"])}
+    wanted = {f"{step}-{shard}": tag for step, tag in STEPS.items() for shard in SHARDS}
+    wanted |= {f"caption-{shard}": "network" for shard in SHARDS}
+    wanted |= {"discover-videos": "cpu", "release-uitest": "cpu"}
+    assert {name: task["tags"] for name, task in tasks.items()} == {name: [tag] for name, tag in wanted.items()}
+    assert {task["state_name"] for task in tasks.values()} == {"Completed"}
+
+
+def test_run_shows_funnel_release_and_progress(up: Up, first: dict[str, Any]) -> None:
+    artifacts = up.of_run("artifacts", first["id"])
+    (table,) = (a for a in artifacts if a["key"] == "funnel")
+    assert table["type"] == "table"
+    assert '"step": "classify"' in table["data"]
+    text, digest = release_artifact(up, first)
+    assert executed(text)[0] > 0
+    assert medgen("release", "list", "--json", home=up.home, **database(up)).stdout.count(digest) == 1
+    progress = [a for a in artifacts if a["type"] == "progress"]
+    assert {a["data"] for a in progress} == {100.0}
+    worked = Counter(a["description"].split(":")[0] for a in progress)
+    assert worked["download"] == worked["segment"] == worked["classify"] == len(SHARDS)
+
+
+def test_log_of_the_run_is_kept(up: Up, first: dict[str, Any]) -> None:
+    def said() -> list[str]:
+        logs = up.listed("logs", logs={"flow_run_id": {"any_": [first["id"]]}})
+        return [entry["message"] for entry in logs if entry["message"].startswith("executed ")]
+
+    assert until(said, 20, "the run logged nothing")
+
+
+def test_pages(up: Up, first: dict[str, Any], tmp_path: Path) -> None:
+    shown = page(f"{up.url}/runs/flow-run/{first['id']}", tmp_path / "run.png")
+    assert "refresh-uitest" in shown
+    assert "Completed" in shown
+    shown = page(f"{up.url}/deployments/deployment/{up.deployment['id']}", tmp_path / "deployment.png")
+    assert "nightly" in shown
+    assert "At 02:00 AM" in shown
+    for name in ("run.png", "deployment.png"):
+        with Image.open(tmp_path / name) as picture:
+            assert picture.size == (1440, 1000)
+            assert len(picture.convert("RGB").getcolors(1 << 24)) > 50, f"{name} is empty"
+
+
+def test_again_does_nothing_and_gives_the_same(up: Up, videos: Path, first: dict[str, Any]) -> None:
+    again = up.run(sources=[str(videos)], release_prefix="uitest", shard_size=1)
+    assert again["state"]["name"] == "Completed", again["state"]
+    text, digest = release_artifact(up, again)
+    before, before_digest = release_artifact(up, first)
+    assert executed(text) == (0, sum(executed(before)))
+    assert digest == before_digest
+    assert not [a for a in up.of_run("artifacts", again["id"]) if a["type"] == "progress"]
+
+
+@pytest.mark.parametrize(
+    ("sources", "told"), [([], "no sources: name at least one"), (["/nowhere/listing.csv"], "source_not_found")]
+)
+def test_state_tells_why_a_run_failed(up: Up, sources: list[str], told: str) -> None:
+    run = up.run(sources=sources)
+    assert run["state"]["name"] == "Failed"
+    assert told in run["state"]["message"]
+    assert all(source in run["state"]["message"] for source in sources)
+    assert "Traceback" not in run["state"]["message"]
+
+
+def test_secrets_are_on_no_page(up: Up, first: dict[str, Any]) -> None:
+    assert first["parameters"] is not None
+    for kind in ("deployments", "flow_runs", "task_runs", "artifacts", "logs", "work_pools", "flows"):
+        assert SECRET not in up.ask("POST", f"/{kind}/filter", {}).text
+    assert SECRET not in "".join(up.output)
+
+
+def test_taken_port_is_told(up: Up, tmp_path: Path) -> None:
+    done = medgen("up", "--port", up.url.rsplit(":", 1)[1], home=tmp_path / "home", check=False)
+    assert done.returncode == 1
+    assert "taken" in done.stderr
+
+
+def test_term_ends_everything(up: Up, videos: Path) -> None:
+    answer = up.ask_for_run(sources=[str(videos)], release_prefix="cutoff", similarity=0.5)
+    path = f"/flow_runs/{answer.json()['id']}"
+    until(lambda: up.ask("GET", path).json()["state_name"] == "Running", 90, "the run does not start")
+    assert len(processes(up.home)) >= 4  # command, server, worker, Postgres and the run
+    up.process.send_signal(signal.SIGTERM)
+    until(lambda: not processes(up.home), 20, f"still there: {processes(up.home)}\n{''.join(up.output)}")
+
+
+def release_artifact(up: Up, run: dict[str, Any]) -> tuple[str, str]:
+    """Text of a run's release artifact, and the digest that it shows."""
+    (shown,) = (a for a in up.of_run("artifacts", run["id"]) if a["key"] == "release")
+    assert shown["type"] == "markdown"
+    digest = shown["data"].split("digest `")[1].split("`")[0]
+    assert len(digest) == 64
+    return shown["data"], digest
+
+
+def executed(text: str) -> tuple[int, int]:
+    """(executed, reused) as the release artifact tells them."""
+    counts = text.split("executed ")[1].split(", videos")[0].split(", reused ")
+    return int(counts[0]), int(counts[1])
+
+
+def database(up: Up) -> dict[str, str]:
+    return {"PREFECT_API_URL": f"{up.url}/api"}
+
+
+def page(url: str, screenshot: Path) -> str:
+    """The page as a browser without any network but loopback builds it; the picture goes to `screenshot`."""
+    browser = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
+    assert browser, "the tests need chromium"
+    done = subprocess.run(
+        [browser, "--headless", "--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run",
+         "--disable-background-networking", "--disable-component-update", "--disable-sync", "--disable-dev-shm-usage",
+         "--host-resolver-rules=MAP * ~NOTFOUND, EXCLUDE 127.0.0.1", f"--user-data-dir={screenshot.with_suffix('')}",
+         "--virtual-time-budget=20000", "--window-size=1440,1000", f"--screenshot={screenshot}", "--dump-dom", url],
+        capture_output=True, text=True, check=True, timeout=90,
+    )  # fmt: skip
+    return done.stdout
+
+
+def processes(home: Path) -> dict[int, str]:
+    """pid → command of the processes of an installation; zombies have ended."""
+    found = {}
+    for entry in Path("/proc").iterdir():
+        if entry.name.isdecimal():
+            with suppress(OSError):
+                if f"MEDGEN_HOME={home}\0".encode() in (entry / "environ").read_bytes() + b"\0":
+                    found[int(entry.name)] = (entry / "cmdline").read_text().replace("\0", " ")
+    found.pop(os.getpid(), None)
+    return found
