@@ -70,6 +70,8 @@ def _ending(own: Record, children: dict[int, list[Record]]) -> dict[str, Any]:
     shown = kept[0] if kept else ends[-1]
     detail = shown.detail
     message = detail.get("message", "")
+    if "licence" in detail:
+        message = f"licence {detail['licence']}"
     if "score" in detail:
         message = f"{detail.get('metric', 'score')} {detail['score']:g}, threshold {detail['threshold']:g}"
     return {

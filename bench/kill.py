@@ -55,7 +55,7 @@ def main(
     reference = finish(start(folder, scratch / "reference"), scratch / "reference")
     length = time.monotonic() - started
     expected = state(scratch / "reference")
-    out.print(f"undisturbed: {length:.1f} s, {reference['clips']} clips, digest {reference['digest']}", highlight=False)
+    out.print(f"undisturbed: {length:.1f} s, {reference['clips']} clips, digest {reference['digest']}", soft_wrap=True)
     table = Table("round", "kill", "after", "processes killed", "artifacts stored", "release")
     faults: list[str] = []
     number, done = 1, 0
@@ -89,9 +89,10 @@ def main(
     if faults:
         raise typer.Exit(1)
     out.print(
-        f"[green]recovered[/] from {kills} kills in {number - 1} installations: the same release each time, "
+        f"[green]recovered[/] from {kills} kills in {number - 1} rounds: the same release each time, "
         "no step run lost or doubled, everything verified",
         highlight=False,
+        soft_wrap=True,
     )
 
 

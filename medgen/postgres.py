@@ -1,5 +1,6 @@
 """The embedded Postgres server, for installations without one of their own."""
 
+import json
 import logging
 import os
 import signal
@@ -26,6 +27,7 @@ def embedded_url(folder: Path) -> str:
 
     folder.mkdir(parents=True, exist_ok=True)
     with FileLock(folder.with_suffix(".lock")):
+        _forget_the_dead(folder)
         for attempt in (1, 2, 3):
             try:
                 server = get_server(folder, cleanup_mode="stop")
@@ -37,6 +39,18 @@ def embedded_url(folder: Path) -> str:
                 _end_remains(folder)
                 time.sleep(attempt)
     return server.get_uri().replace("postgresql://", "postgresql+psycopg://", 1)
+
+
+def _forget_the_dead(folder: Path) -> None:
+    """Strikes killed processes off the list of the server's users, or the last living one would not stop it."""
+    users = folder / ".handle_pids.json"
+    if not users.exists():
+        return
+    try:
+        pids = json.loads(users.read_text())
+    except ValueError:  # a process was killed while it wrote
+        pids = []
+    users.write_text(json.dumps([pid for pid in pids if Path(f"/proc/{pid}").exists()]))
 
 
 def _end_remains(folder: Path) -> None:
