@@ -12,7 +12,6 @@ import cv2
 import numpy as np
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
-from models.borders import Borders, detect_borders
 from pydantic import BaseModel, ConfigDict, Field
 
 from medgen.canonical import canonical_json, rounded
@@ -23,6 +22,7 @@ from medgen.media import Limits
 from medgen.media import cut as cut_video
 from medgen.shard import Item, ShardResult, Step
 from medgen.store import Store
+from models.borders import Borders, detect_borders
 from tasks.classify import clip_facts
 from tasks.prefect_step import run_in_prefect, step_task
 

@@ -9,10 +9,6 @@ from functools import cache, partial
 from typing import Any, Literal
 
 import numpy as np
-from models.aesthetic import aesthetic_digest, load_aesthetic
-from models.motion import measure_motion
-from models.overlay_text import count_words, load_overlay_text, overlay_text_digest
-from models.technical import load_technical, technical_digest
 from pydantic import BaseModel, ConfigDict, Field
 
 from medgen.canonical import rounded
@@ -21,7 +17,11 @@ from medgen.ledger import Outcome, Record, StepIdentity, Work
 from medgen.media import Limits, pictures
 from medgen.shard import Item, ShardResult, Step
 from medgen.store import Store
+from models.aesthetic import aesthetic_digest, load_aesthetic
 from models.captioner import evenly_spaced
+from models.motion import measure_motion
+from models.overlay_text import count_words, load_overlay_text, overlay_text_digest
+from models.technical import load_technical, technical_digest
 from tasks.prefect_step import run_in_prefect, step_task
 
 FRAMES = 5
