@@ -106,7 +106,7 @@ def picture(table: Sequence[Mapping[str, Any]]) -> bytes:
     )
     for index, entry in enumerate(table):
         axes.annotate(f"{entry['kept']} of {entry['in']}", (index, entry["in"]), ha="center", va="bottom", fontsize=9)
-    axes.margins(y=0.12)
+    axes.set_ylim(0, 1.1 * max(1, *(entry["in"] for entry in table)))
     axes.set_ylabel("subjects")
     axes.set_title("What each step kept")
     axes.legend(frameon=False)
