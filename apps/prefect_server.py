@@ -20,7 +20,7 @@ ROOT = Path(__file__).resolve().parent.parent
 POOL = "medgen"  # as in prefect.yaml
 DEPLOYMENT = "refresh/nightly"
 START_LIMIT_S = 120.0
-STOP_LIMIT_S = 8.0
+STOP_LIMIT_S = 5.0
 # Offline and quiet: no analytics, and no V2 UI, which loads from outside.
 ENVIRONMENT = {
     "PREFECT_SERVER_ANALYTICS_ENABLED": "false",
@@ -120,14 +120,47 @@ def worker(home: Path, limit: int) -> Iterator[subprocess.Popen[bytes]]:
     Args:
         home: the installation's data folder. Flow runs must find it, wherever they start.
         limit: flow runs at once.
+
+    Raises:
+        ServerDidNotStart: another worker of this installation is at work.
     """
+    with (home / "prefect" / "worker.lock").open("w") as lock:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise ServerDidNotStart(f"`medgen up` runs already, at {os.environ['PREFECT_API_URL']}") from None
+        if (known := _running(home / "prefect")) and known[0] == os.environ["PREFECT_API_URL"]:
+            _end_orphans()
+        with _worker_process(home, limit) as process:
+            yield process
+
+
+def _end_orphans() -> None:
+    """Ends, on record, the runs whose worker was killed: as long as they seem to run, no other run may start."""
+    from prefect.client.orchestration import get_client
+    from prefect.client.schemas.filters import FlowRunFilter
+    from prefect.states import Crashed
+
+    with get_client(sync_client=True) as client:
+        deployment = client.read_deployment_by_name(DEPLOYMENT)
+        orphans = {
+            "deployment_id": {"any_": [deployment.id]},
+            "state": {"type": {"any_": ["PENDING", "RUNNING", "CANCELLING"]}},
+        }
+        for run in client.read_flow_runs(flow_run_filter=FlowRunFilter.model_validate(orphans)):
+            message = "its worker was stopped; what was done stays done, the next run goes on"
+            client.set_flow_run_state(run.id, Crashed(message=message), force=True)
+
+
+@contextmanager
+def _worker_process(home: Path, limit: int) -> Iterator[subprocess.Popen[bytes]]:
     # What the flow and the steps say belongs into the log of the run.
     environment = {"MEDGEN_HOME": str(home), "PREFECT_LOGGING_LEVEL": "INFO", "PREFECT_LOGGING_EXTRA_LOGGERS": "medgen"}
     process = subprocess.Popen(
         [sys.executable, "-m", "prefect", "--no-prompt", "worker", "start", "--pool", POOL, "--limit", str(limit)],
         cwd=ROOT,
         env=os.environ | environment,
-        start_new_session=True,  # so that its flow runs can be ended together with it
+        start_new_session=True,  # Ctrl-C is for us; we end it
     )
     try:
         yield process
@@ -136,6 +169,7 @@ def worker(home: Path, limit: int) -> Iterator[subprocess.Popen[bytes]]:
             os.killpg(process.pid, signal.SIGTERM)
             with suppress(subprocess.TimeoutExpired):
                 process.wait(STOP_LIMIT_S)
+            # A worker that is told to stop waits for its runs, which may last for hours; they follow its death.
             os.killpg(process.pid, signal.SIGKILL)
         process.wait()
 

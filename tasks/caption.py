@@ -134,7 +134,7 @@ def _work(item: Item, past: Mapping[str, Record]) -> Work:
     )
 
 
-@step_task("caption", "gpu")
+@step_task("caption", "network")
 def caption_shard(
     label: str, upstream: ShardResult, params: CaptionParams, retry_quarantined: bool = False
 ) -> ShardResult:
