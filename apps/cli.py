@@ -250,16 +250,15 @@ def up(
     worker_limit: Annotated[int, typer.Option(help="Flow runs at once.")] = 1,
 ) -> None:
     """Start Prefect's server, UI and a worker with the nightly deployment. Ctrl-C stops them."""
-    from apps.prefect_server import prefect_server, register, worker
+    from apps.prefect_server import prefect_server, worker
 
     signal.signal(signal.SIGTERM, signal.default_int_handler)  # ends like Ctrl-C, from the first moment on
     with _plain_errors(), prefect_server(current().home, port) as url:
         from medgen.catalog import open_catalog
 
         open_catalog()  # flow runs share its embedded Postgres, which stays up between them
-        with err.status("registering the deployment"):
-            register({"network": current().download_workers, "cpu": 2 * current().workers, "gpu": 1})
-        with worker(current().home, worker_limit) as process:
+        limits = {"network": current().download_workers, "cpu": 2 * current().workers, "gpu": 1}
+        with worker(current().home, worker_limit, limits) as process:
             out.print(f"Prefect UI: [bold]{url.removesuffix('/api')}[/]   (Ctrl-C stops)", soft_wrap=True)
             process.wait()
         _stop("the worker ended by itself")

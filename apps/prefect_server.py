@@ -78,15 +78,8 @@ def prefect_server(home: Path, port: int | None = None) -> Iterator[str]:
                 _stop(folder, pid)
 
 
-def register(limits: Mapping[str, int]) -> None:
-    """Registers the work pool, the concurrency limits of tags and the deployment; safe to repeat.
-
-    Args:
-        limits: tag → task runs at once.
-
-    Raises:
-        ServerDidNotStart: with what `prefect deploy` printed.
-    """
+def _register(limits: Mapping[str, int]) -> None:
+    """Registers the work pool, the concurrency limits of tags and the deployment; safe to repeat."""
     from prefect.client.orchestration import get_client
     from prefect.client.schemas.actions import WorkPoolCreate
     from prefect.workers.process import ProcessWorker
@@ -114,21 +107,23 @@ def register(limits: Mapping[str, int]) -> None:
 
 
 @contextmanager
-def worker(home: Path, limit: int) -> Iterator[subprocess.Popen[bytes]]:
-    """A worker that runs the deployment in processes; they end with it, and what they have done stays done.
+def worker(home: Path, limit: int, tag_limits: Mapping[str, int]) -> Iterator[subprocess.Popen[bytes]]:
+    """Registers the deployment and runs it in processes; they end with it, and what they have done stays done.
 
     Args:
         home: the installation's data folder. Flow runs must find it, wherever they start.
         limit: flow runs at once.
+        tag_limits: tag → task runs at once.
 
     Raises:
-        ServerDidNotStart: another worker of this installation is at work.
+        ServerDidNotStart: another worker of this installation is at work, or the server refuses the deployment.
     """
     with (home / "prefect" / "worker.lock").open("w") as lock:
         try:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
             raise ServerDidNotStart(f"`medgen up` runs already, at {os.environ['PREFECT_API_URL']}") from None
+        _register(tag_limits)
         if (known := _running(home / "prefect")) and known[0] == os.environ["PREFECT_API_URL"]:
             _end_orphans()
         with _worker_process(home, limit) as process:

@@ -324,7 +324,8 @@ def page(url: str, screenshot: Path) -> str:
         [browser, "--headless", "--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run",
          "--disable-background-networking", "--disable-component-update", "--disable-sync", "--disable-dev-shm-usage",
          "--host-resolver-rules=MAP * ~NOTFOUND, EXCLUDE 127.0.0.1", f"--user-data-dir={screenshot.with_suffix('')}",
-         "--force-prefers-reduced-motion", "--virtual-time-budget=20000", "--window-size=1440,1000", f"--screenshot={screenshot}", "--dump-dom", url],
+         "--force-prefers-reduced-motion",
+         "--virtual-time-budget=20000", "--window-size=1440,1000", f"--screenshot={screenshot}", "--dump-dom", url],
         capture_output=True, text=True, check=True, timeout=90,
     )  # fmt: skip
     return done.stdout
