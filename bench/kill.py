@@ -153,12 +153,13 @@ def belonging(home: Path) -> list[psutil.Process]:
                 found.append(process)
         except (psutil.NoSuchProcess, psutil.AccessDenied):
             continue
-    try:
-        server = psutil.Process(int((home / "postgres" / "postmaster.pid").read_text().split("\n", 1)[0]))
-        if str(home) in " ".join(server.cmdline()) and server.status() != psutil.STATUS_ZOMBIE:
-            found += [server, *server.children(recursive=True)]
-    except (FileNotFoundError, ValueError, psutil.NoSuchProcess):
-        pass
+    for pid_file in home.glob("postgres*/postmaster.pid"):  # the server, or one that is still being made
+        try:
+            server = psutil.Process(int(pid_file.read_text().split("\n", 1)[0]))
+            if str(home) in " ".join(server.cmdline()) and server.status() != psutil.STATUS_ZOMBIE:
+                found += [server, *server.children(recursive=True)]
+        except (FileNotFoundError, ValueError, psutil.NoSuchProcess):
+            continue
     return found
 
 
