@@ -176,10 +176,10 @@ def _clean_environment() -> dict[str, str]:
 
 
 def numbered_video(path: Path, frames: int, *, fps: int = 25, cuts: tuple[int, ...] = (), gop: int = 50) -> Path:
-    """A video whose every frame carries its own number, as 16 black or white squares, on a scene colour.
+    """A video whose every frame carries its own number, as 16 black or white squares, between two panels.
 
     Args:
-        cuts: frames at which the scene colour changes.
+        cuts: frames at which the colour and the place of the panels change.
     """
     with av.open(str(path), "w") as out:
         stream = out.add_stream("libx264", rate=fps, options={"crf": "10", "g": str(gop), "bf": "3"})
@@ -187,6 +187,8 @@ def numbered_video(path: Path, frames: int, *, fps: int = 25, cuts: tuple[int, .
         for index in range(frames):
             scene = sum(index >= cut for cut in cuts)
             picture = np.full((480, 640, 3), ((40, 90, 160), (170, 60, 40), (60, 150, 70))[scene % 3], np.uint8)
+            left = (40, 400, 220)[scene % 3]
+            picture[20:180, left : left + 200] = picture[300:460, 440 - left : 640 - left] = 230
             for bit in range(16):
                 picture[200:240, 20 + 36 * bit : 50 + 36 * bit] = 255 if index >> bit & 1 else 0
             out.mux(stream.encode(av.VideoFrame.from_ndarray(picture, format="rgb24")))
