@@ -4,7 +4,8 @@ The paper finds black borders by Canny edges and Hough lines, that is: by long s
 idea is used without a general line search, because a border's edge can only lie parallel to the side of the
 frame: the share of pixels that keep the border's colour in every frame is computed per line (row or column),
 and a border is a margin where that share is near 1 and from which it falls within a few lines. Round scope
-masks, X-ray collimators and dark backgrounds of CT or ultrasound fade gradually in that measure and stay.
+masks, X-ray collimators and dark backgrounds of CT or ultrasound fade gradually in that measure and stay: they are
+content. So is the page around several panels: its margin is only one of the gaps between them.
 """
 
 from collections.abc import Sequence
@@ -25,12 +26,22 @@ EDGE_DROP = 2 / 3
 Measured: borders of ordinary pictures 0.69 to 1.0, scope circles at most 0.28. A letterboxed scope circle
 (0.67) and a rounded X-ray collimator (up to 0.66) meet here, as their outlines do."""
 CANDIDATE_DROP = 0.4
-"""The same while the other sides are not yet known, so that the line is measured over too long an extent."""
+"""The same while the other sides are not yet known, so that the line is measured over too long an extent; and enough
+for two equal wide bars with nothing at the other two sides: a scope circle in a letterbox is cut straight only in
+part."""
+WIDE_BARS = 0.07
+"""Least width of such bars (share of the side's length): so wide or wider are the bars between common formats (3:2 in
+16:9: 0.078; 4:3 in 16:9 and back, 2.39:1 in 16:9: 0.125). Collimator blades at the frame's sides are narrower."""
 EQUAL_BARS = 3
 """Opposite bars whose widths differ by no more (px) count as equal."""
 OPPOSITE = {"left": "right", "top": "bottom"}
 LEAST_WIDTH = 0.01
 """Narrower margins (share of the side's length; never below 4 px) are rounding of codecs, not borders."""
+CORNER = 0.12
+"""Side of the squares (share of the inner picture's shorter side) in which its corners are looked at."""
+SOLID, ROUND, SQUARE = 0.93, 0.95, 0.8
+"""Least share of a mask's hull that has picture in it, least overlap of a circle with its disc, and least share of
+its bounding box that a picture with cut corners fills (a disc fills 0.785)."""
 MOST_WIDTH = 0.45
 """Wider margins (share of the side's length) leave no picture worth cropping to: they are background."""
 
@@ -42,6 +53,9 @@ class Borders:
     `left`, `top`, `right`, `bottom` are widths in pixels (0: no border on that side); `inner` is the picture
     within them as (x, y, width, height). `kind` is "letterbox" (only top/bottom), "pillarbox" (only
     left/right), "window" (both directions) or "none".
+
+    `content_mask` says what constant mask the inner picture itself has, which is content and stays: "circle" (an
+    endoscope's), "corners" (cut or rounded ones, a collimator's or a scope's), "page" (panels on one ground) or "none".
     """
 
     kind: Literal["none", "letterbox", "pillarbox", "window"]
@@ -50,6 +64,7 @@ class Borders:
     right: int
     bottom: int
     inner: tuple[int, int, int, int]
+    content_mask: Literal["none", "circle", "corners", "page"] = "none"
 
     def even_crop(self) -> tuple[int, int, int, int]:
         """`inner` shrunk to even x, y, width and height, as 4:2:0 video needs; lies within `inner`."""
@@ -126,13 +141,17 @@ def detect_borders(frames: Sequence[np.ndarray]) -> Borders:
             found[side] = width_there if drop >= CANDIDATE_DROP else 0
         if found == before:
             break
+    page = _panel_margins(found, by_side, height, width)
+    for side in page:
+        found[side] = 0
     while any(found.values()):
         drops = {side: _margin(shares(side, found))[1] for side in found if found[side]}
         for side, opposite in OPPOSITE.items():
             # Players centre the picture: two equal bars are one finding and are judged by their mean.
             if side in drops and opposite in drops and abs(found[side] - found[opposite]) <= EQUAL_BARS:
                 drops[side] = drops[opposite] = (drops[side] + drops[opposite]) / 2
-        failed = [side for side, drop in drops.items() if drop < EDGE_DROP]
+        least = CANDIDATE_DROP if _wide_pair(found, height, width) else EDGE_DROP
+        failed = [side for side, drop in drops.items() if drop < least]
         for side in failed:
             found[side] = 0
         if not failed:
@@ -147,7 +166,66 @@ def detect_borders(frames: Sequence[np.ndarray]) -> Borders:
         kind = "pillarbox"
     elif along:
         kind = "letterbox"
-    return Borders(kind, left, top, right, bottom, (left, top, width - left - right, height - top - bottom))
+    inner = (left, top, width - left - right, height - top - bottom)
+    content = "page" if page else _content_mask(by_side[max(found, key=lambda side: found[side])], inner)
+    return Borders(kind, left, top, right, bottom, inner, content)
+
+
+def _wide_pair(found: dict[str, int], height: int, width: int) -> bool:
+    """Whether there are two opposite bars, equal and wide, and nothing else."""
+    lengths = {"left": width, "right": width, "top": height, "bottom": height}
+    bars = {side: found[side] / lengths[side] for side in found if found[side]}
+    if set(bars) not in ({"left", "right"}, {"top", "bottom"}):
+        return False
+    one, other = (found[side] for side in bars)
+    return abs(one - other) <= EQUAL_BARS and min(bars.values()) >= WIDE_BARS
+
+
+def _panel_margins(found: dict[str, int], by_side: dict[str, np.ndarray], height: int, width: int) -> list[str]:
+    """Sides whose margin is the ground of a page: ground of the same colour parts the inner picture right through."""
+    inner = slice(found["top"], height - found["bottom"]), slice(found["left"], width - found["right"])
+    sides = []
+    for side in (side for side in found if found[side]):
+        across = side in ("left", "right")
+        line = cv2.reduce(by_side[side][inner], 0 if across else 1, cv2.REDUCE_AVG, dtype=cv2.CV_32F).ravel() / 255
+        gap = max(4, round(len(line) * LEAST_WIDTH))
+        # A gap has panels on both sides of it; ground next to the margin itself is a soft edge.
+        middle = line[len(line) // 10 : len(line) - len(line) // 10]
+        run = np.convolve(middle >= MARGIN_SHARE, np.ones(gap), "valid") if len(middle) >= gap else np.zeros(1)
+        if run.max() >= gap:
+            sides.append(side)
+    return sides
+
+
+def _content_mask(mask: np.ndarray, inner: tuple[int, int, int, int]) -> Literal["none", "circle", "corners"]:
+    """Whether the inner picture fills a disc, or a rectangle without its corners, on a ground of the border's colour.
+
+    Bodies on the black ground of a scan are neither round nor as solid.
+    """
+    x, y, width, height = inner
+    scale = min(1.0, 256 / max(width, height))
+    size = max(8, round(width * scale)), max(8, round(height * scale))
+    ground = cv2.resize(mask[y : y + height, x : x + width], size, interpolation=cv2.INTER_AREA)
+    content = cv2.morphologyEx((ground < 128).astype(np.uint8), cv2.MORPH_OPEN, np.ones((5, 5), np.uint8))
+    outlines, _ = cv2.findContours(content, cv2.RETR_EXTERNAL, cv2.CHAIN_APPROX_NONE)
+    if not outlines:
+        return "none"
+    hull = cv2.convexHull(max(outlines, key=cv2.contourArea))
+    filled = cv2.fillConvexPoly(np.zeros_like(content), hull, 1)
+    side = max(4, round(min(size) * CORNER))
+    corners = (filled[:side, :side], filled[:side, -side:], filled[-side:, :side], filled[-side:, -side:])
+    covered = sum(1 - float(corner.mean()) >= 0.4 for corner in corners)
+    area = int(filled.sum())
+    # Three corners are enough: the fourth may hold text or a mark.
+    if covered < 3 or area < 0.4 * filled.size or int((content & filled).sum()) < SOLID * area:
+        return "none"
+    (middle_x, middle_y), radius = cv2.minEnclosingCircle(hull)
+    disc = cv2.circle(np.zeros_like(content), (round(middle_x), round(middle_y)), round(radius), 1, -1)
+    overlap = int((disc & filled).sum()) / int((disc | filled).sum())
+    if overlap >= ROUND:
+        return "circle"
+    _, _, wide, high = cv2.boundingRect(hull)
+    return "corners" if area >= SQUARE * wide * high else "none"
 
 
 def _margin(profile: np.ndarray) -> tuple[int, float]:

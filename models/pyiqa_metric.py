@@ -146,7 +146,7 @@ def load_pyiqa_metric(
                 f"metric {name!r} needs the package {error.name!r}{hint}, which is not installed. "
                 f"Without it choose {offline_choice!r}."
             ) from error
-        except (OSError, RuntimeError, KeyError, pickle.UnpicklingError) as error:
+        except (OSError, RuntimeError, KeyError, EOFError, pickle.UnpicklingError) as error:
             # OSError covers network errors of urllib and the hub, and files that are in no cache.
             cause = f"{type(error).__name__}: {str(error)[:200]}"
             where = (

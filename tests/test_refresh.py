@@ -19,6 +19,7 @@ import pytest
 from apps import demo_corpus
 from medgen.media import Limits, pictures
 from medgen.postgres import embedded_url
+from tasks.funnel import STEPS
 from tests.conftest import S3Server, frame_number, medgen, medgen_running, numbered_video
 
 KILLS = 4
@@ -77,7 +78,7 @@ def test_every_item_gets_a_verdict_and_the_release_holds_what_it_says(
         assert row["brief_caption"] and row["detailed_caption"] and row["category"] != "non-medical"
         story = json.loads(medgen("show", row["clip_id"], "--json", home=home).stdout)
         steps = [step["step"] for step in story["steps"]]
-        assert steps == ["discover", "download", "segment", "classify", "cut", "quality", "decide", "caption"]
+        assert steps == list(STEPS)
         assert [release["name"] for release in story["releases"]] == [summary["release"]]
     assert (folder / "funnel.png").read_bytes().startswith(b"\x89PNG")
     assert json.loads((folder / "funnel.json").read_text()) == summary["funnel"]
@@ -104,8 +105,11 @@ def test_other_thresholds_decode_nothing(corpus: Path, reference: tuple[Path, di
     changed = refresh(corpus, home, "max_overlay_words=100000")
     steps = {entry["step"]: entry for entry in changed["funnel"]}
     assert changed["decodes"] == 0 and changed["digest"] != summary["digest"]
-    newly_kept = changed["clips"] - summary["clips"]
-    assert newly_kept >= 1 and changed["executed"] == steps["decide"]["in"] + newly_kept + 1
+    before = {entry["step"]: entry for entry in summary["funnel"]}
+    assert steps["decide"]["kept"] > before["decide"]["kept"]
+    # The newly kept clips go on through steps that only look at records; which copy stays may change with them.
+    later = sum(steps[step]["in"] for step in ("deduplicate", "privacy", "caption"))
+    assert steps["decide"]["in"] < changed["executed"] <= steps["decide"]["in"] + later + 1
 
 
 def test_another_frame_model_reruns_classify_and_what_depends_on_it(
@@ -175,7 +179,16 @@ def test_clips_never_cross_a_cut_and_start_and_end_with_the_promised_frames(corp
     source = tmp_path / "numbered"
     source.mkdir()
     shutil.copyfile(corpus / "numbered.mp4", source / "numbered.mp4")
-    loose = ("medical_threshold=0", "similarity=-1", "still_below=0", "technical_threshold=100")
+    loose = (
+        "medical_threshold=0",
+        "similarity=-1",
+        "still_below=0",
+        "technical_threshold=100",
+        "max_freeze_share=1",
+        "min_short_side=0",
+        "min_sharpness=0",
+        "max_overlay_share=1",
+    )
     # Its plain scene looks like a border, which is not what this is about.
     summary = refresh(source, tmp_path / "home", *loose, "crop_borders=false", "keep_uncropped_borders=true")
     folder = Path(summary["folder"])
@@ -193,7 +206,8 @@ def kill_everything(home: Path) -> None:
             if mine in (process / "environ").read_bytes().split(b"\0"):
                 os.kill(int(process.name), signal.SIGKILL)
     with suppress(OSError, ValueError):
-        os.kill(int((home / "postgres" / "postmaster.pid").read_text().split("\n")[0]), signal.SIGKILL)
+        for pid_file in home.glob("postgres*/postmaster.pid"):
+            os.kill(int(pid_file.read_text().split("\n")[0]), signal.SIGKILL)
 
 
 def _wait_for_steps(url: str, count: int) -> None:

