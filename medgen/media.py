@@ -6,13 +6,14 @@ right after decoding, so that nothing above has to know of them.
 
 import itertools
 from collections import deque
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from fractions import Fraction
 from pathlib import Path
 
 import av
+import cv2
 import numpy as np
 from av.container import InputContainer
 from av.video.frame import VideoFrame
@@ -72,6 +73,11 @@ class Picture:
         return self.frame.to_ndarray(
             format="rgb24", width=max(1, round(width * scale)), height=max(1, round(height * scale))
         )
+
+
+def decode_jpeg(jpeg: bytes) -> np.ndarray:
+    """uint8 RGB (H, W, 3) of a JPEG that segment kept."""
+    return cv2.cvtColor(cv2.imdecode(np.frombuffer(jpeg, np.uint8), cv2.IMREAD_COLOR), cv2.COLOR_BGR2RGB)
 
 
 @contextmanager
@@ -144,6 +150,7 @@ def cut(
     crf: int,
     preset: str,
     limits: Limits,
+    edit: Callable[[int, VideoFrame], VideoFrame] | None = None,
 ) -> tuple[int, int, int]:
     """Encodes the frames with `start_pts` ≤ time ≤ `end_pts` as H.264 in MP4, without sound.
 
@@ -152,6 +159,7 @@ def cut(
 
     Args:
         crop: (x, y, width, height) in upright source pixels; odd sizes lose a row or column.
+        edit: (index from `start_pts` on, cropped yuv420p frame) → the frame to encode, of the same size.
 
     Returns:
         (number of frames, width, height) of the new file.
@@ -180,6 +188,8 @@ def cut(
         while picture is not None and picture.pts <= end_pts:
             graph.vpush(picture.frame)
             cropped = graph.vpull()
+            if edit is not None:
+                cropped = edit(count, cropped)
             cropped.pts, cropped.time_base = picture.pts - start_pts, base
             cropped.pict_type = 0  # the encoder decides, not the source
             out.mux(stream.encode(cropped))

@@ -234,15 +234,20 @@ def _threads() -> ThreadPoolExecutor:
     return ThreadPoolExecutor(current().download_workers, thread_name_prefix="medgen-download")
 
 
-@cache
-def _processes() -> ProcessPool:
+def worker_pool(workers: int) -> ProcessPool:
+    """Worker processes with one thread each for native libraries, which end with this process."""
     # spawn: the parent has threads (Prefect's), which a fork would copy in mid-flight.
     return ProcessPool(
-        max_workers=current().workers,
+        max_workers=workers,
         context=multiprocessing.get_context("spawn"),
         initializer=_settle,
         initargs=(os.getpid(),),
     )
+
+
+@cache
+def _processes() -> ProcessPool:
+    return worker_pool(current().workers)
 
 
 def close_pools() -> None:

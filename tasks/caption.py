@@ -10,26 +10,30 @@ from typing import Any
 import numpy as np
 from pydantic import BaseModel, ConfigDict, Field
 
-from medgen.canonical import canonical_json
+from medgen.canonical import canonical_json, rounded
 from medgen.errors import ItemFailed
 from medgen.ledger import Outcome, Record, StepIdentity, Work
 from medgen.media import Limits, pictures
 from medgen.settings import current
 from medgen.shard import Item, ShardResult, Step
 from medgen.store import Store
+from models.caption_checks import CaptionLimits, checks_digest
 from models.captioner import (
     FRAMES_SENT,
+    Caption,
     Captioner,
     CaptionRejected,
     CaptionUnavailable,
     Evidence,
-    captioner_digest,
     evenly_spaced,
     load_captioner,
 )
+from models.captioner_terms import TermPolicy
 from models.transcript import transcript_between
 from tasks.classify import clip_facts
 from tasks.prefect_step import run_in_prefect, step_task
+
+SCORES = frozenset({"brief_words", "detailed_words", "brief_unsupported_terms", "detailed_unsupported_terms"})
 
 
 class CaptionParams(BaseModel):
@@ -39,17 +43,40 @@ class CaptionParams(BaseModel):
 
     captioner: str = Field(
         "evidence_template",
-        description="openai:MODEL, or evidence_template, the offline stand-in that sees no picture.",
+        description="openai:MODEL, transformers:NAME_OR_FOLDER, or evidence_template, which sees no picture.",
+    )
+    caption_prompts: str = Field(
+        "v1", exclude=True, description="Version of the prompts, or a folder with detailed.txt, brief.txt, again.txt."
+    )
+    caption_attempts: int = Field(3, ge=1, description="Answers asked for until a caption passes its checks.")
+    caption_terms: TermPolicy = Field(
+        "specific", description="Terms that need support on record: specific (diagnoses, procedures, drugs), all, none."
+    )
+    max_unsupported_terms: int = Field(0, ge=0, description="Unsupported terms that a caption may name.")
+    brief_min_words: int = Field(12, ge=1, description="Fewest words of a brief caption (15 to 30 are asked for).")
+    brief_max_words: int = Field(36, ge=1, description="Most words of a brief caption.")
+    detailed_min_words: int = Field(60, ge=1, description="Fewest words of a detailed caption (about 170 asked for).")
+    detailed_max_words: int = Field(260, ge=1, description="Most words of a detailed caption.")
+    caption_batch: int = Field(
+        1, ge=1, description="Questions that a transformers model answers at once; 1: exactly repeatable."
+    )
+    caption_price_in: float = Field(0, ge=0, exclude=True, description="Price of a million tokens sent.")
+    caption_price_out: float = Field(0, ge=0, exclude=True, description="Price of a million tokens answered.")
+    caption_limit_s: float = Field(
+        600.0, gt=0, exclude=True, description="Longest wait for one answer of an endpoint, retries included, seconds."
     )
 
 
 def caption(work: Work, store: Store, params: CaptionParams) -> Outcome:
-    """Captions one clip.
+    """Captions one clip and checks the captions.
+
+    Scores: brief_words, detailed_words, brief_unsupported_terms, detailed_unsupported_terms. All checks are in the
+    detail, with what was asked and spent. Rejected for the first check that the last answer failed.
 
     Raises:
-        ItemFailed: caption_unavailable, when the endpoint gave no answer.
+        ItemFailed: caption_unavailable, when the model gave no answer.
     """
-    captioner = _captioner(params.captioner)
+    captioner = _captioner(params)
     facts = dict(work.context)
     transcript, note = "", None
     if "subtitles" in work.inputs:
@@ -70,35 +97,77 @@ def caption(work: Work, store: Store, params: CaptionParams) -> Outcome:
         height=facts["height"],
         fps=facts["fps"],
         tags=tuple(facts["tags"] or ()),
+        start_s=facts["start_s"],
+        shown_text="\n".join(facts["shown_text"]),
     )
     frames: list[np.ndarray] = []
     if captioner.needs_frames:
         wanted = set(evenly_spaced(facts["frames"], FRAMES_SENT))
         frames = [p.rgb() for p in pictures(store.path(work.inputs["clip"]), Limits()) if p.index in wanted]
-    detail: dict[str, Any] = {"captioner": captioner.name, "transcript": transcript, "note": note}
+    written: Caption | CaptionRejected
     try:
         written = captioner.caption(evidence, frames)
     except CaptionUnavailable as error:
         raise ItemFailed("caption_unavailable", str(error), transient=error.transient) from error
     except CaptionRejected as error:
-        return Outcome("rejected", "caption_unusable", detail | {"message": str(error)}, decodes=bool(frames))
-    detail |= {"tokens_in": written.tokens_in, "tokens_out": written.tokens_out}
+        written = error
+    scores = {one.metric: one.score for one in written.checks if one.metric in SCORES}
+    common: dict[str, Any] = {
+        "scores": scores,
+        "score_models": dict.fromkeys(scores, checks_digest()),
+        "clip_id": work.subject,
+        "decodes": int(bool(frames)),
+    }
+    cost = (written.tokens_in * params.caption_price_in + written.tokens_out * params.caption_price_out) / 1e6
+    detail: dict[str, Any] = {
+        "captioner": captioner.name,
+        "transcript": transcript,
+        "note": note,
+        "checks": [one.on_record() for one in written.checks],
+        "questions": written.questions,
+        "tokens_in": written.tokens_in,
+        "tokens_out": written.tokens_out,
+        "cost": rounded(cost, 6),
+    }
+    if isinstance(written, CaptionRejected):
+        first = written.first
+        detail |= {"metric": first.metric, "score": first.score, "threshold": first.threshold}
+        detail |= {"message": first.message, "answer": written.text}
+        return Outcome("rejected", first.reason, detail, **common)
     texts = {"brief": written.brief, "detailed": written.detailed}
-    common = {"model": written.model, "model_digest": written.model_digest, "prompt_version": written.prompt_version}
+    made_by = {"model": written.model, "model_digest": written.model_digest, "prompt_version": written.prompt_version}
     return Outcome(
         "kept",
         detail=detail,
-        outputs={"captions": store.put_bytes(canonical_json(texts | common), "application/json")},
-        captions={kind: {"text": text, **common} for kind, text in texts.items()},
-        clip_id=work.subject,
-        decodes=int(bool(frames)),
+        outputs={"captions": store.put_bytes(canonical_json(texts | made_by), "application/json")},
+        captions={kind: {"text": text, **made_by} for kind, text in texts.items()},
+        **common,
     )
 
 
 @cache
-def _captioner(name: str) -> Captioner:
+def _captioner(params: CaptionParams) -> Captioner:
+    """Raises ModelUnavailable when it can't be asked; once for a process, so that no work begins."""
     key = current().caption_api_key
-    return load_captioner(name, base_url=current().caption_base_url, api_key=key.get_secret_value() if key else None)
+    captioner = load_captioner(
+        params.captioner,
+        limits=CaptionLimits(
+            params.brief_min_words,
+            params.brief_max_words,
+            params.detailed_min_words,
+            params.detailed_max_words,
+            params.max_unsupported_terms,
+            params.caption_terms,
+        ),
+        attempts=params.caption_attempts,
+        prompts=params.caption_prompts,
+        base_url=current().caption_base_url,
+        api_key=key.get_secret_value() if key else None,
+        time_limit_s=params.caption_limit_s,
+        batch=params.caption_batch,
+    )
+    captioner.ensure_available()
+    return captioner
 
 
 def step(params: CaptionParams) -> Step:
@@ -107,15 +176,14 @@ def step(params: CaptionParams) -> Step:
     Raises:
         ModelUnavailable: the captioner can't be had; before any work.
     """
-    needs_frames = _captioner(params.captioner).needs_frames
-    identity = StepIdentity(
-        "caption", 1, params.model_dump(mode="json"), {"captioner": captioner_digest(params.captioner)}
-    )
-    return Step(identity, partial(caption, params=params), "threads" if needs_frames else "inline")
+    captioner = _captioner(params)
+    models = {"captioner": captioner.digest, "checks": checks_digest()}
+    identity = StepIdentity("caption", 2, params.model_dump(mode="json"), models)
+    return Step(identity, partial(caption, params=params), "threads" if captioner.needs_frames else "inline")
 
 
 def _work(item: Item, past: Mapping[str, Record]) -> Work:
-    downloaded, clip = past["download"], past["cut"].detail["clip"]
+    downloaded, clip = past["download"], past["privacy"].detail["clip"]
     facts = clip_facts(past, clip["start_frame"], clip["end_frame"])
     metadata = downloaded.detail["metadata"]
     inputs = {"clip": clip["digest"]}
@@ -130,6 +198,7 @@ def _work(item: Item, past: Mapping[str, Record]) -> Work:
             **{name: clip[name] for name in ("start_s", "end_s", "width", "height", "fps")},
             "frames": clip["end_frame"] - clip["start_frame"],
             "motion_type": past["decide"].detail["motion_type"],
+            "shown_text": [line["text"] for line in past["quality"].detail["text"]],
         },
     )
 

@@ -5,23 +5,25 @@ turn down are cut too: auditors can look at them, and other thresholds need no d
 """
 
 import hashlib
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
 from functools import partial
+from typing import Any
 
-import cv2
 import numpy as np
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
+from av.video.frame import VideoFrame
 from pydantic import BaseModel, ConfigDict, Field
 
 from medgen.canonical import canonical_json, rounded
 from medgen.catalog import Clip
 from medgen.errors import ItemFailed
 from medgen.ledger import Outcome, Record, StepIdentity, Work
-from medgen.media import Limits
+from medgen.media import Limits, decode_jpeg
 from medgen.media import cut as cut_video
 from medgen.shard import Item, ShardResult, Step
-from medgen.store import Store
+from medgen.store import Artifact, Store
 from models.borders import Borders, detect_borders
 from tasks.classify import clip_facts
 from tasks.prefect_step import run_in_prefect, step_task
@@ -33,7 +35,7 @@ class CutParams(BaseModel):
     model_config = ConfigDict(frozen=True)
 
     crop_borders: bool = Field(True, description="Crop black borders away where a large enough picture remains.")
-    min_inner_short_side: int = Field(240, ge=16, description="Short side that must remain after a crop, pixels.")
+    min_inner_short_side: int = Field(480, ge=16, description="Short side that must remain after a crop, pixels.")
     crf: int = Field(18, ge=0, le=51, description="H.264 quality of clips (lower is better).")
     preset: str = Field("veryfast", description="x264 preset.")
     max_pixels: int = Field(4096 * 2304, gt=0, description="Videos with larger pictures are refused, pixels.")
@@ -50,24 +52,87 @@ def cut(work: Work, store: Store, params: CutParams) -> Outcome:
         ItemFailed: as `medgen.media.cut`.
     """
     start, end = work.context["start_frame"], work.context["end_frame"]
-    frames = pq.read_table(store.path(work.inputs["frames"]))
     samples = pq.read_table(store.path(work.inputs["samples"]))
-    pts, times = frames["pts"], frames["time_s"]
     inside = samples.filter(pc.and_(pc.greater_equal(samples["frame"], start), pc.less(samples["frame"], end)))
-    pictures = [_rgb(jpeg) for jpeg in inside["jpeg"].to_pylist()]
+    pictures = [decode_jpeg(jpeg) for jpeg in inside["jpeg"].to_pylist()]
     borders = detect_borders(pictures)
     crop = _crop(borders, pictures[0].shape, work.context["size"], params) if params.crop_borders else None
+    video, _, _ = work.subject.partition("/")
+    encoding = Encoding(
+        video_id=video,
+        **{name: work.context[name] for name in ("start_frame", "end_frame", "start_s", "end_s")},
+        crop=crop,
+        crf=params.crf,
+        preset=params.preset,
+        max_pixels=params.max_pixels,
+    )
+    clip, made = encode_clip(store, work.inputs, encoding)
+    detail = made | {
+        "borders": {
+            "kind": borders.kind,
+            "content_mask": borders.content_mask,
+            "cropped": crop is not None,
+            "crop": crop,
+        },
+        "encoding": vars(encoding),
+    }
+    return Outcome(
+        "kept",
+        detail=detail,
+        outputs={"clip": clip},
+        rows=[Clip(**made["clip"])],
+        decodes=1,
+    )
+
+
+@dataclass(frozen=True)
+class Encoding:
+    """Which frames [start_frame, end_frame) of which video become a clip, and how. `crop` in upright source pixels."""
+
+    video_id: str
+    start_frame: int
+    end_frame: int
+    start_s: float
+    end_s: float
+    crop: tuple[int, int, int, int] | None
+    crf: int
+    preset: str
+    max_pixels: int
+
+
+def encode_clip(
+    store: Store,
+    inputs: Mapping[str, str],
+    encoding: Encoding,
+    edit: Callable[[int, VideoFrame], VideoFrame] | None = None,
+) -> tuple[Artifact, dict[str, Any]]:
+    """Encodes one clip into the store.
+
+    Args:
+        inputs: digests of "video" and of segment's table "frames".
+        edit: as `medgen.media.cut`.
+
+    Returns:
+        The file, and {"clip": columns of its catalog row, "bytes", "bit_rate" (bits per second)}.
+
+    Raises:
+        ItemFailed: as `medgen.media.cut`.
+    """
+    start, end = encoding.start_frame, encoding.end_frame
+    frames = pq.read_table(store.path(inputs["frames"]), columns=["pts", "time_s"])
+    pts, times = frames["pts"], frames["time_s"]
     scratch = store.scratch(".mp4")
     try:
         count, width, height = cut_video(
-            store.path(work.inputs["video"]),
+            store.path(inputs["video"]),
             scratch,
             start_pts=pts[start].as_py(),
             end_pts=pts[end - 1].as_py(),
-            crop=crop,
-            crf=params.crf,
-            preset=params.preset,
-            limits=Limits(max_pixels=params.max_pixels),
+            crop=encoding.crop,
+            crf=encoding.crf,
+            preset=encoding.preset,
+            limits=Limits(max_pixels=encoding.max_pixels),
+            edit=edit,
         )
         if count != end - start:
             raise ItemFailed("frames_missing", f"{count} frames where {end - start} were promised")
@@ -75,34 +140,21 @@ def cut(work: Work, store: Store, params: CutParams) -> Outcome:
         clip = store.put_file(scratch, "video/mp4")
     finally:
         scratch.unlink(missing_ok=True)
-    start_s, end_s = work.context["start_s"], work.context["end_s"]
-    fps = rounded((count - 1) / (times[end - 1].as_py() - times[start].as_py()), 3) if count > 1 else 0.0
-    video, _, _ = work.subject.partition("/")
-    identity = "c" + hashlib.sha256(canonical_json([video, start, end, clip.sha256])).hexdigest()[:16]
+    between = times[end - 1].as_py() - times[start].as_py()
+    identity = hashlib.sha256(canonical_json([encoding.video_id, start, end, clip.sha256])).hexdigest()[:16]
     facts = {
-        "video_id": video,
+        "id": f"c{identity}",
+        "video_id": encoding.video_id,
         "start_frame": start,
         "end_frame": end,
-        "start_s": start_s,
-        "end_s": end_s,
+        "start_s": encoding.start_s,
+        "end_s": encoding.end_s,
         "width": width,
         "height": height,
-        "fps": fps,
+        "fps": rounded((count - 1) / between, 3) if count > 1 else 0.0,
         "digest": clip.sha256,
     }
-    detail = {
-        "clip": {"id": identity, **facts},
-        "borders": {"kind": borders.kind, "cropped": crop is not None, "crop": crop},
-        "bytes": size,
-        "bit_rate": round(8 * size / (end_s - start_s)),
-    }
-    return Outcome(
-        "kept",
-        detail=detail,
-        outputs={"clip": clip},
-        rows=[Clip(id=identity, **facts)],
-        decodes=1,
-    )
+    return clip, {"clip": facts, "bytes": size, "bit_rate": round(8 * size / (encoding.end_s - encoding.start_s))}
 
 
 def _crop(
@@ -123,13 +175,9 @@ def _crop(
     return (left, top, wide, high) if min(wide, high) >= params.min_inner_short_side else None
 
 
-def _rgb(jpeg: bytes) -> np.ndarray:
-    return cv2.cvtColor(cv2.imdecode(np.frombuffer(jpeg, np.uint8), cv2.IMREAD_COLOR), cv2.COLOR_BGR2RGB)
-
-
 def step(params: CutParams) -> Step:
     """Cut, ready to run."""
-    identity = StepIdentity("cut", 1, params.model_dump(mode="json"), {})
+    identity = StepIdentity("cut", 2, params.model_dump(mode="json"), {})
     return Step(identity, partial(cut, params=params), "processes", params.cut_limit_s)
 
 

@@ -7,7 +7,7 @@ from typing import Any
 
 from medgen.ledger import Record
 
-STEPS = ("discover", "download", "segment", "classify", "cut", "quality", "decide", "caption")
+STEPS = ("discover", "download", "segment", "classify", "cut", "quality", "decide", "deduplicate", "privacy", "caption")
 UNITS = {
     "discover": "listed rows",
     "download": "videos",
@@ -16,6 +16,8 @@ UNITS = {
     "cut": "clips",
     "quality": "clips",
     "decide": "clips",
+    "deduplicate": "clips",
+    "privacy": "clips",
     "caption": "clips",
 }
 

@@ -27,10 +27,28 @@ from medgen.ledger import Ledger, Outcome, Record, StepIdentity, Work, open_ledg
 from medgen.settings import current
 from medgen.shard import Item, ShardResult, Step, run_shard
 from medgen.store import Artifact, Store
+from models.caption_checks import MOST_VIDEOS, repeated
 from tasks.funnel import funnel, markdown, picture
 from tasks.prefect_step import step_task
 
-LINEAGE_STEPS = ("segment", "classify", "cut", "quality", "decide", "caption")
+LINEAGE_STEPS = ("segment", "classify", "cut", "quality", "decide", "deduplicate", "privacy", "caption")
+LINEAGE = ("discover", "download", *LINEAGE_STEPS, "release")
+REJECTED = pa.schema(
+    [
+        ("step", pa.string()),
+        ("subject", pa.string()),
+        ("verdict", pa.string()),
+        ("reason", pa.string()),
+        ("metric", pa.string()),
+        ("score", pa.float64()),
+        ("threshold", pa.float64()),
+        ("duplicate_of", pa.string()),
+        ("title", pa.string()),
+        ("url", pa.string()),
+        ("sha256", pa.string()),
+        ("key", pa.string()),
+    ]
+)
 METADATA = pa.schema(
     [
         ("name", pa.string()),
@@ -83,23 +101,26 @@ def release(work: Work, store: Store, params: ReleaseParams) -> Outcome:
     """Builds a release of what the content artifact says.
 
     Outputs:
-        manifest, metadata, card, funnel, funnel_picture; the clips are in the store already.
+        manifest, metadata, rejected, card, funnel, funnel_picture; the clips are in the store already.
     """
     content = json.loads(store.read(work.inputs["content"]))
     rows = content["clips"]
     table = pa.Table.from_pylist([{k: v for k, v in row.items() if k in METADATA.names} for row in rows], METADATA)
-    scratch = store.scratch(".parquet")
+    scratch, other = store.scratch(".parquet"), store.scratch(".parquet")
     pq.write_table(table, scratch, compression="zstd")
+    pq.write_table(pa.Table.from_pylist(content["rejected"], REJECTED), other, compression="zstd")
     card = _card(content)
     outputs = {
         "content": Artifact(work.inputs["content"], "application/json", work.context["bytes"]),
         "metadata": store.put_file(scratch, "application/vnd.apache.parquet"),
+        "rejected": store.put_file(other, "application/vnd.apache.parquet"),
         "card": store.put_bytes(card.encode(), "text/markdown"),
         "funnel": store.put_bytes(canonical_json(content["funnel"]), "application/json"),
         "funnel_picture": store.put_bytes(picture(content["funnel"]), "image/png"),
     }
     paths = {
         "metadata": "metadata.parquet",
+        "rejected": "rejected.parquet",
         "card": "README.md",
         "funnel": "funnel.json",
         "funnel_picture": "funnel.png",
@@ -133,11 +154,23 @@ def _content(
     clips = {item.subject: item for item in sorted(kept, key=lambda item: (item.subject, sorted(item.trail.items())))}
     captions = _captions(ledger, [item.trail["caption"] for item in clips.values()])
     rows = [_row(item, {s: records[i] for s, i in item.trail.items()}, captions) for _, item in sorted(clips.items())]
+    # The same words under several videos say nothing of any of them; which ones that are shows only here.
+    said = {row["clip_id"]: row["detailed_caption"] for row in rows}
+    times = repeated(said, {row["clip_id"]: row["video_id"] for row in rows})
+    turned_down = [_repeated(row, times[row["clip_id"]]) for row in rows if row["clip_id"] in times]
+    rows = [row for row in rows if row["clip_id"] not in times]
     discovered = [r for r in records.values() if r.step == "discover"]
+    dropped = {"caption_repeated": len(turned_down)} if turned_down else {}
+    table = funnel(discovered, [r for r in records.values() if r.step != "discover"])
+    released = {"step": "release", "unit": "clips", "in": len(rows) + len(turned_down), "kept": len(rows)}
     return {
         "policy": dict(policy),
         "clips": rows,
-        "funnel": funnel(discovered, [r for r in records.values() if r.step != "discover"]),
+        "rejected": sorted(
+            [*(_rejected({s: records[i] for s, i in trail.items()}) for trail in ended), *turned_down],
+            key=lambda row: (LINEAGE.index(row["step"]), row["subject"], row["key"]),
+        ),
+        "funnel": [*table, released | {"rejected": dropped, "failed": {}}],
         "record_root": digest_of(sorted(record.record_hash for record in records.values())),
     }
 
@@ -156,18 +189,54 @@ def _captions(ledger: Ledger, run_ids: Sequence[int]) -> dict[tuple[int, str], C
         return {(row.step_run_id, row.kind): row for row in rows}
 
 
+def _rejected(past: Mapping[str, Record]) -> dict[str, Any]:
+    """One video or clip that a step turned down or failed on, with the file that it was about."""
+    last = past[max(past, key=LINEAGE.index)]
+    metadata = past["download"].detail.get("metadata", {}) if "download" in past else {}
+    file = past["download"].outputs.get("video") if "download" in past else None
+    if "cut" in past:
+        file = past["cut"].outputs.get("clip", file)
+    named = ("metric", "score", "threshold", "duplicate_of")
+    return {
+        "step": last.step,
+        "subject": last.subject,
+        "verdict": last.status,
+        "reason": last.reason,
+        **{name: last.detail.get(name) for name in named},
+        **{name: metadata.get(name) for name in ("title", "url")},
+        "sha256": file,
+        "key": last.key,
+    }
+
+
+def _repeated(row: Mapping[str, Any], videos: int) -> dict[str, Any]:
+    """A clip that is left out because its caption stands under `videos` videos."""
+    return {
+        "step": "release",
+        "subject": row["clip_id"],
+        "verdict": "rejected",
+        "reason": "caption_repeated",
+        "metric": "videos_with_this_caption",
+        "score": float(videos),
+        "threshold": float(MOST_VIDEOS),
+        "title": row["title"],
+        "url": row["url"],
+        "sha256": row["clip_sha256"],
+        "key": row["caption_key"],
+    }
+
+
 def _row(item: Item, past: Mapping[str, Record], captions: Mapping[tuple[int, str], Caption]) -> dict[str, Any]:
-    clip, measured = past["cut"].detail["clip"], past["quality"]
+    clip, measured = past["privacy"].detail["clip"], past["quality"]
     metadata = past["download"].detail["metadata"]
     facts = next(c for c in past["classify"].detail["clips"] if c["start_frame"] == clip["start_frame"])
     brief, detailed = (captions[past["caption"].id, kind] for kind in ("brief", "detailed"))
     seconds = clip["end_s"] - clip["start_s"]
-    bit_rate = past["cut"].detail["bit_rate"]
     return {
         "name": item.subject,
         "file": f"clips/{item.subject}.mp4",
         "resolution": f"{clip['width']}x{clip['height']}",
-        "bit_rate": bit_rate,
+        "bit_rate": past["privacy"].detail["bit_rate"],
         "aesthetic_score": measured.scores["aesthetic"],
         "aesthetic_model": measured.detail["aesthetic_model"],
         "technical_score": measured.scores["technical"],
@@ -191,7 +260,7 @@ def _row(item: Item, past: Mapping[str, Record], captions: Mapping[tuple[int, st
         **{name: clip[name] for name in ("start_s", "end_s", "start_frame", "end_frame")},
         **{f"{step}_key": past[step].key for step in LINEAGE_STEPS},
         "models": json.dumps(past["quality"].models | past["classify"].models, sort_keys=True),
-        "bytes": past["cut"].detail["bytes"],
+        "bytes": past["privacy"].detail["bytes"],
         "step_run_id": past["caption"].id,
     }
 
@@ -293,7 +362,7 @@ def make_release(
     content = ledger.store.put_bytes(canonical_json(_content(ledger, kept, ended, policy)), "application/json")
     work = Work("release", inputs={"content": content.sha256}, context={"bytes": content.bytes})
     step = Step(
-        StepIdentity("release", 1, params.model_dump(mode="json"), {}), partial(release, params=params), "inline"
+        StepIdentity("release", 2, params.model_dump(mode="json"), {}), partial(release, params=params), "inline"
     )
     result = run_shard(step, [Item("release")], lambda item, past: work)
     record = next(iter(ledger.load([result.kept[0].trail["release"]]).values()))

@@ -1,26 +1,29 @@
 """Segment: where the shots of a video begin and end.
 
-One decode yields both the shots (PySceneDetect) and the frames that classify looks at, about one a second.
+One decode yields both the shots and the frames that classify looks at, about one a second.
 """
 
 from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
 from functools import partial
-from typing import Any
+from pathlib import Path
 
 import cv2
+import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 from pydantic import BaseModel, ConfigDict, Field
-from scenedetect import FrameTimecode
-from scenedetect.detectors import AdaptiveDetector, ContentDetector
 
 from medgen.errors import ItemFailed
 from medgen.ledger import Outcome, Record, StepIdentity, Work
 from medgen.media import Limits, Picture, pictures, time_base
 from medgen.shard import Item, ShardResult, Step
 from medgen.store import Store
+from models.shots import Boundary, Rejected, ShotDetector, shots_digest
 from tasks.prefect_step import run_in_prefect, step_task
 
+DETECT_WIDTH = 256  # pixels: cuts are looked for in small pictures
+TOLD = 1000  # boundaries in the record; the table of frames has all of them
 FRAMES = pa.schema([("pts", pa.int64()), ("time_s", pa.float64()), ("shot", pa.int32())])
 SAMPLES = pa.schema([("frame", pa.int64()), ("time_s", pa.float64()), ("shot", pa.int32()), ("jpeg", pa.binary())])
 
@@ -30,92 +33,93 @@ class SegmentParams(BaseModel):
 
     model_config = ConfigDict(frozen=True)
 
-    # 27 is PySceneDetect's default for its content detector, in mean HSV difference (0..255).
-    content_threshold: float = Field(27.0, gt=0, description="PySceneDetect content threshold of a cut.")
-    adaptive_threshold: float = Field(3.0, gt=0, description="PySceneDetect adaptive ratio of a cut.")
-    min_shot_s: float = Field(0.6, ge=0, description="A shot lasts at least this long, seconds.")
+    dissolves: bool = Field(True, description="Look for dissolves too (TransNetV2), not only for cuts and fades.")
     sample_fps: float = Field(1.0, gt=0, description="Frames per second kept for classify (paper: 1).")
     sample_long_side: int = Field(854, ge=64, description="Kept frames are scaled down to this long side, pixels.")
-    detect_width: int = Field(256, ge=32, description="Width of the pictures that cuts are looked for in, pixels.")
     max_pixels: int = Field(4096 * 2304, gt=0, description="Videos with larger pictures are refused, pixels.")
     max_duration_s: float = Field(4 * 3600.0, gt=0, description="Decoding stops with an error beyond this, seconds.")
     segment_limit_s: float = Field(3600.0, gt=0, exclude=True, description="Slower decoding is stopped, seconds.")
+
+
+@dataclass(frozen=True)
+class Seen:
+    """What one decode of a video gave.
+
+    Args:
+        times: (presentation time in stream ticks, seconds) of every frame.
+        samples: index and JPEG of the kept frames.
+        boundaries: between shots, in order.
+        passed_over: changes that are no boundaries, and why.
+    """
+
+    times: list[tuple[int, float]]
+    samples: list[tuple[int, bytes]]
+    boundaries: list[Boundary]
+    passed_over: list[Rejected]
+
+
+def look_through(path: Path, fps: float, params: SegmentParams) -> Seen:
+    """Decodes a video once, for its shots and its sampled frames.
+
+    Raises:
+        ItemFailed: as `medgen.media.pictures`; undecodable, when there is no frame at all.
+    """
+    detector = ShotDetector(fps, gradual=params.dissolves)
+    times: list[tuple[int, float]] = []
+    samples: list[tuple[int, bytes]] = []
+    for picture in pictures(path, Limits(max_pixels=params.max_pixels, max_duration_s=params.max_duration_s)):
+        times.append((picture.pts, picture.time_s))
+        if not samples or picture.time_s - times[0][1] >= len(samples) / params.sample_fps - 1e-6:
+            samples.append((picture.index, _jpeg(picture, params)))
+        frame = picture.frame
+        height = max(2, round(frame.height * DETECT_WIDTH / frame.width))
+        detector.look(picture.index, frame.to_ndarray(format="bgr24", width=DETECT_WIDTH, height=height))
+    if not times:
+        raise ItemFailed("undecodable", "not one frame could be decoded")
+    return Seen(times, samples, detector.boundaries(), detector.rejected)
 
 
 def segment(work: Work, store: Store, params: SegmentParams) -> Outcome:
     """Finds the shots of a video and keeps its sampled frames.
 
     Outputs:
-        frames: Parquet, a row per decoded frame: pts (stream ticks), time_s, shot (from 0).
+        frames: Parquet, a row per decoded frame: pts (stream ticks), time_s, shot (from 0). The frames of a gradual
+            transition, which show two shots at once, count as a shot of their own.
         samples: Parquet, a row per sampled frame: frame (index), time_s, shot, jpeg.
 
     Raises:
-        ItemFailed: as `medgen.media.pictures`.
+        ItemFailed: as `look_through`.
     """
     path = store.path(work.inputs["video"])
-    limits = Limits(max_pixels=params.max_pixels, max_duration_s=params.max_duration_s)
-    cuts = _Cuts(params, work.context["fps"])
-    times: list[tuple[int, float]] = []
-    samples: list[dict[str, Any]] = []
-    for picture in pictures(path, limits):
-        times.append((picture.pts, picture.time_s))
-        if not samples or picture.time_s - times[0][1] >= len(samples) / params.sample_fps - 1e-6:
-            samples.append({"frame": picture.index, "time_s": picture.time_s, "jpeg": _jpeg(picture, params)})
-        cuts.look(picture)
-    if not times:
-        raise ItemFailed("undecodable", "not one frame could be decoded")
-    firsts = [0, *cuts.found()]
-    shots = _shot_numbers(len(times), firsts)
+    seen = look_through(path, work.context["fps"], params)
+    shots = shot_numbers(len(seen.times), seen.boundaries)
     frames_table = pa.table(
-        [[pts for pts, _ in times], [round(t, 6) for _, t in times], shots], schema=FRAMES
+        [[pts for pts, _ in seen.times], [round(t, 6) for _, t in seen.times], shots], schema=FRAMES
     ).replace_schema_metadata({"time_base": str(time_base(path))})
-    samples_table = pa.Table.from_pylist([s | {"shot": shots[s["frame"]]} for s in samples], SAMPLES)
+    samples_table = pa.Table.from_pylist(
+        [{"frame": i, "time_s": seen.times[i][1], "shot": shots[i], "jpeg": jpeg} for i, jpeg in seen.samples], SAMPLES
+    )
     outputs = {}
     for role, table in (("frames", frames_table), ("samples", samples_table)):
         scratch = store.scratch(".parquet")
         pq.write_table(table, scratch, compression="zstd")
         outputs[role] = store.put_file(scratch, "application/vnd.apache.parquet")
-    detail = {"shots": len(firsts), "frames": len(times), "samples": len(samples), "shot_first_frames": firsts[:1000]}
+    detail = {
+        "shots": len(seen.boundaries) + 1,
+        "frames": len(seen.times),
+        "samples": len(seen.samples),
+        "boundaries": [asdict(boundary) for boundary in seen.boundaries[:TOLD]],
+        "passed_over": [asdict(change) for change in seen.passed_over[:TOLD]],
+    }
     return Outcome("kept", detail=detail, outputs=outputs, decodes=1)
 
 
-class _Cuts:
-    """Both PySceneDetect detectors, fed frame by frame. A cut needs both: the content detector alone takes fast
-    motion for cuts, the adaptive one alone takes small flicker in still scenes for cuts."""
-
-    def __init__(self, params: SegmentParams, fps: float) -> None:
-        self.fps = fps if fps > 0 else 25.0
-        self.width = params.detect_width
-        shortest = max(1, round(params.min_shot_s * self.fps))
-        self.content = ContentDetector(threshold=params.content_threshold, min_scene_len=shortest)
-        self.adaptive = AdaptiveDetector(adaptive_threshold=params.adaptive_threshold, min_scene_len=shortest)
-        self.by_content: set[int] = set()
-        self.by_adaptive: set[int] = set()
-        self.last: FrameTimecode | None = None
-
-    def look(self, picture: Picture) -> None:
-        frame = picture.frame
-        height = max(2, round(frame.height * self.width / frame.width))
-        small = frame.to_ndarray(format="bgr24", width=self.width, height=height)
-        self.last = FrameTimecode(picture.index, self.fps)
-        self.by_content.update(cut.frame_num for cut in self.content.process_frame(self.last, small))
-        self.by_adaptive.update(cut.frame_num for cut in self.adaptive.process_frame(self.last, small))
-
-    def found(self) -> list[int]:
-        """Index of the first frame of every shot but the first."""
-        if self.last is not None:
-            self.by_content.update(cut.frame_num for cut in self.content.post_process(self.last))
-            self.by_adaptive.update(cut.frame_num for cut in self.adaptive.post_process(self.last))
-        return sorted(cut for cut in self.by_content & self.by_adaptive if cut > 0)
-
-
-def _shot_numbers(frames: int, firsts: Sequence[int]) -> list[int]:
-    numbers, shot = [], -1
-    starts = set(firsts)
-    for index in range(frames):
-        shot += index in starts
-        numbers.append(shot)
-    return numbers
+def shot_numbers(frames: int, boundaries: Sequence[Boundary]) -> list[int]:
+    """The shot, from 0, of each frame; a gradual transition is counted as a shot between two."""
+    starts = {edge for b in boundaries for edge in ((b.frame,) if b.start == b.end else (b.start, b.end))}
+    shots = np.zeros(frames, np.int64)
+    shots[[start for start in starts if 0 < start < frames]] = 1
+    return shots.cumsum().tolist()
 
 
 def _jpeg(picture: Picture, params: SegmentParams) -> bytes:
@@ -125,7 +129,8 @@ def _jpeg(picture: Picture, params: SegmentParams) -> bytes:
 
 def step(params: SegmentParams) -> Step:
     """Segment, ready to run."""
-    identity = StepIdentity("segment", 1, params.model_dump(mode="json"), {})
+    models = {"shots": shots_digest(gradual=params.dissolves)}
+    identity = StepIdentity("segment", 2, params.model_dump(mode="json"), models)
     return Step(identity, partial(segment, params=params), "processes", params.segment_limit_s)
 
 

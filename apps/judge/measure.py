@@ -1,0 +1,308 @@
+"""What the judgements of the pipeline say of a file as a whole. Nothing is written to the catalog or the store.
+
+The very functions of the steps are used. Unlike in the pipeline all of a file is judged, in pieces of one shot and at
+most 10 s: it has overlay text, or is spoilt, where one piece is, and a border when the same one stands for most of it.
+"""
+
+import itertools
+import json
+import math
+import time
+from collections import Counter
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass, field
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from pebble import ProcessExpired
+from pydantic import ConfigDict
+
+from apps.judge.labels import Label
+from medgen.canonical import rounded
+from medgen.errors import ItemFailed
+from medgen.media import Limits, decode_jpeg, pictures, probe
+from medgen.settings import current
+from medgen.shard import worker_pool
+from medgen.store import file_digest
+from models.borders import Borders, detect_borders
+from models.captioner import evenly_spaced
+from models.frames import DEFAULT_HEAD, NON_MEDICAL
+from models.shots import Boundary
+from models.train_frame_head import judge_videos_leave_one_source_out
+from tasks.classify import ClassifyParams, loaded_model
+from tasks.decide import DecideParams, Facts, checks
+from tasks.quality import Meter, QualityParams
+from tasks.segment import SegmentParams, look_through
+
+PIECE_S = 10.0  # no longer than a clip
+MOST_PIECES = 40  # of a long video, evenly spread
+BORDER_FRAMES = 8
+SAME_BORDER = 8  # pixels by which a border may differ from piece to piece
+TOLD = 50  # lines of text
+LIMIT_S = 600.0
+STILL = {"still_picture", "frozen"}
+# Checks of decide that say: this picture was spoilt.
+SPOILT = {"poor_technical_quality", "poor_aesthetic", "mediocre", "blurred", "noisy", "blocky"}
+
+
+class JudgeParameters(DecideParams, QualityParams, ClassifyParams, SegmentParams):
+    """Parameters of all steps that judge."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """What was found in one file.
+
+    Args:
+        problem, message: why it can't be used (a machine-readable reason, and words); "" when it can.
+        boundaries: (time in seconds, "cut" or "gradual").
+        medical: probability, 0..1; `is_medical` is its comparison with the threshold.
+        border: none, letterbox, pillarbox or window.
+        words, overlay_words: over five frames.
+        reasons: the checks of decide that fail, other than those on the picture's size.
+        seconds: processor time by step.
+    """
+
+    file: str
+    problem: str = ""
+    message: str = ""
+    duration_s: float = 0.0
+    boundaries: tuple[tuple[float, str], ...] = ()
+    medical: float = 0.0
+    is_medical: bool = False
+    category: str = ""
+    border: str = "none"
+    content_mask: str = "none"
+    words: int = 0
+    overlay_words: int = 0
+    reasons: tuple[str, ...] = ()
+    scores: Mapping[str, float] = field(default_factory=dict)
+    text: tuple[Mapping[str, Any], ...] = ()
+    seconds: Mapping[str, float] = field(default_factory=dict)
+
+    @property
+    def has_overlay_text(self) -> bool:
+        """Whether decide would drop it for overlay text."""
+        return "overlay_text" in self.reasons
+
+    @property
+    def is_degraded(self) -> bool:
+        """Whether decide would drop it for the quality of its picture."""
+        return bool(SPOILT.intersection(self.reasons))
+
+    def facts(self) -> dict[str, Any]:
+        """All of it, for JSON."""
+        return asdict(self)
+
+
+def measure_all(
+    folder: Path, labels: Sequence[Label], parameters: JudgeParameters, done: Callable[[], None]
+) -> tuple[dict[str, Verdict], list[str]]:
+    """file → verdict, and what a reader must know about how they were reached.
+
+    Files that the packaged head was trained on are judged by a head that saw none of their sources instead, where the
+    folder's labels suffice to train it; else their verdicts on "medical" are left out of account by the note.
+    """
+    found: dict[str, Verdict] = {}
+    with worker_pool(current().workers) as pool:
+        jobs = {
+            label.file: pool.schedule(_measured, args=(folder, label.file, parameters), timeout=LIMIT_S)
+            for label in labels
+        }
+        for file, job in jobs.items():
+            try:
+                found[file] = job.result()
+            except TimeoutError:
+                found[file] = Verdict(file, "time_limit", f"took longer than {LIMIT_S:.0f} s")
+            except ProcessExpired as death:
+                found[file] = Verdict(file, "worker_died", f"the worker process died ({death.exitcode})")
+            done()
+    return _unseen(folder, found, labels, parameters)
+
+
+def _unseen(
+    folder: Path, found: dict[str, Verdict], labels: Sequence[Label], parameters: JudgeParameters
+) -> tuple[dict[str, Verdict], list[str]]:
+    if parameters.frame_head or parameters.model != "mobilenet_v2" or parameters.frame_judge != "head":
+        return found, []
+    known = _trained_on()
+    trained = {
+        label.file
+        for label in labels
+        if (folder / label.file).is_file() and file_digest(folder / label.file)[0] in known
+    }
+    if not trained:
+        return found, []
+    try:
+        judged = {j.file: j.probability for j in judge_videos_leave_one_source_out(folder)}
+    except (ValueError, OSError) as error:
+        return found, [
+            f"{len(trained)} files trained the packaged frame head: what it says of them proves nothing ({error})"
+        ]
+    for file in trained & judged.keys():
+        probability = rounded(judged[file])
+        found[file] = Verdict(
+            **{
+                **vars(found[file]),
+                "medical": probability,
+                "is_medical": probability >= parameters.medical_threshold,
+            }
+        )
+    return found, [
+        f"{len(trained)} files trained the packaged frame head; on “medical” they are judged by heads that were "
+        "trained without any video of their source (leave one source out)"
+    ]
+
+
+@cache
+def _trained_on() -> frozenset[str]:
+    """Digests of the videos that trained the packaged head."""
+    card = json.loads(DEFAULT_HEAD.with_suffix(".json").read_text())
+
+    def digests(value: Any) -> list[str]:
+        if isinstance(value, dict):
+            own = [value["sha256"]] if isinstance(value.get("sha256"), str) and "file" in value else []
+            return own + [d for inner in value.values() for d in digests(inner)]
+        return [d for inner in value for d in digests(inner)] if isinstance(value, list) else []
+
+    return frozenset(digests(card))
+
+
+def _measured(folder: Path, file: str, parameters: JudgeParameters) -> Verdict:
+    path = folder / file
+    try:
+        return measure_file(path, parameters)
+    except ItemFailed as failure:
+        return Verdict(file, failure.reason, failure.message)
+    except FileNotFoundError:
+        return Verdict(file, "missing", "there is no such file")
+
+
+def measure_file(path: Path, parameters: JudgeParameters) -> Verdict:
+    """All judgements on one video.
+
+    Raises:
+        ItemFailed: it can't be decoded, or too little of it.
+        FileNotFoundError: no such file.
+    """
+    seconds: dict[str, float] = {}
+    clock = _Clock(seconds)
+    facts = probe(path, Limits(max_pixels=parameters.max_pixels, max_duration_s=parameters.max_duration_s))
+    with clock("segment"):
+        seen = look_through(path, facts.fps, parameters)
+    frames = [decode_jpeg(jpeg) for _, jpeg in seen.samples]
+    with clock("classify"):
+        model = loaded_model(parameters)
+        probabilities = model.probabilities(model.embed(frames))
+        mean = probabilities.mean(axis=0)
+        other = model.classes.index(NON_MEDICAL)
+        medical = rounded(float(1.0 - mean[other]))
+        category = model.classes[int(np.where(np.arange(len(mean)) == other, -1.0, mean).argmax())]
+    spans = _pieces([time_s for _, time_s in seen.times], seen.boundaries)
+    borders: list[tuple[int, Borders]] = []
+    scores: dict[str, float] = {}
+    failed: list[str] = []
+    stills = 0
+    text: list[Mapping[str, Any]] = []
+    for length, few, meter in _gathered(path, spans, facts.fps, parameters):
+        with clock("borders"):
+            borders.append((length, detect_borders(few)))
+        with clock("quality"):
+            measured = meter.measured()
+        found = checks(measured.scores, Facts.of(measured.detail, border="none", cropped=False), parameters)
+        failed += [check.reason for check in found if not check.passed and check.reason != "resolution_too_low"]
+        scores = {name: max(value, scores.get(name, value)) for name, value in measured.scores.items()}
+        text += measured.detail["text"]
+        stills += bool(STILL.intersection(check.reason for check in found if not check.passed))
+    if stills < len(borders):  # a video with one held picture among moving ones is no still picture
+        failed = [reason for reason in failed if reason not in STILL]
+    border, mask = _prevailing(borders)
+    start = seen.times[0][1]
+    return Verdict(
+        file=path.name,
+        duration_s=facts.duration_s,
+        boundaries=tuple((rounded(seen.times[b.frame][1] - start), b.kind) for b in seen.boundaries),
+        medical=medical,
+        is_medical=medical >= parameters.medical_threshold,
+        category=category,
+        border=border,
+        content_mask=mask,
+        words=int(scores["words"]),
+        overlay_words=int(scores["overlay_words"]),
+        reasons=tuple(dict.fromkeys(failed)),
+        scores=scores,
+        text=tuple(text[:TOLD]),
+        seconds={name: rounded(spent, 2) for name, spent in seconds.items()},
+    )
+
+
+def _pieces(times: Sequence[float], boundaries: Sequence[Boundary]) -> list[tuple[int, int]]:
+    """Frames [start, end) of stretches of one shot that are no longer than a clip, as the pipeline would cut them."""
+    starts = sorted({0, *(b.end if b.end > b.start else b.frame for b in boundaries)} - {len(times)})
+    spans = []
+    for start, end in itertools.pairwise([*starts, len(times)]):
+        length = times[end - 1] - times[start]
+        parts = max(1, math.ceil(length / PIECE_S))
+        edges = np.linspace(start, end, parts + 1).round().astype(int)
+        spans += [(int(a), int(b)) for a, b in itertools.pairwise(edges) if b > a]
+    if len(spans) > MOST_PIECES:
+        spans = [spans[i] for i in np.linspace(0, len(spans) - 1, MOST_PIECES).round().astype(int)]
+    return spans
+
+
+def _gathered(
+    path: Path, spans: Sequence[tuple[int, int]], fps: float, parameters: JudgeParameters
+) -> Iterator[tuple[int, list[np.ndarray], Meter]]:
+    """Of each piece its number of frames, the frames for borders, and the meter that has seen its pictures."""
+    waiting = list(spans)
+    few: list[np.ndarray] = []
+    meter: Meter | None = None
+    for picture in pictures(path, Limits(max_pixels=parameters.max_pixels, max_duration_s=parameters.max_duration_s)):
+        if not waiting:
+            return
+        start, end = waiting[0]
+        if picture.index < start:
+            continue
+        meter = meter or Meter(end - start, fps, parameters)
+        if picture.index - start in evenly_spaced(end - start, BORDER_FRAMES):
+            few.append(picture.rgb(parameters.sample_long_side))
+        meter.look(picture.index - start, picture)
+        if picture.index == end - 1:
+            yield end - start, few, meter
+            few, meter = [], None
+            waiting.pop(0)
+
+
+def _prevailing(borders: Sequence[tuple[int, Borders]]) -> tuple[str, str]:
+    """The border that stands for most of the time, and the content mask that does."""
+    total = sum(length for length, _ in borders)
+    kinds: Counter[tuple[Any, ...]] = Counter()
+    masks: Counter[str] = Counter()
+    for length, found in borders:
+        sides = tuple(round(side / SAME_BORDER) for side in (found.left, found.top, found.right, found.bottom))
+        kinds[(found.kind, sides)] += length
+        masks[found.content_mask] += length
+    ((kind, _), longest) = kinds.most_common(1)[0]
+    mask, masked = masks.most_common(1)[0]
+    return (kind if 2 * longest > total else "none"), (mask if 2 * masked > total else "none")
+
+
+class _Clock:
+    """Adds up processor time by name."""
+
+    def __init__(self, seconds: dict[str, float]) -> None:
+        self.seconds = seconds
+
+    def __call__(self, name: str) -> "_Clock":
+        self.name = name
+        return self
+
+    def __enter__(self) -> None:
+        self.started = time.process_time()
+
+    def __exit__(self, *_: object) -> None:
+        self.seconds[self.name] = time.process_time() - self.started

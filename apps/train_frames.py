@@ -1,0 +1,76 @@
+"""`medgen train-frames`."""
+
+import json
+import sys
+from pathlib import Path
+from typing import Annotated
+
+import typer
+from rich.console import Console
+from rich.markup import escape
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
+from rich.table import Table
+
+out = Console()
+err = Console(stderr=True)
+
+
+def train_frames(
+    folder: Annotated[
+        Path,
+        typer.Argument(help="Folder of videos with a MANIFEST.csv: file, source, is_medical; kind, licence, sha256."),
+    ],
+    encoder: Annotated[
+        str, typer.Option(help="mobilenet_v2, or a CLIP-class model by hub name or folder.")
+    ] = "mobilenet_v2",
+    target: Annotated[Path, typer.Option("--out", help="Folder for the head, its scores and its model card.")] = Path(
+        "frame_head"
+    ),
+    as_json: Annotated[bool, typer.Option("--json", help="Print facts as JSON for machines.")] = False,
+) -> None:
+    """Train a head that tells medical frames from others; validate it by leaving out one source at a time."""
+    from apps.cli import plain_errors
+    from medgen.ledger import open_ledger
+    from tasks import train_frames as step
+
+    with plain_errors(OSError):
+        columns = (TextColumn("{task.description:<10}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
+        with Progress(*columns, console=err, disable=as_json, transient=True) as bars:
+            stages: dict[str, int] = {}
+
+            def show(stage: str, done: int, total: int, item: str) -> None:
+                if stage not in stages:
+                    stages[stage] = bars.add_task(stage, total=total)
+                bars.update(stages[stage], completed=done, total=total)
+
+            ledger = open_ledger()
+            record, reused = step.train_frames(ledger, folder, encoder, show)
+        files = step.hand_out(ledger.store, record.outputs, target)
+        left_out = json.loads(ledger.store.read(record.outputs["data_list"]))["left_out"]
+        if as_json:
+            facts = {
+                **record.detail,
+                "reused": reused,
+                "artifacts": record.outputs,
+                "files": {role: str(path) for role, path in files.items()},
+                "left_out": left_out,
+            }
+            sys.stdout.write(json.dumps(facts, indent=1, ensure_ascii=False) + "\n")
+            return
+        found = record.detail["leave_one_source_out"]
+        for name, reason in left_out.items():
+            err.print(f"left out {escape(name)}: {escape(reason)}", soft_wrap=True, highlight=False)
+        table = Table("leave one source out", "value")
+        for name, value in found.items():
+            if isinstance(value, int | float):
+                table.add_row(name.replace("_", " "), str(value))
+        out.print(table)
+        for name, probability in found["misjudged"].items():
+            out.print(f"misjudged: {escape(name)}  P(medical) {probability}", highlight=False, soft_wrap=True)
+        out.print(
+            f"{'known already' if reused else 'trained'}: [bold]{escape(str(files['head']))}[/]\n"
+            f"use it with --set frame_head={escape(str(files['head'].resolve()))}"
+            + ("" if encoder == "mobilenet_v2" else f" --set model={escape(encoder)}"),
+            soft_wrap=True,
+            highlight=False,
+        )
