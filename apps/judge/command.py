@@ -26,7 +26,11 @@ def judge(
         typer.Option("--set", metavar="NAME=VALUE", help="Set any parameter of the refresh; see `medgen parameters`."),
     ] = None,
 ) -> None:
-    """Hold the verdicts of all judgements against hand-made labels. Writes nothing to the catalog."""
+    """Hold the verdicts of all judgements against hand-made labels. Writes nothing to the catalog.
+
+    Columns of MANIFEST.csv: file; and, as far as known, is_medical, kind, has_black_border,
+    has_subtitles_or_heavy_text, n_hard_cuts, cut_times_s, quality_note, source, correct. Others are ignored.
+    """
     from apps.cli import parse_settings, plain_errors
     from apps.judge.measure import JudgeParameters, measure_all
     from apps.judge.report import write_report
