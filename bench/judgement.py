@@ -1,0 +1,160 @@
+"""Writes docs/judgement.md: per question the methods tried, how often they are right, what they cost, the choice.
+
+    python -m bench.judgement FOLDER [--out docs/judgement.md]
+
+FOLDER holds labelled videos, see `medgen judge --help`. One thread; costs are processor time where a method runs alone.
+"""
+
+import os
+import time
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from pathlib import Path
+from typing import Annotated
+
+import cv2
+import numpy as np
+import typer
+from scenedetect import FrameTimecode
+from scenedetect.detectors import AdaptiveDetector, ContentDetector
+
+from apps.judge.labels import Label, read_labels
+from apps.judge.measure import JudgeParameters, measure_all
+from apps.judge.score import Answer, score
+from bench import judge_borders_text, judge_quality
+from medgen.errors import ItemFailed
+from medgen.media import Limits, pictures
+from models.shots import ShotDetector
+
+WIDTH = 256
+NEAR_S = 0.25  # a cut found this near to a labelled one is that one
+
+Method = Callable[[Sequence[np.ndarray], float], list[int]]
+
+
+def main(
+    folder: Annotated[Path, typer.Argument(help="Folder of videos with a MANIFEST.csv of labels.")],
+    out: Annotated[Path, typer.Option(help="The file to write.")] = Path("docs/judgement.md"),
+) -> None:
+    """Measures all questions and writes the tables."""
+    os.environ["OMP_NUM_THREADS"] = os.environ["OMP_THREAD_LIMIT"] = os.environ["MEDGEN_WORKERS"] = "1"
+    cv2.setNumThreads(1)
+    labels = read_labels(folder)
+    verdicts, _ = measure_all(folder, labels, JudgeParameters(), lambda: None)
+    seconds = sum(verdict.duration_s for verdict in verdicts.values())
+    spent: dict[str, float] = {}
+    for verdict in verdicts.values():
+        for name, value in verdict.seconds.items():
+            spent[name] = spent.get(name, 0.0) + value
+    videos = judge_borders_text.load_videos(folder)
+    other = [judge_borders_text.HEAD]
+    other += [row.markdown() for rows in (judge_borders_text.border_rows, judge_borders_text.text_rows)
+              for row in rows(videos)]  # fmt: skip
+    out.parent.mkdir(parents=True, exist_ok=True)
+    out.write_text(
+        "\n\n".join(
+            [
+                "# How right the verdicts are",
+                "Written by `python -m bench.judgement` from a folder of hand-labelled videos; nothing here is typed.\n"
+                "The figures are for that folder: thresholds were chosen with it in view, so expect less elsewhere.\n"
+                "The frame judge alone is measured on sources that its head never saw.",
+                "## The product as it is",
+                "\n".join(_answers(score(labels, verdicts))),
+                f"Processor seconds per 10 s of video (one thread, {seconds:.0f} s of video, all sizes): "
+                + ", ".join(f"{name} {10 * value / seconds:.2f}" for name, value in spent.items())
+                + f"; together {10 * sum(spent.values()) / seconds:.2f}.",
+                "## Shots: methods",
+                "\n".join(_shots(folder, labels)),
+                "The last one is the choice.",
+                "## Borders and overlay text: methods",
+                "\n".join(other),
+                "The choice is the product's own method of each question: it is right most often.",
+                "## Quality: measures",
+                judge_quality.table(folder),
+            ]
+        )
+        + "\n",
+        encoding="utf-8",
+    )
+    typer.echo(f"written: {out}")
+
+
+def _answers(answers: Iterable[Answer]) -> Iterator[str]:
+    yield "| question | precision | recall | F1 | balanced accuracy | misjudged |"
+    yield "|---|---|---|---|---|---|"
+    for answer in answers:
+        names = ", ".join(sorted({mistake.file for mistake in answer.mistakes}))
+        figures = (answer.precision, answer.recall, answer.f1, answer.balanced_accuracy)
+        cells = ["–" if value is None else f"{value:.3f}" for value in figures]
+        yield "| " + " | ".join([answer.question, *cells, names]) + " |"
+
+
+def _shots(folder: Path, labels: Sequence[Label]) -> Iterator[str]:
+    """Hard cuts of the videos whose every cut is labelled with its time."""
+    methods: dict[str, Method] = {
+        "PySceneDetect content, its defaults": _detector(lambda: ContentDetector(min_scene_len=1)),
+        "PySceneDetect adaptive, its defaults": _detector(lambda: AdaptiveDetector(min_scene_len=1)),
+        "structure under the adaptive rule": lambda frames, fps: _ours(frames, fps, gradual=False),
+        "the same, with TransNetV2 for dissolves": lambda frames, fps: _ours(frames, fps, gradual=True),
+    }
+    found = dict.fromkeys(methods, (0, 0, 0))
+    cost, total = dict.fromkeys(methods, 0.0), 0
+    for label in labels:
+        if label.cuts is None or not label.cuts.complete or label.cuts.spans:
+            continue
+        try:
+            frames, times = _frames(folder / label.file)
+        except ItemFailed:
+            continue
+        total += len(frames)
+        fps = (len(times) - 1) / (times[-1] - times[0]) if len(times) > 1 and times[-1] > times[0] else 25.0
+        for name, method in methods.items():
+            started = time.process_time()
+            cuts = [times[frame] - times[0] for frame in method(frames, fps)]
+            cost[name] += time.process_time() - started
+            spans = [(begin - NEAR_S, end + NEAR_S) for begin, end in label.cuts.gradual]
+            cuts = [cut for cut in cuts if not any(begin <= cut <= end for begin, end in spans)]
+            right = sum(any(abs(cut - known) <= NEAR_S for cut in cuts) for known in label.cuts.moments)
+            wrong = sum(all(abs(cut - known) > NEAR_S for known in label.cuts.moments) for cut in cuts)
+            before = found[name]
+            found[name] = (before[0] + right, before[1] + wrong, before[2] + len(label.cuts.moments) - right)
+    yield "| method | right | wrongly found | missed | precision | recall | CPU ms a frame |"
+    yield "|---|---|---|---|---|---|---|"
+    for name, (right, wrong, missed) in found.items():
+        precision, recall = right / max(1, right + wrong), right / max(1, right + missed)
+        yield (
+            f"| {name} | {right} | {wrong} | {missed} | {precision:.2f} | {recall:.2f} "
+            f"| {1000 * cost[name] / max(1, total):.2f} |"
+        )
+
+
+def _frames(path: Path) -> tuple[list[np.ndarray], list[float]]:
+    """uint8 BGR (h, 256, 3) frames and their times, seconds. Raises ItemFailed."""
+    frames, times = [], []
+    for picture in pictures(path, Limits()):
+        height = max(2, round(picture.frame.height * WIDTH / picture.frame.width))
+        frames.append(picture.frame.to_ndarray(format="bgr24", width=WIDTH, height=height))
+        times.append(picture.time_s)
+    return frames, times
+
+
+def _detector(make: Callable[[], ContentDetector]) -> Method:
+    def run(frames: Sequence[np.ndarray], fps: float) -> list[int]:
+        detector, cuts = make(), []
+        shape = frames[0].shape
+        for index, frame in enumerate(frames):
+            same = frame if frame.shape == shape else cv2.resize(frame, shape[1::-1])
+            cuts += [cut.frame_num for cut in detector.process_frame(FrameTimecode(index, float(fps)), same)]
+        return cuts
+
+    return run
+
+
+def _ours(frames: Sequence[np.ndarray], fps: float, *, gradual: bool) -> list[int]:
+    detector = ShotDetector(fps, gradual=gradual)
+    for index, frame in enumerate(frames):
+        detector.look(index, frame)
+    return [boundary.frame for boundary in detector.boundaries() if boundary.kind == "cut"]
+
+
+if __name__ == "__main__":
+    typer.run(main)
