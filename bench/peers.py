@@ -101,6 +101,16 @@ def install(environment: Path) -> None:
     subprocess.run([uv, "pip", "install", "--python", str(environment / "bin" / "python"), *PACKAGES], check=True)
 
 
+def text_weights(environment: Path) -> Path:
+    """EasyOCR's folder, its weights taken from their package: what it looks for by itself is on a network."""
+    folder = environment.resolve() / "easyocr"
+    (package,) = environment.resolve().glob("lib/python3*/site-packages/easyocr_en_models/models")
+    folder.mkdir(exist_ok=True)
+    if not (folder / "model").exists():
+        (folder / "model").symlink_to(package)
+    return folder
+
+
 def data_juicer(environment: Path, files: list[Path]) -> tuple[float, int]:
     """Wall seconds of Data-Juicer's run over the files and the number of samples that it kept."""
     with tempfile.TemporaryDirectory(prefix="medgen-peers-") as scratch:
@@ -126,7 +136,12 @@ def data_juicer(environment: Path, files: list[Path]) -> tuple[float, int]:
             capture_output=True,
             text=True,
             check=False,
-            env=os.environ | {"HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1"},
+            env=os.environ
+            | {
+                "HF_HUB_OFFLINE": "1",
+                "OMP_NUM_THREADS": "1",
+                "EASYOCR_MODULE_PATH": str(text_weights(environment)),
+            },
         )
         spent = time.monotonic() - started
         if done.returncode or not (work / "out.jsonl").exists():
