@@ -6,6 +6,7 @@ FOLDER holds labelled videos, see `medgen judge --help`. One thread; costs are p
 """
 
 import os
+import tempfile
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
@@ -18,14 +19,16 @@ from scenedetect import FrameTimecode
 from scenedetect.detectors import AdaptiveDetector, ContentDetector
 
 from apps.judge.labels import Label, read_labels
-from apps.judge.measure import JudgeParameters, measure_all
+from apps.judge.measure import JudgeParameters, measure_all, measure_file
 from apps.judge.score import Answer, score
-from bench import judge_borders_text, judge_quality
+from bench import judge_borders_text, judge_duplicates, judge_frames, judge_quality
+from bench.curate import make_video
 from medgen.errors import ItemFailed
 from medgen.media import Limits, pictures
 from models.shots import ShotDetector
 
 WIDTH = 256
+CLIP_S = 10.0
 NEAR_S = 0.25  # a cut found this near to a labelled one is that one
 
 Method = Callable[[Sequence[np.ndarray], float], list[int]]
@@ -62,20 +65,42 @@ def main(
                 f"Processor seconds per 10 s of video (one thread, {seconds:.0f} s of video, all sizes): "
                 + ", ".join(f"{name} {10 * value / seconds:.2f}" for name, value in spent.items())
                 + f"; together {10 * sum(spent.values()) / seconds:.2f}.",
+                _clip_cost(),
                 "## Shots: methods",
                 "\n".join(_shots(folder, labels)),
-                "The last one is the choice.",
+                "The last one is the choice: what it finds beyond the labels are real changes of picture, and it\n"
+                "alone finds dissolves.",
+                "## Medical frames: methods",
+                "\n".join(judge_frames.table(folder)),
+                "Each video is judged by a head that saw none of its sources. The last one is the choice: where\n"
+                "accuracies are alike its probabilities are the best (log loss).",
                 "## Borders and overlay text: methods",
                 "\n".join(other),
                 "The choice is the product's own method of each question: it is right most often.",
                 "## Quality: measures",
                 judge_quality.table(folder),
+                "## Duplicates: methods",
+                "\n".join(judge_duplicates.table(folder)),
+                "Copies of the labelled videos, made for this. The last one is the choice.",
             ]
         )
         + "\n",
         encoding="utf-8",
     )
     typer.echo(f"written: {out}")
+
+
+def _clip_cost() -> str:
+    """What all judgements of one clip cost, models loaded."""
+    with tempfile.TemporaryDirectory(prefix="medgen-judgement-") as scratch:
+        clip = Path(scratch) / "clip.mp4"
+        make_video(clip, CLIP_S)
+        measure_file(clip, JudgeParameters())  # loads the models
+        started = time.process_time()
+        measure_file(clip, JudgeParameters())
+        return (
+            f"A clip of {CLIP_S:.0f} s at 1280x720 costs {time.process_time() - started:.1f} processor seconds in all."
+        )
 
 
 def _answers(answers: Iterable[Answer]) -> Iterator[str]:

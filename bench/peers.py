@@ -25,6 +25,7 @@ from rich.table import Table
 from apps.judge.labels import Label
 from apps.judge.measure import JudgeParameters, measure_all
 from medgen.listing import VIDEO_SUFFIXES
+from models.frames import DEFAULT_HEAD
 
 PACKAGES = (
     "py-data-juicer==1.6.1",
@@ -57,7 +58,8 @@ def main(
     labels = [Label(path.name) for path in files]
     os.environ["MEDGEN_WORKERS"] = "1"
     started = time.monotonic()
-    verdicts, _ = measure_all(folder, labels, JudgeParameters(), lambda: None)
+    # The packaged head by its path: `judge` validates heads on labelled folders else, which is no judging of files.
+    verdicts, _ = measure_all(folder, labels, JudgeParameters(frame_head=str(DEFAULT_HEAD)), lambda: None)
     ours = time.monotonic() - started
     good = [path for path in files if not verdicts[path.name].problem and verdicts[path.name].duration_s >= least_s]
     seconds = sum(verdicts[path.name].duration_s for path in good)

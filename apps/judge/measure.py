@@ -41,6 +41,7 @@ MOST_PIECES = 40  # of a long video, evenly spread
 BORDER_FRAMES = 8
 SAME_BORDER = 8  # pixels by which a border may differ from piece to piece
 TOLD = 50  # lines of text
+MOTION_FRAMES = 6  # fewer say nothing of motion
 LIMIT_S = 600.0
 STILL = {"still_picture", "frozen"}
 # Checks of decide that say: this picture was spoilt.
@@ -206,7 +207,7 @@ def measure_file(path: Path, parameters: JudgeParameters) -> Verdict:
     borders: list[tuple[int, Borders]] = []
     scores: dict[str, float] = {}
     failed: list[str] = []
-    stills = 0
+    stills, long_enough = 0, 0
     text: list[Mapping[str, Any]] = []
     for length, few, meter in _gathered(path, spans, facts.fps, parameters):
         with clock("borders"):
@@ -217,8 +218,10 @@ def measure_file(path: Path, parameters: JudgeParameters) -> Verdict:
         failed += [check.reason for check in found if not check.passed and check.reason != "resolution_too_low"]
         scores = {name: max(value, scores.get(name, value)) for name, value in measured.scores.items()}
         text += measured.detail["text"]
-        stills += bool(STILL.intersection(check.reason for check in found if not check.passed))
-    if stills < len(borders):  # a video with one held picture among moving ones is no still picture
+        if length >= MOTION_FRAMES:
+            long_enough += 1
+            stills += bool(STILL.intersection(check.reason for check in found if not check.passed))
+    if stills < long_enough or not long_enough:  # a video with one held picture among moving ones is no still picture
         failed = [reason for reason in failed if reason not in STILL]
     border, mask = _prevailing(borders)
     start = seen.times[0][1]
