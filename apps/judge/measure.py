@@ -308,4 +308,4 @@ class _Clock:
         self.started = time.process_time()
 
     def __exit__(self, *_: object) -> None:
-        self.seconds[self.name] = time.process_time() - self.started
+        self.seconds[self.name] = self.seconds.get(self.name, 0.0) + time.process_time() - self.started
