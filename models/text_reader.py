@@ -28,7 +28,7 @@ RAPIDOCR_SETTINGS = {
     "Global.text_score": 0.0,  # every box goes on record; the judgement filters
 }
 SAME_PICTURE_LEVELS = 24
-"""A box whose pixels (of 255, after a 3×3 mean) moved by no more since the frame before needs no second reading."""
+"""A box or frame whose pixels (of 255, after a 3×3 mean) moved by no more since the frame before is not read again."""
 
 TESSERACT_LANGUAGE = "eng"
 TESSERACT_SETTINGS = {
@@ -88,7 +88,7 @@ def text_reader_digest(name: ReaderName) -> str:
     if name == "rapidocr":
         files = {part: _sha256(path) for part, path in _rapidocr_models().items()}
         version = importlib.metadata.version("rapidocr")
-        settings = RAPIDOCR_SETTINGS | {"same_picture_levels": SAME_PICTURE_LEVELS}
+        settings = RAPIDOCR_SETTINGS | {"same_picture_levels": SAME_PICTURE_LEVELS, "same_frames": True}
         return digest_of({"name": name, "version": version, "files": files, "settings": settings})
     if name == "tesseract":
         return digest_of(
@@ -105,8 +105,8 @@ def text_reader_digest(name: ReaderName) -> str:
 class _RapidOcr:
     """PP-OCRv6 small (detection and recognition, Chinese and Latin) from the models inside the package.
 
-    Most of its time goes into recognition, and text that stays is recognised once: a box that shows the same
-    pixels as on the frame before keeps its text.
+    Text that stays is recognised once: a box that shows the same pixels as on the frame before keeps its text, and
+    a frame that does is not looked at again.
     """
 
     name = "rapidocr"
@@ -129,8 +129,11 @@ class _RapidOcr:
         read: list[list[TextBox]] = []
         before: np.ndarray | None = None
         for frame in frames:
-            known = read[-1] if read and before is not None and before.shape == frame.shape else []
-            read.append(self._read_frame(frame, before, known))
+            if before is not None and before.shape == frame.shape:
+                still = _same_pixels(before, frame, slice(None), slice(None))
+                read.append(read[-1] if still else self._read_frame(frame, before, read[-1]))
+            else:
+                read.append(self._read_frame(frame, None, []))
             before = frame
         return read
 
@@ -143,7 +146,7 @@ class _RapidOcr:
         texts: list[tuple[str, float] | None] = [None] * len(boxes)
         for i, box in enumerate(boxes):
             same = next((k for k in known if _same_place(k, box)), None)
-            if same is not None and before is not None and _same_pixels(before, frame, box):
+            if same is not None and before is not None and _same_pixels(before, frame, *_place(box)):
                 texts[i] = (same.text, same.confidence)
         unread = [i for i, text in enumerate(texts) if text is None]
         if unread:
@@ -181,9 +184,12 @@ def _same_place(one: TextBox, other: TextBox) -> bool:
     )
 
 
-def _same_pixels(one: np.ndarray, other: np.ndarray, box: TextBox) -> bool:
-    place = slice(max(box.y, 0), box.y + box.height), slice(max(box.x, 0), box.x + box.width)
-    difference = cv2.blur(cv2.absdiff(one[place], other[place]), (3, 3))
+def _place(box: TextBox) -> tuple[slice, slice]:
+    return slice(max(box.y, 0), box.y + box.height), slice(max(box.x, 0), box.x + box.width)
+
+
+def _same_pixels(one: np.ndarray, other: np.ndarray, rows: slice, columns: slice) -> bool:
+    difference = cv2.blur(cv2.absdiff(one[rows, columns], other[rows, columns]), (3, 3))
     return bool(difference.size) and int(difference.max()) <= SAME_PICTURE_LEVELS
 
 

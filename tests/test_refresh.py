@@ -1,5 +1,6 @@
 """The whole refresh, as its users run it: once, again, killed, on S3 and Postgres, with other thresholds and models."""
 
+import csv
 import json
 import os
 import random
@@ -22,7 +23,7 @@ from medgen.postgres import embedded_url
 from tasks.funnel import STEPS
 from tests.conftest import S3Server, frame_number, medgen, medgen_running, numbered_video
 
-KILLS = 4
+KILLS = 3
 
 
 @pytest.fixture(scope="module")
@@ -98,6 +99,36 @@ def test_again_does_nothing_and_is_clean(corpus: Path, reference: tuple[Path, di
     clip.write_bytes(original)
     assert found.returncode == 1
     assert {fault.split(":")[0].split()[0] for fault in json.loads(found.stdout)["faults"]} == {"artifact", "release"}
+
+
+def test_a_sample_of_a_step_is_labelled_and_judged(
+    corpus: Path, reference: tuple[Path, dict[str, Any]], tmp_path: Path
+) -> None:
+    """The check of 200 samples a stage: laid out by `sample`, labelled by a person, scored by `judge`."""
+    home, summary = reference
+    folder = tmp_path / "check"
+    medgen("sample", "decide", "--n", "4", "--out", str(folder), home=home)
+    with (folder / "MANIFEST.csv").open(newline="") as stream:
+        rows = list(csv.DictReader(stream))
+    verdicts = {row["verdict"] for row in rows}
+    assert verdicts == {"kept", "rejected"} and 2 <= len(rows) <= 4
+    assert {row["step"] for row in rows} == {"decide"}
+    for row in rows:
+        assert sum(1 for _ in pictures(folder / row["file"], Limits())) > 0
+        assert row["reason"] or row["verdict"] == "kept"
+    rejected = [row for row in rows if row["verdict"] == "rejected"]
+    for row in rows:
+        row["correct"] = "no" if row is rejected[0] else "yes"
+    with (folder / "MANIFEST.csv").open("w", newline="") as stream:
+        writer = csv.DictWriter(stream, list(rows[0]))
+        writer.writeheader()
+        writer.writerows(rows)
+    answers = json.loads(medgen("judge", str(folder), "--json", home=tmp_path / "other").stdout)
+    told = {(group["step"], group["verdict"]): group for group in answers["sampled"]}
+    assert told["decide", "rejected"]["wrong"] == [rejected[0]["file"]]
+    assert told["decide", "kept"]["right"] == told["decide", "kept"]["judged"] == len(rows) - len(rejected)
+    assert medgen("sample", "decide", "--out", str(folder), home=home, check=False).returncode == 1
+    assert summary["release"] in (folder / "sample.json").read_text()
 
 
 def test_other_thresholds_decode_nothing(corpus: Path, reference: tuple[Path, dict[str, Any]]) -> None:
