@@ -21,7 +21,7 @@ from scenedetect.detectors import AdaptiveDetector, ContentDetector
 from apps.judge.labels import Label, read_labels
 from apps.judge.measure import JudgeParameters, measure_all, measure_file
 from apps.judge.score import Answer, score
-from bench import judge_borders_text, judge_duplicates, judge_frames, judge_quality
+from bench import judge_borders_text, judge_duplicates, judge_frames, judge_privacy, judge_quality
 from bench.curate import make_video
 from medgen.errors import ItemFailed
 from medgen.media import Limits, pictures
@@ -82,6 +82,10 @@ def main(
                 "## Duplicates: methods",
                 "\n".join(judge_duplicates.table(folder)),
                 "Copies of the labelled videos, made for this. The last one is the choice.",
+                "## Privacy: methods",
+                *judge_privacy.tables(folder),
+                "Lines and a face were drawn into the middle picture of each video; people in the videos\n"
+                "themselves are not labelled. The choices are rapidocr with rules, and the higher score.",
             ]
         )
         + "\n",
