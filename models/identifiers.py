@@ -20,12 +20,14 @@ LEAST_CONFIDENCE = 0.5
 _DATE = (
     r"(?:\d{1,2}[./-]\d{1,2}[./-](?:19|20)?\d{2}|(?:19|20)\d{2}[./-]?\d{2}[./-]?\d{2}|\d{1,2}[ -][A-Za-z]{3}[ -]\d{4})"
 )
-_LABEL = r"\s*[:#=.]+\s*"
+# Readers take one sign for another: a colon for a semicolon, O for zero, a dot in a date for nothing.
+_LABEL = r"\s*[:;?#=.]+\s*"
+_BIRTH = r"\d(?:[ ./,:-]{0,2}\d){5,9}(?!\d)"
 _RULES: tuple[tuple[Kind, str], ...] = (
     ("name", r"\b[A-ZÀ-Þ][A-Za-zÀ-ÿ'-]+\^[A-Za-zÀ-ÿ'-]*"),
     (
         "name",
-        r"\b(?:patient(?:\s*name|enname)?|pat\.?(?:\s*name)?|name|nom|nombre|nome|paziente|paciente|surname|vorname"
+        r"\b(?:pat[ij]ent+(?:\s*name|enname)?|pat\.?(?:\s*name)?|name|nom|nombre|nome|paziente|paciente|surname|vorname"
         r"|last\s*name|first\s*name)" + _LABEL + r"(?=[A-ZÀ-Þa-zß-ÿ]{2}|[A-ZÀ-Þ]\.)(?!unknown|anonym|none|test|n/?a\b)",
     ),
     ("name", r"(?-i:\b(?:Mr|Mrs|Ms|Herr|Frau|Mme|Sra?)\.?\s+[A-ZÀ-Þ][a-zß-ÿ]{2,})"),
@@ -39,8 +41,9 @@ _RULES: tuple[tuple[Kind, str], ...] = (
     ("number", r"\b\d{3}-\d{2}-\d{4}\b"),
     (
         "birth date",
-        r"(?:\b(?:dob|d\.o\.b\.?|birth(?:\s*date|day)?|date\s+of\s+birth|born|geb(?:oren|\.|datum|urtsdatum)?"
-        r"|n[ée]e?\s*le|naissance|f\.?\s*nac(?:imiento)?|nato|nascita|nascimento)\s*[:#=.]*\s*|[*]\s*)" + _DATE,
+        r"(?:\b(?:[dq][o0]b|d\.o\.b\.?|birth(?:\s*date|day)?|date\s+of\s+birth|born|geb(?:oren|\.|datum|urtsdatum)?"
+        r"|n[ée]e?\s*le|naissance|f\.?\s*nac(?:imiento)?|nato|nascita|nascimento)\s*[:;,#=.]*\s*)"
+        r"(?:" + _DATE + "|" + _BIRTH + r")|[*]\s*" + _DATE,
     ),
     (
         "institution",
@@ -51,7 +54,7 @@ _RULES: tuple[tuple[Kind, str], ...] = (
 _COMPILED = tuple(
     (kind, re.compile(rule, re.IGNORECASE if "(?-i:" not in rule and r"\^" not in rule else 0)) for kind, rule in _RULES
 )
-IDENTIFIERS = digest_of({"name": "identifiers", "version": 1, "rules": _RULES, "least_confidence": LEAST_CONFIDENCE})
+IDENTIFIERS = digest_of({"name": "identifiers", "version": 2, "rules": _RULES, "least_confidence": LEAST_CONFIDENCE})
 
 
 class ReadText(Protocol):
