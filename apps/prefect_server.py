@@ -164,8 +164,13 @@ def _worker_process(home: Path, limit: int) -> Iterator[subprocess.Popen[bytes]]
             os.killpg(process.pid, signal.SIGTERM)
             with suppress(subprocess.TimeoutExpired):
                 process.wait(STOP_LIMIT_S)
-            # A worker that is told to stop waits for its runs, which may last for hours; they follow its death.
-            os.killpg(process.pid, signal.SIGKILL)
+            # A worker that is told to stop waits for its runs, which may last for hours; they die with it.
+            # Until nobody is left who could use the database; what init does not collect seems to live for ever.
+            deadline = time.monotonic() + STOP_LIMIT_S
+            while time.monotonic() < deadline:
+                os.killpg(process.pid, signal.SIGKILL)
+                process.poll()
+                time.sleep(0.05)
         process.wait()
 
 

@@ -1,5 +1,6 @@
 """The embedded Postgres server, for installations without one of their own."""
 
+import atexit
 import json
 import logging
 import os
@@ -38,6 +39,7 @@ def embedded_url(folder: Path) -> str:
         for attempt in (1, 2, 3):
             try:
                 url = get_server(folder, cleanup_mode="stop").get_uri()
+                atexit.register(_forget_the_dead, folder)  # before the package looks whether others use the server
                 break
             except (subprocess.CalledProcessError, subprocess.TimeoutExpired, AssertionError) as error:
                 if attempt == 3:
@@ -77,7 +79,16 @@ def _forget_the_dead(folder: Path) -> None:
         pids = json.loads(users.read_text())
     except ValueError:  # a process was killed while it wrote
         pids = []
-    users.write_text(json.dumps([pid for pid in pids if Path(f"/proc/{pid}").exists()]))
+    users.write_text(json.dumps([pid for pid in pids if _alive(pid)]))
+
+
+def _alive(pid: int) -> bool:
+    """Whether a process runs; one that ended and that nobody has waited for does not."""
+    try:
+        state = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0]
+    except OSError:
+        return False
+    return state not in "ZX"
 
 
 def _end_remains(folder: Path) -> None:

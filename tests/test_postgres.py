@@ -52,3 +52,23 @@ def test_a_folder_with_other_things_is_refused(tmp_path: Path) -> None:
     with pytest.raises(RuntimeError, match="no embedded Postgres could be made"):
         embedded_url(tmp_path / "postgres")
     assert (tmp_path / "postgres" / "thesis.txt").read_text() == "all of it"
+
+
+def test_the_last_one_stops_the_server_though_another_was_killed(tmp_path: Path) -> None:
+    folder = tmp_path / "postgres"
+    user = subprocess.Popen(
+        [sys.executable, "-c", f"{START}; print(flush=True); input()", str(folder)],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+    )
+    assert user.stdout
+    assert user.stdout.readline()
+    last = f"""{START}
+import os
+os.kill(int(sys.argv[2]), 9)
+while " Z " not in pathlib.Path(f"/proc/{{sys.argv[2]}}/stat").read_text():
+    pass
+"""
+    subprocess.run([sys.executable, "-c", last, str(folder), str(user.pid)], check=True)
+    assert not (folder / "postmaster.pid").exists()  # though the killed one is still a zombie: we are its parent
+    user.communicate()

@@ -97,11 +97,11 @@ class Up:
         return run
 
 
-def until(what: Callable[[], Any], limit_s: float, trouble: str) -> Any:
+def until(what: Callable[[], Any], limit_s: float, trouble: str | Callable[[], str]) -> Any:
     """What `what` gives once it is true."""
     deadline = time.monotonic() + limit_s
     while not (found := what()):
-        assert time.monotonic() < deadline, trouble
+        assert time.monotonic() < deadline, trouble() if callable(trouble) else trouble
         time.sleep(0.2)
     return found
 
@@ -294,7 +294,7 @@ def test_term_ends_everything_and_the_next_up_can_run(up: Up, videos: Path) -> N
     until(lambda: up.ask("GET", path).json()["state_name"] == "Running", 90, "the run does not start")
     assert len(processes(up.home)) >= 4  # command, server, worker, Postgres and the run
     up.process.send_signal(signal.SIGTERM)
-    until(lambda: not processes(up.home), 90, f"still there: {processes(up.home)}\n{''.join(up.output)}")
+    until(lambda: not processes(up.home), 90, lambda: f"still there: {processes(up.home)}\n{''.join(up.output)}")
     with running(up.home) as later:
         assert later.ask("GET", path).json()["state_name"] == "Crashed"
         slots = later.ask("POST", "/v2/concurrency_limits/filter", {}).json()
