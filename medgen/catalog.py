@@ -1,7 +1,7 @@
 """The catalog: every table of the system, in Postgres.
 
 The ledger writes these tables; everything else reads them. Rows are added and never changed: a repeated attempt
-is a new step run beside the one that it supersedes.
+is a new step run beside the one that it supersedes. Only the last three tables hold passing facts of operation.
 """
 
 from datetime import UTC, datetime
@@ -117,6 +117,7 @@ class Video(Base):
     description: Mapped[str]
     tags: Mapped[list[str]]
     channel: Mapped[str | None]
+    channel_url: Mapped[str | None]
     licence: Mapped[str | None]
     published: Mapped[str | None]
     duration_s: Mapped[float | None]
@@ -231,6 +232,42 @@ class Evaluation(Base):
     detail: Mapped[dict[str, Any]]
     created_at: Mapped[datetime] = mapped_column(default=now)
     __table_args__ = (UniqueConstraint("step_run_id", "metric"),)
+
+
+class Tombstone(Base):
+    """A video that was taken down: its bytes are gone, its records stay, no later refresh takes it again."""
+
+    __tablename__ = "tombstone"
+    video_id: Mapped[str] = mapped_column(primary_key=True)
+    url: Mapped[str] = mapped_column(index=True)
+    reason: Mapped[str]
+    detail: Mapped[dict[str, Any]]  # artifacts removed; clips, releases and models affected
+    forgotten_at: Mapped[datetime] = mapped_column(default=now)
+
+
+class KnownFile(Base):
+    """Digest of a listing file as last read, so that an unchanged one is not read again. A cache: not history."""
+
+    __tablename__ = "known_file"
+    uri: Mapped[str] = mapped_column(primary_key=True)
+    mark: Mapped[str]  # size and time of change, or an S3 ETag
+    sha256: Mapped[str] = mapped_column(Sha256)
+
+
+class HostPace(Base):
+    """When a host may be asked again. Shared by all workers; not history."""
+
+    __tablename__ = "host_pace"
+    host: Mapped[str] = mapped_column(primary_key=True)
+    next_at: Mapped[datetime]
+
+
+class ByteAccount(Base):
+    """Bytes fetched on one account, for example those of a night. Shared by all workers; not history."""
+
+    __tablename__ = "byte_account"
+    name: Mapped[str] = mapped_column(primary_key=True)
+    used: Mapped[int] = mapped_column(BigInteger)
 
 
 @cache
