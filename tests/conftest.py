@@ -1,5 +1,6 @@
 """What the tests share: an installation in a temporary folder, real videos, a real S3 server."""
 
+import logging
 import os
 import shutil
 import signal
@@ -21,6 +22,12 @@ os.environ.setdefault("XDG_RUNTIME_DIR", f"/tmp/medgen-tests-{os.getuid()}")
 
 ROOT = Path(__file__).resolve().parent.parent
 ACCESS_KEY, SECRET_KEY = "medgen-test", "medgen-test-secret"
+
+
+def pytest_unconfigure() -> None:
+    """Servers that a test killed are stopped once more at exit, whose complaints would find no stream any more."""
+    logging.raiseExceptions = False
+    logging.disable(logging.CRITICAL)
 
 
 def forget_installation() -> None:
