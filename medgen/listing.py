@@ -1,262 +1,158 @@
-"""Sources of videos: listing files (JSONL, CSV, Parquet) and local folders, read as rows."""
+"""Listings read as rows: JSONL, CSV and Parquet, plain or compressed, and folders of videos.
 
-import csv
-import json
-import math
+Rows come in Arrow batches of one schema, whatever the source calls or types its columns. Memory is bounded: by
+a block and a line for text, and for Parquet by a batch and by one page of each column, whatever the size of a row
+group.
+"""
+
 import os
-from collections.abc import Iterator
-from dataclasses import dataclass
+import shutil
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, Literal
-from urllib.parse import quote, unquote_to_bytes, urlsplit
+from urllib.parse import quote
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from medgen.canonical import digest_of
 from medgen.errors import ItemFailed, SourceUnreadable
-from medgen.store import file_digest
-
-Kind = Literal["jsonl", "csv", "parquet", "folder"]
-SUFFIXES: dict[str, Kind] = {
-    ".jsonl": "jsonl", ".ndjson": "jsonl", ".csv": "csv", ".parquet": "parquet", ".pq": "parquet",
-}  # fmt: skip
-VIDEO_SUFFIXES = frozenset(
-    [
-        ".3gp",
-        ".avi",
-        ".dv",
-        ".flv",
-        ".gif",
-        ".m2ts",
-        ".m4v",
-        ".mkv",
-        ".mov",
-        ".mp4",
-        ".mpeg",
-        ".mpg",
-        ".mts",
-        ".mxf",
-        ".ogv",
-        ".ts",
-        ".vob",
-        ".webm",
-        ".wmv",
-    ]
+from medgen.row import (
+    LISTING,
+    Batch,
+    conform,
+    resolve,
+    storable_text,
 )
-MAX_LINE_BYTES = 1 << 20
-MAX_TEXT = 100_000  # characters of a title or description that are read
-FOLDER_SCHEME = "folder:"
+from medgen.sources import (
+    FOLDER_SCHEME,
+    VIDEO_SUFFIXES,
+    Shard,
+    files_of,
+    is_inside,
+    open_bytes,
+)
+from medgen.store import open_store
+from medgen.text_rows import csv_batches, jsonl_batches
+
+BATCH_ROWS = 32_768
+BATCH_BYTES = 32 << 20  # of a Parquet batch, as the file says how long its rows are on average
+PAGE_BUFFER = 1 << 20  # of each column, for reading Parquet piece by piece
 
 
-@dataclass(frozen=True)
-class Feed:
-    """A source that can be read: its name (part of a folder's video ids), kind and resolved path."""
+def batches(shard: Shard, columns: Mapping[str, str] | None = None) -> Iterator[Batch]:
+    """The rows of a shard, in order, streaming.
 
-    name: str
-    kind: Kind
-    path: Path
-
-
-@dataclass(frozen=True)
-class Listed:
-    """One row of a listing. `url` is http(s), or ``folder:NAME/RELATIVE-PATH`` (percent-encoded)."""
-
-    url: str
-    title: str
-    description: str
-    tags: tuple[str, ...]
-    channel: str | None
-    licence: str | None
-    published: str | None
-    duration_s: float | None
-    external_id: str | None
-    subtitles_url: str | None
-
-
-def open_feed(text: str) -> Feed:
-    """Understands a source as people write it: ``PATH`` or ``NAME=PATH``.
+    Args:
+        columns: column of LISTING → the source's name, see `medgen.row.column_mapping`; others go by its ALIASES.
+            Folders of videos have no columns.
 
     Raises:
-        SourceUnreadable: source_not_found, source_unreadable or unknown_source_type; says which kinds there are.
+        SourceUnreadable: the shard as a whole, or from here on, can't be read: its `fault`, or damage, or the
+            file has no url column or none of a name in `columns`. Batches given so far should then not count.
+        StoreUnavailable, ArtifactLost: see `medgen.store`.
     """
-    name, equals, rest = text.partition("=")
-    if not equals or "/" in name:
-        name, rest = "", text
+    if shard.fault:
+        raise SourceUnreadable(*shard.fault.split(": ", 1))
+    if shard.kind == "folder":
+        yield from _folder(shard)
+        return
     try:
-        path = Path(rest).expanduser().resolve()
-        is_file, exists = path.is_file(), path.exists()
-        str(path).encode()
-    except (OSError, ValueError, RuntimeError) as error:  # a name too long, not UTF-8 or with a NUL; a loop of links
-        raise SourceUnreadable("source_unreadable", f"{rest[:200]!r}: {error}") from error
-    if "://" in rest or (is_file and path.suffix.lower() not in SUFFIXES):
-        raise SourceUnreadable(
-            "unknown_source_type", f"{rest!r} is neither a folder nor a {', '.join(SUFFIXES)} listing file"
-        )
-    if not exists:
-        raise SourceUnreadable("source_not_found", f"{rest!r} does not exist")
-    kind: Kind = "folder" if path.is_dir() else SUFFIXES[path.suffix.lower()]
-    return Feed(name or path.name, kind, path)
-
-
-def feed_digest(feed: Feed) -> str:
-    """Digest of what the source lists now: the file's bytes, or names, sizes and times of a folder's files."""
-    if feed.kind != "folder":
-        return file_digest(feed.path)[0]
-    facts = []
-    for relative in _files(feed.path):
-        status = (feed.path / os.fsdecode(relative)).lstat()
-        facts.append([quote(relative), status.st_size, status.st_mtime_ns])
-    return digest_of(facts)
-
-
-def rows(feed: Feed) -> Iterator[tuple[int, Listed | ItemFailed]]:
-    """(row number from 1, row or why it is unusable), in file order, streaming.
-
-    Raises:
-        SourceUnreadable: the source as a whole is unreadable.
-    """
-    reader = {"jsonl": _jsonl, "csv": _csv, "parquet": _parquet, "folder": _folder}[feed.kind]
-    for number, row in enumerate(reader(feed), start=1):
-        try:
-            yield number, row if isinstance(row, Listed | ItemFailed) else _listed(row)
-        except ItemFailed as failure:
-            yield number, failure
-
-
-def folder_path(feed: Feed, url: str) -> Path:
-    """The file that a ``folder:`` URL of this feed stands for.
-
-    Raises:
-        ItemFailed: outside_folder when the URL, or a link in it, leads out of the folder.
-    """
-    encoded = url.removeprefix(f"{FOLDER_SCHEME}{quote(feed.name)}/")
-    path = feed.path / os.fsdecode(unquote_to_bytes(encoded))
-    if not _inside(feed.path, path):
-        raise ItemFailed("outside_folder", f"{url} leads out of its folder")
-    return path
-
-
-def _listed(row: Any) -> Listed:
-    if not isinstance(row, dict):
-        raise ItemFailed("bad_row", "the row is not an object")
-    url = storable_text(row.get("url")).strip()
-    if not url:
-        raise ItemFailed("missing_url", "the row has no url")
-    if not url.lower().startswith(("http://", "https://")):
-        raise ItemFailed("unsupported_url", f"only http and https are read, not {url[:200]!r}")
-    try:
-        parts = urlsplit(url)
-        usable = parts.hostname and parts.port != 0 and min(url) >= " "
-    except ValueError:
-        usable = False
-    if not usable:
-        raise ItemFailed("unsupported_url", f"not a URL: {url[:200]!r}")
-    tags = row.get("tags") or ()
-    if isinstance(tags, str):
-        tags = [part.strip() for part in tags.split("|" if "|" in tags else ",")]
-    if not isinstance(tags, list | tuple):
-        raise ItemFailed("bad_row", f"tags are neither a list nor text: {str(tags)[:50]!r}")
-    duration = row.get("duration", row.get("duration_s"))
-    try:
-        seconds = float(duration) if duration not in (None, "") else None
-        if seconds is not None and not math.isfinite(seconds):
-            raise ValueError("not finite")
-    except (TypeError, ValueError, OverflowError) as error:
-        raise ItemFailed("bad_row", f"duration is not a number: {repr(duration)[:50]}") from error
-    return Listed(
-        url=url,
-        title=storable_text(row.get("title")),
-        description=storable_text(row.get("description")),
-        tags=tuple(storable_text(tag) for tag in tags if tag),
-        channel=storable_text(row.get("channel")) or None,
-        licence=storable_text(row.get("licence") or row.get("license")) or None,
-        published=storable_text(row.get("published")) or None,
-        duration_s=seconds,
-        external_id=storable_text(row.get("id")) or None,
-        subtitles_url=storable_text(row.get("subtitles_url")) or None,
-    )
-
-
-def storable_text(value: Any) -> str:
-    """Text that Postgres and Parquet can hold: no NUL, no lone surrogates, bounded."""
-    text = "" if value is None else str(value)[:MAX_TEXT]
-    return text.replace("\x00", "\ufffd").encode("utf-8", "replace").decode("utf-8")
-
-
-def _jsonl(feed: Feed) -> Iterator[Any]:
-    with feed.path.open("rb") as file:
-        while line := file.readline(MAX_LINE_BYTES + 1):
-            if len(line) > MAX_LINE_BYTES:
-                while line and not line.endswith(b"\n"):
-                    line = file.readline(MAX_LINE_BYTES)
-                yield ItemFailed("bad_row", f"the line is longer than {MAX_LINE_BYTES} bytes")
-            elif line.strip():
-                try:
-                    yield json.loads(line)
-                except (ValueError, RecursionError) as error:
-                    yield ItemFailed("bad_row", f"not JSON: {error}")
-
-
-def _csv(feed: Feed) -> Iterator[Any]:
-    try:
-        with feed.path.open(encoding="utf-8-sig", errors="replace", newline="") as file:
-            reader = csv.DictReader(line.replace("\x00", "\ufffd") for line in file)
-            if "url" not in (reader.fieldnames or ()):
-                raise SourceUnreadable("source_unreadable", f"{feed.path.name} has no url column in its first line")
-            yield from reader
-    except csv.Error as error:
-        raise SourceUnreadable("source_unreadable", f"{feed.path.name} is not CSV: {error}") from error
-
-
-def _parquet(feed: Feed) -> Iterator[Any]:
-    try:
-        with pq.ParquetFile(feed.path) as file:
-            if "url" not in file.schema_arrow.names:
-                raise SourceUnreadable("source_unreadable", f"{feed.path.name} has no url column")
-            for batch in file.iter_batches(batch_size=10_000):
-                yield from batch.to_pylist()
-    except pa.ArrowException as error:
-        raise SourceUnreadable("source_unreadable", f"{feed.path.name} is not Parquet: {error}") from error
-
-
-def _folder(feed: Feed) -> Iterator[Listed | ItemFailed]:
-    for relative in _files(feed.path):
-        path = feed.path / os.fsdecode(relative)
-        name = os.fsdecode(relative)
-        if not _inside(feed.path, path):
-            yield ItemFailed("outside_folder", f"{storable_text(name)} is a link that leads out of the folder")
-        elif path.suffix.lower() not in VIDEO_SUFFIXES:
-            yield ItemFailed("not_a_video_name", f"{storable_text(name)} is no video by its name")
-        elif path.exists() and not path.is_file():
-            yield ItemFailed("not_a_file", f"{storable_text(name)} is a pipe, a socket or a device")
+        if shard.kind == "parquet":
+            with _seekable(shard) as file:
+                yield from _parquet(file, shard, columns or {})
         else:
-            yield Listed(
-                url=f"{FOLDER_SCHEME}{quote(feed.name)}/{quote(relative)}",
-                title=storable_text(path.stem),
-                description="",
-                tags=(),
-                channel=None,
-                licence=None,
-                published=None,
-                duration_s=None,
-                external_id=storable_text(name),
-                subtitles_url=None,
-            )
+            read = {"jsonl": jsonl_batches, "csv": csv_batches}[shard.kind]
+            with _unpacked(shard) as stream:
+                yield from read(stream, columns or {}, shard.name)
+    except (pa.ArrowException, OSError, ValueError) as error:
+        kind = f"{shard.compression or ''} {shard.kind}".strip()
+        raise SourceUnreadable("source_unreadable", f"{shard.name} is not sound {kind}: {error}") from error
 
 
-def _inside(folder: Path, path: Path) -> bool:
-    """Whether `path`, all links followed, lies in `folder`. A loop of links lies nowhere."""
+@contextmanager
+def _unpacked(shard: Shard) -> Iterator[pa.NativeFile]:
+    with open_bytes(shard) as file:
+        yield pa.CompressedInputStream(file, shard.compression) if shard.compression else file
+
+
+@contextmanager
+def _seekable(shard: Shard) -> Iterator[pa.NativeFile]:
+    """The bytes of a Parquet file. A compressed one is unpacked to disk first: it is read from its end."""
+    if not shard.compression:
+        with open_bytes(shard) as file:
+            yield file
+        return
+    path = open_store().scratch(".parquet")
     try:
-        return path.resolve().is_relative_to(folder)
-    except (OSError, RuntimeError):
-        return False
+        room = shutil.disk_usage(path.parent).free // 2
+        with _unpacked(shard) as stream, path.open("wb") as out:
+            while piece := stream.read(PAGE_BUFFER):
+                room -= len(piece)
+                if room < 0:
+                    raise SourceUnreadable(
+                        "file_too_large", f"{shard.name} would take more than half of the free disk", transient=True
+                    )
+                out.write(piece)
+        with pa.OSFile(str(path)) as file:
+            yield file
+    finally:
+        path.unlink(missing_ok=True)
 
 
-def _files(folder: Path) -> list[bytes]:
-    """Relative paths of all files below `folder`, sorted by bytes; hidden ones are left out."""
-    found = []
-    for root, folders, files in os.walk(folder):
-        folders[:] = [name for name in folders if not name.startswith(".")]
-        found += [os.fsencode(os.path.relpath(Path(root, name), folder)) for name in files if not name.startswith(".")]
-    return sorted(found)
+def _parquet(file: pa.NativeFile, shard: Shard, mapping: Mapping[str, str]) -> Iterator[Batch]:
+    # Buffered and not read ahead: else a row group would be held as a whole.
+    remote = shard.location.startswith("s3://")
+    with pq.ParquetFile(file, buffer_size=4 * PAGE_BUFFER if remote else PAGE_BUFFER, pre_buffer=False) as parquet:
+        found = resolve(parquet.schema_arrow.names, mapping, shard.name)
+        groups = range(*(shard.row_groups or (0, parquet.num_row_groups)))
+        number = shard.first_row
+        for batch in parquet.iter_batches(
+            batch_size=_batch_rows(parquet.metadata, groups, set(found.values())),
+            row_groups=list(groups),
+            columns=list(dict.fromkeys(found.values())),
+            use_threads=False,
+        ):
+            names = batch.schema.names
+            columns = {column: batch.column(names.index(name)) for column, name in found.items()}
+            yield conform(columns, batch.num_rows, number, shard.name, {})
+            number += batch.num_rows
+
+
+def _batch_rows(metadata: pq.FileMetaData, groups: range, names: set[str]) -> int:
+    """Rows of a batch, so that its values take about BATCH_BYTES."""
+    longest = 1.0
+    for index in groups:
+        group = metadata.row_group(index)
+        chunks = (group.column(place) for place in range(group.num_columns))
+        size = sum(c.total_uncompressed_size for c in chunks if c.path_in_schema.split(".")[0] in names)
+        longest = max(longest, size / max(1, group.num_rows))
+    return max(64, min(BATCH_ROWS, int(BATCH_BYTES / longest)))
+
+
+def _folder(shard: Shard) -> Iterator[Batch]:
+    folder = Path(shard.location)
+    relatives = files_of(folder)
+    for start in range(0, len(relatives), BATCH_ROWS):
+        rows, failures = [], {}
+        for number, relative in enumerate(relatives[start : start + BATCH_ROWS], start=start + 1):
+            try:
+                rows.append(_video_file(shard.source, folder, relative))
+            except ItemFailed as failure:
+                failures[number] = failure
+                rows.append({})
+        rows = [{"title": "", "description": "", "tags": [], **row} for row in rows]
+        yield Batch(start + 1, pa.RecordBatch.from_pylist(rows, LISTING), failures)
+
+
+def _video_file(source: str, folder: Path, relative: bytes) -> dict[str, str]:
+    """A row of LISTING. Raises ItemFailed: outside_folder, not_a_video_name or not_a_file."""
+    name = os.fsdecode(relative)
+    path = folder / name
+    if not is_inside(folder, path):
+        raise ItemFailed("outside_folder", f"{storable_text(name)} is a link that leads out of the folder")
+    if path.suffix.lower() not in VIDEO_SUFFIXES:
+        raise ItemFailed("not_a_video_name", f"{storable_text(name)} is no video by its name")
+    if path.exists() and not path.is_file():
+        raise ItemFailed("not_a_file", f"{storable_text(name)} is a pipe, a socket or a device")
+    url = f"{FOLDER_SCHEME}{quote(source)}/{quote(relative)}"
+    return {"url": url, "title": storable_text(path.stem), "external_id": storable_text(name)}

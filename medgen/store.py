@@ -81,7 +81,7 @@ class Store:
             with path.open("rb") as written:
                 os.fsync(written.fileno())
             # The store may lie on another file system than the file: rename only within the store's own.
-            path.replace(target) if path.parent == self.temporary else _move(path, target, self.temporary)
+            path.replace(target) if path.is_relative_to(self.temporary) else _move(path, target, self.temporary)
         if self.remote:
             self._written += size
             if self._written > self.cache_bytes // 20:
@@ -191,20 +191,9 @@ class _Remote:
     """The S3 side. Waits out short outages."""
 
     def __init__(self, settings: Settings) -> None:
-        assert settings.s3_endpoint and settings.s3_access_key and settings.s3_secret_key
-        url = urlsplit(settings.s3_endpoint)
-        if url.scheme not in ("http", "https") or not url.netloc:
-            raise ValueError(f"MEDGEN_S3_ENDPOINT must be http(s)://host:port, not {settings.s3_endpoint!r}")
-        self.endpoint = settings.s3_endpoint
+        self.client = s3_client(settings)
+        self.endpoint = str(settings.s3_endpoint)
         self.bucket = settings.s3_bucket
-        self.client = Minio(
-            url.netloc,
-            access_key=settings.s3_access_key.get_secret_value(),
-            secret_key=settings.s3_secret_key.get_secret_value(),
-            secure=url.scheme == "https",
-            # Retries are ours: the client's own are too few for a restart of the server.
-            http_client=urllib3.PoolManager(maxsize=32, timeout=urllib3.Timeout(connect=5, read=60), retries=False),
-        )
         self._call(self._make_bucket)
 
     def put(self, digest: str, path: Path, size: int, media_type: str) -> None:
@@ -241,26 +230,52 @@ class _Remote:
                 self.client.make_bucket(self.bucket)
 
     def _call(self, operation: Callable[[], T]) -> T:
-        try:
-            for attempt in Retrying(
-                retry=retry_if_exception(_passing),
-                stop=stop_after_delay(OUTAGE_S),
-                wait=wait_exponential_jitter(initial=0.2, max=5),
-                reraise=True,
-            ):
-                with attempt:
-                    return operation()
-        except S3Error as error:
-            if error.code in ("NoSuchKey", "NoSuchObject"):
-                raise
-            raise StoreUnavailable(
-                "store_refused", f"S3 at {self.endpoint}, bucket {self.bucket}: {error.code}", transient=True
-            ) from error
-        except (urllib3.exceptions.HTTPError, MinioException, OSError) as error:
-            raise StoreUnavailable(
-                "store_unavailable", f"S3 at {self.endpoint} does not answer: {error}", transient=True
-            ) from error
-        raise AssertionError("unreachable")
+        return through_outages(operation, self.endpoint, self.bucket)
+
+
+def s3_client(settings: Settings) -> Minio:
+    """A client of the installation's S3 server. Its own retries are off: see `through_outages`."""
+    assert settings.s3_endpoint and settings.s3_access_key and settings.s3_secret_key
+    url = urlsplit(settings.s3_endpoint)
+    if url.scheme not in ("http", "https") or not url.netloc:
+        raise ValueError(f"MEDGEN_S3_ENDPOINT must be http(s)://host:port, not {settings.s3_endpoint!r}")
+    return Minio(
+        url.netloc,
+        access_key=settings.s3_access_key.get_secret_value(),
+        secret_key=settings.s3_secret_key.get_secret_value(),
+        secure=url.scheme == "https",
+        # Retries are ours: the client's own are too few for a restart of the server.
+        http_client=urllib3.PoolManager(maxsize=32, timeout=urllib3.Timeout(connect=5, read=60), retries=False),
+    )
+
+
+def through_outages(operation: Callable[[], T], endpoint: str, bucket: str) -> T:
+    """What `operation` gives; it is repeated while the server restarts.
+
+    Raises:
+        S3Error: there is no such object.
+        StoreUnavailable: the server does not answer for OUTAGE_S, or refuses.
+    """
+    try:
+        for attempt in Retrying(
+            retry=retry_if_exception(_passing),
+            stop=stop_after_delay(OUTAGE_S),
+            wait=wait_exponential_jitter(initial=0.2, max=5),
+            reraise=True,
+        ):
+            with attempt:
+                return operation()
+    except S3Error as error:
+        if error.code in ("NoSuchKey", "NoSuchObject"):
+            raise
+        raise StoreUnavailable(
+            "store_refused", f"S3 at {endpoint}, bucket {bucket}: {error.code}", transient=True
+        ) from error
+    except (urllib3.exceptions.HTTPError, MinioException, OSError) as error:
+        raise StoreUnavailable(
+            "store_unavailable", f"S3 at {endpoint} does not answer: {error}", transient=True
+        ) from error
+    raise AssertionError("unreachable")
 
 
 @contextmanager
