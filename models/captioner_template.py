@@ -9,7 +9,7 @@ from medgen.canonical import digest_of
 from models.caption_checks import CaptionLimits, check
 from models.captioner import TEMPLATE_NAME, Caption, CaptionRejected, Evidence
 from models.captioner_text import clean, quoted, without_instructions, without_promotion, words
-from models.relevance import keyword_digest, load_keyword_dictionary
+from models.relevance import dictionary_digest, load_medical_dictionary
 
 TEMPLATE_VERSION = "v2"  # of the sentences below: raise it when their wording changes
 MAX_TITLE_CHARS = 120
@@ -45,7 +45,7 @@ class EvidenceTemplateCaptioner:
         limits = limits or CaptionLimits()
         self.digest = template_digest()
         self._limits = replace(limits, detailed_min_words=min(limits.detailed_min_words, DETAILED_MIN_WORDS))
-        self._dictionary = load_keyword_dictionary()
+        self._dictionary = load_medical_dictionary()
 
     def ensure_available(self) -> None:
         """It always is."""
@@ -88,7 +88,7 @@ def template_digest() -> str:
     """sha256 (hex) over the template's version, settings and dictionary."""
     settings = [MAX_TITLE_CHARS, MAX_TITLE_WORDS, MAX_TERMS_NAMED]
     return digest_of(
-        {"name": TEMPLATE_NAME, "version": TEMPLATE_VERSION, "settings": settings, "dictionary": keyword_digest()}
+        {"name": TEMPLATE_NAME, "version": TEMPLATE_VERSION, "settings": settings, "dictionary": dictionary_digest()}
     )
 
 

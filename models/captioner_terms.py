@@ -11,7 +11,7 @@ from functools import cache
 from typing import Literal
 
 from models.captioner_text import words
-from models.relevance import KeywordDictionary, load_keyword_dictionary
+from models.relevance import MedicalDictionary, load_medical_dictionary
 
 TermPolicy = Literal["specific", "all", "none"]
 
@@ -24,19 +24,23 @@ _ENDINGS = re.compile(
     |ectomy|otomy|ostomy|plasty|pexy|rrhaphy|desis|centesis|tripsy
     |cillin|mycin|floxacin|cycline|conazole|prazole|olol|sartan|statin|mab|tinib|parin|caine|dipine|gliptin|gliflozin
     |glutide|setron|triptan|azepam|azolam|barbital|curonium|curium|profen|coxib|nisone|nisolone|methasone|formin|fentanil
-    |thiazide|semide|prost|vudine|ciclovir|cyclovir)""",
+    |thiazide|semide|prost|vudine|vir|taxel|platin|rubicin|micin|trozole|nidazole|pril|oxetine|traline|tidine|tomidine
+    |flurane|tocin)""",
     re.VERBOSE,
 )
 _EVERYDAY = """
-    academia anastomosis antipathy apathy apoptosis aroma bohemia chroma coma dichotomy diagnosis diploma empathy
-    homeopathy hypnosis meiosis metamorphosis mitosis nostalgia oklahoma osmosis osteopathy photosynthesis prognosis
-    stoma symbiosis sympathy telepathy trophy
+    academia anastomosis antipathy april apathy apoptosis aroma bohemia chroma coma dichotomy diagnosis diploma empathy
+    endocytosis exocytosis homeopathy hypnosis meiosis metamorphosis mitosis nostalgia oklahoma osmosis osteopathy
+    phagocytosis photosynthesis prognosis stoma stroma symbiosis sympathy telepathy trophy zygoma
 """
 _WITHOUT_ENDING = """
     cancer tumor tumour malignancy metastasis sarcoma infarction infarct aneurysm embolism diabetes hypertension
     hypotension asthma pneumonia pneumothorax emphysema epilepsy dementia alzheimer alzheimer's parkinson parkinson's
     autism schizophrenia covid covid-19 influenza hiv malaria measles tetanus sepsis gangrene hernia fracture arrhythmia
     fibrillation tachycardia bradycardia regurgitation cataract eczema ebola dengue leprosy polio rabies syphilis gout
+    abscess adhd aids anorexia ascites bulimia chickenpox chlamydia cholera concussion copd croup gallstone haemophilia
+    hemophilia herpes ileus jaundice lupus migraine mumps obesity ptsd rubella scabies sciatica shingles smallpox stroke
+    ulcer whiplash
     preeclampsia transplant transplantation amputation bypass cesarean caesarean chemotherapy radiotherapy dialysis
     insulin heparin aspirin paracetamol acetaminophen morphine ketamine propofol ibuprofen epinephrine adrenaline
     warfarin botox fentanyl
@@ -181,5 +185,5 @@ def _word_set(text: str) -> frozenset[str]:
 
 
 @cache
-def _dictionary() -> KeywordDictionary:
-    return load_keyword_dictionary()
+def _dictionary() -> MedicalDictionary:
+    return load_medical_dictionary()
