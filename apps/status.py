@@ -4,12 +4,14 @@ from collections.abc import Iterator
 from typing import Any
 
 import pyarrow.parquet as pq
-from sqlalchemy import select
+from sqlalchemy import func, select
 from sqlalchemy.orm import Session, aliased
 
-from medgen.catalog import StepInput, StepRun
+from medgen.catalog import StepInput, StepRun, Tombstone
 from medgen.ledger import Ledger, Record
+from medgen.takedown import stamp
 from tasks.funnel import STEPS, funnel
+from tasks.recheck import vanished
 
 CLIP_STEPS = STEPS[STEPS.index("classify") :]
 
@@ -32,6 +34,13 @@ def totals(ledger: Ledger) -> list[dict[str, Any]]:
     return funnel([r for r in records if r.step == "discover"], [r for r in records if r.step != "discover"])
 
 
+def missing(ledger: Ledger) -> dict[str, Any]:
+    """taken_down: how many videos were; vanished: video id → when its source was found to have it no longer."""
+    with Session(ledger.engine) as session:
+        graves = session.scalar(select(func.count()).select_from(Tombstone)) or 0
+    return {"taken_down": graves, "vanished": {v: stamp(when) for v, when in sorted(vanished(ledger.engine).items())}}
+
+
 def verdicts(ledger: Ledger) -> Iterator[dict[str, Any]]:
     """One entry for every row of every source: source, row, title, url, step, status, reason, message, clips kept.
 
@@ -44,18 +53,24 @@ def verdicts(ledger: Ledger) -> Iterator[dict[str, Any]]:
     for record in sorted(records, key=lambda r: r.id):
         if record.step in ("download", "segment", "classify"):
             last[record.subject] = record
-    for record in sorted((r for r in records if r.step == "discover"), key=lambda r: r.subject):
+    discovered = sorted((r for r in records if r.step == "discover"), key=lambda r: r.subject)
+    read = {record.detail.get("source") for record in discovered}
+    for record in discovered:
         if record.status == "failed":
+            if record.subject in read:
+                continue  # a feed that was down and has come back
             yield {
                 "source": record.subject, "row": 0, "title": record.subject, "url": None, "step": "discover",
                 "status": "failed", "reason": record.reason, "message": record.detail["message"], "clips": 0,
             }  # fmt: skip
             continue
+        hits = pq.read_table(ledger.store.path(record.outputs["hits"]), columns=["row", "video_id"])
+        videos = dict(zip(*hits.to_pydict().values(), strict=True))
         for row in pq.read_table(ledger.store.path(record.outputs["verdicts"])).to_pylist():
             entry = {"source": record.subject} | {name: row[name] for name in ("row", "title", "url")}
-            own = last.get(row["video_id"]) if row["status"] == "kept" else None
+            own = last.get(videos[row["row"]]) if row["status"] == "kept" else None
             if own is None:
-                message = row["message"] or "not downloaded yet"
+                message = row["message"] or _reached(row)
                 yield entry | {
                     "step": "discover",
                     **{n: row[n] for n in ("status", "reason")},
@@ -64,6 +79,13 @@ def verdicts(ledger: Ledger) -> Iterator[dict[str, Any]]:
                 }
             else:
                 yield entry | _ending(own, children)
+
+
+def _reached(row: dict[str, Any]) -> str:
+    """How far the words and the meaning of a row took it."""
+    if row["text_probability"] is not None:
+        return f"probability {row['text_probability']:.2f} by its text"
+    return f"words weigh {row['word_score']:.2f}" if row["word_score"] else "not downloaded yet"
 
 
 def _ending(own: Record, children: dict[int, list[Record]]) -> dict[str, Any]:

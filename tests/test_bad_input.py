@@ -19,12 +19,19 @@ from apps.status import newest, verdicts
 from medgen.ledger import open_ledger
 from medgen.shard import ShardResult
 from medgen.verify import verify
-from tasks.discover import DiscoverParams, discover_source, video_id
+from tasks.discover import video_id
 from tasks.download import DownloadParams, download_shard
 from tasks.segment import SegmentParams, segment_shard
-from tests.conftest import numbered_video
+from tests.conftest import discover_source, numbered_video
 
-PARAMS = DownloadParams(allowed_hosts=("127.0.0.1",), stall_limit_s=0.5, max_bytes=4 << 20, min_duration_s=1.0)
+PARAMS = DownloadParams(
+    allowed_hosts=("127.0.0.1",),
+    stall_limit_s=0.5,
+    max_bytes=4 << 20,
+    min_duration_s=1.0,
+    request_interval_s=0.0,
+    per_host_downloads=4,
+)
 KEPT = ("segment", "kept", None, False)
 
 
@@ -104,6 +111,7 @@ class _Handler(BaseHTTPRequestHandler):
 def impatient(monkeypatch: pytest.MonkeyPatch) -> None:
     """Further attempts follow at once; one worker process is enough."""
     monkeypatch.setattr("medgen.shard.BACKOFF_S", 0.01)
+    monkeypatch.setattr("tasks.download.BACKOFF_S", 0.01)
     monkeypatch.setenv("MEDGEN_WORKERS", "1")
 
 
@@ -198,7 +206,7 @@ def nothing_written_outside(home: Path, monkeypatch: pytest.MonkeyPatch) -> Iter
 
 def run(source: Path, params: DownloadParams = PARAMS) -> list[ShardResult]:
     """Discover, download and segment, as the flow does."""
-    found = discover_source.fn("s", str(source), DiscoverParams())
+    found = discover_source(str(source))
     fetched = download_shard.fn("s", found, params)
     return [found, fetched, segment_shard.fn("s", fetched, SegmentParams())]
 
@@ -219,7 +227,7 @@ SOURCES: dict[str, tuple[bytes | None, str]] = {
     "gone/missing.csv": (None, "source_not_found"),
     "text.parquet": (b"url,title\nhttp://127.0.0.1/x.mp4,Laparoscopy\n", "source_unreadable"),
     "empty.parquet": (b"", "source_unreadable"),
-    "no-url.csv": (b"title,link\nLaparoscopy,http://127.0.0.1/x.mp4\n", "source_unreadable"),
+    "no-url.csv": (b"title,address\nLaparoscopy,http://127.0.0.1/x.mp4\n", "source_unreadable"),
     "empty.csv": (b"", "source_unreadable"),
     "a\0b.jsonl": (None, "source_unreadable"),
     "caf\udce9.jsonl": (b"", "source_unreadable"),
@@ -236,13 +244,13 @@ def test_sources_that_cannot_be_read(home: Path, tmp_path: Path, monkeypatch: py
         if content is not None:
             (tmp_path / name).write_bytes(content)
     with nothing_written_outside(home, monkeypatch):
-        results = {name: discover_source.fn("s", text, DiscoverParams()) for name, text in texts.items()}
+        results = {name: discover_source(text) for name, text in texts.items()}
         ends = {name: result.ended[0]["discover"] for name, result in results.items()}
         records = open_ledger().load(ends.values())
         found = {name: (records[i].status, records[i].reason, records[i].transient) for name, i in ends.items()}
         wanted = {name: ("failed", reason, False) for name, (_, reason) in SOURCES.items()}
         assert found == wanted | {"loop.jsonl": ("failed", "source_unreadable", False)}
-        again = [discover_source.fn("s", text, DiscoverParams()) for text in texts.values()]
+        again = [discover_source(text) for text in texts.values()]
         assert [(result.executed, result.reused) for result in again] == [(0, 1)] * len(texts)
 
 
@@ -276,11 +284,11 @@ SERVED: dict[str, tuple[Answer | str, tuple[str, str, str | None, bool]]] = {
     "403": (Answer(status=403), final("download", "http_403")),
     "500": (Answer(status=500), passing("http_500")),
     "silent": (Answer(hangs=True), passing("network_error")),
-    "cut-short": (Answer(b"\0" * 1000, promised=5000), passing("download_error")),
+    "cut-short": (Answer(b"\0" * 1000, promised=5000), passing("cut_short")),
     "endless": (Answer(b"\0" * 65536, endless=True), final("download", "file_too_large")),
     "endless-page": (Answer(b"<html><p>" + b"." * 65536, type="text/html", endless=True),
                      final("download", "file_too_large")),
-    "huge": (Answer(b"\0", promised=1 << 40), final("download", "nothing_downloaded")),
+    "huge": (Answer(b"\0", promised=1 << 40), final("download", "file_too_large")),
     "to-file": (Answer(status=302, location="file:///etc/passwd"), final("download", "redirect_refused")),
     "to-ftp": (Answer(status=302, location="ftp://127.0.0.1/x.mp4"), final("download", "host_refused")),
     "to-itself": (Answer(status=302, location="/to-itself.mp4"), final("download", "redirect_refused")),
@@ -291,8 +299,8 @@ SERVED: dict[str, tuple[Answer | str, tuple[str, str, str | None, bool]]] = {
     "text": ("text", final("download", "not_a_video")),
     "sound": ("sound", final("download", "no_video_stream")),
     "8k": ("8k", final("download", "resolution_above_limit")),
-    "cut_off": ("cut_off", final("download", "not_a_video")),
-    "cut_off_with_index": ("cut_off_with_index", KEPT),  # what there is of it is sound
+    "cut_off": ("cut_off", final("download", "truncated_file")),
+    "cut_off_with_index": ("cut_off_with_index", final("download", "truncated_file")),
     "playlist": ("playlist", final("download", "not_a_video")),
     "concat": ("concat", final("download", "not_a_video")),
 }  # fmt: skip
@@ -316,8 +324,8 @@ NOWHERE: dict[str, tuple[str, str, str | None, bool]] = {
     "http://127.0.0.1:1\r\nHost: localhost/x.mp4": final("discover", "unsupported_url"),
     "http://127.0.0.1:1/x.mp4": passing("network_error"),
     "http://127.0.0.1.nip.invalid/x.mp4": final("download", "host_refused"),
-    "http://user:word@localhost/x.mp4": final("download", "host_refused"),
-    "http://127.0.0.1@localhost/x.mp4": final("download", "host_refused"),
+    "http://user:word@localhost/x.mp4": final("discover", "credentials_in_url"),
+    "http://127.0.0.1@localhost/x.mp4": final("discover", "credentials_in_url"),
 }
 
 

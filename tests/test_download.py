@@ -1,0 +1,477 @@
+"""Downloads from a site that does what sites do: one verdict each, politely, within budgets, killed or not."""
+
+import json
+import signal
+import socket
+import subprocess
+import sys
+import time
+from collections import Counter
+from collections.abc import Iterator
+from datetime import UTC, datetime, timedelta
+from email.utils import format_datetime
+from hashlib import sha256
+from ipaddress import ip_address
+from pathlib import Path
+from typing import Any
+
+import av
+import pytest
+import yt_dlp
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from sqlalchemy import Text, func, select
+from sqlalchemy.orm import Session
+from typer.testing import CliRunner
+
+from apps.cli import app
+from apps.status import newest, verdicts
+from medgen.budget import bytes_below, night_account, store_account
+from medgen.catalog import StepRun, open_catalog
+from medgen.ledger import Record, open_ledger
+from medgen.licences import creative_commons
+from medgen.politeness import HostBusy, Politeness, open_politeness
+from medgen.shard import ShardResult
+from medgen.store import open_store
+from medgen.truncation import missing_bytes
+from medgen.verify import verify
+from tasks import discover
+from tasks.download import (
+    DownloadParams,
+    _licence_rejection,
+    _Rejected,
+    choose_picture,
+    download_shard,
+)
+from tasks.failures import failures
+from tasks.web_guard import GuardedYoutubeDL, HostPolicy, Refused, retry_after, without_credentials
+from tests.asking import ask
+from tests.conftest import ROOT, discover_source, numbered_video
+from tests.site import HOSTS, Site
+
+RUN = """
+import json, sys
+import medgen.shard, tasks.download
+from tests.conftest import discover_source
+medgen.shard.BACKOFF_S, tasks.download.BACKOFF_S = 0.1, 0.02
+found = discover_source(sys.argv[1])
+tasks.download.download_shard.fn("s", found, tasks.download.DownloadParams(**json.loads(sys.argv[2])))
+"""
+
+ASK = "import sys; from tests.asking import ask; ask(sys.argv[1], sys.argv[2], int(sys.argv[3]), float(sys.argv[4]))"
+
+
+@pytest.fixture(autouse=True)
+def impatient(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Further attempts follow soon; more downloads at once than any host allows."""
+    monkeypatch.setattr("medgen.shard.BACKOFF_S", 0.1)
+    monkeypatch.setattr("tasks.download.BACKOFF_S", 0.02)
+    monkeypatch.setenv("MEDGEN_DOWNLOAD_WORKERS", "8")
+
+
+@pytest.fixture(scope="module")
+def site_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tmp_path_factory.mktemp("site")
+
+
+@pytest.fixture
+def site(site_folder: Path) -> Iterator[Site]:
+    """A small site."""
+    with Site(site_folder, good=24) as running:
+        yield running
+
+
+def listing_of(rows: list[dict[str, Any]], folder: Path) -> Path:
+    path = folder / "listing.jsonl"
+    path.write_text("\n".join(json.dumps(row) for row in rows))
+    return path
+
+
+def discovered(listing: Path) -> ShardResult:
+    """The videos of a listing."""
+    return discover_source(str(listing))
+
+
+def started(code: str, *arguments: str) -> subprocess.Popen[bytes]:
+    return subprocess.Popen([sys.executable, "-c", code, *arguments], cwd=ROOT, stderr=subprocess.DEVNULL)
+
+
+def wait_for(condition: Any, what: str, seconds: float = 60.0) -> None:
+    deadline = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < deadline, what
+        time.sleep(0.01)
+
+
+def records() -> dict[str, Record]:
+    """URL → newest record of its download."""
+    by_subject = {record.subject: record for record in newest(open_ledger()) if record.step == "download"}
+    return {
+        entry["url"]: by_subject[discover.video_id(entry["url"])]
+        for entry in verdicts(open_ledger())
+        if discover.video_id(entry["url"]) in by_subject
+    }
+
+
+def test_every_video_has_its_verdict_whatever_the_site_does(
+    home: Path, tmp_path: Path, site_folder: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    with Site(site_folder) as site:
+        rows, expected = site.listing(), site.expected()
+        assert len(rows) > 300
+        listing = listing_of(rows, tmp_path)
+        found = discovered(listing)
+        params = DownloadParams(**site.parameters, night_budget_bytes=1 << 30, store_quota_bytes=1 << 30)
+        process = started(RUN, str(listing), _json(params))
+        wait_for(lambda: len(site.log) > 120 or process.poll() is not None, "the downloads do not start")
+        process.send_signal(signal.SIGKILL)
+        assert process.wait() == -signal.SIGKILL
+        assert list((home / "tmp").iterdir())  # what was under way
+        first = download_shard.fn("s", found, params)
+        assert first.reused > 20  # what was done before the kill stays done
+        got = records()
+        different = [
+            f"{url}: {(r.status, r.reason)}, not {expected[url]}; {r.detail}"
+            for url, r in got.items()
+            if (r.status, r.reason) != expected[url]
+        ]
+        assert not different, "\n".join(different)
+        assert got.keys() == expected.keys()
+        # Nothing is left of what was under way, and everything kept is what the site has.
+        assert not list((home / "tmp").iterdir())
+        assert not [path for path in home.rglob("*") if path.name.endswith((".part", ".ytdl"))]
+        assert verify(open_ledger(), home / "releases") == []
+        for path in ("reset.mp4", "reset-no-range.mp4", "down-twice.mp4", "busy-once.mp4", "good-7.mp4"):
+            body = site.body(f"/{path}")
+            assert got[site.url(f"/{path}")].outputs["video"] == sha256(body).hexdigest(), path
+        assert got[site.url("/redirect.mp4")].outputs["video"] == sha256(site.body("/target-8.mp4")).hexdigest()
+        assert got[site.url("/changes.mp4")].outputs["video"] == sha256(site.body("/changed-9.mp4")).hexdigest()
+        copies = {got[site.url(f"/copy-{n}.mp4")].outputs["video"] for n in ("one", "two")}
+        assert len(copies) == 1
+        assert len({r.outputs["video"] for r in got.values() if r.status == "kept"}) == (
+            sum(r.status == "kept" for r in got.values()) - 2  # the copies, and two ways to one stream
+        )
+        assert got[site.url("/page")].detail["metadata"]["title"].startswith("Laparoscopy")
+        asked = Counter(request.path for request in site.log)
+        assert asked["/hls/720-0.ts"] and not any(asked[f"/hls/{height}-0.ts"] for height in (240, 480, 1080))
+        # All hosts were treated politely, and their limits were reached.
+        most = {host: max(r.at_once for r in site.log if r.host == host) for host in HOSTS}
+        assert most == dict.fromkeys(HOSTS, params.per_host_downloads)
+        resumed = [request.span for request in site.log if request.path == "/reset.mp4" and request.span]
+        assert resumed and not any(span.startswith("bytes=0-") for span in resumed)
+        # The accounts hold what there is.
+        assert store_account(open_catalog(), open_store().folder, 1 << 30).left() <= (1 << 30) - bytes_below(
+            home / "store"
+        )
+        # A second run asks only for what may have changed.
+        before = len(site.log)
+        passing = {url for url, record in got.items() if record.transient}
+        again = download_shard.fn("s", found, params)
+        assert (again.executed, again.reused) == (len(passing), len(rows) - len(passing))
+        assert {site.url(r.path, r.host) for r in site.log[before:]} <= passing
+        assert again.kept == first.kept
+        assert {url: (r.status, r.reason) for url, r in records().items()} == expected
+    failed = Counter(verdict for verdict in expected.values() if verdict[0] == "failed")
+    report = failures(open_ledger())
+    assert {("failed", entry["reason"]): entry["count"] for entry in report} == failed
+    retried = {entry["reason"] for entry in report if entry["retried"]}
+    assert retried == {"http_429", "http_503", "too_slow", "cut_short", "network_error"}
+    shown = CliRunner().invoke(app, ["status", "--json"])
+    assert json.loads(shown.stdout)["failures"] == report
+    shown = CliRunner().invoke(app, ["status"]).stdout
+    assert "Failures" in shown and all(entry["reason"] in shown for entry in report)
+    with Session(open_catalog()) as session:
+        for column in (StepRun.detail, StepRun.context):
+            assert not session.scalar(select(func.count()).where(column.cast(Text).contains("secret-word")))
+    assert "secret-word" not in caplog.text
+
+
+def _json(params: DownloadParams) -> str:
+    """All parameters, those too that are no part of a record."""
+    return json.dumps({name: getattr(params, name) for name in DownloadParams.model_fields})
+
+
+@pytest.mark.parametrize(
+    ("name", "reason"),
+    [
+        ("shard_budget_bytes", "byte_budget_shard"),
+        ("night_budget_bytes", "byte_budget_night"),
+        ("store_quota_bytes", "disk_quota"),
+    ],
+)
+def test_what_does_not_fit_a_budget_waits_for_a_later_run(
+    home: Path, tmp_path: Path, site: Site, name: str, reason: str
+) -> None:
+    rows = [row for row in site.listing() if "/good-" in row["url"]]
+    size = {row["url"]: len(site.body(row["id"])) for row in rows}
+    found = discovered(listing_of(rows, tmp_path))
+    base = bytes_below(home / "store") if name == "store_quota_bytes" else 0
+    limit = base + 5 * max(size.values()) + 100
+    account = store_account(open_catalog(), open_store().folder, limit)
+    account.take(limit)  # as if killed downloads had left it
+    first = download_shard.fn("s", found, DownloadParams(**site.parameters, **{name: limit}))
+    got = records()
+    kept = sum(size[url] for url, record in got.items() if record.status == "kept")
+    waiting = [url for url, record in got.items() if record.status == "failed"]
+    assert {(got[url].reason, got[url].transient) for url in waiting} == {(reason, True)}
+    assert base + kept <= limit < base + kept + min(size[url] for url in waiting)
+    assert len(waiting) > len(rows) / 2  # which is no reason to fail the shard
+    if name == "store_quota_bytes":
+        assert bytes_below(home / "store") <= limit
+    if name == "night_budget_bytes":
+        assert night_account(open_catalog(), limit).left() <= limit - kept  # what was begun in vain counts too
+    assert all(site.asked(row["id"]) <= 2 for row in rows)  # none was tried again
+    again = download_shard.fn("s", found, DownloadParams(**site.parameters, **{name: 1 << 30}))
+    assert again.executed == len(waiting) and len(first.kept) + len(waiting) == len(again.kept) == len(rows)
+
+
+def test_a_body_of_unknown_length_stops_at_the_budget(home: Path, tmp_path: Path, site: Site) -> None:
+    row = next(row for row in site.listing() if row["id"] == "/page-bomb")
+    listing = listing_of([row], tmp_path)
+    params = DownloadParams(**site.parameters, shard_budget_bytes=1000)
+    download_shard.fn("s", discovered(listing), params)
+    assert records()[row["url"]].reason == "byte_budget_shard"
+
+
+def test_hosts_are_asked_as_politely_by_all_processes_together(home: Path, site: Site) -> None:
+    paced, crowded = HOSTS[0], HOSTS[1]
+    urls = {host: site.url("/good-1.mp4", host) for host in (paced, crowded)}
+    open_politeness().push("nowhere", 0.0)  # makes the catalog, once
+    other = started(ASK, urls[paced], paced, "5", "0.05")
+    killed = started(ASK, urls[crowded], crowded, "100000", "0")
+
+    def starts(host: str) -> list[float]:
+        return sorted(request.started for request in site.log if request.host == host)
+
+    wait_for(lambda: starts(paced) and starts(crowded), "nobody asks")
+    # The pace is one for all, and so is a pause that a host asks for.
+    open_politeness().push(paced, 1.0)
+    pushed = time.monotonic()
+    ask(urls[paced], paced, 5, 0.05)
+    assert other.wait(60) == 0
+    assert len(starts(paced)) == 40
+    assert len([start for start in starts(paced) if pushed < start < pushed + 0.9]) <= 2  # those under way
+    after = [start for start in starts(paced) if start > pushed + 0.9]
+    assert after[-1] - after[0] > 0.05 * (len(after) - 2)
+    # A killed process gives back its slots at once.
+    killed.kill()
+    killed.wait()
+    ask(urls[crowded], crowded, 5, 0.0)
+    assert max(request.at_once for request in site.log) == 2
+    open_politeness().push(paced, 60.0)
+    with pytest.raises(HostBusy, match="another"):
+        _enter(open_politeness(), paced, pace_wait_s=0.1)
+
+
+def _enter(politeness: Politeness, host: str, **limits: float) -> Any:
+    return politeness.enter(host, simultaneous=1, interval_s=0.0, **({"slot_wait_s": 0.1, "pace_wait_s": 1.0} | limits))
+
+
+def test_slots_survive_a_lost_connection(home: Path) -> None:
+    mine, theirs = Politeness(open_catalog()), Politeness(open_catalog())
+    slot = _enter(mine, "a.example")
+    with pytest.raises(HostBusy, match="all 1 requests"):
+        _enter(theirs, "a.example")
+    _enter(theirs, "b.example").release()  # a host of its own
+    with Session(open_catalog()) as session:  # as when Postgres is started anew
+        session.execute(
+            select(func.pg_terminate_backend(mine._connection.connection.driver_connection.info.backend_pid))
+        )
+    slot.release()
+    slot.release()
+    again = _enter(mine, "a.example")
+    with pytest.raises(HostBusy):
+        _enter(theirs, "a.example")
+    again.release()
+    _enter(theirs, "a.example").release()
+    mine.close()
+    theirs.close()
+
+
+def test_a_name_that_resolves_anew_is_not_connected_to(
+    home: Path, tmp_path: Path, site: Site, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    real, answers = socket.getaddrinfo, iter(["192.88.99.1", *["127.0.0.1"] * 99])
+
+    def rebinding(host: str, port: int, *rest: Any, **more: Any) -> Any:
+        return real(next(answers) if host == "rebind.example" else host, port, *rest, **more)
+
+    monkeypatch.setattr(socket, "getaddrinfo", rebinding)
+    url = site.url("/good-1.mp4", "rebind.example")
+    listing = listing_of([{"url": url, "title": "Laparoscopy"}], tmp_path)
+    download_shard.fn("s", discovered(listing), DownloadParams(allowed_hosts=("*",), stall_limit_s=0.5))
+    assert records()[url].reason == "host_refused"
+    assert site.log == []
+
+
+ADDRESSES = [
+    "127.0.0.1", "10.1.2.3", "172.16.0.1", "192.168.1.1", "169.254.169.254", "100.64.0.1", "0.0.0.0", "224.0.0.1",
+    "240.0.0.1", "255.255.255.255", "::", "::1", "fe80::1", "fc00::1", "fd00:ec2::254", "ff02::1", "2001:db8::1",
+    "::ffff:127.0.0.1", "::ffff:a00:1", "2002:7f00:1::", "2002:a00:1::1", "64:ff9b::7f00:1", "64:ff9b::a9fe:a9fe",
+]  # fmt: skip
+
+
+def test_addresses_that_are_not_public_must_be_listed() -> None:
+    for address in ADDRESSES:
+        for policy in (HostPolicy(), HostPolicy(allowed=("*",)), HostPolicy(allowed=("*.example",))):
+            with pytest.raises(Refused, match="no public address"):
+                policy.check_address("a.example", ip_address(address))
+        HostPolicy(allowed=(address,)).check_address("a.example", ip_address(address))
+        HostPolicy(allowed=("A.example",)).check_address("a.example", ip_address(address))
+    for address in ("8.8.8.8", "2606:4700::1111", "::ffff:8.8.8.8", "64:ff9b::808:808"):
+        HostPolicy().check_address("a.example", ip_address(address))
+        with pytest.raises(Refused, match="denied"):
+            HostPolicy(allowed=("a.example",), denied=(address,)).check_address("a.example", ip_address(address))
+    HostPolicy(allowed=("10.1.*",)).check_address("a.example", ip_address("10.1.2.3"))
+    with pytest.raises(Refused, match="denied"):
+        HostPolicy(denied=("8.8.8.*",)).check_address("a.example", ip_address("::ffff:8.8.8.8"))
+    with pytest.raises(Refused, match="denied"):
+        HostPolicy(allowed=("*.example",), denied=("bad.*",)).check_name("bad.example")
+
+
+def test_denied_hosts_are_denied_however_they_are_spelled(home: Path, tmp_path: Path, site: Site) -> None:
+    hosts = ("127.0.0.2", "2130706434", "0x7f.0.0.2", "0177.0.0.2", "[::ffff:127.0.0.2]", "127。0。0。2")
+    urls = [site.url("/good-1.mp4", host) for host in hosts]
+    listing = listing_of([{"url": url, "title": "Laparoscopy"} for url in urls], tmp_path)
+    params = DownloadParams(**site.parameters | {"allowed_hosts": ("*", "127.0.0.*")}, denied_hosts=("127.0.0.2",))
+    download_shard.fn("s", discovered(listing), params)
+    assert {url: record.reason for url, record in records().items()} == dict.fromkeys(urls, "host_refused")
+    assert site.log == []
+
+
+@pytest.mark.parametrize(
+    ("licence", "known"),
+    [
+        ("Creative Commons Attribution license (reuse allowed)", "CC-BY"),  # YouTube
+        ("creativeCommon", "CC-BY"),
+        ("Standard YouTube License", None),
+        ("by-nc-sa", "CC-BY-NC-SA"),  # Vimeo
+        ("cc0", "CC0"),
+        ("//creativecommons.org/licenses/by/3.0/", "CC-BY-3.0"),
+        ("http://creativecommons.org/licenses/by-nc-nd/3.0/us/", "CC-BY-NC-ND-3.0"),  # archive.org
+        ("https://creativecommons.org/publicdomain/zero/1.0/", "CC0-1.0"),
+        ("https://creativecommons.org/publicdomain/mark/1.0/", "PDM-1.0"),
+        ("https://spdx.org/licenses/CC-BY-4.0.html", "CC-BY-4.0"),  # schema.org
+        ("CC BY-SA 4.0", "CC-BY-SA-4.0"),
+        ("Creative Commons Attribution-NonCommercial-ShareAlike 4.0 International", "CC-BY-NC-SA-4.0"),
+        ("Attribution-NonCommercial 3.0 Unported", "CC-BY-NC-3.0"),
+        ("Licensed under Creative Commons Attribution 4.0", "CC-BY-4.0"),
+        ("Creative Commons", "CC"),
+        ("https://elsewhere.org/creativecommons.org/licenses/by/4.0/", None),
+        ("https://creativecommons.org.elsewhere.org/licenses/by/4.0/", None),
+        ("Not Creative Commons", None),
+        ("Attribution required", None),
+        ("by the hospital", None),
+        ("All rights reserved", None),
+        ("MIT", None),
+    ],
+)
+def test_creative_commons_in_the_spellings_of_sites(licence: str, known: str | None) -> None:
+    assert creative_commons(licence) == creative_commons(f"  {licence.upper()} ") == known
+    common = DownloadParams(licence_policy="creative_commons")
+    assert (_licence_rejection(licence, common) is None) == (known is not None)
+    listed = DownloadParams(licence_policy="listed", licences=("CC-BY", "CC-BY-[0-9]*", "mit"))
+    allowed = known == "CC-BY" or ((known or "").startswith("CC-BY-") and known[6].isdigit()) or licence == "MIT"
+    assert (_licence_rejection(licence, listed) is None) == allowed
+    assert _licence_rejection(licence, DownloadParams()) is None
+    assert _licence_rejection(licence, DownloadParams(licences=("CC*",))) is None or not licence.lower().startswith(
+        "cc"
+    )
+    assert _licence_rejection(None, common).reason == "licence_unknown"
+
+
+heights = st.one_of(st.none(), st.integers(100, 2400))
+
+
+@given(formats=st.lists(st.tuples(heights, st.booleans()), min_size=1, max_size=8))
+def test_the_smallest_format_that_reaches_the_wanted_height(formats: list[tuple[int | None, bool]]) -> None:
+    params = DownloadParams(min_height=480, wanted_height=720, max_height=1080)
+    offered = [
+        {"height": height, "protocol": "https", "vcodec": "h264", "acodec": "aac" if sound else "none"}
+        for height, sound in formats
+    ]
+    known = [height for height, _ in formats if height]
+    within = [height for height in known if 480 <= height <= 1080]
+    reaching = [height for height in within if height >= 720]
+    try:
+        chosen = choose_picture({"formats": offered}, params)
+    except _Rejected as rejected:
+        assert not within and len(known) == len(formats)
+        assert rejected.outcome.reason in ("height_below_minimum", "height_above_maximum")
+        return
+    if not within:
+        assert chosen["height"] is None
+        return
+    assert chosen["height"] == (min(reaching) if reaching else max(within))
+    if any(f["height"] == chosen["height"] and f["acodec"] == "none" for f in offered):
+        assert chosen["acodec"] == "none"
+
+
+def test_heights_must_be_in_order() -> None:
+    with pytest.raises(ValueError, match="in order"):
+        DownloadParams(min_height=720, wanted_height=480)
+    with pytest.raises(ValueError, match="needs licences"):
+        DownloadParams(licence_policy="listed")
+
+
+@pytest.fixture(scope="module")
+def containers(tmp_path_factory: pytest.TempPathFactory) -> dict[str, bytes]:
+    """One video in several containers."""
+    folder = tmp_path_factory.mktemp("containers")
+    source = numbered_video(folder / "source.mp4", 25)
+    made = {"mp4": source.read_bytes()}
+    for name, options in {"mov": {"movflags": "faststart"}, "mkv": {}}.items():
+        target = folder / f"video.{name}"
+        with av.open(str(source)) as read, av.open(str(target), "w", container_options=options) as out:
+            stream = out.add_stream_from_template(read.streams.video[0])
+            for packet in read.demux(video=0):
+                if packet.dts is not None:
+                    packet.stream = stream
+                    out.mux(packet)
+        made[name] = target.read_bytes()
+    with av.open(str(folder / "video.avi"), "w") as out:
+        stream = out.add_stream("mpeg4", rate=25)
+        stream.width, stream.height, stream.pix_fmt = 64, 48, "yuv420p"
+        for _ in range(25):
+            out.mux(stream.encode(av.VideoFrame(64, 48, "yuv420p")))
+        out.mux(stream.encode(None))
+    return made | {"avi": (folder / "video.avi").read_bytes()}
+
+
+@settings(max_examples=40, deadline=None)
+@given(share=st.floats(0.2, 0.95))
+def test_a_file_that_was_cut_is_known_by_its_own_account(
+    containers: dict[str, bytes], tmp_path_factory: pytest.TempPathFactory, share: float
+) -> None:
+    path = tmp_path_factory.getbasetemp() / "cut"
+    for name, data in containers.items():
+        path.write_bytes(data)
+        assert missing_bytes(path) == 0, name
+        path.write_bytes(data + b"\0" * 100)  # padded
+        assert missing_bytes(path) == 0, name
+        length = int(len(data) * share)
+        path.write_bytes(data[:length])
+        assert 0 < missing_bytes(path) <= len(data) - length, name
+
+
+def test_how_long_a_server_asks_to_wait() -> None:
+    soon = format_datetime(datetime.now(UTC) + timedelta(seconds=100), usegmt=True)
+    assert 90 < retry_after(soon) <= 100
+    assert retry_after("7") == 7.0
+    assert retry_after("-1") == retry_after(format_datetime(datetime(1999, 1, 1, tzinfo=UTC), usegmt=True)) == 0.0
+    assert retry_after("1e12") == retry_after("inf") == 3600.0
+    assert retry_after(None) is retry_after("soon") is retry_after("nan") is None
+
+
+@given(secret=st.text("abc:@%$é", min_size=1, max_size=20), rest=st.text("abc/?@ ", max_size=20))
+def test_credentials_never_stay_in_a_text(secret: str, rest: str) -> None:
+    assert without_credentials(f"GET https://{secret}@host/{rest} failed") == f"GET https://host/{rest} failed"
+    assert without_credentials("mail a@b.example about //host/path@2x") == "mail a@b.example about //host/path@2x"
+
+
+def test_all_extractors_of_yt_dlp_are_there() -> None:
+    class Nowhere:
+        proxies = frozenset[str]()
+
+    guarded = GuardedYoutubeDL({"quiet": True}, Nowhere())
+    assert list(guarded._ies) == list(yt_dlp.YoutubeDL({"quiet": True})._ies)
