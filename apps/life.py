@@ -2,6 +2,7 @@
 
 from typing import Any
 
+import pyarrow.parquet as pq
 from rich.console import Console, Group
 from rich.markup import escape
 from rich.panel import Panel
@@ -19,9 +20,15 @@ from medgen.catalog import (
     StepInput,
     StepOutput,
     StepRun,
+    Tombstone,
     Video,
 )
 from medgen.ledger import Ledger
+from medgen.store import ArtifactLost
+from medgen.takedown import stamp
+from tasks.recheck import RECHECK, vanished
+
+MAX_NAME = 8192  # characters
 
 
 class Unknown(LookupError):
@@ -32,8 +39,11 @@ def find(ledger: Ledger, name: str) -> tuple[str, str]:
     """("clip" or "video", full id) for an id, the unique beginning of one, a digest of a clip, or a video's URL.
 
     Raises:
-        Unknown: nothing, or more than one thing, goes by that name.
+        Unknown: nothing, or more than one thing, goes by that name; says so when it was taken down unseen.
     """
+    shown = f"{name[:80]!r}" + ("…" if len(name) > 80 else "")
+    if not name.strip() or len(name) > MAX_NAME or not name.isprintable():
+        raise Unknown(f"no clip or video goes by {shown}")
     prefix = name.replace("%", "").replace("_", "") + "%"
     with Session(ledger.engine) as session:
         clips = session.scalars(
@@ -44,10 +54,14 @@ def find(ledger: Ledger, name: str) -> tuple[str, str]:
         ).all()
     found = [("clip", i) for i in clips] + [("video", i) for i in videos]
     exact = [pair for pair in found if pair[1] == name] or found
+    if not exact:
+        with Session(ledger.engine) as session:
+            named = or_(Tombstone.video_id == name, Tombstone.url == name)
+            grave = session.scalars(select(Tombstone).where(named)).first()
+        since = f"; it was taken down unseen {stamp(grave.forgotten_at)[:19]}: {grave.reason}" if grave else ""
+        raise Unknown(f"no clip or video goes by {shown}{since}")
     if len(exact) != 1:
-        raise Unknown(
-            f"{len(exact)} clips and videos go by {name!r}" if exact else f"no clip or video goes by {name!r}"
-        )
+        raise Unknown(f"{len(exact)} clips and videos go by {shown}")
     return exact[0]
 
 
@@ -67,6 +81,8 @@ def life(ledger: Ledger, name: str) -> dict[str, Any]:
         story: dict[str, Any] = {
             "kind": kind,
             "id": identity,
+            "forgotten": _grave(session.get(Tombstone, video.id)),
+            "vanished": stamp(since) if (since := vanished(ledger.engine, video.id).get(video.id)) else None,
             "video": _columns(video, skip={"description"}),
             "steps": [
                 {
@@ -77,6 +93,9 @@ def life(ledger: Ledger, name: str) -> dict[str, Any]:
                 for run in runs
             ],
         }
+        for step in story["steps"]:
+            if step["step"] == "discover":
+                step["listed"] = _listed(ledger, step, video.id)
         if clip is None:
             clips = session.scalars(
                 select(Clip.id).where(Clip.video_id == video.id).order_by(Clip.start_frame, Clip.id)
@@ -102,7 +121,9 @@ def life(ledger: Ledger, name: str) -> dict[str, Any]:
 
 def verdict(story: dict[str, Any]) -> str:
     """Why the subject was kept or not, in a sentence."""
-    current = [step for step in story["steps"] if not step["superseded"]]
+    if grave := story["forgotten"]:
+        return f"Taken down {grave['forgotten_at'][:19]}: {grave['reason']}. Its bytes and words are gone."
+    current = [step for step in story["steps"] if not step["superseded"] and step["step"] != RECHECK]
     if not current:
         return "Listed; nothing was done with it yet."
     last = current[-1]
@@ -140,9 +161,10 @@ def show(story: dict[str, Any], console: Console) -> None:
             f"{clip['start_s']:g} s to {clip['end_s']:g} s (frames {clip['start_frame']} to {clip['end_frame'] - 1})",
         )
         about.add_row("[dim]sha256[/]", clip["digest"])
-    console.print(
-        Panel(Group(escape(verdict(story)), "", about), title=f"{story['kind']} {story['id']}", title_align="left")
-    )
+    lines = [f"[red]{escape(verdict(story))}[/]" if story["forgotten"] else escape(verdict(story))]
+    if story["vanished"]:
+        lines.append(f"[yellow]Vanished from its source, found {story['vanished'][:19]}.[/]")
+    console.print(Panel(Group(*lines, "", about), title=f"{story['kind']} {story['id']}", title_align="left"))
     steps = Table(title="Decisions", title_justify="left", show_lines=True)
     for column in ("step", "verdict", "scores and facts", "model and code"):
         steps.add_column(column, overflow="fold")
@@ -166,6 +188,10 @@ def show(story: dict[str, Any], console: Console) -> None:
         console.print("clips:", ", ".join(story["clips"]) or "none")
 
 
+def _grave(row: Tombstone | None) -> dict[str, Any] | None:
+    return {"forgotten_at": stamp(row.forgotten_at), "reason": row.reason} if row else None
+
+
 def _ancestry(session: Session, clip: Clip | None, video: Video) -> list[StepRun]:
     """All step runs about the subject and those before them, oldest first."""
     if clip is None:
@@ -179,6 +205,20 @@ def _ancestry(session: Session, clip: Clip | None, video: Video) -> list[StepRun
         parents = session.scalars(select(StepInput.parent_id).where(StepInput.step_run_id.in_(fresh)))
         wanted |= {parent for parent in parents if parent is not None}
     return list(session.scalars(select(StepRun).where(StepRun.id.in_(found)).order_by(StepRun.id)))
+
+
+def _listed(ledger: Ledger, step: dict[str, Any], video_id: str) -> dict[str, Any] | None:
+    """What discover saw in the words of a video: row, terms and scores."""
+    digest = next((output["sha256"] for output in step["outputs"] if output["role"] == "hits"), None)
+    if digest is None:
+        return None
+    columns = ["row", "terms", "word_score", "text_probability"]
+    try:
+        path = ledger.store.path(digest)
+    except ArtifactLost:
+        return None
+    rows = pq.read_table(path, columns=columns, filters=[("video_id", "=", video_id)]).to_pylist()
+    return rows[0] if rows else None
 
 
 def _grouped(session: Session, table: Any, ids: list[int], row: Any) -> dict[int, list[dict[str, Any]]]:
@@ -205,6 +245,12 @@ def _verdict_cell(step: dict[str, Any]) -> str:
 
 def _facts(step: dict[str, Any]) -> str:
     lines = [f"{score['metric']} {score['value']:g}" for score in step["scores"]]
+    if listed := step.get("listed"):
+        lines.append(f"row {listed['row']}")
+        if listed["terms"]:
+            lines.append(f"words weigh {listed['word_score']:g}: {', '.join(listed['terms'][:10])}")
+        if listed["text_probability"] is not None:
+            lines.append(f"medical by its text: {listed['text_probability']:.2f}")
     detail = step["detail"]
     for check in detail.get("checks", []):
         mark = "ok" if check["passed"] else "NO"
@@ -212,6 +258,7 @@ def _facts(step: dict[str, Any]) -> str:
     for name in (
         "message",
         "word_filter",
+        "meaning_filter",
         "borders",
         "shots",
         "frames",

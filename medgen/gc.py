@@ -1,7 +1,12 @@
-"""Sweeps what killed processes left behind: objects without a record, and scratch files."""
+"""Sweeps what killed processes left behind: objects without a record, and scratch files; and what was taken down.
+
+With S3 each machine has a cache of its own, which this sweeps too, so that a takedown reaches all machines that run it.
+"""
 
 import shutil
 import time
+from collections.abc import Iterator
+from contextlib import suppress
 from dataclasses import dataclass
 
 from sqlalchemy import select
@@ -9,6 +14,8 @@ from sqlalchemy.orm import Session
 
 from medgen.catalog import Artifact
 from medgen.ledger import Ledger
+from medgen.settings import current
+from medgen.takedown import dead
 
 
 @dataclass(frozen=True)
@@ -23,18 +30,20 @@ class Sweep:
 def collect_garbage(ledger: Ledger, *, grace_s: float, dry_run: bool = False) -> Sweep:
     """Removes unreferenced objects and scratch files that are older than `grace_s` seconds.
 
-    The grace protects work in progress: outputs reach the store before their record does.
+    The grace protects work in progress: outputs reach the store before their record does. Objects that were taken
+    down and that something brought back are removed too.
     """
     limit = time.time() - grace_s
     objects = scratch = size = 0
     with Session(ledger.engine) as session:
-        known = set(session.scalars(select(Artifact.sha256)))
-    for digest, written, length in ledger.store.digests():
-        if digest not in known and written < limit:
+        removed = dead(session)
+        known = set(session.scalars(select(Artifact.sha256))) - removed
+    for digest, written, length in (*ledger.store.digests(), *_cached(ledger)):
+        if digest in removed or (digest not in known and written < limit):
             objects, size = objects + 1, size + length
             if not dry_run:
                 ledger.store.remove(digest)
-    for path in ledger.store.temporary.iterdir():
+    for path in (*ledger.store.temporary.iterdir(), *current().releases_folder.glob(".making-*")):
         if path.lstat().st_mtime < limit:
             scratch += 1
             size += path.lstat().st_size
@@ -45,3 +54,12 @@ def collect_garbage(ledger: Ledger, *, grace_s: float, dry_run: bool = False) ->
             else:
                 path.unlink(missing_ok=True)
     return Sweep(objects, scratch, size)
+
+
+def _cached(ledger: Ledger) -> Iterator[tuple[str, float, int]]:
+    """As `Store.digests`, of this machine's cache in front of S3."""
+    if ledger.store.remote:
+        for path in ledger.store.folder.glob("??/*"):
+            with suppress(FileNotFoundError):  # evicted meanwhile
+                status = path.stat()
+                yield path.name, status.st_mtime, status.st_size

@@ -1,8 +1,13 @@
-"""Verifies what is on record: the hash chain of step runs, rows against their records, bytes against their digests."""
+"""Verifies what is on record: the hash chain of step runs, rows against their records, bytes against their digests.
+
+What a takedown removed is no fault, but what it left is held to its word: blanked records to their seals, releases to
+what the catalog says is missing from them, removed bytes to being gone. `medgen.takedown` says what that proves.
+"""
 
 import hashlib
 import json
 from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +19,7 @@ from medgen.catalog import Artifact, Base, Caption, Clip, Release, ReleaseClip, 
 from medgen.errors import ItemFailed
 from medgen.ledger import Ledger, record_hash
 from medgen.store import file_digest
+from medgen.takedown import NOTICE, dead, release_takedown, seals, tombstones
 
 BATCH = 1000
 
@@ -37,42 +43,69 @@ def verify(
         *_artifacts(ledger, tell, artifacts),
         *_clips(ledger),
         *_releases(ledger, releases_folder, tell),
+        *_takedowns(ledger),
     ]
 
 
 def _records(ledger: Ledger, tell: Callable[[str, int, int], None]) -> Iterator[str]:
     with Session(ledger.engine) as session:
         total = session.scalar(select(func.count()).select_from(StepRun)) or 0
+        sealed = seals(session)
         done, last = 0, 0
         while runs := session.scalars(select(StepRun).where(StepRun.id > last).order_by(StepRun.id).limit(BATCH)).all():
-            ids = [run.id for run in runs]
-            inputs, outputs, scores, captions = (
-                _by_run(session, table, ids) for table in (StepInput, StepOutput, Score, Caption)
-            )
-            parent_ids = {row["parent_id"] for rows in inputs.values() for row in rows if row["parent_id"]}
-            hashes = session.execute(select(StepRun.id, StepRun.record_hash).where(StepRun.id.in_(parent_ids)))
-            parents = {run_id: found for run_id, found in hashes}
-            for run in runs:
+            for one in rehashed(session, runs):
+                run = one.run
                 name = f"step run {run.id} ({run.step} {run.subject})"
-                mine = inputs.get(run.id, [])
-                if gone := [row["role"] for row in mine if row["parent_id"] and row["parent_id"] not in parents]:
-                    yield f"{name}: the records of {', '.join(gone)} before it are gone"
-                    continue
-                found = record_hash(
-                    _values(run),
-                    mine,
-                    outputs.get(run.id, []),
-                    scores.get(run.id, []),
-                    captions.get(run.id, []),
-                    parents,
-                )
-                if found != run.record_hash:
-                    yield f"{name}: its content, or that of a record before it, was changed after it was written"
-                if _key(run, mine) != run.key:
-                    yield f"{name}: its key does not follow from its content"
-            done, last = done + len(runs), ids[-1]
+                if one.gone:
+                    yield f"{name}: the records of {', '.join(one.gone)} before it are gone"
+                elif run.id in sealed:
+                    if one.seal != sealed[run.id]:
+                        yield f"{name}: its content was changed after a takedown blanked it"
+                else:
+                    if one.found != run.record_hash:
+                        yield f"{name}: its content, or that of a record before it, was changed after it was written"
+                    if _key(run, one.inputs) != run.key:
+                        yield f"{name}: its key does not follow from its content"
+            done, last = done + len(runs), runs[-1].id
             tell("records", done, total)
             session.expunge_all()
+
+
+@dataclass(frozen=True)
+class Rehashed:
+    """A step run with its hash computed anew.
+
+    Args:
+        inputs: its rows of `step_input`.
+        gone: roles of parents that are no longer on record; then `found` is empty.
+        found: the hash that its content gives now.
+    """
+
+    run: StepRun
+    inputs: Sequence[dict[str, Any]]
+    gone: Sequence[str]
+    found: str
+
+    @property
+    def seal(self) -> str:
+        """sha256 over the hash that the record was written with and the one that its content gives now."""
+        return digest_of([self.run.record_hash, self.found])
+
+
+def rehashed(session: Session, runs: Sequence[StepRun]) -> Iterator[Rehashed]:
+    """Computes the hashes of step runs anew, from what is on record now."""
+    ids = [run.id for run in runs]
+    inputs, outputs, scores, captions = (
+        _by_run(session, table, ids) for table in (StepInput, StepOutput, Score, Caption)
+    )
+    parent_ids = {row["parent_id"] for rows in inputs.values() for row in rows if row["parent_id"]}
+    hashes = session.execute(select(StepRun.id, StepRun.record_hash).where(StepRun.id.in_(parent_ids)))
+    parents = {run_id: found for run_id, found in hashes}
+    for run in runs:
+        mine = inputs.get(run.id, [])
+        gone = [row["role"] for row in mine if row["parent_id"] and row["parent_id"] not in parents]
+        rows = (outputs.get(run.id, []), scores.get(run.id, []), captions.get(run.id, []))
+        yield Rehashed(run, mine, gone, "" if gone else record_hash(_values(run), mine, *rows, parents))
 
 
 def _by_run(session: Session, table: type[Base], ids: Sequence[int]) -> dict[int, list[dict[str, Any]]]:
@@ -103,7 +136,14 @@ def _key(run: StepRun, inputs: Sequence[dict[str, Any]]) -> str:
 def _artifacts(ledger: Ledger, tell: Callable[[str, int, int], None], read: bool) -> Iterator[str]:
     with Session(ledger.engine) as session:
         digests = list(session.scalars(select(Artifact.sha256).order_by(Artifact.sha256)))
+        removed = dead(session)
+    back = removed - ledger.store.missing(removed)
     for number, digest in enumerate(digests, start=1):
+        tell("artifacts", number, len(digests))
+        if digest in removed:
+            if digest in back:
+                yield f"artifact {digest}: was taken down, but is in the store; `medgen gc` removes it"
+            continue
         try:
             actual = ledger.store.actual_digest(digest) if read else digest
             if not read and ledger.store.missing([digest]):
@@ -113,7 +153,6 @@ def _artifacts(ledger: Ledger, tell: Callable[[str, int, int], None], read: bool
             continue
         if actual != digest:
             yield f"artifact {digest}: its bytes were changed (they have sha256 {actual})"
-        tell("artifacts", number, len(digests))
 
 
 def _clips(ledger: Ledger) -> Iterator[str]:
@@ -137,11 +176,11 @@ def _releases(ledger: Ledger, folder: Path, tell: Callable[[str, int, int], None
                 yield f"release {release.name}: its digest differs from its record"
             if members != release.clips:
                 yield f"release {release.name}: {members} clips on record where {release.clips} were released"
-            yield from _laid_out(release, folder / release.name)
+            yield from _laid_out(session, release, folder / release.name)
             tell("releases", number, number)
 
 
-def _laid_out(release: Release, folder: Path) -> Iterator[str]:
+def _laid_out(session: Session, release: Release, folder: Path) -> Iterator[str]:
     """The files of a release against its manifest. A removed folder is no fault: refresh lays it out."""
     if not folder.exists():
         return
@@ -149,9 +188,40 @@ def _laid_out(release: Release, folder: Path) -> Iterator[str]:
     if hashlib.sha256(manifest).hexdigest() != release.digest:
         yield f"release {release.name}: {folder / 'manifest.json'} is missing or was changed"
         return
-    for file in json.loads(manifest)["files"]:
-        path = folder / file["path"]
-        if not path.exists():
+    files = json.loads(manifest)["files"]
+    taken = release_takedown(session, release.name, files)
+    changes = taken.changes if taken else {}
+    for file in files:
+        path, wanted = folder / file["path"], changes.get(file["path"], file["sha256"])
+        if wanted is None:
+            if path.exists():
+                yield f"release {release.name}: {file['path']} was taken down, but is there; `medgen gc` removes it"
+        elif not path.exists():
             yield f"release {release.name}: {file['path']} is missing"
-        elif file_digest(path)[0] != file["sha256"]:
+        elif file_digest(path)[0] != wanted:
             yield f"release {release.name}: {file['path']} was changed"
+    if taken and (not (folder / NOTICE).exists() or (folder / NOTICE).read_bytes() != taken.notice):
+        yield f"release {release.name}: {NOTICE} is missing or was changed"
+
+
+def _takedowns(ledger: Ledger) -> Iterator[str]:
+    with Session(ledger.engine) as session:
+        for grave in tombstones(session, unfinished=True):
+            yield (
+                f"takedown of {grave.video_id}: not finished, or its tombstone was changed; "
+                "`medgen gc` or `medgen forget` finishes it"
+            )
+        for grave in tombstones(session):
+            for run_id in grave.detail.get("altered", ()):
+                yield f"step run {run_id}: was changed after it was written, before a takedown blanked it"
+
+
+def taken_down(ledger: Ledger) -> list[str]:
+    """What is missing because it was taken down, a sentence for each video: no faults."""
+    with Session(ledger.engine) as session:
+        return [
+            f"video {grave.video_id}: taken down {grave.forgotten_at:%Y-%m-%d}; {grave.detail.get('artifacts', 0)} "
+            f"artifacts removed, {len(grave.detail.get('sealed', ()))} records redacted, "
+            f"{len(grave.detail.get('releases', ()))} releases changed"
+            for grave in tombstones(session)
+        ]

@@ -1,0 +1,223 @@
+"""`medgen forget` and `medgen recheck`."""
+
+import json
+import sys
+from collections.abc import Sequence
+from datetime import timedelta
+from typing import TYPE_CHECKING, Annotated, Any
+from urllib.parse import urlsplit
+
+import typer
+from rich.console import Console
+from rich.markup import escape
+from rich.progress import Progress
+from rich.table import Table
+
+if TYPE_CHECKING:  # loaded when a command needs them: they bring yt-dlp and Prefect along
+    from medgen.ledger import Ledger
+    from medgen.takedown import Takedown
+
+out = Console()
+err = Console(stderr=True)
+
+MAX_URL = 8192  # characters
+MAX_REASON = 1000
+
+
+class NotForgotten(RuntimeError):
+    """Nothing was taken down, and why."""
+
+
+def forget(
+    names: Annotated[
+        list[str] | None, typer.Argument(metavar="URL|VIDEO...", help="URL of a video, or its id or the start of it.")
+    ] = None,
+    reason: Annotated[
+        str, typer.Option(help="Goes on record and into the releases' TAKEDOWN.json: name nobody in it.")
+    ] = "not stated",
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Only tell what would be removed.")] = False,
+    yes: Annotated[bool, typer.Option("--yes", "-y", help="Don't ask.")] = False,
+    tell: Annotated[bool, typer.Option("--list", help="List what was taken down.")] = False,
+    as_json: Annotated[bool, typer.Option("--json", help="Print facts as JSON for machines.")] = False,
+) -> None:
+    """Take videos down: their bytes and words go, a tombstone stays, no later refresh takes them again.
+
+    A URL that was never listed gets a tombstone too. Killed halfway: run it again, or `medgen gc`.
+    """
+    from apps.cli import plain_errors
+    from apps.life import Unknown
+    from medgen.ledger import open_ledger
+    from tasks import forget as step
+
+    with plain_errors(NotForgotten, Unknown):
+        if tell:
+            _list(as_json)
+            return
+        reason = reason.strip()
+        if not 0 < len(reason) <= MAX_REASON or not reason.isprintable():
+            raise NotForgotten(f"a reason is one line of 1 to {MAX_REASON} characters")
+        ledger = open_ledger()
+        urls = dict(locate(ledger, name) for name in names or ())
+        if not urls:
+            raise NotForgotten("name at least one video: its URL or its id (`medgen forget --help`)")
+        if dry_run or not (yes or as_json):
+            planned = step.survey(ledger, urls)
+            if dry_run:
+                _print(planned, as_json, done=False)
+                return
+            _print(planned, False, done=False)
+            if not sys.stdin.isatty():
+                raise NotForgotten("this can't be undone: say --yes")
+            typer.confirm("This can't be undone. Go on?", abort=True)
+        elif not yes:
+            raise NotForgotten("this can't be undone: say --yes")
+        _print(step.forget(ledger, urls, reason), as_json, done=True)
+
+
+def locate(ledger: "Ledger", name: str) -> tuple[str, str]:
+    """(video id, URL) of what a person names: a known video, or a URL that may be listed one day.
+
+    Raises:
+        Unknown: no video, and no URL of one, goes by that name.
+    """
+    from sqlalchemy.orm import Session
+
+    from apps.life import Unknown, find
+    from medgen.catalog import Tombstone, Video
+    from medgen.sources import FOLDER_SCHEME
+    from tasks.discover import video_id
+
+    shown = f"{name[:80]!r}" + ("…" if len(name) > 80 else "")
+    if not name.strip() or len(name) > MAX_URL or not name.isprintable():
+        raise Unknown(f"{shown} is neither the URL nor the id of a video")
+    with Session(ledger.engine) as session:
+        if grave := session.get(Tombstone, name):
+            return grave.video_id, grave.url
+    if "://" in name or name.startswith(FOLDER_SCHEME):
+        if not name.startswith(FOLDER_SCHEME) and not _is_url(name):
+            raise Unknown(f"{shown} is no http or https URL")
+        return video_id(name), name
+    kind, identity = find(ledger, name)
+    if kind == "clip":
+        raise Unknown(f"{shown} is a clip; videos are taken down with all their clips: `medgen show {identity}`")
+    with Session(ledger.engine) as session:
+        return identity, session.get_one(Video, identity).url
+
+
+def _is_url(text: str) -> bool:
+    try:
+        parts = urlsplit(text)
+        return parts.scheme.lower() in ("http", "https") and bool(parts.hostname) and parts.port != 0
+    except ValueError:
+        return False
+
+
+def _list(as_json: bool) -> None:
+    from sqlalchemy.orm import Session
+
+    from medgen.catalog import open_catalog
+    from medgen.takedown import stamp, tombstones
+
+    with Session(open_catalog()) as session:
+        graves = tombstones(session)
+        cut_short = {grave.video_id for grave in tombstones(session, unfinished=True)}
+    if as_json:
+        names = ("artifacts", "bytes", "clips", "releases", "models")
+        _json(
+            [
+                {"video_id": grave.video_id, "url": grave.url, "reason": grave.reason}
+                | {"forgotten_at": stamp(grave.forgotten_at), "finished": grave.video_id not in cut_short}
+                | {name: grave.detail[name] for name in names if name in grave.detail}
+                for grave in graves
+            ]
+        )
+        return
+    table = Table("video", "taken down", "url", "reason", "artifacts", "releases")
+    for grave in graves:
+        state = "" if grave.video_id not in cut_short else "\nnot finished: run `medgen gc`"
+        table.add_row(
+            grave.video_id,
+            stamp(grave.forgotten_at)[:19] + state,
+            escape(grave.url),
+            escape(grave.reason),
+            str(grave.detail.get("artifacts", 0)),
+            escape(", ".join(grave.detail.get("releases", ()))),
+        )
+    out.print(table)
+
+
+def _print(found: "Sequence[Takedown]", as_json: bool, *, done: bool) -> None:
+    if as_json:
+        _json([one.model_dump(mode="json", exclude={"sealed"}) | {"advice": advice(one)} for one in found])
+        return
+    for one in found:
+        word = "removed" if done else "would remove"
+        out.print(f"[bold]{one.video_id}[/]  {escape(one.url)}", soft_wrap=True)
+        if one.forgotten_at:
+            out.print(f"taken down {one.forgotten_at[:19]}: {escape(one.reason)}", soft_wrap=True)
+        elif not one.artifacts:
+            out.print("nothing of it is in the store; its tombstone keeps it from ever being taken")
+        out.print(f"{word} {one.artifacts} artifacts, {one.bytes} bytes, {len(one.clips)} clips", highlight=False)
+        for line in advice(one):
+            out.print(f"• {escape(line)}", soft_wrap=True)
+
+
+def advice(found: "Takedown") -> list[str]:
+    """What else there is to do after a takedown, a sentence each."""
+    lines = []
+    for digest, subjects in found.kept_for_others.items():
+        others = ", ".join(subjects)
+        lines.append(f"artifact {digest[:12]} stays, because {others} has the same bytes: forget that too if need be")
+    for name, clips in found.releases.items():
+        what = f"held {clips} clips of it" if clips else "listed it among the rejected"
+        lines.append(f"release {name} {what}: copies that were handed on must be recalled; make a new release")
+    lines += [f"model {name} was trained on it: withdraw the model, or train it again" for name in found.models]
+    lines += [f"step run {run_id} was altered even before: see `medgen verify`" for run_id in found.altered]
+    return lines
+
+
+def recheck(
+    older_than: Annotated[
+        float, typer.Option("--older-than", metavar="DAYS", min=0, help="Leave out what was asked for since.")
+    ] = 0.0,
+    limit: Annotated[int | None, typer.Option(min=1, help="At most so many videos, the longest unasked first.")] = None,
+    settings: Annotated[
+        list[str] | None, typer.Option("--set", metavar="NAME=VALUE", help="recheck_limit_s or stall_limit_s.")
+    ] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="Print facts as JSON for machines.")] = False,
+) -> None:
+    """Ask the sources of kept videos whether they still exist; mark those that vanished."""
+    from apps.cli import parse_settings, plain_errors
+    from medgen.ledger import open_ledger
+    from medgen.shard import ShardFailed
+    from medgen.takedown import stamp
+    from tasks import recheck as step
+
+    with plain_errors(ShardFailed):
+        params = step.RecheckParams(**parse_settings(settings or []))
+        ledger = open_ledger()
+        with Progress(console=err, disable=as_json, transient=True) as bars:
+            bar = bars.add_task("asking sources", total=None)
+            found = step.recheck_videos(
+                ledger,
+                params,
+                older_than=timedelta(days=min(older_than, 36500.0)),
+                limit=limit,
+                progress=lambda done, total: bars.update(bar, completed=done, total=total),
+            )
+        gone = {video_id: stamp(when) for video_id, when in step.vanished(ledger.engine).items()}
+        if as_json:
+            _json(vars(found) | {"vanished": gone})
+            return
+        out.print(
+            f"asked for {found.asked} videos, {found.reused} more were asked for today: "
+            f"{found.there} exist, {found.gone} are gone, {found.unanswered} without an answer",
+            highlight=False,
+            soft_wrap=True,
+        )
+        for video_id, when in sorted(gone.items()):
+            out.print(f"{video_id} vanished, found {when[:19]}", highlight=False)
+
+
+def _json(value: Any) -> None:
+    sys.stdout.write(json.dumps(value, indent=1, ensure_ascii=False, default=str) + "\n")
