@@ -1,6 +1,6 @@
 """Writes docs/judgement.md: per question the methods tried, how often they are right, what they cost, the choice.
 
-    python -m bench.judgement FOLDER [--out docs/judgement.md]
+    python -m bench.judgement FOLDER [--out docs/judgement.md] [--only captions]
 
 FOLDER holds labelled videos, see `medgen judge --help`. One thread; costs are processor time where a method runs alone.
 """
@@ -8,7 +8,8 @@ FOLDER holds labelled videos, see `medgen judge --help`. One thread; costs are p
 import os
 import tempfile
 import time
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated
 
@@ -21,7 +22,7 @@ from scenedetect.detectors import AdaptiveDetector, ContentDetector
 from apps.judge.labels import Label, read_labels
 from apps.judge.measure import JudgeParameters, measure_all, measure_file
 from apps.judge.score import Answer, score
-from bench import judge_borders_text, judge_duplicates, judge_frames, judge_privacy, judge_quality
+from bench import judge_borders_text, judge_captions, judge_duplicates, judge_frames, judge_privacy, judge_quality
 from bench.curate import make_video
 from medgen.errors import ItemFailed
 from medgen.media import Limits, pictures
@@ -34,13 +35,46 @@ NEAR_S = 0.25  # a cut found this near to a labelled one is that one
 Method = Callable[[Sequence[np.ndarray], float], list[int]]
 
 
+@dataclass(frozen=True)
+class Section:
+    """A part of the page: its heading, and its paragraphs for a folder of labelled videos."""
+
+    heading: str
+    paragraphs: Callable[[Path], Sequence[str]]
+
+
 def main(
     folder: Annotated[Path, typer.Argument(help="Folder of videos with a MANIFEST.csv of labels.")],
     out: Annotated[Path, typer.Option(help="The file to write.")] = Path("docs/judgement.md"),
+    only: Annotated[list[str] | None, typer.Option(help="Measure this section alone; the others stay.")] = None,
 ) -> None:
-    """Measures all questions and writes the tables."""
+    """Measures all questions, or some, and writes the tables."""
     os.environ["OMP_NUM_THREADS"] = os.environ["OMP_THREAD_LIMIT"] = os.environ["MEDGEN_WORKERS"] = "1"
     cv2.setNumThreads(1)
+    if unknown := set(only or ()) - set(SECTIONS):
+        raise typer.BadParameter(f"no section {', '.join(sorted(unknown))}; there are {', '.join(SECTIONS)}")
+    page = sections_of(out.read_text(encoding="utf-8")) if only and out.exists() else {}
+    for name in only or SECTIONS:
+        section = SECTIONS[name]
+        page[section.heading] = "\n\n".join(section.paragraphs(folder))
+    out.parent.mkdir(parents=True, exist_ok=True)
+    out.write_text(page_of(page), encoding="utf-8")
+    typer.echo(f"written: {out}")
+
+
+def sections_of(page: str) -> dict[str, str]:
+    """Heading → text of each section of a written page."""
+    parts = ("\n" + page).split("\n## ")[1:]
+    return {heading: text.strip() for heading, _, text in (part.partition("\n") for part in parts)}
+
+
+def page_of(sections: Mapping[str, str]) -> str:
+    """The page, its sections in their order; those that are no longer measured are left out."""
+    headings = [section.heading for section in SECTIONS.values() if section.heading in sections]
+    return "\n\n".join([TOP, *(f"## {heading}\n\n{sections[heading]}" for heading in headings)]) + "\n"
+
+
+def _product(folder: Path) -> list[str]:
     labels = read_labels(folder)
     verdicts, _ = measure_all(folder, labels, JudgeParameters(), lambda: None)
     seconds = sum(verdict.duration_s for verdict in verdicts.values())
@@ -48,50 +82,24 @@ def main(
     for verdict in verdicts.values():
         for name, value in verdict.seconds.items():
             spent[name] = spent.get(name, 0.0) + value
+    return [
+        "\n".join(_answers(score(labels, verdicts))),
+        f"Processor seconds per 10 s of video (one thread, {seconds:.0f} s of video, all sizes): "
+        + ", ".join(f"{name} {10 * value / seconds:.2f}" for name, value in spent.items())
+        + f"; together {10 * sum(spent.values()) / seconds:.2f}.",
+        _clip_cost(),
+    ]
+
+
+def _borders_text(folder: Path) -> list[str]:
     videos = judge_borders_text.load_videos(folder)
-    other = [judge_borders_text.HEAD]
-    other += [row.markdown() for rows in (judge_borders_text.border_rows, judge_borders_text.text_rows)
-              for row in rows(videos)]  # fmt: skip
-    out.parent.mkdir(parents=True, exist_ok=True)
-    out.write_text(
-        "\n\n".join(
-            [
-                "# How right the verdicts are",
-                "Written by `python -m bench.judgement` from a folder of hand-labelled videos; nothing here is typed.\n"
-                "The figures are for that folder: thresholds were chosen with it in view, so expect less elsewhere.\n"
-                "The frame judge alone is measured on sources that its head never saw.",
-                "## The product as it is",
-                "\n".join(_answers(score(labels, verdicts))),
-                f"Processor seconds per 10 s of video (one thread, {seconds:.0f} s of video, all sizes): "
-                + ", ".join(f"{name} {10 * value / seconds:.2f}" for name, value in spent.items())
-                + f"; together {10 * sum(spent.values()) / seconds:.2f}.",
-                _clip_cost(),
-                "## Shots: methods",
-                "\n".join(_shots(folder, labels)),
-                "The last one is the choice: what it finds beyond the labels are real changes of picture, and it\n"
-                "alone finds dissolves.",
-                "## Medical frames: methods",
-                "\n".join(judge_frames.table(folder)),
-                "Each video is judged by a head that saw none of its sources. The last one is the choice: where\n"
-                "accuracies are alike its probabilities are the best (log loss).",
-                "## Borders and overlay text: methods",
-                "\n".join(other),
-                "The choice is the product's own method of each question: it is right most often.",
-                "## Quality: measures",
-                judge_quality.table(folder),
-                "## Duplicates: methods",
-                "\n".join(judge_duplicates.table(folder)),
-                "Copies of the labelled videos, made for this. The last one is the choice.",
-                "## Privacy: methods",
-                *judge_privacy.tables(folder),
-                "Lines and a face were drawn into the middle picture of each video; people in the videos\n"
-                "themselves are not labelled. The choices are rapidocr with rules, and the higher score.",
-            ]
-        )
-        + "\n",
-        encoding="utf-8",
-    )
-    typer.echo(f"written: {out}")
+    rows = [judge_borders_text.HEAD]
+    rows += [
+        row.markdown()
+        for method in (judge_borders_text.border_rows, judge_borders_text.text_rows)
+        for row in method(videos)
+    ]
+    return ["\n".join(rows), "The choice is the product's own method of each question: it is right most often."]
 
 
 def _clip_cost() -> str:
@@ -184,6 +192,54 @@ def _ours(frames: Sequence[np.ndarray], fps: float, *, gradual: bool) -> list[in
         detector.look(index, frame)
     return [boundary.frame for boundary in detector.boundaries() if boundary.kind == "cut"]
 
+
+TOP = """# How right the verdicts are
+
+Written by `python -m bench.judgement` from a folder of hand-labelled videos; nothing here is typed.
+The figures are for that folder: thresholds were chosen with it in view, so expect less elsewhere.
+The frame judge alone is measured on sources that its head never saw."""
+SECTIONS = {
+    "product": Section("The product as it is", _product),
+    "shots": Section(
+        "Shots: methods",
+        lambda folder: (
+            "\n".join(_shots(folder, read_labels(folder))),
+            "The last one is the choice: what it finds beyond the labels are real changes of picture, and it\n"
+            "alone finds dissolves.",
+        ),
+    ),
+    "frames": Section(
+        "Medical frames: methods",
+        lambda folder: (
+            "\n".join(judge_frames.table(folder)),
+            "Each video is judged by a head that saw none of its sources. The last one is the choice: where\n"
+            "accuracies are alike its probabilities are the best (log loss).",
+        ),
+    ),
+    "borders-text": Section("Borders and overlay text: methods", _borders_text),
+    "quality": Section("Quality: measures", lambda folder: (judge_quality.table(folder),)),
+    "duplicates": Section(
+        "Duplicates: methods",
+        lambda folder: (
+            "\n".join(judge_duplicates.table(folder)),
+            "Copies of the labelled videos, made for this. The last one is the choice.",
+            "Which of two copies is the better one? Told is how often the original beats a copy of it; where it is as\n"
+            "good either may stay. Both went through the encoding of clips. The last one is the choice.",
+            "\n".join(judge_duplicates.best_copies(folder)),
+            "Text that somebody laid over a copy counts against it before any detail does. Added noise and sharpening\n"
+            "pass for detail.",
+        ),
+    ),
+    "privacy": Section(
+        "Privacy: methods",
+        lambda folder: (
+            *judge_privacy.tables(folder),
+            "Lines and a face were drawn into the middle picture of each video; people in the videos\n"
+            "themselves are not labelled. The choices are rapidocr with rules, and the higher score.",
+        ),
+    ),
+    "captions": Section("Captions: checks", lambda _: judge_captions.paragraphs()),
+}
 
 if __name__ == "__main__":
     typer.run(main)

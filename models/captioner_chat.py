@@ -173,7 +173,8 @@ class ChatCaptioner:
             answer = self._chat.answer(Question(system, text, pictures, temperature, seed, MAX_ANSWER_TOKENS))
             spent.add(answer)
             written = clean(answer.text, MAX_ANSWER_CHARS)
-            checks = in_order([*_flags(kind, answer), *check({kind: written}, evidence, self._limits)])
+            told = (self._prompts.detailed, self._prompts.brief)
+            checks = in_order([*_flags(kind, answer), *check({kind: written}, evidence, self._limits, told)])
             failed = [one for one in checks if not one.passed]
             if not failed:
                 return written, checks

@@ -13,13 +13,14 @@ _SENTENCE_END = re.compile(r"(?<=[.!?。！？])\s+|[\r\n]+|\s[|–—]\s")
 # surgery" and "you are now in the abdominal cavity" are ordinary in medical videos.
 INSTRUCTION = re.compile(
     r"""
-    \b(ignore|ignoring|disregard|forget|override|bypass)\b[^.!?\n]{0,40}
+    \b(ignore|ignoring|disregard|forget|override)\b[^.!?\n]{0,40}
         \b(instructions?|prompts?|rules?|context|above|previous|prior|everything|guidelines?|directions?)\b
+    | \bbypass\b[^.!?\n]{0,30}\b(instructions?|prompts?|rules?|guidelines?)\b
     | \b(system|developer)\s+(prompt|message)\b
     | (^|[.!?:\n]\s*)(system|assistant|developer)\s*:
     | (^|[.!?:\n]\s*)(please\s+)?(respond|reply|answer|output|print)\s+(only|exactly|with|the\s+following)\b
     | (^|[.!?:\n]\s*)(please\s+)?(do\s+not|don['’]?t|never)\s+(describe|caption)\b
-    | \b(describe|caption)\s+(this|the|it)\b[^.!?\n]{0,20}\bas\b
+    | (^|[.!?:,;\n]\s*|\b(and|then|to|must|should|please)\s+)(describe|caption)\s+(this|the|it)\b[^.!?\n]{0,20}\bas\b
     | \byou\s+are\s+now\s+(an?|called|named)\b
     | \bpretend\s+(to\s+be|that\s+you|you)\b
     | \bas\s+an\s+(ai|artificial\s+intelligence)\b | \b(large\s+)?language\s+model\b | \bjailbreak\w*
@@ -32,9 +33,10 @@ PROMOTION = re.compile(
     r"""
     \b(https?://|www\.)\S+ | \b[\w-]+\.(com|org|net|edu|info|tv)\b\S* | \S+@\S+\.\w+
     | (?<!\w)@\w{3,} | (?<!\w)\#[^\W\d]\w+
-    | \b(un)?subscrib\w+ | \b(link|links)\s+in\s+(the\s+|my\s+|our\s+)?(bio|description|comments?)\b
+    | \b(un)?subscrib\w+ | \blinks?\b[^.!?\n]{0,30}\bin\s+(the\s+|my\s+|our\s+)?(bio|description|comments?)\b
     | \b(click|tap)\s+(here|the\s+(link|bell|button))\b
-    | \b(like|share|follow)\b[^.!?\n]{0,20}\b(channel|button|video)\b | \bfollow\s+us\b | \bhit\s+the\s+bell\b
+    | \b(like|share|follow)(\s*(,|and|&)\s*\w+)*\s+(this|my|our)\s+(channel|page|video)\b | \blike\s+button\b
+    | \bfollow\s+us\b | \bhit\s+the\s+bell\b
     """,
     re.IGNORECASE | re.VERBOSE,
 )

@@ -1,18 +1,16 @@
 """A multimodal chat model of transformers on this machine, by hub name or local folder; safetensors weights only."""
 
-import hashlib
-import threading
-from collections import deque
 from collections.abc import Sequence
-from concurrent.futures import Future
-from functools import cache, cached_property
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 from medgen.canonical import digest_of
 from models import ModelUnavailable
+from models.batches import Batches
 from models.captioner import OFFLINE_CHOICE, TRANSFORMERS_PREFIX, CaptionUnavailable
 from models.captioner_chat import Answer, Question
+from models.hub_files import digests, hub_files
 
 # Configuration, tokenizer, chat template, weights. No pickled weights and no code of the model's own.
 _FILES = ("*.json", "*.jinja", "merges.txt", "vocab.txt", "*.model", "*.safetensors")
@@ -29,33 +27,28 @@ class LocalChat:
 
     def __init__(self, model: str, batch: int = 1) -> None:
         """Loads nothing yet. Raises ModelUnavailable when the files are not to be had."""
-        if batch < 1:
-            raise ValueError(f"a batch has at least one question: {batch}")
         self.folder = model_files(model)[0].parent
         self.name = f"{TRANSFORMERS_PREFIX}{Path(model).resolve().name if Path(model).is_dir() else model}"
         self.digest = local_digest(model)
-        self._batch = batch
-        self._waiting: deque[tuple[Question, Future[Answer]]] = deque()
-        self._turn = threading.Lock()
+        # A drawn answer depends on its batch, so it goes alone.
+        self._batches = Batches(self.answer_batch, batch, alone=lambda question: bool(question.temperature))
 
     def __repr__(self) -> str:
         return f"{type(self).__name__}({self.name!r})"
 
     def ensure_available(self) -> None:
         """Loads the model. Raises ModelUnavailable when it cannot be loaded or has no chat template."""
-        with self._turn:
+        with self._batches.turn:
             _ = self._parts
 
     def answer(self, question: Question) -> Answer:
         """See `Chat`. Raises CaptionUnavailable when the device has too little memory for it."""
-        mine: Future[Answer] = Future()
-        self._waiting.append((question, mine))
-        while not mine.done():
-            with self._turn:
-                if mine.done():
-                    break
-                self._answer_some()
-        return mine.result()
+        try:
+            return self._batches.ask(question)
+        except (RuntimeError, MemoryError, ValueError, ModelUnavailable) as error:
+            # Memory may be free later; the same question in a broken model fails again.
+            short = isinstance(error, MemoryError) or "out of memory" in str(error).lower()
+            raise CaptionUnavailable(f"{self.name}: {error}", transient=short) from error
 
     def answer_batch(self, questions: Sequence[Question]) -> list[Answer]:
         """Answers to several questions in one pass, all at temperature 0, or to a single one at any."""
@@ -108,27 +101,6 @@ class LocalChat:
             answers.append(Answer(text, int(mask.sum()), len(said), cut_off=not stops))
         return answers
 
-    def _answer_some(self) -> None:
-        """Takes the next questions, as many as may go together, and answers them. Only with the turn."""
-        taken: list[tuple[Question, Future[Answer]]] = []
-        while self._waiting and len(taken) < self._batch:
-            # A drawn answer depends on its batch, so it goes alone.
-            if taken and (self._waiting[0][0].temperature or taken[0][0].temperature):
-                break
-            taken.append(self._waiting.popleft())
-        if not taken:
-            return
-        try:
-            answers = self.answer_batch([question for question, _ in taken])
-        except (RuntimeError, MemoryError, ValueError, ModelUnavailable) as error:
-            # Memory may be free later; the same question in a broken model fails again.
-            short = isinstance(error, MemoryError) or "out of memory" in str(error).lower()
-            for _, future in taken:
-                future.set_exception(CaptionUnavailable(f"{self.name}: {error}", transient=short))
-            return
-        for (_, future), answer in zip(taken, answers, strict=True):
-            future.set_result(answer)
-
     @cached_property
     def _parts(self) -> tuple[Any, Any]:
         """Processor and model."""
@@ -159,57 +131,13 @@ class LocalChat:
 
 def local_digest(model: str) -> str:
     """sha256 (hex) over all files of a model. The same files give the same digest wherever they lie."""
-    digests = {file.name: _file_digest(file) for file in model_files(model)}
-    return digest_of({"files": digests, "top_p": TOP_P})
+    return digest_of({"files": digests(model_files(model)), "top_p": TOP_P})
 
 
-@cache
 def model_files(model: str) -> tuple[Path, ...]:
     """Files of a model, from a folder, the hub's cache or the hub, in that order. Raises ModelUnavailable."""
-    name = f"{TRANSFORMERS_PREFIX}{model}"
-    if Path(model).is_dir():
-        folder = Path(model).resolve()
-    else:
-        from huggingface_hub import snapshot_download
-
-        folder, reason = None, None
-        for cached_only in (True, False):
-            try:
-                found = Path(snapshot_download(model, allow_patterns=list(_FILES), local_files_only=cached_only))
-            # The hub's errors are OSErrors, for a malformed name a ValueError.
-            except (OSError, ValueError) as error:
-                reason = error
-                continue
-            folder = found
-            if any(found.glob("*.safetensors")):
-                break
-        if folder is None:
-            raise ModelUnavailable(
-                f"{name} is no local folder, not in the hub's cache and not to be had from the hub "
-                f"({type(reason).__name__}); {OFFLINE_CHOICE}"
-            ) from reason
-    files = tuple(sorted({file for pattern in _FILES for file in folder.glob(pattern)}))
-    if not (folder / "config.json").is_file() or not any(file.suffix == ".safetensors" for file in files):
-        raise ModelUnavailable(
-            f"{name}: {folder} lacks config.json or safetensors weights (other formats are not read); {OFFLINE_CHOICE}"
-        )
-    return files
+    return hub_files(model, _FILES, f"{TRANSFORMERS_PREFIX}{model}", OFFLINE_CHOICE)
 
 
 def _as_list(value: int | list[int] | None) -> list[int]:
     return value if isinstance(value, list) else [] if value is None else [value]
-
-
-def _file_digest(path: Path) -> str:
-    # The hub's cache names the blob of a large file by its sha256, so that gigabytes need not be read again.
-    blob = path.resolve()
-    if blob.parent.name == "blobs" and len(blob.name) == 64:
-        return blob.name
-    stat = blob.stat()
-    return _digest_of_file(blob, stat.st_size, stat.st_mtime_ns)
-
-
-@cache
-def _digest_of_file(path: Path, size: int, changed_ns: int) -> str:
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()

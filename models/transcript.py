@@ -36,10 +36,10 @@ def transcript_between(vtt: str, start_s: float, end_s: float) -> str:
             if inside:
                 spoken.append(new)
         on_screen = lines or on_screen
-    return _cut_between_words(" ".join(spoken))
+    return cut_between_words(" ".join(spoken))
 
 
-def _cut_between_words(text: str) -> str:
+def cut_between_words(text: str) -> str:
     if len(text) <= MAX_CHARS:
         return text
     head, _, _ = text[: MAX_CHARS + 1].rpartition(" ")

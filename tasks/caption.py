@@ -4,8 +4,9 @@ Runs last before the release, so that no language model is asked about a clip th
 """
 
 from collections.abc import Mapping
+from dataclasses import dataclass
 from functools import cache, partial
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 from pydantic import BaseModel, ConfigDict, Field
@@ -16,6 +17,7 @@ from medgen.ledger import Outcome, Record, StepIdentity, Work
 from medgen.media import Limits, pictures
 from medgen.settings import current
 from medgen.shard import Item, ShardResult, Step
+from medgen.sound import sound
 from medgen.store import Store
 from models.caption_checks import CaptionLimits, checks_digest
 from models.captioner import (
@@ -29,6 +31,7 @@ from models.captioner import (
     load_captioner,
 )
 from models.captioner_terms import TermPolicy
+from models.speech import MAX_S, RATE, SpeechUnavailable, Whisper
 from models.transcript import transcript_between
 from tasks.classify import clip_facts
 from tasks.prefect_step import run_in_prefect, step_task
@@ -60,6 +63,18 @@ class CaptionParams(BaseModel):
     caption_batch: int = Field(
         1, ge=1, description="Questions that a transformers model answers at once; 1: exactly repeatable."
     )
+    # Left out of records where they are not set, so that steps without a speech model keep their keys.
+    speech_model: str = Field(
+        "",
+        exclude_if=lambda name: not name,
+        description="Whisper-class model (hub name or folder) for videos without subtitles; needs with_sound.",
+    )
+    speech_batch: int = Field(
+        1,
+        ge=1,
+        exclude_if=lambda batch: batch == 1,
+        description="Stretches of sound that the speech model hears at once; 1: exactly repeatable.",
+    )
     caption_price_in: float = Field(0, ge=0, exclude=True, description="Price of a million tokens sent.")
     caption_price_out: float = Field(0, ge=0, exclude=True, description="Price of a million tokens answered.")
     caption_limit_s: float = Field(
@@ -71,24 +86,19 @@ def caption(work: Work, store: Store, params: CaptionParams) -> Outcome:
     """Captions one clip and checks the captions.
 
     Scores: brief_words, detailed_words, brief_unsupported_terms, detailed_unsupported_terms. All checks are in the
-    detail, with what was asked and spent. Rejected for the first check that the last answer failed.
+    detail, with what was asked and spent, the transcript and where it came from. Rejected for the first check that the
+    last answer failed.
 
     Raises:
-        ItemFailed: caption_unavailable, when the model gave no answer.
+        ItemFailed: caption_unavailable or speech_unavailable, when a model gave no answer.
     """
     captioner = _captioner(params)
     facts = dict(work.context)
-    transcript, note = "", None
-    if "subtitles" in work.inputs:
-        text = store.read(work.inputs["subtitles"]).decode("utf-8", "replace")
-        try:
-            transcript = transcript_between(text, facts["start_s"], facts["end_s"])
-        except ValueError as error:
-            note = f"subtitles unreadable: {error}"
+    speech = _spoken(work, store, params)
     evidence = Evidence(
         title=facts["title"] or "",
         description=facts["description"] or "",
-        transcript=transcript,
+        transcript=speech.transcript,
         category=facts["category"],
         category_probability=facts["category_probability"],
         motion_type=facts["motion_type"],
@@ -116,13 +126,14 @@ def caption(work: Work, store: Store, params: CaptionParams) -> Outcome:
         "scores": scores,
         "score_models": dict.fromkeys(scores, checks_digest()),
         "clip_id": work.subject,
-        "decodes": int(bool(frames)),
+        "decodes": int(bool(frames)) + speech.decodes,
     }
     cost = (written.tokens_in * params.caption_price_in + written.tokens_out * params.caption_price_out) / 1e6
     detail: dict[str, Any] = {
         "captioner": captioner.name,
-        "transcript": transcript,
-        "note": note,
+        "transcript": speech.transcript,
+        "transcript_source": speech.source,
+        "note": speech.note,
         "checks": [one.on_record() for one in written.checks],
         "questions": written.questions,
         "tokens_in": written.tokens_in,
@@ -143,6 +154,51 @@ def caption(work: Work, store: Store, params: CaptionParams) -> Outcome:
         captions={kind: {"text": text, **made_by} for kind, text in texts.items()},
         **common,
     )
+
+
+@dataclass(frozen=True)
+class _Speech:
+    """What is known of the words spoken in a clip: the words, what told them, and why nothing did."""
+
+    transcript: str
+    source: Literal["subtitles", "speech_model", "none"]
+    note: str | None = None
+    decodes: int = 0
+
+
+def _spoken(work: Work, store: Store, params: CaptionParams) -> _Speech:
+    """By subtitles if the video has any, else by the speech model if one is set and the video has sound.
+
+    A transcript is welcome but not needed: what cannot be read fails nothing. Raises ItemFailed: speech_unavailable.
+    """
+    start_s, end_s = work.context["start_s"], work.context["end_s"]
+    if "subtitles" in work.inputs:
+        text = store.read(work.inputs["subtitles"]).decode("utf-8", "replace")
+        try:
+            return _Speech(transcript_between(text, start_s, end_s), "subtitles")
+        except ValueError as error:
+            return _Speech("", "none", f"subtitles unreadable: {error}")
+    source = work.inputs.get("sound") or work.inputs.get("video")
+    if source is None:
+        return _Speech("", "none", "the video has no sound" if params.speech_model else None)
+    try:
+        heard = sound(store.path(source), start_s, min(end_s, start_s + MAX_S), rate=RATE)
+    except ItemFailed as error:
+        return _Speech("", "none", f"sound unreadable: {error}", decodes=1)
+    if heard is None:
+        return _Speech("", "none", "the video has no sound", decodes=1)
+    try:
+        return _Speech(_whisper(params).transcript(heard), "speech_model", decodes=1)
+    except SpeechUnavailable as error:
+        raise ItemFailed("speech_unavailable", str(error), transient=error.transient) from error
+
+
+@cache
+def _whisper(params: CaptionParams) -> Whisper:
+    """Loaded. Raises ModelUnavailable."""
+    whisper = Whisper(params.speech_model, params.speech_batch)
+    whisper.ensure_available()
+    return whisper
 
 
 @cache
@@ -174,21 +230,29 @@ def step(params: CaptionParams) -> Step:
     """Caption, ready to run.
 
     Raises:
-        ModelUnavailable: the captioner can't be had; before any work.
+        ModelUnavailable: the captioner or the speech model can't be had; before any work.
     """
     captioner = _captioner(params)
     models = {"captioner": captioner.digest, "checks": checks_digest()}
+    if params.speech_model:
+        models["speech"] = _whisper(params).digest
     identity = StepIdentity("caption", 2, params.model_dump(mode="json"), models)
-    return Step(identity, partial(caption, params=params), "threads" if captioner.needs_frames else "inline")
+    waits = captioner.needs_frames or bool(params.speech_model)
+    return Step(identity, partial(caption, params=params), "threads" if waits else "inline")
 
 
-def _work(item: Item, past: Mapping[str, Record]) -> Work:
+def _work(item: Item, past: Mapping[str, Record], *, listen: bool) -> Work:
+    """With `listen`, a video without subtitles gives its sound, which may be in a file of its own."""
     downloaded, clip = past["download"], past["privacy"].detail["clip"]
     facts = clip_facts(past, clip["start_frame"], clip["end_frame"])
     metadata = downloaded.detail["metadata"]
     inputs = {"clip": clip["digest"]}
     if "subtitles" in downloaded.outputs:
         inputs["subtitles"] = downloaded.outputs["subtitles"]
+    elif listen and "sound" in downloaded.outputs:
+        inputs["sound"] = downloaded.outputs["sound"]
+    elif listen and downloaded.detail["probe"]["has_audio"]:
+        inputs["video"] = downloaded.outputs["video"]
     return Work(
         item.subject,
         inputs=inputs,
@@ -208,4 +272,5 @@ def caption_shard(
     label: str, upstream: ShardResult, params: CaptionParams, retry_quarantined: bool = False
 ) -> ShardResult:
     """Captions a shard of clips."""
-    return run_in_prefect(step(params), upstream.kept, _work, retry_quarantined=retry_quarantined)
+    work_of = partial(_work, listen=bool(params.speech_model))
+    return run_in_prefect(step(params), upstream.kept, work_of, retry_quarantined=retry_quarantined)

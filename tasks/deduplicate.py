@@ -18,6 +18,9 @@ from models.fingerprint import Fingerprint
 from models.near_duplicates import NEAR_DUPLICATES, Candidate, duplicates
 from tasks.prefect_step import run_in_prefect, step_task
 
+# Words of overlay text over quality's five frames: a word that stands in all of them.
+WRITTEN_OVER = 5
+
 
 class DeduplicateParams(BaseModel):
     """Parameters of deduplicate."""
@@ -48,13 +51,13 @@ def find_copies(records: dict[str, tuple[Record, Record]]) -> dict[str, dict[str
     """clip → the better clip that it copies, with similarity (0..1), its threshold and the overlap in seconds.
 
     Args:
-        records: clip → its records of cut and quality. The better of two copies has more pixels, then more bits per
-            second, then the smaller id.
+        records: clip → its records of cut and quality. The better of two copies has nothing written over it, then
+            shows more detail whatever its size (`models.detail`), then has more bits per second, then the smaller id.
     """
     candidates = []
     for clip, (cut, quality) in records.items():
-        facts = cut.detail["clip"]
-        rank = (-facts["width"] * facts["height"], -cut.detail["bit_rate"], clip)
+        written_over = quality.scores["overlay_words"] >= WRITTEN_OVER
+        rank = (float(written_over), -quality.scores["detail"], -cut.detail["bit_rate"], clip)
         candidates.append(Candidate(clip, Fingerprint.parse(quality.detail["fingerprint"]), rank))
     return {
         clip: {
@@ -81,7 +84,9 @@ def deduplicate_all(
     # Two sources may list one video: its clips come twice and are no copies of themselves.
     items = sorted((item for result in upstream for item in result.kept), key=lambda item: item.subject)
     past = open_ledger().load({item.trail[step] for item in items for step in ("cut", "quality")})
-    copies = find_copies({i.subject: (past[i.trail["cut"]], past[i.trail["quality"]]) for i in items})
+    gone = open_ledger().forgotten(item.subject for item in items)  # their fingerprints are blank
+    living = [item for item in items if item.subject not in gone]
+    copies = find_copies({i.subject: (past[i.trail["cut"]], past[i.trail["quality"]]) for i in living})
 
     def work_of(item: Item, _past: Any) -> Work:
         return Work(item.subject, context={"copy_of": copies.get(item.subject)})

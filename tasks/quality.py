@@ -25,6 +25,7 @@ from models import ModelUnavailable
 from models.aesthetic import aesthetic_digest, load_aesthetic
 from models.captioner import evenly_spaced
 from models.defects import defects_digest, measure_defects
+from models.detail import DETAIL, measure_detail
 from models.dover import Dover, dover_digest, load_dover
 from models.faces import faces_digest, load_faces
 from models.fingerprint import FINGERPRINT, fingerprint
@@ -98,8 +99,8 @@ class Meter:
     Scores: words (the paper's count), overlay_words, imaging_words, scene_words (over five frames), overlay_share (of
     the picture's area, 0..1), technical, aesthetic (means of five frames, or DOVER's, on the scale of their model,
     which the detail names), motion_change (0..255), motion_moving_fraction (0..1), camera_shift (fraction of the width
-    per step), the fields of `models.defects.Defects`, short_side (pixels), identifiers (text boxes that name a
-    patient, over five frames), faces (most on one frame), face_frames (of five).
+    per step), the fields of `models.defects.Defects`, detail (see `models.detail`), short_side (pixels), identifiers
+    (text boxes that name a patient, over five frames), faces (most on one frame), face_frames (of five).
     """
 
     def __init__(self, frames: int, fps: float, params: QualityParams) -> None:
@@ -145,13 +146,14 @@ class Meter:
             "motion_moving_fraction": rounded(motion.moving_fraction),
             "camera_shift": rounded(motion.camera_shift),
             "short_side": float(min(self.sharp[0].shape[:2])),
+            "detail": measure_detail(self.sharp),
             "identifiers": float(sum(one.strong for one in named)),
             **asdict(defects),
         }
         read_by = digest_of([reader.digest, overlay_rules_digest()])
         models = dict.fromkeys(("words", "overlay_words", "imaging_words", "scene_words", "overlay_share"), read_by)
         models |= {"identifiers": digest_of([reader.digest, IDENTIFIERS])}
-        models |= dict.fromkeys(asdict(defects), defects_digest())
+        models |= dict.fromkeys(asdict(defects), defects_digest()) | {"detail": DETAIL}
         detail: dict[str, Any] = {
             "motion": asdict(motion),
             "text": [asdict(line) for line in text.lines[:TOLD]],
@@ -235,6 +237,7 @@ def step(params: QualityParams) -> Step:
         "identifiers": IDENTIFIERS,
         "fingerprint": FINGERPRINT,
         "defects": defects_digest(),
+        "detail": DETAIL,
     }
     for kind, name, digest in (
         ("technical", params.technical_model, technical_digest),

