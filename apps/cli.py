@@ -17,7 +17,10 @@ from rich.markup import escape
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 from rich.table import Table
 
+from apps.forget import forget, recheck
 from apps.judge.command import judge, sample
+from apps.train_frames import train_frames
+from apps.train_text import train_text
 from medgen import __version__
 from medgen.settings import current
 
@@ -30,6 +33,10 @@ release_app = typer.Typer(help="Look at releases.", no_args_is_help=True)
 app.add_typer(release_app, name="release")
 app.command()(judge)
 app.command()(sample)
+app.command()(train_frames)
+app.command()(train_text)
+app.command()(forget)
+app.command()(recheck)
 
 out = Console()
 err = Console(stderr=True)
@@ -74,11 +81,14 @@ def demo(as_json: Json = False) -> None:
             demo_corpus.build_corpus(folder)
         with demo_corpus.serve(folder) as url:
             listing = demo_corpus.write_listing(folder, url)
-            summary = _refresh(
+            summary = _run(
+                "refresh",
                 {
                     "sources": [str(listing)],
                     "licences": DEMO_LICENCES,
                     "allowed_hosts": ["127.0.0.1"],
+                    "min_height": 240,  # the packages' videos are small
+                    "request_interval_s": 0,  # of our own server
                     "release_prefix": "demo",
                 },
                 quiet=as_json,
@@ -95,7 +105,7 @@ def demo(as_json: Json = False) -> None:
 def refresh(
     source: Annotated[
         list[str],
-        typer.Option("--source", "-s", metavar="[NAME=]PATH", help="Folder or listing file; may be repeated."),
+        typer.Option("--source", "-s", metavar="[NAME=]SOURCE", help="Listings, folders, feeds; may be repeated."),
     ],
     name: Annotated[str, typer.Option(help="First part of the release's name.")] = "medgen",
     settings: Settings = None,
@@ -106,8 +116,34 @@ def refresh(
     with plain_errors():
         parameters = parse_settings(settings or [])
         parameters |= {"sources": source, "release_prefix": name, "retry_quarantined": retry_quarantined}
-        summary = _refresh(parameters, quiet=as_json)
+        summary = _run("refresh", parameters, quiet=as_json)
         _print_summary(summary, as_json)
+
+
+@app.command()
+def discover(
+    source: Annotated[
+        list[str],
+        typer.Option("--source", "-s", metavar="[NAME=]SOURCE", help="Listings, folders, feeds; may be repeated."),
+    ],
+    settings: Settings = None,
+    as_json: Json = False,
+) -> None:
+    """Judge listings without downloading anything: which videos would a refresh take, and why not the others?"""
+    with plain_errors():
+        arguments = parse_settings(settings or []) | {"sources": source}
+        summary = _run("discover", arguments, quiet=as_json)
+        if as_json:
+            _print_json(summary)
+            return
+        table = Table("verdict", "rows")
+        for verdict, count in sorted(summary["counts"].items(), key=lambda pair: -pair[1]):
+            table.add_row(verdict, f"{count:,}")
+        out.print(table)
+        out.print(
+            f"{summary['rows']:,} rows in {summary['shards']} shards: executed {summary['executed']}, "
+            f"reused {summary['reused']}"
+        )
 
 
 @app.command()
@@ -130,16 +166,25 @@ def status(
     every: Annotated[bool, typer.Option("--all", help="List the verdict on every item.")] = False, as_json: Json = False
 ) -> None:
     """Show the funnel of all that is on record, and failures by reason."""
-    from apps.status import totals, verdicts
+    from apps.status import missing, totals, verdicts
     from medgen.ledger import open_ledger
+    from tasks.failures import failures
 
     with plain_errors():
-        table = totals(open_ledger())
+        table, gone = totals(open_ledger()), missing(open_ledger())
+        failed = failures(open_ledger())
         items = list(verdicts(open_ledger())) if every else []
         if as_json:
-            _print_json({"funnel": table} | ({"items": items} if every else {}))
+            _print_json({"funnel": table, "failures": failed} | gone | ({"items": items} if every else {}))
             return
         _print_funnel(table)
+        if failed:
+            _print_failures(failed)
+        if gone["taken_down"]:
+            out.print(f"taken down: {gone['taken_down']} videos (`medgen forget --list`)", highlight=False)
+        if gone["vanished"]:
+            named = ", ".join([*gone["vanished"]][:10]) + (", …" if len(gone["vanished"]) > 10 else "")
+            out.print(f"vanished from their source: {len(gone['vanished'])} videos: {named}", highlight=False)
         if every:
             _print_verdicts(items)
 
@@ -186,15 +231,24 @@ def release_show(name: str, as_json: Json = False) -> None:
         if row is None:
             _stop(f"no release goes by {name!r}; see `medgen release list`")
         record = open_ledger().load([row["step_run_id"]])[row["step_run_id"]]
+        folder = lay_out(open_ledger().store, name, record.outputs["manifest"])
+        taken = _taken_down(open_ledger(), name, record.outputs["manifest"])
         row |= {
-            "folder": str(lay_out(open_ledger().store, name, record.outputs["manifest"])),
+            "folder": str(folder),
             "funnel": read_funnel(record),
             "clip_ids": _clips_of(name),
+            "taken_down": taken,
         }
         if as_json:
             _print_json(row)
             return
         out.print(f"[bold]{name}[/]  {row['clips']} clips\nsha256 {row['digest']}\n{escape(row['folder'])}")
+        for takedown in taken["takedowns"] if taken else ():
+            out.print(
+                f"[red]taken down[/] {takedown['forgotten_at'][:19]}: video {takedown['video_id']}, "
+                f"{len(takedown['clips'])} clips: {escape(takedown['reason'])}",
+                soft_wrap=True,
+            )
         _print_funnel(row["funnel"])
         out.print("clips:", ", ".join(row["clip_ids"]) or "none")
         out.print("policy:", json.dumps(row["policy"], indent=1, sort_keys=True), markup=False)
@@ -206,11 +260,15 @@ def gc(
     dry_run: Annotated[bool, typer.Option(help="Only count.")] = False,
     as_json: Json = False,
 ) -> None:
-    """Sweep what killed runs left: objects without a record, scratch files."""
+    """Sweep what killed runs left: objects without a record, scratch files. Finish takedowns that were cut short."""
     from medgen.gc import collect_garbage
     from medgen.ledger import open_ledger
+    from tasks.forget import finish
 
     with plain_errors():
+        finished = [] if dry_run else finish(open_ledger())
+        if finished and not as_json:
+            out.print(f"finished the takedown of {', '.join(one.video_id for one in finished)}")
         swept = collect_garbage(open_ledger(), grace_s=60 * grace_minutes, dry_run=dry_run)
         if as_json:
             _print_json(vars(swept))
@@ -226,6 +284,7 @@ def verify(
 ) -> None:
     """Recompute the hash chain and all digests; name what is wrong. Exit 1 when anything is."""
     from medgen.ledger import open_ledger
+    from medgen.verify import taken_down
     from medgen.verify import verify as verify_all
 
     with plain_errors():
@@ -236,13 +295,20 @@ def verify(
                 artifacts=artifacts,
                 progress=lambda what, done, total: state.update(f"verifying {what}: {done} of {total}"),
             )
+        known = taken_down(open_ledger())
         if as_json:
-            _print_json({"clean": not faults, "faults": faults})
-        elif faults:
+            _print_json({"clean": not faults, "faults": faults} | ({"taken_down": known} if known else {}))
+            if faults:
+                raise typer.Exit(1)
+            return
+        for sentence in known:
+            out.print(f"[dim]{escape(sentence)}[/]", soft_wrap=True)
+        if faults:
             for fault in faults:
                 out.print(f"[red]✗[/] {escape(fault)}")
         else:
-            out.print("[green]clean[/]: every record, artifact and release is as it was written")
+            but = ", but for what was taken down" if known else ""
+            out.print(f"[green]clean[/]: every record, artifact and release is as it was written{but}", soft_wrap=True)
         if faults:
             raise typer.Exit(1)
 
@@ -267,8 +333,8 @@ def up(
         _stop("the worker ended by itself")
 
 
-def _refresh(arguments: dict[str, Any], *, quiet: bool) -> dict[str, Any]:
-    """Runs the flow in this process, with a Prefect server of the installation behind it."""
+def _run(name: str, arguments: dict[str, Any], *, quiet: bool) -> dict[str, Any]:
+    """Runs the flow `refresh` or `discover` in this process, with a Prefect server of the installation behind it."""
     from apps.prefect_server import prefect_server
 
     for variable in ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS"):
@@ -276,17 +342,22 @@ def _refresh(arguments: dict[str, Any], *, quiet: bool) -> dict[str, Any]:
     with err.status("starting the Prefect server") as state, prefect_server(current().home):
         from prefect.logging.handlers import APILogHandler
 
-        from flows.refresh import RefreshParameters, refresh
+        if name == "refresh":
+            from flows.refresh import RefreshParameters as Parameters
+            from flows.refresh import refresh as run
+        else:
+            from flows.discover import SourceParameters as Parameters
+            from flows.discover import discover as run
         from medgen.shard import close_pools
         from tasks import prefect_step
 
-        RefreshParameters(**arguments)  # bad parameters are an error before anything starts
+        Parameters(**arguments)  # bad parameters are an error before anything starts
         state.stop()
         columns = (TextColumn("{task.description:<10}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
         with Progress(*columns, console=err, disable=quiet, transient=True) as bars:
             prefect_step.watchers.append(_Bars(bars))
             try:
-                return refresh(**arguments)
+                return run(**arguments)
             finally:
                 prefect_step.watchers.clear()
                 close_pools()
@@ -338,7 +409,7 @@ def plain_errors(*expected: type[Exception]) -> Iterator[None]:
         _stop(str(error))
     except RuntimeError as error:
         # Raised by modules that are only loaded when they are used.
-        if type(error).__name__ not in ("RefreshFailed", "ServerDidNotStart"):
+        if type(error).__name__ not in ("RefreshFailed", "DiscoveryFailed", "ServerDidNotStart"):
             raise
         _stop(str(error))
     except KeyboardInterrupt:
@@ -370,6 +441,17 @@ def _releases() -> list[dict[str, Any]]:
             }
             for row in rows
         ]
+
+
+def _taken_down(ledger: Any, release: str, manifest: str) -> dict[str, Any] | None:
+    """The release's TAKEDOWN.json, from the catalog."""
+    from sqlalchemy.orm import Session
+
+    from medgen.takedown import release_takedown
+
+    with Session(ledger.engine) as session:
+        found = release_takedown(session, release, json.loads(ledger.store.read(manifest))["files"])
+    return json.loads(found.notice) if found else None
 
 
 def _clips_of(release: str) -> list[str]:
@@ -410,6 +492,17 @@ def _print_funnel(funnel: Sequence[dict[str, Any]]) -> None:
     for column in ("step", "unit", "in", "kept", "rejected", "failed", "reasons"):
         table.add_column(column, justify="right" if column in ("in", "kept", "rejected", "failed") else "left")
     for row in table_rows(funnel):
+        table.add_row(*(escape(str(value)) for value in row.values()))
+    out.print(table)
+
+
+def _print_failures(report: Sequence[dict[str, Any]]) -> None:
+    from tasks.failures import table_rows
+
+    table = Table(title="Failures", title_justify="left")
+    for column in ("step", "reason", "count", "tried again", "example"):
+        table.add_column(column, justify="right" if column == "count" else "left", overflow="fold")
+    for row in table_rows(report):
         table.add_row(*(escape(str(value)) for value in row.values()))
     out.print(table)
 

@@ -26,10 +26,10 @@ from rich.console import Console
 from rich.table import Table
 
 from medgen.ledger import Outcome, StepIdentity, Work, open_ledger
-from medgen.listing import VIDEO_SUFFIXES
 from medgen.shard import Item, ShardResult, Step, run_shard
+from medgen.sources import VIDEO_SUFFIXES
 from medgen.store import Store
-from tasks import caption, classify, cut, decide, discover, download, quality, segment
+from tasks import caption, classify, cut, decide, discover, download, list_feed, list_sources, quality, segment
 
 # Every frame counts as medical, so that all of the video goes through all steps.
 CLASSIFY = classify.ClassifyParams(medical_threshold=0.0, similarity=-1.0)
@@ -107,8 +107,9 @@ def decode_seconds(folder: Path) -> float:
 
 def through_steps(folder: Path) -> dict[str, Any]:
     """Takes a folder of videos through all steps: minutes of video, and seconds and items of each step."""
-    found = discover.discover_source.fn(folder.name, str(folder), discover.DiscoverParams())
-    fetched = download.download_shard.fn(folder.name, found, download.DownloadParams())
+    listing = list_sources.list_source.fn(folder.name, str(folder), list_feed.ListParams())
+    found = discover.discover_shards.fn(folder.name, listing, discover.DiscoverParams())
+    fetched = download.download_shard.fn(folder.name, found, download.DownloadParams(min_height=0))
     records = open_ledger().load(item.trail["download"] for item in fetched.kept)
     minutes = sum(record.detail["probe"]["duration_s"] for record in records.values()) / 60
     upstream, rows = fetched, []

@@ -54,7 +54,7 @@ def main(
     folder: Annotated[Path, typer.Argument(help="Folder of CSV files with real titles.")],
     rows: Annotated[int, typer.Option(min=SAMPLE_ROWS, help="Listings to make.")] = 25_000_000,
     shard_rows: Annotated[int, typer.Option(min=1000, help="Rows a file.")] = 500_000,
-    medical_share: Annotated[float, typer.Option(help="Share of listings with a medical title.")] = 0.02,
+    medical_share: Annotated[float, typer.Option(help="Share of listings with a medical title.")] = 0.01,
     scratch: Annotated[Path | None, typer.Option(help="Where to work; listings that are there are used.")] = None,
     write: Annotated[Path | None, typer.Option(help="Markdown file for the figures.")] = None,
 ) -> None:

@@ -25,8 +25,8 @@ from rich.table import Table
 from apps.judge.labels import Label
 from apps.judge.measure import JudgeParameters, measure_all
 from medgen.errors import ItemFailed
-from medgen.listing import VIDEO_SUFFIXES
 from medgen.media import Limits, pictures, probe
+from medgen.sources import VIDEO_SUFFIXES
 from models.frames import DEFAULT_HEAD
 
 PACKAGES = (

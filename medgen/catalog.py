@@ -1,7 +1,8 @@
 """The catalog: every table of the system, in Postgres.
 
 The ledger writes these tables; everything else reads them. Rows are added and never changed: a repeated attempt
-is a new step run beside the one that it supersedes. Only the last three tables hold passing facts of operation.
+is a new step run beside the one that it supersedes. Only a takedown blanks words, and leaves a seal (see
+`medgen.takedown`). Only the last three tables hold passing facts of operation.
 """
 
 from datetime import UTC, datetime

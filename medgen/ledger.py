@@ -5,13 +5,13 @@ subject, context, digests of input artifacts, digests of models. Outputs go to t
 and the record is one transaction; so a process killed anywhere leaves at worst an unreferenced object.
 
 Every record carries a hash over its content and the hashes of its parents: the records behind a clip form a
-hash chain.
+hash chain. A takedown blanks the words of a video's records and keeps their hashes; see `medgen.takedown`.
 """
 
 import itertools
 import subprocess
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
 from functools import cache
 from pathlib import Path
@@ -19,7 +19,7 @@ from typing import Any, Literal
 
 from sqlalchemy import Engine, insert, select, update
 from sqlalchemy.dialects.postgresql import insert as upsert
-from sqlalchemy.orm import Session
+from sqlalchemy.orm import Session, aliased
 
 from medgen import __version__
 from medgen.canonical import digest_of
@@ -27,6 +27,7 @@ from medgen.catalog import Artifact as ArtifactRow
 from medgen.catalog import Base, Caption, Score, StepInput, StepOutput, StepRun, now, open_catalog
 from medgen.errors import ItemFailed
 from medgen.store import Artifact, Store, open_store
+from medgen.takedown import FORGET, FORGOTTEN, forgotten_subjects, held
 
 Status = Literal["kept", "rejected", "failed"]
 
@@ -40,12 +41,14 @@ class Work:
         inputs: role → sha256 of an artifact.
         context: JSON facts from earlier records that the function reads.
         parents: role → id of the step run that an input or fact came from. Lineage only: not in the key.
+        access: JSON facts on how to get at the inputs just now, such as a path. Neither in the key nor on record.
     """
 
     subject: str
     inputs: Mapping[str, str] = field(default_factory=dict)
     context: Mapping[str, Any] = field(default_factory=dict)
     parents: Mapping[str, int] = field(default_factory=dict)
+    access: Mapping[str, Any] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -131,12 +134,30 @@ class Ledger:
         return {record.key: record for record in self._records(condition)}
 
     def load(self, ids: Iterable[int]) -> dict[int, Record]:
-        """id → record. Raises KeyError when one is unknown."""
+        """id → record. Raises KeyError when one is unknown.
+
+        A superseded record tells the outputs of the one that stands in its place, because its own may be gone.
+        """
         wanted = set(ids)
         found = {record.id: record for record in self._records(StepRun.id.in_(wanted))}
         if wanted - found.keys():
             raise KeyError(f"no such step runs: {sorted(wanted - found.keys())}")
+        old = aliased(StepRun)
+        with Session(self.engine) as session:
+            successors = session.execute(
+                select(old.id, StepRun.id)
+                .join(StepRun, (StepRun.key == old.key) & ~StepRun.superseded)
+                .where(old.id.in_(wanted), old.superseded, old.status == StepRun.status)
+            ).all()
+        if successors:
+            standing = {r.id: r for r in self._records(StepRun.id.in_([new for _, new in successors]))}
+            found |= {run_id: replace(found[run_id], outputs=standing[new].outputs) for run_id, new in successors}
         return found
+
+    def forgotten(self, subjects: Iterable[str]) -> set[str]:
+        """Those of `subjects` that belong to a video that was taken down."""
+        with Session(self.engine) as session:
+            return forgotten_subjects(session, subjects)
 
     def done(self, records: Mapping[str, Record]) -> dict[str, Record]:
         """Those of `records` (by key) that stand: decided, or quarantined, with their outputs still in the store."""
@@ -156,12 +177,37 @@ class Ledger:
     ) -> Record:
         """Records an outcome, with all it implies, in one transaction.
 
+        Of a video that was taken down, be it while it was worked on, nothing is recorded but a refusal, and what
+        the step made is removed again.
+
         Args:
             earlier: the failed or lost record that this one supersedes.
 
         Returns:
             The record; another worker's, when that was quicker with the same key.
         """
+        with Session(self.engine) as session, session.begin():
+            made: set[str] = set()
+            if step.name != FORGET and forgotten_subjects(session, [work.subject], wait=True):
+                made = set() if isinstance(outcome, ItemFailed) else {a.sha256 for a in outcome.outputs.values()}
+                made -= held(session, made)
+                work, outcome = replace(work, inputs={}, context={}), Outcome("rejected", FORGOTTEN)
+            key = self._write(session, step, work, outcome, started_at, flow_run_id, earlier)
+        for digest in made:
+            self.store.remove(digest)
+        return self.find([key])[key]
+
+    def _write(
+        self,
+        session: Session,
+        step: StepIdentity,
+        work: Work,
+        outcome: Outcome | ItemFailed,
+        started_at: datetime,
+        flow_run_id: str | None,
+        earlier: Record | None,
+    ) -> str:
+        """Adds the rows of an outcome; gives its key."""
         failed = isinstance(outcome, ItemFailed)
         values: dict[str, Any] = {
             "key": step.key(work),
@@ -198,28 +244,27 @@ class Ledger:
             for metric, value in sorted(result.scores.items())
         ]
         captions = [{"kind": kind, "clip_id": result.clip_id, **row} for kind, row in sorted(result.captions.items())]
-        with Session(self.engine) as session, session.begin():
-            parents = _parent_hashes(session, work.parents.values())
-            values["record_hash"] = record_hash(values, inputs, outputs, scores, captions, parents)
-            if earlier:
-                session.execute(update(StepRun).where(StepRun.id == earlier.id).values(superseded=True))
-            for artifact in result.outputs.values():
-                row = {"sha256": artifact.sha256, "media_type": artifact.media_type, "bytes": artifact.bytes}
-                session.execute(upsert(ArtifactRow).values(row).on_conflict_do_nothing())
-            new_id = session.scalar(
-                upsert(StepRun)
-                .values(values)
-                .on_conflict_do_nothing(index_elements=["key"], index_where=~StepRun.superseded)
-                .returning(StepRun.id)
-            )
-            if new_id is not None:
-                for table, rows in itertools.groupby(result.rows, key=type):
-                    values_of = [_column_values(row, new_id) for row in rows]
-                    session.execute(upsert(table).on_conflict_do_nothing(), values_of)
-                for table, rows in ((StepInput, inputs), (StepOutput, outputs), (Score, scores), (Caption, captions)):
-                    if rows:
-                        session.execute(insert(table), [{**row, "step_run_id": new_id} for row in rows])
-        return self.find([values["key"]])[values["key"]]
+        parents = _parent_hashes(session, work.parents.values())
+        values["record_hash"] = record_hash(values, inputs, outputs, scores, captions, parents)
+        if earlier:
+            session.execute(update(StepRun).where(StepRun.id == earlier.id).values(superseded=True))
+        for artifact in result.outputs.values():
+            row = {"sha256": artifact.sha256, "media_type": artifact.media_type, "bytes": artifact.bytes}
+            session.execute(upsert(ArtifactRow).values(row).on_conflict_do_nothing())
+        new_id = session.scalar(
+            upsert(StepRun)
+            .values(values)
+            .on_conflict_do_nothing(index_elements=["key"], index_where=~StepRun.superseded)
+            .returning(StepRun.id)
+        )
+        if new_id is not None:
+            for table, rows in itertools.groupby(result.rows, key=type):
+                values_of = [_column_values(row, new_id) for row in rows]
+                session.execute(upsert(table).on_conflict_do_nothing(), values_of)
+            for table, rows in ((StepInput, inputs), (StepOutput, outputs), (Score, scores), (Caption, captions)):
+                if rows:
+                    session.execute(insert(table), [{**row, "step_run_id": new_id} for row in rows])
+        return values["key"]
 
     def _records(self, condition: Any) -> list[Record]:
         with Session(self.engine) as session:

@@ -1,17 +1,19 @@
 """Maps a step's function over the items of a shard: the one loop that every step shares.
 
-Items that the ledger knows are reused without touching their bytes. The others run in worker processes, which
-a decoder may crash and a time limit may kill without hurting anything else. One bad item is recorded and the
-rest go on; a shard that fails mostly for one passing cause raises, because then the fault is not the items'.
+Items that the ledger knows are reused without touching their bytes; those of videos that were taken down end here.
+The others run in worker processes, which a decoder may crash and a time limit may kill without hurting anything
+else. One bad item is recorded and the rest go on; a shard that fails mostly for one passing cause raises, because
+then the fault is not the items'.
 """
 
 import logging
 import multiprocessing
 import os
+import random
 import threading
 import time
 from collections import Counter
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence, Set
 from concurrent.futures import Future, ThreadPoolExecutor, as_completed
 from dataclasses import dataclass, field, replace
 from datetime import datetime
@@ -25,6 +27,7 @@ from medgen.errors import ItemFailed
 from medgen.ledger import Ledger, Outcome, Record, StepIdentity, Work, open_ledger
 from medgen.settings import current
 from medgen.store import Store, open_store
+from medgen.takedown import FORGOTTEN
 
 log = logging.getLogger(__name__)
 
@@ -56,12 +59,15 @@ class Step:
             travels to worker processes. Raises `ItemFailed` for bad items.
         where: in worker processes (decoding, models), in threads (waiting for a network) or inline (arithmetic).
         time_limit_s: an item that takes longer is killed (processes) and quarantined.
+        lane: what work has to queue for, such as a host. Work of different lanes is taken up in turn, so that a slow
+            lane does not keep all workers waiting.
     """
 
     identity: StepIdentity
     function: Callable[[Work, Store], Outcome]
     where: Literal["processes", "threads", "inline"]
     time_limit_s: float | None = None
+    lane: Callable[[Work], str] | None = None
 
 
 @dataclass(frozen=True)
@@ -74,6 +80,7 @@ class ShardResult:
         ended: trails of the items whose life ends here (rejected or failed), this step included.
         executed, reused: number of items worked on and found in the ledger.
         decodes: number of video files opened for decoding in this run.
+        records: ids of the step runs of all items.
     """
 
     step: str
@@ -82,6 +89,7 @@ class ShardResult:
     executed: int = 0
     reused: int = 0
     decodes: int = 0
+    records: tuple[int, ...] = ()
 
 
 class ShardFailed(RuntimeError):
@@ -113,7 +121,14 @@ def run_shard(
     ledger = ledger or open_ledger()
     name = step.identity.name
     past = ledger.load({run_id for item in items for run_id in item.trail.values()})
-    works = [work_of(item, {s: past[run_id] for s, run_id in item.trail.items()}) for item in items]
+    # After the load: of a record that a takedown has blanked since, this knows.
+    gone = ledger.forgotten(item.subject for item in items)
+    works = [
+        Work(item.subject)
+        if item.subject in gone
+        else work_of(item, {s: past[run_id] for s, run_id in item.trail.items()})
+        for item in items
+    ]
     works = [replace(w, parents={**item.trail, **w.parents}) for item, w in zip(items, works, strict=True)]
     keys = [step.identity.key(work) for work in works]
     known = ledger.find(keys)
@@ -121,6 +136,8 @@ def run_shard(
     if retry_quarantined:
         records = {key: record for key, record in records.items() if record.status != "failed"}
     todo = {key: work for key, work in zip(keys, works, strict=True) if key not in records}
+    if step.lane:
+        todo = _in_turn(todo, step.lane)
     reused = len(keys) - len(todo)
     if progress:
         progress(reused, len(keys))
@@ -128,8 +145,8 @@ def run_shard(
     executed, decodes = len(todo), 0
     for attempt in range(1, MAX_ATTEMPTS + 1):
         again: dict[str, Work] = {}
-        for key, outcome, started in _execute(step, todo, ledger.store):
-            passing = isinstance(outcome, ItemFailed) and outcome.transient
+        for key, outcome, started in _outcomes(step, todo, ledger.store, gone):
+            passing = isinstance(outcome, ItemFailed) and outcome.transient and not outcome.later
             if passing and attempt < MAX_ATTEMPTS:
                 again[key] = todo[key]
                 continue
@@ -151,7 +168,7 @@ def run_shard(
         todo = again
         if not todo:
             break
-        time.sleep(BACKOFF_S * 2 ** (attempt - 1))
+        time.sleep(BACKOFF_S * 2 ** (attempt - 1) * random.uniform(0.5, 1.5))  # shards must not come back in step
     for reason, count in causes.most_common(1):
         if count >= MANY_FAILURES and count > len(items) / 2:
             raise ShardFailed(
@@ -167,7 +184,30 @@ def run_shard(
             kept.extend(follow(here, record) if follow else [here])
         else:
             ended.append(trail)
-    return ShardResult(name, tuple(kept), tuple(ended), executed, reused, decodes)
+    return ShardResult(
+        name, tuple(kept), tuple(ended), executed, reused, decodes, tuple(records[key].id for key in keys)
+    )
+
+
+def _in_turn(todo: Mapping[str, Work], lane: Callable[[Work], str]) -> dict[str, Work]:
+    """The first of each lane, then the second of each, and so on."""
+    before: Counter[str] = Counter()
+    turns: list[tuple[int, str]] = []
+    for key, work in todo.items():
+        name = lane(work)
+        turns.append((before[name], key))
+        before[name] += 1
+    return {key: todo[key] for _, key in sorted(turns, key=lambda turn: turn[0])}
+
+
+def _outcomes(
+    step: Step, todo: Mapping[str, Work], store: Store, gone: Set[str]
+) -> Iterable[tuple[str, Outcome | ItemFailed, datetime]]:
+    """As `_execute`; subjects that were taken down are refused unseen."""
+    for key, work in todo.items():
+        if work.subject in gone:
+            yield key, Outcome("rejected", FORGOTTEN), now()
+    yield from _execute(step, {k: work for k, work in todo.items() if work.subject not in gone}, store)
 
 
 def _execute(

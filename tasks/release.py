@@ -9,10 +9,10 @@ import os
 import shutil
 import tempfile
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -22,14 +22,16 @@ from sqlalchemy.orm import Session
 
 from medgen import __version__
 from medgen.canonical import canonical_json, digest_of
-from medgen.catalog import Caption, Release, ReleaseClip
+from medgen.catalog import Caption, Release, ReleaseClip, open_catalog
 from medgen.ledger import Ledger, Outcome, Record, StepIdentity, Work, open_ledger
 from medgen.settings import current
 from medgen.shard import Item, ShardResult, Step, run_shard
 from medgen.store import Artifact, Store
+from medgen.takedown import FORGOTTEN, release_takedown
 from models.caption_checks import MOST_VIDEOS, repeated
 from tasks.funnel import funnel, markdown, picture
 from tasks.prefect_step import step_task
+from tasks.recheck import vanished
 
 LINEAGE_STEPS = ("segment", "classify", "cut", "quality", "decide", "deduplicate", "privacy", "caption")
 LINEAGE = ("discover", "download", *LINEAGE_STEPS, "release")
@@ -95,6 +97,9 @@ class ReleaseParams(BaseModel):
     model_config = ConfigDict(frozen=True)
 
     release_prefix: str = Field("medgen", pattern=r"^[a-z0-9][a-z0-9-]{0,40}$", description="First part of the name.")
+    vanished_videos: Literal["keep", "drop"] = Field(
+        "keep", description="Clips of videos that `medgen recheck` no longer found at their source: keep or leave out."
+    )
 
 
 def release(work: Work, store: Store, params: ReleaseParams) -> Outcome:
@@ -145,32 +150,51 @@ def release(work: Work, store: Store, params: ReleaseParams) -> Outcome:
 
 
 def _content(
-    ledger: Ledger, kept: Sequence[Item], ended: Sequence[Mapping[str, int]], policy: Mapping[str, Any]
+    ledger: Ledger,
+    kept: Sequence[Item],
+    ended: Sequence[Mapping[str, int]],
+    discovered: Collection[int],
+    policy: Mapping[str, Any],
+    params: ReleaseParams,
 ) -> dict[str, Any]:
-    """All that the release says, from the records behind it, in an order of its own."""
+    """All that the release says, from the records behind it, in an order of its own.
+
+    Of videos that were taken down while the refresh went on it only counts the clips.
+    """
     trails = [*(item.trail for item in kept), *ended]
-    records = _loaded(ledger, {run_id for trail in trails for run_id in trail.values()})
+    records = _loaded(ledger, {run_id for trail in trails for run_id in trail.values()} | set(discovered))
     # The same clip may come by two trails when two sources list a video: it is released once.
     clips = {item.subject: item for item in sorted(kept, key=lambda item: (item.subject, sorted(item.trail.items())))}
     captions = _captions(ledger, [item.trail["caption"] for item in clips.values()])
-    rows = [_row(item, {s: records[i] for s, i in item.trail.items()}, captions) for _, item in sorted(clips.items())]
+    pasts = [{s: records[i] for s, i in trail.items()} for trail in ended]
+    # After the loads: what a takedown has blanked since is no longer needed.
+    gone = ledger.forgotten([*clips, *(_last(past).subject for past in pasts)])
+    pasts = [past for past in pasts if _last(past).subject not in gone]
+    living = [item for clip, item in sorted(clips.items()) if clip not in gone]
+    rows = [_row(item, {s: records[i] for s, i in item.trail.items()}, captions) for item in living]
+    vanished_since = vanished(ledger.engine) if params.vanished_videos == "drop" else {}
+    left = [_left_out(row, "source_vanished") for row in rows if row["video_id"] in vanished_since]
+    rows = [row for row in rows if row["video_id"] not in vanished_since]
     # The same words under several videos say nothing of any of them; which ones that are shows only here.
     said = {row["clip_id"]: row["detailed_caption"] for row in rows}
     times = repeated(said, {row["clip_id"]: row["video_id"] for row in rows})
-    turned_down = [_repeated(row, times[row["clip_id"]]) for row in rows if row["clip_id"] in times]
+    left += [_repeated(row, times[row["clip_id"]]) for row in rows if row["clip_id"] in times]
     rows = [row for row in rows if row["clip_id"] not in times]
-    discovered = [r for r in records.values() if r.step == "discover"]
-    dropped = {"caption_repeated": len(turned_down)} if turned_down else {}
-    table = funnel(discovered, [r for r in records.values() if r.step != "discover"])
-    released = {"step": "release", "unit": "clips", "in": len(rows) + len(turned_down), "kept": len(rows)}
+    dropped = Counter(row["reason"] for row in left)
+    if len(living) < len(clips):
+        dropped[FORGOTTEN] = len(clips) - len(living)
+    table = funnel(
+        [r for r in records.values() if r.step == "discover"], [r for r in records.values() if r.step != "discover"]
+    )
+    released = {"step": "release", "unit": "clips", "in": len(clips), "kept": len(rows)}
     return {
         "policy": dict(policy),
         "clips": rows,
         "rejected": sorted(
-            [*(_rejected({s: records[i] for s, i in trail.items()}) for trail in ended), *turned_down],
+            [*(_rejected(past) for past in pasts), *left],
             key=lambda row: (LINEAGE.index(row["step"]), row["subject"], row["key"]),
         ),
-        "funnel": [*table, released | {"rejected": dropped, "failed": {}}],
+        "funnel": [*table, released | {"rejected": dict(sorted(dropped.items())), "failed": {}}],
         "record_root": digest_of(sorted(record.record_hash for record in records.values())),
     }
 
@@ -189,9 +213,13 @@ def _captions(ledger: Ledger, run_ids: Sequence[int]) -> dict[tuple[int, str], C
         return {(row.step_run_id, row.kind): row for row in rows}
 
 
+def _last(past: Mapping[str, Record]) -> Record:
+    return past[max(past, key=LINEAGE.index)]
+
+
 def _rejected(past: Mapping[str, Record]) -> dict[str, Any]:
     """One video or clip that a step turned down or failed on, with the file that it was about."""
-    last = past[max(past, key=LINEAGE.index)]
+    last = _last(past)
     metadata = past["download"].detail.get("metadata", {}) if "download" in past else {}
     file = past["download"].outputs.get("video") if "download" in past else None
     if "cut" in past:
@@ -211,14 +239,17 @@ def _rejected(past: Mapping[str, Record]) -> dict[str, Any]:
 
 def _repeated(row: Mapping[str, Any], videos: int) -> dict[str, Any]:
     """A clip that is left out because its caption stands under `videos` videos."""
+    measured = {"metric": "videos_with_this_caption", "score": float(videos), "threshold": float(MOST_VIDEOS)}
+    return _left_out(row, "caption_repeated") | measured
+
+
+def _left_out(row: Mapping[str, Any], reason: str) -> dict[str, Any]:
+    """A captioned clip that is not released."""
     return {
         "step": "release",
         "subject": row["clip_id"],
         "verdict": "rejected",
-        "reason": "caption_repeated",
-        "metric": "videos_with_this_caption",
-        "score": float(videos),
-        "threshold": float(MOST_VIDEOS),
+        "reason": reason,
         "title": row["title"],
         "url": row["url"],
         "sha256": row["clip_sha256"],
@@ -255,7 +286,7 @@ def _row(item: Item, past: Mapping[str, Record], captions: Mapping[tuple[int, st
         "clip_sha256": clip["digest"],
         "video_id": clip["video_id"],
         "video_sha256": past["download"].outputs["video"],
-        "source": past["discover"].subject,
+        "source": past["discover"].detail["source"],
         **{name: metadata[name] for name in ("url", "title", "channel", "licence", "published")},
         **{name: clip[name] for name in ("start_s", "end_s", "start_frame", "end_frame")},
         **{f"{step}_key": past[step].key for step in LINEAGE_STEPS},
@@ -324,23 +355,31 @@ def _cell(text: str) -> str:
 def lay_out(store: Store, name: str, manifest_sha256: str) -> Path:
     """The release as ordinary files in its folder; made when it isn't there.
 
-    Clips are hard links into the store where the file system allows, copies elsewhere.
+    Clips are hard links into the store where the file system allows, copies elsewhere. What was taken down since the
+    release was made is left out, and `TAKEDOWN.json` says so.
     """
     target = current().releases_folder / name
     if target.exists():
         return target
     target.parent.mkdir(parents=True, exist_ok=True)
     manifest = store.read(manifest_sha256)
+    files = json.loads(manifest)["files"]
+    with Session(open_catalog()) as session:
+        taken = release_takedown(session, name, files)
     with tempfile.TemporaryDirectory(dir=target.parent, prefix=".making-", ignore_cleanup_errors=True) as making:
         folder = Path(making) / name
         (folder / "clips").mkdir(parents=True)
         (folder / "manifest.json").write_bytes(manifest)
-        for file in json.loads(manifest)["files"]:
+        for file in files:
+            if taken and file["path"] in taken.changes:
+                continue
             source, to = store.path(file["sha256"]), folder / file["path"]
             try:
                 os.link(source, to)
             except OSError:
                 shutil.copyfile(source, to)
+        if taken:
+            taken.settle(store, folder)
         try:
             folder.rename(target)
         except OSError:
@@ -354,12 +393,20 @@ def make_release(
     label: str,
     kept: Sequence[Item],
     ended: Sequence[Mapping[str, int]],
+    discovered: Collection[int],
     policy: Mapping[str, Any],
     params: ReleaseParams,
 ) -> tuple[ShardResult, Record, Path]:
-    """Makes the release of a refresh and lays out its files."""
+    """Makes the release of a refresh and lays out its files.
+
+    Args:
+        kept: clips that passed all steps.
+        ended: trails of what did not.
+        discovered: step runs of all shards of listings, also of those that nothing was kept of.
+    """
     ledger = open_ledger()
-    content = ledger.store.put_bytes(canonical_json(_content(ledger, kept, ended, policy)), "application/json")
+    said = canonical_json(_content(ledger, kept, ended, discovered, policy, params))
+    content = ledger.store.put_bytes(said, "application/json")
     work = Work("release", inputs={"content": content.sha256}, context={"bytes": content.bytes})
     step = Step(
         StepIdentity("release", 2, params.model_dump(mode="json"), {}), partial(release, params=params), "inline"

@@ -12,12 +12,17 @@ import urllib.request
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 import av
 import numpy as np
 import pytest
 
+if TYPE_CHECKING:
+    from medgen.shard import ShardResult
+
 os.environ["PREFECT_SERVER_ALLOW_EPHEMERAL_MODE"] = "false"  # a stray server start must fail at once
+os.environ["COLUMNS"] = "200"  # tables are not cut
 os.environ.setdefault("XDG_RUNTIME_DIR", f"/tmp/medgen-tests-{os.getuid()}")
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -32,10 +37,13 @@ def pytest_unconfigure() -> None:
 
 def forget_installation() -> None:
     """Makes this process open its settings, catalog, store and pools anew."""
-    from medgen import catalog, ledger, settings, shard, store
+    from medgen import catalog, ledger, politeness, settings, shard, store
     from tasks import discover
 
     shard.close_pools()
+    if politeness.open_politeness.cache_info().currsize:
+        politeness.open_politeness().close()
+        politeness.open_politeness.cache_clear()
     for cached in (ledger.open_ledger, store.open_store, discover.listed):
         cached.cache_clear()
     if catalog.open_catalog.cache_info().currsize:
@@ -207,3 +215,12 @@ def frame_number(picture: np.ndarray) -> int:
     """The number that `numbered_video` wrote into a frame, uint8 (480, 640, 3)."""
     bits = [picture[210:230, 28 + 36 * bit : 42 + 36 * bit].mean() > 127 for bit in range(16)]
     return sum(int(on) << bit for bit, on in enumerate(bits))
+
+
+def discover_source(source: str, **parameters: Any) -> "ShardResult":
+    """Lists a source and judges all its shards in this process's installation."""
+    from tasks.discover import DiscoverParams, discover_shards
+    from tasks.list_feed import ListParams
+    from tasks.list_sources import list_source
+
+    return discover_shards.fn("s", list_source.fn("s", source, ListParams()), DiscoverParams(**parameters))

@@ -187,3 +187,14 @@ def test_setup_has_nothing_to_do_when_up_to_date(tmp_path):
     done = subprocess.run([script, "test"], env=environment, capture_output=True, text=True)
     assert done.returncode != 0
     assert "apt-get install tesseract-ocr chromium docker-compose" in done.stderr
+
+
+def test_steps_that_share_a_parameter_mean_the_same_by_it() -> None:
+    from flows.refresh import RefreshParameters
+
+    meanings: dict[str, set[tuple[str, ...]]] = {}
+    for base in RefreshParameters.__mro__:
+        for name in vars(base).get("__annotations__", {}):
+            if field := getattr(base, "model_fields", {}).get(name):
+                meanings.setdefault(name, set()).add(tuple(map(str, (field.annotation, field.default))))
+    assert {name: found for name, found in meanings.items() if len(found) > 1} == {}

@@ -154,7 +154,7 @@ def videos(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def first(up: Up, videos: Path) -> dict[str, Any]:
-    return up.run(sources=[str(videos)], release_prefix="uitest", shard_size=1)
+    return up.run(sources=[str(videos)], min_height=240, release_prefix="uitest", shard_size=1)
 
 
 def test_form_is_flat_and_explains_itself(up: Up) -> None:
@@ -203,7 +203,7 @@ def test_run_shows_every_shard_and_step(up: Up, first: dict[str, Any]) -> None:
     assert first["state"]["name"] == "Completed", first["state"]
     assert first["name"] == "refresh-uitest"
     wanted = {f"{step}-{shard}": tag for step, tag in STEPS.items() for shard in SHARDS}
-    wanted |= TOGETHER | {"discover-videos": "cpu", "release-uitest": "cpu"}
+    wanted |= TOGETHER | {"list-videos": "network", "discover-videos": "cpu", "release-uitest": "cpu"}
 
     def recorded() -> dict[str, Any] | None:
         """Task runs by name, once the server's recorder has caught up with all of them."""
@@ -252,7 +252,7 @@ def test_pages(up: Up, first: dict[str, Any], tmp_path: Path) -> None:
 
 
 def test_again_does_nothing_and_gives_the_same(up: Up, videos: Path, first: dict[str, Any]) -> None:
-    again = up.run(sources=[str(videos)], release_prefix="uitest", shard_size=1)
+    again = up.run(sources=[str(videos)], min_height=240, release_prefix="uitest", shard_size=1)
     assert again["state"]["name"] == "Completed", again["state"]
     text, digest = release_artifact(up, again)
     before, before_digest = release_artifact(up, first)

@@ -1,0 +1,163 @@
+"""Discovery: from sources to the videos that are worth downloading."""
+
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+from prefect import flow, get_run_logger
+from prefect.artifacts import create_table_artifact
+from prefect.futures import PrefectFuture
+from pydantic import ConfigDict, Field
+
+from flows.parameters import part, takes
+from flows.runner import task_runner
+from medgen.canonical import digest_of
+from medgen.ledger import open_ledger
+from medgen.shard import ShardResult
+from tasks import discover as discover_step
+from tasks import expand, list_feed, list_sources
+
+Found = list[tuple[str, PrefectFuture[ShardResult]]]
+
+
+class SourceParameters(expand.ExpandParams, list_feed.ListParams, discover_step.DiscoverParams):
+    """Where listings come from, and what decides on their rows."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    sources: tuple[str, ...] = Field(
+        (),
+        description="Folders of videos; listing files (.jsonl, .csv, .parquet, also .gz and .zst) or folders of them; "
+        "s3://BUCKET/PREFIX; URLs of channels, playlists and RSS feeds; ytsearch50:WORDS. NAME= may stand before each.",
+    )
+    retry_quarantined: bool = Field(False, exclude=True, description="Try items again that failed for good.")
+
+
+class DiscoveryFailed(RuntimeError):
+    """There is nothing to read, or shards failed. What was done stays done."""
+
+
+def discovered(parameters: SourceParameters, futures: list[PrefectFuture[Any]]) -> Found:
+    """(label, videos to come) of the shards of all sources, in their order. What is submitted joins `futures`."""
+    if not parameters.sources:
+        raise DiscoveryFailed("no sources: name at least one folder, listing file or feed")
+    listed = part(parameters, list_feed.ListParams)
+    listings = [
+        list_sources.list_source.submit(list_sources.source_name(source), source, listed)
+        for source in parameters.sources
+    ]
+    futures += listings
+    return [found for listing in listings for found in _judged(listing, parameters, futures)]
+
+
+def expanded(parameters: SourceParameters, found: Found, futures: list[PrefectFuture[Any]]) -> Found:
+    """The same for the channels of the videos that were found, which are listed when all of these are known."""
+    if not parameters.expand_channels:
+        return []
+    listing = expand.list_channels.submit(
+        "channels",
+        [future for _, future in found],
+        part(parameters, expand.ExpandParams),
+        part(parameters, list_feed.ListParams),
+        part(parameters, discover_step.DiscoverParams),
+    )
+    futures.append(listing)
+    return list(_judged(listing, parameters, futures))
+
+
+def _judged(
+    listing: PrefectFuture[list_sources.Listing], parameters: SourceParameters, futures: list[PrefectFuture[Any]]
+) -> Iterator[tuple[str, PrefectFuture[ShardResult]]]:
+    known = listing.result(raise_on_failure=False)
+    if not isinstance(known, list_sources.Listing):
+        return  # told of at the end
+    groups = known.groups()
+    for number, group in enumerate(groups, start=1):
+        label = known.source if len(groups) == 1 else f"{known.source}-{number}"
+        future = discover_step.discover_shards.submit(
+            label,
+            group,
+            part(parameters, discover_step.DiscoverParams),
+            parameters.columns,
+            parameters.retry_quarantined,
+        )
+        futures.append(future)
+        yield label, future
+
+
+def check_models(parameters: SourceParameters) -> None:
+    """Raises ModelUnavailable or ValueError before any work when a model can't be had."""
+    discover_step.step(part(parameters, discover_step.DiscoverParams))
+
+
+def gathered(futures: Sequence[PrefectFuture[Any]]) -> tuple[list[ShardResult], list[str]]:
+    """Results of all steps, and the first cause of each chain that broke."""
+    results, troubles = [], []
+    for future in futures:
+        future.wait()
+        result = future.result(raise_on_failure=False)
+        if isinstance(result, ShardResult):
+            results.append(result)
+        elif not isinstance(result, list_sources.Listing) and future.state.name != "NotReady":
+            troubles.append(str(result))  # NotReady only means that an earlier step broke
+    return results, troubles
+
+
+def check_sources(results: Sequence[ShardResult]) -> None:
+    """One bad source is on record and the others go on; without any good one there is nothing to do.
+
+    Raises:
+        DiscoveryFailed: says why for each.
+    """
+    sources = [result for result in results if result.step == "discover"]
+    if sources and all(result.ended and len(result.ended) == len(result.records) for result in sources):
+        records = open_ledger().load([trail["discover"] for result in sources for trail in result.ended])
+        raise DiscoveryFailed(
+            "no source could be read: "
+            + "; ".join(f"{record.reason}: {record.detail['message']}" for record in records.values())
+        )
+
+
+def _discover(**arguments: Any) -> dict[str, Any]:
+    """List sources, judge every row by its words and its meaning, look into the channels of what was found.
+
+    A refresh does the same before it downloads, so that what stands here is not done again.
+    """
+    log = get_run_logger()
+    parameters = SourceParameters(**arguments)
+    check_models(parameters)
+    futures: list[PrefectFuture[Any]] = []
+    expanded(parameters, discovered(parameters, futures), futures)
+    results, troubles = gathered(futures)
+    if troubles:
+        raise DiscoveryFailed("; ".join(troubles) + ". What was done stays done: run again to go on.")
+    check_sources(results)
+    records = open_ledger().load({run_id for result in results for run_id in result.records})
+    counts: Counter[str] = Counter()
+    for record in records.values():
+        counts.update(record.detail.get("counts", {"failed " + (record.reason or ""): 1}))
+    summary = {
+        "executed": sum(result.executed for result in results),
+        "reused": sum(result.reused for result in results),
+        "shards": len(records),
+        "rows": sum(counts.values()),
+        "kept": counts["kept"],
+        "counts": dict(sorted(counts.items())),
+        "digest": digest_of(sorted([r.subject, r.status, sorted(r.outputs.values())] for r in records.values())),
+    }
+    create_table_artifact(
+        [{"verdict": verdict, "rows": count} for verdict, count in counts.most_common()],
+        key="discovery",
+        description="What became of the rows of all sources.",
+    )
+    log.info("%d rows in %d shards, %d kept", summary["rows"], summary["shards"], summary["kept"])
+    return summary
+
+
+discover = flow(
+    takes(_discover, "discover", SourceParameters),
+    name="discover",
+    task_runner=task_runner(),
+    persist_result=False,
+    validate_parameters=True,
+)

@@ -1,0 +1,36 @@
+"""How parameters of steps become the arguments of a flow."""
+
+import inspect
+from collections.abc import Callable
+from typing import Annotated, Any, TypeVar
+
+from pydantic import BaseModel
+
+P = TypeVar("P", bound=BaseModel)
+
+
+def part(parameters: BaseModel, kind: type[P]) -> P:
+    """The parameters of one step out of those of a flow."""
+    return kind(**{name: getattr(parameters, name) for name in kind.model_fields})
+
+
+def takes(function: Callable[..., Any], name: str, model: type[BaseModel]) -> Callable[..., Any]:
+    """Gives a flow's function a name and a flat signature with a model's fields.
+
+    `sources` comes first, then the model's own fields. Prefect's forms show flat arguments best.
+    """
+    own = ["sources", *(field for field in model.__annotations__ if field in model.model_fields)]
+    names = dict.fromkeys([*own, *model.model_fields])
+    function.__signature__ = inspect.Signature(  # type: ignore[attr-defined]
+        [
+            inspect.Parameter(
+                field,
+                inspect.Parameter.KEYWORD_ONLY,
+                default=model.model_fields[field],  # the whole field: Prefect takes default and description from it
+                annotation=Annotated[model.model_fields[field].annotation, model.model_fields[field]],
+            )
+            for field in names
+        ]
+    )
+    function.__name__ = name
+    return function

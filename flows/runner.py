@@ -1,0 +1,24 @@
+"""Where Prefect runs the tasks."""
+
+from typing import Any
+
+from prefect.task_runners import TaskRunner, ThreadPoolTaskRunner
+
+from medgen.settings import current
+
+
+def task_runner() -> TaskRunner[Any]:
+    """The runner that `MEDGEN_RUNNER` names. Processes of steps are bounded by `MEDGEN_WORKERS` in any case."""
+    settings = current()
+    if settings.runner == "dask":
+        import dask
+        from prefect_dask import DaskTaskRunner
+
+        # Steps start worker processes of their own, which daemonic Dask workers may not.
+        dask.config.set({"distributed.worker.daemon": False})
+        return DaskTaskRunner(address=settings.runner_address)
+    if settings.runner == "ray":
+        from prefect_ray import RayTaskRunner
+
+        return RayTaskRunner(address=settings.runner_address or "local")
+    return ThreadPoolTaskRunner(max_workers=settings.workers + settings.download_workers)
