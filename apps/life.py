@@ -72,7 +72,7 @@ def life(ledger: Ledger, name: str) -> dict[str, Any]:
         clip = session.get(Clip, identity) if kind == "clip" else None
         video = session.get(Video, clip.video_id if clip else identity)
         assert video is not None
-        runs = _ancestry(session, clip, video)
+        runs = _ancestry(session, clip, video) or _listing(session, ledger, video)
         ids = [run.id for run in runs]
         scores = _grouped(
             session, Score, ids, lambda s: {"metric": s.metric, "value": s.value, "model": s.model_digest}
@@ -124,7 +124,7 @@ def verdict(story: dict[str, Any]) -> str:
     if grave := story["forgotten"]:
         return f"Taken down {grave['forgotten_at'][:19]}: {grave['reason']}. Its bytes and words are gone."
     current = [step for step in story["steps"] if not step["superseded"] and step["step"] != RECHECK]
-    if not current:
+    if [step["step"] for step in current] in ([], ["discover"]):
         return "Listed; nothing was done with it yet."
     last = current[-1]
     detail = last["detail"]
@@ -205,6 +205,22 @@ def _ancestry(session: Session, clip: Clip | None, video: Video) -> list[StepRun
         parents = session.scalars(select(StepInput.parent_id).where(StepInput.step_run_id.in_(fresh)))
         wanted |= {parent for parent in parents if parent is not None}
     return list(session.scalars(select(StepRun).where(StepRun.id.in_(found)).order_by(StepRun.id)))
+
+
+def _listing(session: Session, ledger: Ledger, video: Video) -> list[StepRun]:
+    """The step run that found a video which nothing was done with yet."""
+    runs = session.scalars(
+        select(StepRun)
+        .where(StepRun.step == "discover", StepRun.status == "kept", ~StepRun.superseded)
+        .where(StepRun.detail["source"].astext == video.source_name)
+        .order_by(StepRun.id.desc())
+    )
+    for run in runs:
+        outputs = session.scalars(select(StepOutput).where(StepOutput.step_run_id == run.id))
+        facts = {"outputs": [{"role": output.role, "sha256": output.artifact_sha256} for output in outputs]}
+        if _listed(ledger, facts, video.id):
+            return [run]
+    return []
 
 
 def _listed(ledger: Ledger, step: dict[str, Any], video_id: str) -> dict[str, Any] | None:

@@ -83,9 +83,11 @@ def verdicts(ledger: Ledger) -> Iterator[dict[str, Any]]:
 
 def _reached(row: dict[str, Any]) -> str:
     """How far the words and the meaning of a row took it."""
+    if row["status"] == "kept":
+        return "not downloaded yet"
     if row["text_probability"] is not None:
         return f"probability {row['text_probability']:.2f} by its text"
-    return f"words weigh {row['word_score']:.2f}" if row["word_score"] else "not downloaded yet"
+    return f"words weigh {row['word_score'] or 0:.2f}"
 
 
 def _ending(own: Record, children: dict[int, list[Record]]) -> dict[str, Any]:
