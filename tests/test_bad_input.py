@@ -174,7 +174,8 @@ def _huge(path: Path) -> bytes:
     with av.open(str(path), "w") as out:
         stream = out.add_stream("mpeg4", rate=1)
         stream.width, stream.height, stream.pix_fmt = 7680, 4320, "yuv420p"
-        out.mux(stream.encode(av.VideoFrame(7680, 4320, "yuv420p")))
+        black = np.zeros((4320 * 3 // 2, 7680), np.uint8)  # a new frame holds whatever the memory held
+        out.mux(stream.encode(av.VideoFrame.from_ndarray(black, format="yuv420p")))
         out.mux(stream.encode(None))
     return path.read_bytes()
 
