@@ -32,6 +32,7 @@ from rich.markdown import Markdown
 
 from bench.kill import ROOT, belonging, environment, kill_all
 from bench.listings import COLUMNS, make_listings, read_words
+from models.relevance import TERMS_PATH
 
 WORKERS = 2
 SAMPLE_ROWS = 20_000  # for the ways that would take hours over everything
@@ -70,6 +71,7 @@ def main(
     del table
     floor = timed(_read, files)
     stage_1 = timed(_judge, files)
+    out.print(f"read in {floor:.0f} s, stage 1 in {stage_1:.0f} s")
     facts = {
         "rows": rows,
         "mean bytes of title, description and tags": round(row_bytes),
@@ -81,6 +83,7 @@ def main(
         **{f"{name}, 1 process": speed for name, speed in _on_a_sample(files[0]).items()},
     }
     whole = discovered(listings, place / "whole")
+    out.print(f"discovered in {whole.seconds:.0f} s, {whole.peak_bytes / 2**20:.0f} MiB")
     again = discovered(listings, place / "whole")
     _, _, faults = killed(listings, place, max(1, KILL_ROWS // shard_rows))
     page = report(facts, speeds, whole, again, faults)
@@ -161,7 +164,9 @@ def _on_a_sample(path: Path) -> dict[str, float]:
 
 
 def _terms() -> list[str]:
-    return sorted(_dictionary().terms)
+    """The spellings of the dictionary, without negative contexts and plurals."""
+    table = pq.read_table(TERMS_PATH, columns=["spelling", "role"])
+    return sorted(set(table.filter(pc.equal(table["role"], "term"))["spelling"].to_pylist()))
 
 
 def discovered(listings: Path, home: Path) -> Run:
