@@ -221,7 +221,7 @@ def killed(listings: Path, place: Path, shards: int) -> tuple[Run, Run, list[str
     some.mkdir(exist_ok=True)
     for file in sorted(listings.glob("*.parquet"))[:shards]:
         if not (some / file.name).exists():
-            (some / file.name).symlink_to(file)
+            (some / file.name).hardlink_to(file)  # a link out of the folder is refused
     plain = discovered(some, place / "plain")
     home = place / "killed"
     process = start(some, home)
