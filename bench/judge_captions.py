@@ -84,7 +84,7 @@ def paragraphs() -> list[str]:
         f"Good captions turned down: {worded} of {len(GOOD)} worded as multimodal models do, {wrong} of {len(GOOD)} by the\n"
         f"offline captioner. A caption costs {spent:.2f} ms of one processor.",
         "Faulty captions were made from the good ones. The checks were mended with their misses of the first set in view;\n"
-        "the second, written before that by the same hand, only measures.",
+        "the second is by the same hand, its totals were seen on the way, and some terms that were added stand in it too: expect\nless elsewhere.",
     ]
 
 
