@@ -14,11 +14,11 @@ from pydantic import ValidationError
 from rich.console import Console
 from rich.logging import RichHandler
 from rich.markup import escape
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 from rich.table import Table
 
 from apps.forget import forget, recheck
 from apps.judge.command import judge, sample
+from apps.run_flow import run_flow
 from apps.train_frames import train_frames
 from apps.train_text import train_text
 from medgen import __version__
@@ -81,7 +81,7 @@ def demo(as_json: Json = False) -> None:
             demo_corpus.build_corpus(folder)
         with demo_corpus.serve(folder) as url:
             listing = demo_corpus.write_listing(folder, url)
-            summary = _run(
+            summary = run_flow(
                 "refresh",
                 {
                     "sources": [str(listing)],
@@ -116,7 +116,7 @@ def refresh(
     with plain_errors():
         parameters = parse_settings(settings or [])
         parameters |= {"sources": source, "release_prefix": name, "retry_quarantined": retry_quarantined}
-        summary = _run("refresh", parameters, quiet=as_json)
+        summary = run_flow("refresh", parameters, quiet=as_json)
         _print_summary(summary, as_json)
 
 
@@ -132,7 +132,7 @@ def discover(
     """Judge listings without downloading anything: which videos would a refresh take, and why not the others?"""
     with plain_errors():
         arguments = parse_settings(settings or []) | {"sources": source}
-        summary = _run("discover", arguments, quiet=as_json)
+        summary = run_flow("discover", arguments, quiet=as_json)
         if as_json:
             _print_json(summary)
             return
@@ -333,52 +333,6 @@ def up(
         _stop("the worker ended by itself")
 
 
-def _run(name: str, arguments: dict[str, Any], *, quiet: bool) -> dict[str, Any]:
-    """Runs the flow `refresh` or `discover` in this process, with a Prefect server of the installation behind it."""
-    from apps.prefect_server import prefect_server
-
-    for variable in ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS"):
-        os.environ.setdefault(variable, "1")  # workers share the cores by processes, not by threads
-    with err.status("starting the Prefect server") as state, prefect_server(current().home):
-        from prefect.logging.handlers import APILogHandler
-
-        if name == "refresh":
-            from flows.refresh import RefreshParameters as Parameters
-            from flows.refresh import refresh as run
-        else:
-            from flows.discover import SourceParameters as Parameters
-            from flows.discover import discover as run
-        from medgen.shard import close_pools
-        from tasks import prefect_step
-
-        Parameters(**arguments)  # bad parameters are an error before anything starts
-        state.stop()
-        columns = (TextColumn("{task.description:<10}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
-        with Progress(*columns, console=err, disable=quiet, transient=True) as bars:
-            prefect_step.watchers.append(_Bars(bars))
-            try:
-                return run(**arguments)
-            finally:
-                prefect_step.watchers.clear()
-                close_pools()
-                APILogHandler().flush()  # before the server goes
-
-
-class _Bars:
-    """One progress bar a step, over all its shards."""
-
-    def __init__(self, progress: Progress) -> None:
-        self.progress = progress
-        self.bars: dict[str, Any] = {}
-        self.totals: dict[str, int] = {}
-
-    def __call__(self, step: str, advanced: int, added: int) -> None:
-        if step not in self.bars:
-            self.bars[step] = self.progress.add_task(step, total=0)
-        self.totals[step] = self.totals.get(step, 0) + added
-        self.progress.update(self.bars[step], advance=advanced, total=self.totals[step])
-
-
 def parse_settings(pairs: Sequence[str]) -> dict[str, Any]:
     """`NAME=VALUE` pairs; values are JSON where they parse as JSON, text otherwise."""
     found: dict[str, Any] = {}
@@ -397,7 +351,7 @@ def parse_settings(pairs: Sequence[str]) -> dict[str, Any]:
 def plain_errors(*expected: type[Exception]) -> Iterator[None]:
     """Foreseen troubles end in one plain line and exit code 1, not in a traceback."""
     from medgen.catalog import CatalogUnreachable
-    from medgen.errors import ItemFailed
+    from medgen.errors import ItemFailed, RunStopped
     from models import ModelUnavailable
 
     try:
@@ -405,12 +359,7 @@ def plain_errors(*expected: type[Exception]) -> Iterator[None]:
     except ValidationError as error:
         lines = [f"{'.'.join(map(str, e['loc'])) or 'settings'}: {e['msg']}" for e in error.errors()]
         _stop("bad parameters or settings:\n  " + "\n  ".join(lines), code=2)
-    except (CatalogUnreachable, ItemFailed, ModelUnavailable, *expected) as error:
-        _stop(str(error))
-    except RuntimeError as error:
-        # Raised by modules that are only loaded when they are used.
-        if type(error).__name__ not in ("RefreshFailed", "DiscoveryFailed", "ServerDidNotStart"):
-            raise
+    except (CatalogUnreachable, ItemFailed, ModelUnavailable, RunStopped, *expected) as error:
         _stop(str(error))
     except KeyboardInterrupt:
         _stop("stopped; run the same command again to go on", code=130)

@@ -16,6 +16,8 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
+from medgen.errors import RunStopped
+
 ROOT = Path(__file__).resolve().parent.parent
 POOL = "medgen"  # as in prefect.yaml
 DEPLOYMENT = "refresh/nightly"
@@ -36,7 +38,7 @@ ENVIRONMENT = {
 }
 
 
-class ServerDidNotStart(RuntimeError):
+class ServerDidNotStart(RunStopped):
     """The Prefect server died or did not answer in time, or it refused the deployment."""
 
 

@@ -12,6 +12,7 @@ from pydantic import ConfigDict, Field
 from flows.parameters import part, takes
 from flows.runner import task_runner
 from medgen.canonical import digest_of
+from medgen.errors import RunStopped
 from medgen.ledger import open_ledger
 from medgen.shard import ShardResult
 from tasks import discover as discover_step
@@ -33,7 +34,7 @@ class SourceParameters(expand.ExpandParams, list_feed.ListParams, discover_step.
     retry_quarantined: bool = Field(False, exclude=True, description="Try items again that failed for good.")
 
 
-class DiscoveryFailed(RuntimeError):
+class DiscoveryFailed(RunStopped):
     """There is nothing to read, or shards failed. What was done stays done."""
 
 
@@ -161,3 +162,4 @@ discover = flow(
     persist_result=False,
     validate_parameters=True,
 )
+PARAMETERS = SourceParameters

@@ -1,7 +1,7 @@
 """How parameters of steps become the arguments of a flow."""
 
 import inspect
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Annotated, Any, TypeVar
 
 from pydantic import BaseModel
@@ -14,12 +14,16 @@ def part(parameters: BaseModel, kind: type[P]) -> P:
     return kind(**{name: getattr(parameters, name) for name in kind.model_fields})
 
 
-def takes(function: Callable[..., Any], name: str, model: type[BaseModel]) -> Callable[..., Any]:
+def takes(
+    function: Callable[..., Any], name: str, model: type[BaseModel], first: Sequence[str] = ("sources",)
+) -> Callable[..., Any]:
     """Gives a flow's function a name and a flat signature with a model's fields.
 
-    `sources` comes first, then the model's own fields. Prefect's forms show flat arguments best.
+    Args:
+        first: fields that come first; then the model's own, then those that it inherits. Prefect's forms show flat
+            arguments best.
     """
-    own = ["sources", *(field for field in model.__annotations__ if field in model.model_fields)]
+    own = [*first, *(field for field in model.__annotations__ if field in model.model_fields)]
     names = dict.fromkeys([*own, *model.model_fields])
     function.__signature__ = inspect.Signature(  # type: ignore[attr-defined]
         [

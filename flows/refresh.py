@@ -13,6 +13,7 @@ from pydantic import ConfigDict, Field
 from flows.discover import Found, SourceParameters, check_sources, discovered, expanded, gathered
 from flows.parameters import part, takes
 from flows.runner import task_runner
+from medgen.errors import RunStopped
 from medgen.ledger import open_ledger
 from medgen.shard import ShardResult
 from tasks import (
@@ -65,7 +66,7 @@ BEFORE_COPIES = (
 AFTER_COPIES = (privacy.privacy_shard, caption.caption_shard)
 
 
-class RefreshFailed(RuntimeError):
+class RefreshFailed(RunStopped):
     """Shards failed, so that no release was made. What was done stays done."""
 
 
@@ -204,3 +205,4 @@ refresh = flow(
     persist_result=False,
     validate_parameters=True,
 )
+PARAMETERS = RefreshParameters

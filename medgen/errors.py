@@ -1,4 +1,4 @@
-"""Failures of single items. Everything else that is raised is a fault of the program or its surroundings."""
+"""Failures of single items and of whole runs. Everything else that is raised is a fault of the program."""
 
 
 class ItemFailed(Exception):
@@ -32,3 +32,7 @@ def _rebuild(cls: type[ItemFailed], reason: str, message: str, transient: bool, 
 
 class SourceUnreadable(ItemFailed):
     """A source as a whole can't be read."""
+
+
+class RunStopped(RuntimeError):
+    """A run can't go on. The message tells people what is wrong and what to do; what was done stays done."""

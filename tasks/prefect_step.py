@@ -54,13 +54,14 @@ def run_in_prefect(
         work_of,
         follow=follow,
         flow_run_id=flow_run.id,
-        progress=_Progress(step.identity.name) if TaskRunContext.get() else None,
+        progress=StepProgress(step.identity.name) if TaskRunContext.get() else None,
         retry_quarantined=retry_quarantined,
     )
 
 
-class _Progress:
-    """A progress artifact that is made when there is work and touched at most every two seconds."""
+class StepProgress:
+    """Called with (done, total): a progress artifact that is made when there is work and touched at most every two
+    seconds, and word to the watchers."""
 
     def __init__(self, name: str) -> None:
         self.name = name

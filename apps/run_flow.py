@@ -1,0 +1,62 @@
+"""Runs a flow in this process, with a Prefect server of the installation behind it."""
+
+import importlib
+import os
+from typing import Any
+
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
+
+from medgen.settings import current
+
+err = Console(stderr=True)
+
+
+def run_flow(name: str, arguments: dict[str, Any], *, quiet: bool) -> dict[str, Any]:
+    """The summary of the flow `name` of the module `flows.NAME`, with a progress bar for each step.
+
+    Args:
+        arguments: of the flow; checked against the module's `PARAMETERS` before anything starts.
+        quiet: show no bars.
+
+    Raises:
+        ValidationError: bad arguments.
+        RunStopped: the run can't go on.
+    """
+    from apps.prefect_server import prefect_server
+
+    for variable in ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS"):
+        os.environ.setdefault(variable, "1")  # workers share the cores by processes, not by threads
+    with err.status("starting the Prefect server") as state, prefect_server(current().home):
+        from prefect.logging.handlers import APILogHandler
+
+        from medgen.shard import close_pools
+        from tasks import prefect_step
+
+        module = importlib.import_module(f"flows.{name}")
+        module.PARAMETERS(**arguments)
+        state.stop()
+        columns = (TextColumn("{task.description:<10}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
+        with Progress(*columns, console=err, disable=quiet, transient=True) as bars:
+            prefect_step.watchers.append(_Bars(bars))
+            try:
+                return getattr(module, name)(**arguments)
+            finally:
+                prefect_step.watchers.clear()
+                close_pools()
+                APILogHandler().flush()  # before the server goes
+
+
+class _Bars:
+    """One progress bar a step, over all its shards."""
+
+    def __init__(self, progress: Progress) -> None:
+        self.progress = progress
+        self.bars: dict[str, Any] = {}
+        self.totals: dict[str, int] = {}
+
+    def __call__(self, step: str, advanced: int, added: int) -> None:
+        if step not in self.bars:
+            self.bars[step] = self.progress.add_task(step, total=0)
+        self.totals[step] = self.totals.get(step, 0) + added
+        self.progress.update(self.bars[step], advance=advanced, total=self.totals[step])
