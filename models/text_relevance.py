@@ -114,6 +114,7 @@ class Head:
 
     Args:
         doubt: listings whose quick probability lies between these two are looked at carefully.
+        doubt_with_context: the same for listings with description or tags, where words alone go further.
     """
 
     words: WordScorer
@@ -121,6 +122,7 @@ class Head:
     quick: Weighing
     careful: Weighing
     doubt: tuple[float, float]
+    doubt_with_context: tuple[float, float]
 
 
 @dataclass(frozen=True)
@@ -155,14 +157,21 @@ class TextClassifier:
             context[part], has_context[part] = head.words.score(contexts[part])
             found[part] = head.quick.probability(title, has_title, context[part], has_context[part])
             found[part] = np.where(has_title | has_context[part], found[part], 0.0)  # no word: no medicine
-        low, high = head.doubt
-        left = np.flatnonzero((found > low) & (found < high))
+        left = np.flatnonzero(in_doubt(found, has_context, head.doubt, head.doubt_with_context))
         if len(left):
             doubtful = [shown[index] for index in left]
             score = head.titles.score(doubtful, self.encoder)
             has_title = np.array([bool(title.strip()) for title in doubtful])
             found[left] = head.careful.probability(score, has_title, context[left], has_context[left])
         return np.round(found, 4).astype(np.float32)
+
+
+def in_doubt(
+    quick: np.ndarray, has_context: np.ndarray, alone: tuple[float, float], with_context: tuple[float, float]
+) -> np.ndarray:
+    """bool (N,): which quick probabilities lie strictly between the bounds that hold for them."""
+    low, high = (np.where(has_context, *pair) for pair in zip(with_context, alone, strict=True))
+    return (quick > low) & (quick < high)
 
 
 def context_of(description: str, tags: str) -> str:
@@ -226,6 +235,7 @@ def facts_of(head: Head) -> dict[str, Any]:
         "quick": vars(head.quick),
         "careful": vars(head.careful),
         "doubt": list(head.doubt),
+        "doubt_with_context": list(head.doubt_with_context),
     }
 
 
@@ -251,14 +261,14 @@ def read_head(path: Path) -> tuple[dict[str, Any], Head]:
         quick, careful = (
             Weighing(**{name: float(value) for name, value in card[key].items()}) for key in ("quick", "careful")
         )
-        low, high = map(float, card["doubt"])
-        if not (0 < float(card["threshold"]) <= 1 and 0 <= low <= high <= 1):
+        doubts = [(float(low), float(high)) for low, high in (card["doubt"], card["doubt_with_context"])]
+        if not (0 < float(card["threshold"]) <= 1 and all(0 <= low <= high <= 1 for low, high in doubts)):
             raise ValueError("a threshold or bound outside 0 to 1")
         card["encoder"], card["encoder_digest"]
     except (SafetensorError, KeyError, TypeError, ValueError, IndexError, AttributeError) as error:
         raise ValueError(f"{path} is not a head made by `medgen train-text`: {error}") from error
     titles = TitleScorer(own, landmarks, kernel.astype(np.float64), float(card["gamma"]))
-    return card, Head(words, titles, quick, careful, (low, high))
+    return card, Head(words, titles, quick, careful, *doubts)
 
 
 def _dense(columns: np.ndarray, weights: np.ndarray) -> np.ndarray:

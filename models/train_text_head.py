@@ -42,6 +42,7 @@ from models.text_relevance import (
     arrays_of,
     context_of,
     facts_of,
+    in_doubt,
     length_weight,
     likenesses,
 )
@@ -58,6 +59,8 @@ BACKGROUND_WEIGHT = 4.0
 MAX_BACKGROUND_RATE = 0.01
 # Quick probabilities between which an embedding is asked for. Wider bounds gained nothing in cross-validation.
 DOUBT = (0.1, 0.9)
+# With a description or tags the words alone go further: 0.1 to 0.2 doubled the cost of discovery for nothing.
+DOUBT_WITH_CONTEXT = (0.2, 0.9)
 MOST_CONTEXT = 0.4
 # Phrases that stand below videos of every kind. Rows without a description are trained with one that is made of the
 # title and some of these, so that neither having a description nor such phrases speak for or against medicine.
@@ -73,6 +76,7 @@ RECIPE = {
     "context_weight": CONTEXT_WEIGHT,
     "background_weight": BACKGROUND_WEIGHT,
     "doubt": list(DOUBT),
+    "doubt_with_context": list(DOUBT_WITH_CONTEXT),
     "most_context": MOST_CONTEXT,
     "features": FEATURES_VERSION,
     "phrases": hashlib.sha256(PHRASES.read_bytes()).hexdigest(),
@@ -464,7 +468,9 @@ def _probability(
     careful = choice.careful.probability(titles[choice.titles_strength], every, own.context, has_context)
     if way == "words alone":
         return quick
-    return np.where((quick > DOUBT[0]) & (quick < DOUBT[1]), careful, quick) if way == "two speeds" else careful
+    if way == "every title by its embedding":
+        return careful
+    return np.where(in_doubt(quick, has_context, DOUBT, DOUBT_WITH_CONTEXT), careful, quick)
 
 
 def weigh(scores: Scores, has_context: np.ndarray, medical: np.ndarray, among: np.ndarray) -> Weighing:
@@ -590,7 +596,7 @@ def train(
     every = np.ones(len(texts), bool)
     words = fit_words(instances, every, [best.words_strength])[best.words_strength]
     titles = fit_titles(instances, every, [best.titles_strength])[best.titles_strength]
-    head = Head(words, titles, best.quick, best.careful, DOUBT)
+    head = Head(words, titles, best.quick, best.careful, DOUBT, DOUBT_WITH_CONTEXT)
     card = {
         "encoder": shown_name(encoder),
         "encoder_digest": digest,

@@ -107,6 +107,7 @@ def discover(work: Work, store: Store, params: DiscoverParams) -> Outcome:
         outputs = {"verdicts": store.put_file(scratch, PARQUET), "hits": _stored(hits, store)}
     finally:
         scratch.unlink(missing_ok=True)
+        pa.default_memory_pool().release_unused()  # else each worker keeps what its largest shard took
     return Outcome(
         "kept",
         detail={

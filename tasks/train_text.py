@@ -136,8 +136,9 @@ def model_card(scores: Mapping[str, Any], data: Mapping[str, Any]) -> str:
     return f"""# Text head for {scores["encoder"]}
 
 Is a video listing medical, by its title, description and tags? A linear model of hashed words; where that leaves a
-probability between {scores["doubt"][0]} and {scores["doubt"][1]}, one of the title's words and {scores["landmarks"]}
-likenesses of its embedding.
+probability between {scores["doubt"][0]} and {scores["doubt"][1]} (with a description or tags:
+{scores["doubt_with_context"][0]} and {scores["doubt_with_context"][1]}), one of the title's words and
+{scores["landmarks"]} likenesses of its embedding.
 
 - encoder digest `{scores["encoder_digest"]}`
 - {scores["dimension"]} numbers per text, inverse L2 penalties {scores["strengths"][0]} and {scores["strengths"][1]}
