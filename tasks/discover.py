@@ -24,6 +24,7 @@ from medgen.catalog import Source, Video, open_catalog
 from medgen.errors import ItemFailed, SourceUnreadable
 from medgen.ledger import Outcome, Record, StepIdentity, Work
 from medgen.listing import batches
+from medgen.memory import hand_back
 from medgen.row import LISTING, Batch, Listed, column_mapping, parse_row
 from medgen.shard import Item, ShardResult, Step
 from medgen.sources import Shard
@@ -107,7 +108,7 @@ def discover(work: Work, store: Store, params: DiscoverParams) -> Outcome:
         outputs = {"verdicts": store.put_file(scratch, PARQUET), "hits": _stored(hits, store)}
     finally:
         scratch.unlink(missing_ok=True)
-        pa.default_memory_pool().release_unused()  # else each worker keeps what its largest shard took
+        hand_back()
     return Outcome(
         "kept",
         detail={
@@ -147,6 +148,7 @@ class Judge:
         text = not by_hand and params.meaning_filter == "listings"
         self.dictionary = _dictionary() if words else None
         self.classifier, self.meaning_threshold = classifier_of(params) if text else (None, 0.0)
+        hand_back()  # loading models leaves as much as they need
         self.word_threshold = params.word_threshold
         self.counts: Counter[str] = Counter()
         self._seen: dict[str, int] = {}
