@@ -157,8 +157,9 @@ def _on_a_sample(path: Path) -> dict[str, float]:
     processor = KeywordProcessor()
     processor.add_keywords_from_list(terms)
     measure("flashtext, the same terms", processor.extract_keywords, 0.2)
+    dictionary = _dictionary()
     started = time.perf_counter()
-    _dictionary().judge(*batch.columns)
+    dictionary.judge(*batch.columns)
     speeds["stage 1 on the same rows, in memory"] = batch.num_rows / (time.perf_counter() - started)
     return speeds
 
