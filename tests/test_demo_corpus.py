@@ -1,11 +1,13 @@
 """The demo's videos, listing and server."""
 
 import http.client
+import itertools
 import json
 import os
 import shutil
 import subprocess
 import sys
+from fnmatch import fnmatch
 from pathlib import Path
 from urllib.parse import urlsplit
 
@@ -13,7 +15,8 @@ import av
 import numpy as np
 import pytest
 
-from apps.demo_corpus import FPS, PUBLISHED, SUBTITLES, build_corpus, serve, write_listing
+from apps.cli import DEMO_LICENCES
+from apps.demo_corpus import FPS, PUBLISHED, SUBTITLES, TRAINING_CLASSES, build_corpus, serve, write_listing
 
 # name → (width, height, frames)
 VIDEOS = {
@@ -154,6 +157,27 @@ def test_listing_tells_the_truth(corpus):
             assert row["licence"] == "CC-BY-3.0"
         elif ".dcm" in row["description"]:
             assert row["licence"] == "MIT" and "pydicom" in row["description"]
+
+
+def test_training_part_has_its_kinds_and_every_video_shows_something_else(tmp_path, monkeypatch):
+    # Seven pictures of each: the whole part takes half a minute to make.
+    monkeypatch.setattr("apps.demo_corpus.TRAINING_SECONDS", 0.28)
+    first, second = (build_corpus(tmp_path / name, training=True) for name in ("first", "second"))
+    assert bytes_of(first) == bytes_of(second)
+    rows = [json.loads(line) for line in write_listing(first, "http://x", training=True).read_text().splitlines()]
+    assert {row["id"] for row in rows} == {name for names in TRAINING_CLASSES.values() for name in names}
+    assert {Path(row["url"]).name for row in rows} == {path.name for path in first.glob("*.mp4")}
+    assert not {row["id"] for row in rows} & {row["id"] for row in listed(second)}
+    assert len(TRAINING_CLASSES) >= 4 and min(map(len, TRAINING_CLASSES.values())) >= 3
+    for row in rows:
+        assert any(fnmatch(row["licence"], allowed) for allowed in DEMO_LICENCES)
+        assert row["licence"] in row["description"]
+    for names in TRAINING_CLASSES.values():
+        videos = [frames_of(first / f"{name}.mp4").astype(int) for name in names]
+        assert {video.shape for video in videos} == {(7, 480, 720, 3)}
+        assert all(np.abs(video[-1] - video[0]).mean() > 3 for video in videos)  # it moves
+        for one, other in itertools.combinations(videos, 2):  # unlike in the middle, where both show most
+            assert np.abs(one[3] - other[3]).mean() > 8
 
 
 def request(url: str, path: str, **headers: str) -> tuple[http.client.HTTPResponse, bytes]:
