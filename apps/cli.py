@@ -16,12 +16,16 @@ from rich.logging import RichHandler
 from rich.markup import escape
 from rich.table import Table
 
+from apps.deployments import deploy, tag_limits
+from apps.doctor import doctor
 from apps.forget import forget, recheck
 from apps.judge.command import judge, sample
+from apps.metrics import metrics
 from apps.run_flow import run_flow
 from apps.train_frames import train_frames
 from apps.train_text import train_text
 from medgen import __version__
+from medgen.logs import JsonLines
 from medgen.settings import current
 
 app = typer.Typer(
@@ -37,6 +41,9 @@ app.command()(train_frames)
 app.command()(train_text)
 app.command()(forget)
 app.command()(recheck)
+app.command()(doctor)
+app.command()(deploy)
+app.command()(metrics)
 
 out = Console()
 err = Console(stderr=True)
@@ -61,11 +68,10 @@ def main(
         out.print(__version__)
         raise typer.Exit
     os.environ.setdefault("PREFECT_LOGGING_LEVEL", "INFO" if verbose else "ERROR")
-    logging.basicConfig(
-        level=logging.INFO if verbose else logging.WARNING,
-        format="%(message)s",
-        handlers=[RichHandler(console=err, show_path=False)],
-    )
+    as_json = os.environ.get("MEDGEN_LOG_FORMAT") == "json"  # not by the settings, which may be faulty
+    handler = logging.StreamHandler() if as_json else RichHandler(console=err, show_path=False)
+    handler.setFormatter(JsonLines() if as_json else logging.Formatter("%(message)s"))
+    logging.basicConfig(level=logging.INFO if verbose else logging.WARNING, handlers=[handler])
     # Each failed item is on record and in the summary; repeating it in the log helps only with --verbose.
     logging.getLogger("medgen.shard").setLevel(logging.INFO if verbose else logging.CRITICAL)
 
@@ -223,6 +229,7 @@ def release_list(as_json: Json = False) -> None:
 @release_app.command("show")
 def release_show(name: str, as_json: Json = False) -> None:
     """Show a release: its policy, funnel, clips and folder."""
+    from medgen.errors import ItemFailed
     from medgen.ledger import open_ledger
     from tasks.release import lay_out, read_funnel
 
@@ -231,10 +238,15 @@ def release_show(name: str, as_json: Json = False) -> None:
         if row is None:
             _stop(f"no release goes by {name!r}; see `medgen release list`")
         record = open_ledger().load([row["step_run_id"]])[row["step_run_id"]]
-        folder = lay_out(open_ledger().store, name, record.outputs["manifest"])
+        try:
+            folder = str(lay_out(open_ledger().store, name, record.outputs["manifest"]))
+        except ItemFailed as failure:
+            if failure.reason != "release_not_approved":
+                raise
+            folder = "awaits approval"
         taken = _taken_down(open_ledger(), name, record.outputs["manifest"])
         row |= {
-            "folder": str(folder),
+            "folder": folder,
             "funnel": read_funnel(record),
             "clip_ids": _clips_of(name),
             "taken_down": taken,
@@ -252,6 +264,25 @@ def release_show(name: str, as_json: Json = False) -> None:
         _print_funnel(row["funnel"])
         out.print("clips:", ", ".join(row["clip_ids"]) or "none")
         out.print("policy:", json.dumps(row["policy"], indent=1, sort_keys=True), markup=False)
+
+
+@release_app.command("approve")
+def release_approve(
+    name: str,
+    by: Annotated[str, typer.Option(help="Who approves.")],
+    note: Annotated[str, typer.Option(help="What was looked at, and why it is fit for use.")] = "",
+    as_json: Json = False,
+) -> None:
+    """Approve a release that waits for it: it is laid out, and models may be trained on it."""
+    from medgen.ledger import open_ledger
+    from tasks.approve import approve
+
+    with plain_errors():
+        record, folder = approve(open_ledger(), name, by, note)
+        if as_json:
+            _print_json({"release": name, "by": record.detail["by"], "folder": str(folder), "step_run": record.id})
+            return
+        out.print(f"{name} approved by {escape(record.detail['by'])}; it lies in {escape(str(folder))}", soft_wrap=True)
 
 
 @app.command()
@@ -318,7 +349,7 @@ def up(
     port: Annotated[int, typer.Option(help="Port of the Prefect UI, on loopback.")] = 4200,
     worker_limit: Annotated[int, typer.Option(help="Flow runs at once.")] = 1,
 ) -> None:
-    """Start Prefect's server, UI and a worker with the nightly deployment. Ctrl-C stops them."""
+    """Start Prefect's server, UI and a worker with the deployments of prefect.yaml. Ctrl-C stops them."""
     from apps.prefect_server import prefect_server, worker
 
     signal.signal(signal.SIGTERM, signal.default_int_handler)  # ends like Ctrl-C, from the first moment on
@@ -326,8 +357,7 @@ def up(
         from medgen.catalog import open_catalog
 
         open_catalog()  # flow runs share its embedded Postgres, which stays up between them
-        limits = {"network": current().download_workers, "cpu": 2 * current().workers, "gpu": 1}
-        with worker(current().home, worker_limit, limits) as process:
+        with worker(current().home, worker_limit, tag_limits()) as process:
             out.print(f"Prefect UI: [bold]{url.removesuffix('/api')}[/]   (Ctrl-C stops)", soft_wrap=True)
             process.wait()
         _stop("the worker ended by itself")
@@ -432,6 +462,10 @@ def _print_summary(summary: dict[str, Any], as_json: bool) -> None:
     out.print(f"videos decoded {summary['decodes']}")
     out.print(f"executed {summary['executed']}, reused {summary['reused']}", highlight=False)
     out.print(f"release {summary['release']} {summary['digest']}", highlight=False, soft_wrap=True)
+    for said in summary["departures"]:
+        out.print(f"[yellow]departs from its history:[/] {escape(said)}", soft_wrap=True)
+    if summary["awaits_approval"]:
+        out.print(f"awaits approval: medgen release approve {summary['release']} --by NAME", soft_wrap=True)
 
 
 def _print_funnel(funnel: Sequence[dict[str, Any]]) -> None:

@@ -16,11 +16,9 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
+from apps.deployments import POOL, ROOT, our_deployments, register
 from medgen.errors import RunStopped
 
-ROOT = Path(__file__).resolve().parent.parent
-POOL = "medgen"  # as in prefect.yaml
-DEPLOYMENT = "refresh/nightly"
 START_LIMIT_S = 120.0
 STOP_LIMIT_S = 5.0
 # Offline and quiet: no analytics, and no V2 UI, which loads from outside.
@@ -80,37 +78,9 @@ def prefect_server(home: Path, port: int | None = None) -> Iterator[str]:
                 _stop(folder, pid)
 
 
-def _register(limits: Mapping[str, int]) -> None:
-    """Registers the work pool, the concurrency limits of tags and the deployment; safe to repeat."""
-    from prefect.client.orchestration import get_client
-    from prefect.client.schemas.actions import WorkPoolCreate
-    from prefect.workers.process import ProcessWorker
-
-    template = ProcessWorker.get_default_base_job_template()
-    with get_client(sync_client=True) as client:
-        client.create_work_pool(WorkPoolCreate(name=POOL, type="process", base_job_template=template), overwrite=True)
-        for tag, limit in limits.items():
-            client.create_concurrency_limit(tag, limit)
-        done = subprocess.run(
-            [sys.executable, "-m", "prefect", "--no-prompt", "deploy", "--all"],
-            cwd=ROOT, capture_output=True, text=True, check=False,
-        )  # fmt: skip
-        if done.returncode:
-            raise ServerDidNotStart(f"prefect deploy failed:\n{done.stdout}{done.stderr}")
-        # Prefect lets unknown parameters pass and then crashes the run: have them refused when a run is asked for.
-        deployment = client.read_deployment_by_name(DEPLOYMENT)
-        schema = {**deployment.parameter_openapi_schema, "additionalProperties": False}
-        client.request(
-            "PATCH",
-            "/deployments/{id}",
-            path_params={"id": deployment.id},
-            json={"parameter_openapi_schema": schema},
-        )
-
-
 @contextmanager
 def worker(home: Path, limit: int, tag_limits: Mapping[str, int]) -> Iterator[subprocess.Popen[bytes]]:
-    """Registers the deployment and runs it in processes; they end with it, and what they have done stays done.
+    """Registers the deployments and runs them in processes; they end with it, and what they have done stays done.
 
     Args:
         home: the installation's data folder. Flow runs must find it, wherever they start.
@@ -118,14 +88,15 @@ def worker(home: Path, limit: int, tag_limits: Mapping[str, int]) -> Iterator[su
         tag_limits: tag → task runs at once.
 
     Raises:
-        ServerDidNotStart: another worker of this installation is at work, or the server refuses the deployment.
+        ServerDidNotStart: another worker of this installation is at work.
+        DeploymentRefused: the server refuses a deployment.
     """
     with (home / "prefect" / "worker.lock").open("w") as lock:
         try:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
             raise ServerDidNotStart(f"`medgen up` runs already, at {os.environ['PREFECT_API_URL']}") from None
-        _register(tag_limits)
+        register(tag_limits)
         if (known := _running(home / "prefect")) and known[0] == os.environ["PREFECT_API_URL"]:
             _end_orphans()
         with _worker_process(home, limit) as process:
@@ -139,9 +110,8 @@ def _end_orphans() -> None:
     from prefect.states import Crashed
 
     with get_client(sync_client=True) as client:
-        deployment = client.read_deployment_by_name(DEPLOYMENT)
         orphans = {
-            "deployment_id": {"any_": [deployment.id]},
+            "deployment_id": {"any_": [deployment.id for deployment in our_deployments(client)]},
             "state": {"type": {"any_": ["PENDING", "RUNNING", "CANCELLING"]}},
         }
         for run in client.read_flow_runs(flow_run_filter=FlowRunFilter.model_validate(orphans)):

@@ -2,9 +2,11 @@
 
 import inspect
 from collections.abc import Callable, Sequence
+from copy import copy
 from typing import Annotated, Any, TypeVar
 
 from pydantic import BaseModel
+from pydantic.fields import FieldInfo
 
 P = TypeVar("P", bound=BaseModel)
 
@@ -30,7 +32,7 @@ def takes(
             inspect.Parameter(
                 field,
                 inspect.Parameter.KEYWORD_ONLY,
-                default=model.model_fields[field],  # the whole field: Prefect takes default and description from it
+                default=_titled(field, model.model_fields[field]),  # whole: Prefect takes default and description
                 annotation=Annotated[model.model_fields[field].annotation, model.model_fields[field]],
             )
             for field in names
@@ -38,3 +40,11 @@ def takes(
     )
     function.__name__ = name
     return function
+
+
+def _titled(name: str, field: FieldInfo) -> FieldInfo:
+    """The field with a title for people, which Prefect's forms show in place of the name."""
+    titled = copy(field)
+    extra = field.json_schema_extra if isinstance(field.json_schema_extra, dict) else {}
+    titled.json_schema_extra = {"title": name.replace("_", " ").capitalize(), **extra}
+    return titled

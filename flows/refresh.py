@@ -7,6 +7,7 @@ from typing import Any
 
 from prefect import flow, get_run_logger
 from prefect.artifacts import create_markdown_artifact, create_table_artifact
+from prefect.events import emit_event
 from prefect.futures import PrefectFuture
 from pydantic import ConfigDict, Field
 
@@ -15,7 +16,7 @@ from flows.parameters import part, takes
 from flows.runner import task_runner
 from medgen.errors import RunStopped
 from medgen.ledger import open_ledger
-from medgen.shard import ShardResult
+from medgen.shard import Item, ShardResult
 from tasks import (
     caption,
     classify,
@@ -24,6 +25,7 @@ from tasks import (
     deduplicate,
     discover,
     download,
+    funnel_guard,
     list_sources,
     privacy,
     quality,
@@ -36,6 +38,7 @@ from tasks.funnel import markdown, table_rows
 
 
 class RefreshParameters(
+    funnel_guard.FunnelGuardParams,
     release.ReleaseParams,
     caption.CaptionParams,
     privacy.PrivacyParams,
@@ -112,11 +115,13 @@ def _refresh(**arguments: Any) -> dict[str, Any]:
     check_sources(results)
     kept = [item for future in ends for item in future.result().kept]
     ended = [trail for result in results for trail in result.ended]
+    read = [run_id for result in results if result.step == "discover" for run_id in result.records]
+    departed = _guard(parameters, kept, ended, read)
     made, record, folder = release.make_release(
         parameters.release_prefix,
         kept,
         ended,
-        [run_id for result in results if result.step == "discover" for run_id in result.records],
+        read,
         policy(parameters),
         part(parameters, release.ReleaseParams),
     )
@@ -129,12 +134,32 @@ def _refresh(**arguments: Any) -> dict[str, Any]:
         "release": record.detail["name"],
         "digest": record.detail["digest"],
         "clips": record.detail["clips"],
-        "folder": str(folder),
+        "folder": str(folder) if folder else "",
+        "awaits_approval": folder is None,
+        "departures": [str(departure) for departure in departed],
         "funnel": funnel,
     }
     _show(summary, release.read_picture(record), failures(open_ledger(), [max(trail.values()) for trail in ended]))
     log.info("executed %d, reused %d; release %s", summary["executed"], summary["reused"], summary["release"])
     return summary
+
+
+def _guard(
+    parameters: RefreshParameters, kept: Sequence[Item], ended: Sequence[Mapping[str, int]], read: Sequence[int]
+) -> list[funnel_guard.Departure]:
+    """What departs from the history of the release's name. Automations hear of it before it stops the run."""
+    params = part(parameters, funnel_guard.FunnelGuardParams)
+    sources = policy(parameters)["sources"]
+    found = funnel_guard.funnel_departures(parameters.release_prefix, kept, ended, read, sources, params)
+    if found:
+        emit_event(
+            "medgen.funnel.departed",
+            {"prefect.resource.id": f"medgen.release.{parameters.release_prefix}"},
+            payload={"departures": [str(departure) for departure in found]},
+        )
+        if params.funnel_guard == "stop":
+            raise funnel_guard.stopped(parameters.release_prefix, found)
+    return found
 
 
 def policy(parameters: RefreshParameters) -> dict[str, Any]:
@@ -188,8 +213,12 @@ def _show(summary: Mapping[str, Any], picture: bytes, failed: Sequence[Mapping[s
     create_table_artifact(table_rows(summary["funnel"]), key="funnel", description="What each step kept, and why not.")
     create_table_artifact(failure_rows(failed), key="failures", description="What failed, and what is tried again.")
     encoded = base64.b64encode(picture).decode()
+    waiting = ""
+    if summary["awaits_approval"]:
+        waiting = f"**Awaits approval**: run the deployment `approve` with release `{summary['release']}`.\n\n"
+    waiting += "".join(f"**Departs from its history**: {said}\n\n" for said in summary["departures"])
     create_markdown_artifact(
-        f"# Release {summary['release']}\n\n{summary['clips']} clips, digest `{summary['digest']}`\n\n"
+        f"# Release {summary['release']}\n\n{summary['clips']} clips, digest `{summary['digest']}`\n\n{waiting}"
         f"executed {summary['executed']}, reused {summary['reused']}, videos decoded {summary['decodes']}\n\n"
         f"{markdown(summary['funnel'])}\n\n![funnel](data:image/png;base64,{encoded})\n",
         key="release",

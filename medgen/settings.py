@@ -35,6 +35,7 @@ class Settings(BaseSettings):
     download_workers: int = Field(4, ge=1, description="Downloads under way at once.")
     runner: Literal["thread", "dask", "ray"] = Field("thread", description="Where Prefect runs the tasks.")
     runner_address: str | None = Field(None, description="Address of the Dask or Ray cluster; local if unset.")
+    log_format: Literal["text", "json"] = Field("text", description="json: one object a line, on standard error.")
     caption_base_url: str | None = Field(None, description="OpenAI-compatible endpoint for captions.")
     caption_api_key: SecretStr | None = None
     yt_dlp_cookies: Path | None = Field(None, description="Netscape cookie file handed to yt-dlp.")

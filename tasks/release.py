@@ -22,7 +22,8 @@ from sqlalchemy.orm import Session
 
 from medgen import __version__
 from medgen.canonical import canonical_json, digest_of
-from medgen.catalog import Caption, Release, ReleaseClip, open_catalog
+from medgen.catalog import Caption, Release, ReleaseClip, StepRun, open_catalog
+from medgen.errors import ItemFailed
 from medgen.ledger import Ledger, Outcome, Record, StepIdentity, Work, open_ledger
 from medgen.settings import current
 from medgen.shard import Item, ShardResult, Step, run_shard
@@ -33,6 +34,7 @@ from tasks.funnel import funnel, markdown, picture
 from tasks.prefect_step import step_task
 from tasks.recheck import vanished
 
+APPROVE = "approve"
 LINEAGE_STEPS = ("segment", "classify", "cut", "quality", "decide", "deduplicate", "privacy", "caption")
 LINEAGE = ("discover", "download", *LINEAGE_STEPS, "release")
 REJECTED = pa.schema(
@@ -99,6 +101,12 @@ class ReleaseParams(BaseModel):
     release_prefix: str = Field("medgen", pattern=r"^[a-z0-9][a-z0-9-]{0,40}$", description="First part of the name.")
     vanished_videos: Literal["keep", "drop"] = Field(
         "keep", description="Clips of videos that `medgen recheck` no longer found at their source: keep or leave out."
+    )
+    # Left out of records where it is not asked for, so that releases without it keep their names.
+    approval: Literal["none", "required"] = Field(
+        "none",
+        exclude_if=lambda value: value == "none",
+        description="required: the release may not be used before a person approves it.",
     )
 
 
@@ -352,15 +360,36 @@ def _cell(text: str) -> str:
     return " ".join(text.replace("|", "/").split())
 
 
+def awaits_approval(session: Session, release: Release) -> bool:
+    """Whether a release's policy asks for an approval that it has not got."""
+    if release.policy.get("approval", "none") == "none":
+        return False
+    approved = select(StepRun.id).where(
+        StepRun.step == APPROVE, StepRun.subject == release.name, StepRun.status == "kept"
+    )
+    return session.scalar(approved.limit(1)) is None
+
+
 def lay_out(store: Store, name: str, manifest_sha256: str) -> Path:
     """The release as ordinary files in its folder; made when it isn't there.
 
     Clips are hard links into the store where the file system allows, copies elsewhere. What was taken down since the
     release was made is left out, and `TAKEDOWN.json` says so.
+
+    Raises:
+        ItemFailed: release_not_approved when its policy asks for an approval that it has not got.
     """
     target = current().releases_folder / name
     if target.exists():
         return target
+    with Session(open_catalog()) as session:
+        release = session.get(Release, name)
+        if release is not None and awaits_approval(session, release):
+            raise ItemFailed(
+                "release_not_approved",
+                f"the release {name} awaits approval: `medgen release approve {name} --by NAME`, or run the "
+                "deployment `approve`",
+            )
     target.parent.mkdir(parents=True, exist_ok=True)
     manifest = store.read(manifest_sha256)
     files = json.loads(manifest)["files"]
@@ -396,8 +425,8 @@ def make_release(
     discovered: Collection[int],
     policy: Mapping[str, Any],
     params: ReleaseParams,
-) -> tuple[ShardResult, Record, Path]:
-    """Makes the release of a refresh and lays out its files.
+) -> tuple[ShardResult, Record, Path | None]:
+    """Makes the release of a refresh and lays out its files, unless it awaits approval.
 
     Args:
         kept: clips that passed all steps.
@@ -413,7 +442,10 @@ def make_release(
     )
     result = run_shard(step, [Item("release")], lambda item, past: work)
     record = next(iter(ledger.load([result.kept[0].trail["release"]]).values()))
-    return result, record, lay_out(ledger.store, record.detail["name"], record.outputs["manifest"])
+    name = record.detail["name"]
+    with Session(ledger.engine) as session:
+        waits = awaits_approval(session, session.get_one(Release, name))
+    return result, record, None if waits else lay_out(ledger.store, name, record.outputs["manifest"])
 
 
 def read_funnel(record: Record) -> list[dict[str, Any]]:

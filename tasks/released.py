@@ -9,6 +9,7 @@ from sqlalchemy.orm import Session
 from medgen.catalog import Release, ReleaseClip
 from medgen.errors import ItemFailed
 from medgen.ledger import Ledger
+from tasks.release import awaits_approval
 
 
 @dataclass(frozen=True)
@@ -41,13 +42,15 @@ def released_clips(ledger: Ledger, name: str) -> tuple[list[ReleasedClip], Relea
     """The clips of a release in order of their ids, without those of videos that were taken down, and its row.
 
     Raises:
-        ItemFailed: unknown_release; empty_release when no clip is left.
+        ItemFailed: unknown_release; release_not_approved; empty_release when no clip is left.
         ArtifactLost, StoreUnavailable: as `Store.path`.
     """
     with Session(ledger.engine) as session:
         release = session.get(Release, name)
         if release is None:
             raise ItemFailed("unknown_release", f"no release goes by {name!r}; see `medgen release list`")
+        if awaits_approval(session, release):
+            raise ItemFailed("release_not_approved", f"the release {name} awaits approval: `medgen release approve`")
         session.expunge(release)
         members = session.query(ReleaseClip.clip_id, ReleaseClip.step_run_id).filter_by(release_name=name)
         runs = {clip_id: run_id for clip_id, run_id in members}

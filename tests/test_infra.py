@@ -1,5 +1,6 @@
 """The container set-up, the deployment and the set-up script, as far as they can be checked without containers."""
 
+import importlib
 import os
 import shutil
 import subprocess
@@ -123,15 +124,38 @@ def test_image_runs_without_root():
     assert any(line.startswith("HEALTHCHECK ") for line in lines)
 
 
-def test_nightly_deployment_fits_the_flow():
-    from flows.refresh import refresh
-
-    (nightly,) = yaml.safe_load((ROOT / "prefect.yaml").read_text())["deployments"]
+def test_deployments_fit_their_flows():
+    deployments = yaml.safe_load((ROOT / "prefect.yaml").read_text())["deployments"]
+    for deployment in deployments:
+        path, name = deployment["entrypoint"].split(":")
+        module = importlib.import_module(path.removesuffix(".py").replace("/", "."))
+        run = getattr(module, name)
+        assert run.name == name == module.__name__.removeprefix("flows.")
+        assert deployment["work_pool"] == {"name": "medgen"} and "medgen" in deployment["tags"]
+        assert len(deployment["description"]) > 40
+        for schedule in deployment.get("schedules", ()):
+            CronSchedule(cron=schedule["cron"], timezone=schedule["timezone"])
+        known = module.PARAMETERS.model_fields
+        assert set(deployment.get("parameters", {})) <= set(known)
+        shown = run.parameters.properties
+        assert set(shown) == set(known)
+        for field, schema in shown.items():
+            assert schema["title"] != field and schema.get("description"), f"{name}: {field} reads badly in a form"
+    (nightly,) = [deployment for deployment in deployments if deployment["name"] == "nightly"]
     assert nightly["entrypoint"] == "flows/refresh.py:refresh"
-    assert nightly["work_pool"] == {"name": "medgen"}
     assert nightly["concurrency_limit"] == {"limit": 1, "collision_strategy": "ENQUEUE"}
-    assert [CronSchedule(**schedule).cron for schedule in nightly["schedules"]] == ["0 2 * * *"]
-    assert refresh.validate_parameters(nightly["parameters"])["sources"] == ()
+    assert [schedule["cron"] for schedule in nightly["schedules"]] == ["0 2 * * *"]
+
+
+def test_automations_name_deployments_that_exist():
+    deployments = yaml.safe_load((ROOT / "prefect.yaml").read_text())["deployments"]
+    names = {f"{entry['entrypoint'].split(':')[1]}/{entry['name']}" for entry in deployments}
+    flows = {name.split("/")[0] for name in names}
+    for automation in yaml.safe_load((ROOT / "infra" / "automations.yaml").read_text()):
+        for action in automation["actions"]:
+            assert action.get("deployment", "doctor/health") in names
+        watched = automation["trigger"].get("match_related", {}).get("prefect.resource.name", [])
+        assert set(watched) <= flows | {"train", "evaluate", "augment"} and "doctor" not in watched
 
 
 def set_up_copy(folder: Path) -> Path:

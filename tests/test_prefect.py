@@ -74,7 +74,8 @@ class Up:
 
     @property
     def deployment(self) -> dict[str, Any]:
-        (found,) = self.listed("deployments")
+        """The nightly one."""
+        (found,) = self.listed("deployments", deployments={"name": {"any_": ["nightly"]}})
         return found
 
     def ask_for_run(self, **parameters: Any) -> httpx.Response:
@@ -193,7 +194,7 @@ def test_bad_parameters_are_refused_before_any_run(up: Up, parameters: dict[str,
 def test_night_is_scheduled(up: Up) -> None:
     (schedule,) = up.deployment["schedules"]
     assert schedule["active"]
-    wanted = {"state": {"type": {"any_": ["SCHEDULED"]}}}
+    wanted = {"state": {"type": {"any_": ["SCHEDULED"]}}, "deployment_id": {"any_": [up.deployment["id"]]}}
     runs = until(lambda: up.listed("flow_runs", flow_runs=wanted), 90, "the scheduler makes no runs")
     times = [datetime.fromisoformat(run["expected_start_time"]) for run in runs if run["auto_scheduled"]]
     assert {(at.hour, at.minute) for at in times} == {(2, 0)}
@@ -298,7 +299,7 @@ def test_term_ends_everything_and_the_next_up_can_run(up: Up, videos: Path) -> N
     with running(up.home) as later:
         assert later.ask("GET", path).json()["state_name"] == "Crashed"
         slots = later.ask("POST", "/v2/concurrency_limits/filter", {}).json()
-        assert [limit["active_slots"] for limit in slots if limit["name"].startswith("deployment:")] == [0]
+        assert [limit["active_slots"] for limit in slots if limit["name"].startswith("deployment:")] == 4 * [0]
 
 
 def release_artifact(up: Up, run: dict[str, Any]) -> tuple[str, str]:

@@ -1,0 +1,89 @@
+"""`medgen metrics`: figures of the installation for Prometheus, read from the catalog at each scrape."""
+
+import shutil
+import threading
+from collections.abc import Iterable
+from typing import Annotated
+
+import typer
+from prometheus_client import CollectorRegistry, start_http_server
+from prometheus_client.core import GaugeMetricFamily, Metric
+from prometheus_client.registry import Collector
+from rich.console import Console
+from sqlalchemy import Engine, text
+
+out = Console()
+
+# Counts over all that stands. Superseded attempts are left out.
+_STEP_RUNS = "SELECT step, status, count(*) FROM step_run WHERE NOT superseded GROUP BY step, status"
+_FAILURES = """SELECT step, coalesce(reason, ''), transient, count(*) FROM step_run
+WHERE NOT superseded AND status = 'failed' GROUP BY step, reason, transient"""
+_RELEASES = """SELECT DISTINCT ON (prefix) left(name, -13) AS prefix, clips, extract(epoch FROM created_at)
+FROM release ORDER BY prefix, created_at DESC"""
+_MODELS = "SELECT kind, count(*) FROM model_version GROUP BY kind"
+_ARTIFACTS = "SELECT count(*), coalesce(sum(bytes), 0) FROM artifact"
+_LAST = "SELECT coalesce(extract(epoch FROM max(finished_at)), 0) FROM step_run"
+
+
+class InstallationCollector(Collector):
+    """Figures of the catalog and of the disk; one query each, at each scrape."""
+
+    def __init__(self, engine: Engine, home: str) -> None:
+        self.engine = engine
+        self.home = home
+
+    def collect(self) -> Iterable[Metric]:
+        """See the help texts."""
+        with self.engine.connect() as connection:
+            runs = GaugeMetricFamily("medgen_step_runs", "Step runs that stand", labels=["step", "status"])
+            for step, status, count in connection.execute(text(_STEP_RUNS)):
+                runs.add_metric([step, status], count)
+            failures = GaugeMetricFamily(
+                "medgen_failures", "Items that failed, by reason", labels=["step", "reason", "tried_again"]
+            )
+            for step, reason, transient, count in connection.execute(text(_FAILURES)):
+                failures.add_metric([step, reason, str(transient).lower()], count)
+            clips = GaugeMetricFamily("medgen_release_clips", "Clips of the newest release of a name", labels=["name"])
+            made = GaugeMetricFamily(
+                "medgen_release_timestamp_seconds", "When the newest release of a name was made", labels=["name"]
+            )
+            for prefix, count, when in connection.execute(text(_RELEASES)):
+                clips.add_metric([prefix], count)
+                made.add_metric([prefix], float(when))
+            models = GaugeMetricFamily("medgen_models", "Models on record", labels=["kind"])
+            for kind, count in connection.execute(text(_MODELS)):
+                models.add_metric([kind], count)
+            objects, size = connection.execute(text(_ARTIFACTS)).one()
+            last = connection.scalar(text(_LAST))
+        yield from (runs, failures, clips, made, models)
+        yield GaugeMetricFamily("medgen_artifacts", "Artifacts on record", value=objects)
+        yield GaugeMetricFamily("medgen_artifact_bytes", "Bytes of the artifacts on record", value=float(size))
+        yield GaugeMetricFamily("medgen_last_step_timestamp_seconds", "When the last step run ended", value=float(last))
+        free = shutil.disk_usage(self.home).free
+        yield GaugeMetricFamily("medgen_disk_free_bytes", "Free bytes on the data folder's disk", value=free)
+
+
+def registry(engine: Engine, home: str) -> CollectorRegistry:
+    """A registry with the installation's figures alone."""
+    found = CollectorRegistry()
+    found.register(InstallationCollector(engine, home))
+    return found
+
+
+def metrics(
+    port: Annotated[int, typer.Option(help="Port of the endpoint.")] = 9464,
+    host: Annotated[str, typer.Option(help="Address to listen on.")] = "127.0.0.1",
+) -> None:
+    """Serve figures of the installation to Prometheus, at /metrics. Ctrl-C stops."""
+    from apps.cli import plain_errors
+    from medgen.catalog import open_catalog
+    from medgen.settings import current
+
+    with plain_errors(OSError):
+        engine = open_catalog()
+        server, _ = start_http_server(port, host, registry(engine, str(current().home)))
+        out.print(f"http://{host}:{server.server_port}/metrics   (Ctrl-C stops)", soft_wrap=True)
+        try:
+            threading.Event().wait()
+        finally:
+            server.shutdown()

@@ -1,0 +1,46 @@
+"""Sweeps what killed runs left behind, and finishes takedowns that were cut short."""
+
+from typing import Any
+
+from prefect import flow, get_run_logger
+from pydantic import BaseModel, ConfigDict, Field
+
+from flows.parameters import takes
+from flows.runner import task_runner
+from medgen.gc import collect_garbage
+from medgen.ledger import open_ledger
+from tasks.forget import finish
+
+
+class GcParameters(BaseModel):
+    """What a sweep can be told."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    grace_minutes: float = Field(60.0, ge=0, description="Leave what is younger: work may be in progress.")
+    dry_run: bool = Field(False, description="Only count.")
+
+
+def _gc(**arguments: Any) -> dict[str, Any]:
+    """Removes objects without a record and scratch files of killed runs."""
+    parameters = GcParameters(**arguments)
+    ledger = open_ledger()
+    finished = [] if parameters.dry_run else finish(ledger)
+    swept = collect_garbage(ledger, grace_s=60 * parameters.grace_minutes, dry_run=parameters.dry_run)
+    word = "would remove" if parameters.dry_run else "removed"
+    get_run_logger().info(
+        "%s %d objects and %d scratch files, %d bytes; finished %d takedowns",
+        word, swept.objects, swept.scratch_files, swept.bytes, len(finished),
+    )  # fmt: skip
+    return vars(swept) | {"finished_takedowns": [one.video_id for one in finished]}
+
+
+gc = flow(
+    takes(_gc, "gc", GcParameters, first=()),
+    name="gc",
+    flow_run_name="gc-older-than-{grace_minutes}-min",
+    task_runner=task_runner(),
+    persist_result=False,
+    validate_parameters=True,
+)
+PARAMETERS = GcParameters
