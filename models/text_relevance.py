@@ -114,7 +114,8 @@ class Head:
 
     Args:
         doubt: listings whose quick probability lies between these two are looked at carefully.
-        doubt_with_context: the same for listings with description or tags, where words alone go further.
+        doubt_with_context: the same for listings with description or tags and no other evidence for medicine: their
+            words alone go further.
     """
 
     words: WordScorer
@@ -139,11 +140,21 @@ class TextClassifier:
     encoder: TextEncoder
     head: Head
 
-    def probability(self, titles: Sequence[str], descriptions: Sequence[str], tags: Sequence[str]) -> np.ndarray:
+    def probability(
+        self,
+        titles: Sequence[str],
+        descriptions: Sequence[str],
+        tags: Sequence[str],
+        closely: np.ndarray | None = None,
+    ) -> np.ndarray:
         """float32 (N,): calibrated P(medical) of listings, rounded to 4 places; tags are joined by newlines.
 
         Texts are cut to `MAX_TITLE`, `MAX_DESCRIPTION` and `MAX_TAGS` characters. Memory is bounded whatever N is.
         Calibrated for listings half of which are medical. Raises ValueError when the three differ in length.
+
+        Args:
+            closely: bool (N,), where a description does not spare the closer look, because other evidence speaks for
+                medicine; everywhere by default.
         """
         if not len(titles) == len(descriptions) == len(tags):
             raise ValueError(f"{len(titles)} titles, {len(descriptions)} descriptions and {len(tags)} tags")
@@ -157,7 +168,8 @@ class TextClassifier:
             context[part], has_context[part] = head.words.score(contexts[part])
             found[part] = head.quick.probability(title, has_title, context[part], has_context[part])
             found[part] = np.where(has_title | has_context[part], found[part], 0.0)  # no word: no medicine
-        left = np.flatnonzero(in_doubt(found, has_context, head.doubt, head.doubt_with_context))
+        spared = has_context & ~closely if closely is not None else np.zeros(len(shown), bool)
+        left = np.flatnonzero(in_doubt(found, spared, head.doubt, head.doubt_with_context))
         if len(left):
             doubtful = [shown[index] for index in left]
             score = head.titles.score(doubtful, self.encoder)
@@ -167,10 +179,10 @@ class TextClassifier:
 
 
 def in_doubt(
-    quick: np.ndarray, has_context: np.ndarray, alone: tuple[float, float], with_context: tuple[float, float]
+    quick: np.ndarray, spared: np.ndarray, alone: tuple[float, float], with_context: tuple[float, float]
 ) -> np.ndarray:
     """bool (N,): which quick probabilities lie strictly between the bounds that hold for them."""
-    low, high = (np.where(has_context, *pair) for pair in zip(with_context, alone, strict=True))
+    low, high = (np.where(spared, *pair) for pair in zip(with_context, alone, strict=True))
     return (quick > low) & (quick < high)
 
 

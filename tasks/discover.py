@@ -30,7 +30,14 @@ from medgen.shard import Item, ShardResult, Step
 from medgen.sources import Shard
 from medgen.store import Artifact, Store, open_store
 from medgen.takedown import FORGOTTEN, forgotten_urls
-from models.relevance import THRESHOLD, Judgement, MedicalDictionary, dictionary_digest, load_medical_dictionary
+from models.relevance import (
+    STRONG_WEIGHT,
+    THRESHOLD,
+    Judgement,
+    MedicalDictionary,
+    dictionary_digest,
+    load_medical_dictionary,
+)
 from models.text_relevance import DEFAULT_MODEL, TextClassifier, load_text_classifier, text_classifier_digest
 from tasks.list_sources import Listing
 from tasks.prefect_step import run_in_prefect, step_task
@@ -175,7 +182,8 @@ class Judge:
         left = ends.open()
         if self.classifier and len(left):
             meaning[left] = self.classifier.probability(
-                *(_texts(column, left) for column in (rows["title"], rows["description"], tags))
+                *(_texts(column, left) for column in (rows["title"], rows["description"], tags)),
+                closely=words[left] >= STRONG_WEIGHT if self.dictionary else None,
             )
             ends.end_all(meaning < self.meaning_threshold, "not_medical_by_text")
         hits = []
@@ -320,7 +328,7 @@ def step(params: DiscoverParams) -> Step:
     models = {"dictionary": dictionary_digest()} if params.word_filter != "off" else {}
     if params.meaning_filter != "off":
         models["text_classifier"] = text_classifier_digest(params.meaning_model, params.meaning_head)
-    identity = StepIdentity("discover", 2, params.model_dump(mode="json"), models)
+    identity = StepIdentity("discover", 3, params.model_dump(mode="json"), models)
     return Step(identity, partial(discover, params=params), "processes")
 
 
