@@ -16,6 +16,7 @@ from medgen.catalog import Artifact
 from medgen.ledger import Ledger
 from medgen.settings import current
 from medgen.takedown import dead
+from medgen.workplace import in_use, none_begins
 
 
 @dataclass(frozen=True)
@@ -30,8 +31,8 @@ class Sweep:
 def collect_garbage(ledger: Ledger, *, grace_s: float, dry_run: bool = False) -> Sweep:
     """Removes unreferenced objects and scratch files that are older than `grace_s` seconds.
 
-    The grace protects work in progress: outputs reach the store before their record does. Objects that were taken
-    down and that something brought back are removed too.
+    The grace protects work in progress: outputs reach the store before their record does. Downloads under way stay
+    however long they take. Objects that were taken down and that something brought back are removed too.
     """
     limit = time.time() - grace_s
     objects = scratch = size = 0
@@ -43,16 +44,20 @@ def collect_garbage(ledger: Ledger, *, grace_s: float, dry_run: bool = False) ->
             objects, size = objects + 1, size + length
             if not dry_run:
                 ledger.store.remove(digest)
-    for path in (*ledger.store.temporary.iterdir(), *current().releases_folder.glob(".making-*")):
-        if path.lstat().st_mtime < limit:
-            scratch += 1
-            size += path.lstat().st_size
-            if dry_run:
-                continue
-            if path.is_dir() and not path.is_symlink():
-                shutil.rmtree(path)
-            else:
-                path.unlink(missing_ok=True)
+    with none_begins(ledger.store):
+        for path in (*ledger.store.temporary.iterdir(), *current().releases_folder.glob(".making-*")):
+            with suppress(FileNotFoundError):  # its process is done with it
+                status = path.lstat()
+                if status.st_mtime >= limit or in_use(path):
+                    continue
+                scratch += 1
+                size += status.st_size
+                if dry_run:
+                    continue
+                if path.is_dir() and not path.is_symlink():
+                    shutil.rmtree(path)
+                else:
+                    path.unlink(missing_ok=True)
     return Sweep(objects, scratch, size)
 
 

@@ -22,7 +22,7 @@ from urllib.parse import urlsplit
 import urllib3
 from minio import Minio
 from minio.error import MinioException, S3Error
-from tenacity import Retrying, retry_if_exception, stop_after_delay, wait_exponential_jitter
+from tenacity import Retrying, retry_if_exception, stop_after_delay, wait_exponential, wait_random
 
 from medgen.errors import ItemFailed
 from medgen.settings import Settings, current
@@ -260,7 +260,7 @@ def through_outages(operation: Callable[[], T], endpoint: str, bucket: str) -> T
         for attempt in Retrying(
             retry=retry_if_exception(_passing),
             stop=stop_after_delay(OUTAGE_S),
-            wait=wait_exponential_jitter(initial=0.2, max=5),
+            wait=wait_exponential(multiplier=0.2, max=5) + wait_random(0, 1),
             reraise=True,
         ):
             with attempt:

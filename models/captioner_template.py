@@ -8,10 +8,10 @@ import numpy as np
 from medgen.canonical import digest_of
 from models.caption_checks import CaptionLimits, check
 from models.captioner import TEMPLATE_NAME, Caption, CaptionRejected, Evidence
-from models.captioner_text import clean, quoted, without_instructions, without_promotion, words
+from models.captioner_text import clean, quoted, visible, without_instructions, without_promotion, words
 from models.relevance import dictionary_digest, load_medical_dictionary
 
-TEMPLATE_VERSION = "v2"  # of the sentences below: raise it when their wording changes
+TEMPLATE_VERSION = "v3"  # of the sentences below: raise it when their wording changes
 MAX_TITLE_CHARS = 120
 MAX_TITLE_WORDS = 10  # in the brief caption, which has at most 20 words besides
 MAX_TERMS_NAMED = 12
@@ -45,7 +45,6 @@ class EvidenceTemplateCaptioner:
         limits = limits or CaptionLimits()
         self.digest = template_digest()
         self._limits = replace(limits, detailed_min_words=min(limits.detailed_min_words, DETAILED_MIN_WORDS))
-        self._dictionary = load_medical_dictionary()
 
     def ensure_available(self) -> None:
         """It always is."""
@@ -53,10 +52,11 @@ class EvidenceTemplateCaptioner:
     def caption(self, evidence: Evidence, frames: Sequence[np.ndarray] = ()) -> Caption:
         """Both captions in plain sentences; `frames` are not looked at. Raises CaptionRejected."""
         category = quoted(evidence.category.replace("_", " "), MAX_TITLE_CHARS) or "no category"
-        harmless = [without_promotion(without_instructions(text)[0]) for text in evidence.untrusted]
+        harmless = [without_promotion(without_instructions(visible(text))[0]) for text in evidence.untrusted]
         title, description, tags, transcript, _ = harmless
-        listed = self._dictionary.match("\n".join((title, description, tags)))
-        spoken = self._dictionary.match(transcript)
+        dictionary = load_medical_dictionary()  # only now: it takes seconds, and most nights few clips are new
+        listed = dictionary.match("\n".join((title, description, tags)))
+        spoken = dictionary.match(transcript)
         end_s = evidence.start_s + evidence.duration_s
 
         brief = (

@@ -55,6 +55,11 @@ def clean(text: str, limit: int) -> str:
     return line if len(line) <= limit else f"{line[: limit - 1].rstrip()}…"
 
 
+def visible(text: str) -> str:
+    """`text` without format, surrogate, private and unassigned characters, which hide a word from patterns."""
+    return "".join(char for char in text if unicodedata.category(char) not in ("Cf", "Cs", "Co", "Cn"))
+
+
 def quoted(text: str, limit: int) -> str:
     """Text between quotation marks that it cannot close itself; empty when nothing is left."""
     line = _QUOTATION_MARKS.sub("'", clean(text, limit))

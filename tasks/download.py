@@ -5,15 +5,10 @@ record together with the metadata. Passing troubles are told apart from final on
 and what merely has to wait (for a budget, for a host) is left to a later run.
 """
 
-import fcntl
 import logging
-import os
 import random
-import shutil
-import tempfile
 from collections import deque
 from collections.abc import Collection, Iterator, Mapping, Sequence
-from contextlib import contextmanager
 from dataclasses import replace
 from fnmatch import fnmatch
 from functools import partial
@@ -39,6 +34,7 @@ from medgen.sources import FOLDER_SCHEME, Feed, folder_path
 from medgen.store import Artifact, Store, file_digest, open_store
 from medgen.takedown import forgotten_digests
 from medgen.truncation import missing_bytes
+from medgen.workplace import sweep, workplace, workplaces
 from tasks import web_guard
 from tasks.discover import listed
 from tasks.prefect_step import run_in_prefect, step_task
@@ -52,7 +48,6 @@ METADATA = (
     "title", "description", "tags", "channel", "channel_url", "licence", "published", "url", "external_id",
 )  # fmt: skip
 UNFINISHED = (".part", ".ytdl", ".temp")
-WORKPLACE = "download-"  # first part of the names of folders for work in progress
 MAX_SUBTITLES_BYTES = 4 << 20
 # Protocols of formats that yt-dlp fetches by itself. For others (rtmp, rtsp, mms) it starts programs that no guard
 # holds.
@@ -139,7 +134,7 @@ def download(
     allowance = Allowance(_budgets(params, store, budgets, web))
     allowance.check()
     outputs: dict[str, Artifact] = {}
-    with _workplace(store) as folder:
+    with workplace(store) as folder:
         try:
             if web:
                 video, sound, subtitles, found = _fetched(row, folder, params, allowance)
@@ -384,47 +379,12 @@ def _subtitles(downloader: yt_dlp.YoutubeDL, url: str | None, folder: Path) -> P
     return path
 
 
-@contextmanager
-def _workplace(store: Store) -> Iterator[Path]:
-    """A folder for one download. It is locked while its process lives, so that `_sweep` knows what was left behind."""
-    with _locked(store.temporary, fcntl.LOCK_SH):  # not between the folder's making and its locking
-        folder = Path(tempfile.mkdtemp(prefix=WORKPLACE, dir=store.temporary))
-        lock = os.open(folder, os.O_RDONLY)
-        fcntl.flock(lock, fcntl.LOCK_EX)
-    try:
-        yield folder
-    finally:
-        shutil.rmtree(folder, ignore_errors=True)
-        os.close(lock)
-
-
-def _sweep(store: Store) -> None:
-    """Removes what downloads of killed processes left."""
-    with _locked(store.temporary, fcntl.LOCK_EX):
-        for folder in store.temporary.glob(f"{WORKPLACE}*"):
-            try:
-                with _locked(folder, fcntl.LOCK_EX | fcntl.LOCK_NB):
-                    shutil.rmtree(folder, ignore_errors=True)
-            except (BlockingIOError, FileNotFoundError, NotADirectoryError):
-                continue  # in use, or gone
-
-
-@contextmanager
-def _locked(folder: Path, how: int) -> Iterator[None]:
-    handle = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
-    try:
-        fcntl.flock(handle, how)
-        yield
-    finally:
-        os.close(handle)
-
-
 def _used(store: Store) -> int:
     """Bytes of the store's folder and of downloads in progress, each with the step that it may be about to write.
 
     A file on its way from one to the other is never missed, but may count twice.
     """
-    downloads = list(store.temporary.glob(f"{WORKPLACE}*"))
+    downloads = workplaces(store)
     return len(downloads) * STEP + sum(map(bytes_below, downloads)) + bytes_below(store.folder)
 
 
@@ -462,7 +422,7 @@ def download_shard(
 ) -> ShardResult:
     """Downloads a shard of videos."""
     store = open_store()
-    _sweep(store)
+    sweep(store)
     if params.store_quota_bytes:
         store_account(open_catalog(), store.folder, params.store_quota_bytes).measure(lambda: _used(store))
     budgets = [Purse("byte_budget_shard", params.shard_budget_bytes)] if params.shard_budget_bytes else []

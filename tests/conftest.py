@@ -1,5 +1,6 @@
 """What the tests share: an installation in a temporary folder, real videos, a real S3 server."""
 
+import atexit
 import logging
 import os
 import shutil
@@ -7,10 +8,12 @@ import signal
 import socket
 import subprocess
 import sys
+import tempfile
 import time
 import urllib.request
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -29,10 +32,38 @@ ROOT = Path(__file__).resolve().parent.parent
 ACCESS_KEY, SECRET_KEY = "medgen-test", "medgen-test-secret"
 
 
+def pytest_configure() -> None:
+    """Keeps Python's bytecode in a folder of this session where it is kept nowhere.
+
+    Else each of the many processes that tests start would compile all that it imports, which takes longer than what
+    it is started for.
+    """
+    if sys.dont_write_bytecode:
+        folder = tempfile.mkdtemp(prefix="medgen-tests-bytecode-")
+        atexit.register(shutil.rmtree, folder, ignore_errors=True)
+        os.environ.pop("PYTHONDONTWRITEBYTECODE", None)
+        os.environ["PYTHONPYCACHEPREFIX"] = sys.pycache_prefix = folder
+        sys.dont_write_bytecode = False
+
+
 def pytest_unconfigure() -> None:
     """Servers that a test killed are stopped once more at exit, whose complaints would find no stream any more."""
     logging.raiseExceptions = False
     logging.disable(logging.CRITICAL)
+
+
+def inline(patch: pytest.MonkeyPatch) -> None:
+    """Runs the steps' functions in this process, for tests that are about none of them: worker processes cost."""
+    from medgen import shard
+
+    execute = shard._execute
+    patch.setattr(
+        shard,
+        "_execute",
+        lambda step, todo, store: execute(
+            replace(step, where="inline") if step.where == "processes" else step, todo, store
+        ),
+    )
 
 
 def forget_installation() -> None:
@@ -183,6 +214,18 @@ def medgen_running(*arguments: str, home: Path, **environment: str) -> Iterator[
         with suppress(ProcessLookupError):
             os.killpg(process.pid, signal.SIGKILL)
         process.wait()
+
+
+def kill_everything(home: Path) -> None:
+    """kill -9 for every process that has this installation in its environment, and for its Postgres."""
+    mine = f"MEDGEN_HOME={home}".encode()
+    for process in Path("/proc").glob("[0-9]*"):
+        with suppress(OSError):
+            if mine in (process / "environ").read_bytes().split(b"\0"):
+                os.kill(int(process.name), signal.SIGKILL)
+    with suppress(OSError, ValueError):
+        for pid_file in home.glob("postgres*/postmaster.pid"):
+            os.kill(int(pid_file.read_text().split("\n")[0]), signal.SIGKILL)
 
 
 def _clean_environment() -> dict[str, str]:

@@ -2,6 +2,7 @@
 
 with Site(folder) as site:
     site.listing()     # rows of a listing
+    site.channel       # address of a channel in pages, listed by the plugin for yt-dlp in `tests/plugins`
     site.expected()    # URL → (status, reason) of its download under `site.parameters`
     site.log           # every request, with the number of requests to the same host at that moment
 """
@@ -21,6 +22,7 @@ from dataclasses import dataclass
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
+from urllib.parse import urlsplit
 
 import av
 import numpy as np
@@ -29,7 +31,14 @@ from tests.conftest import numbered_video
 
 HOSTS = ("127.0.0.1", "127.0.0.2", "localhost")
 DISTINCT = 3  # videos that are really made; the others are copies of them with bytes of their own
+FPS = 25
 KEPT = ("kept", None)
+MIN_DURATION_S = 1.0
+LONG_FRAMES = 170  # enough for a clip
+# Path → which long video it is.
+LONG = {"/copy-one.mp4": 0, "/copy-two.mp4": 0, "/reset.mp4": 1, "/channel-30.mp4": 2}
+CHANNEL, PAGE = 30, 10  # videos of the channel at first, and on a page of it
+HUGE = 24 << 20  # bytes of a good file that a small quota can't hold
 
 
 @dataclass
@@ -60,18 +69,23 @@ class Site:
     Args:
         folder: for the videos that are made.
         good: number of ordinary videos, besides some thirty with a way of their own.
-        frames: of each video, at 25 a second.
+        frames: of each ordinary video and of those of the channel, at 25 a second. The others have 50, or are `LONG`.
     """
 
     def __init__(self, folder: Path, good: int = 266, frames: int = 50) -> None:
         folder.mkdir(parents=True, exist_ok=True)
-        self._originals = [
-            numbered_video(folder / f"{n}.mp4", frames, cuts=(frames // (n + 2),)).read_bytes() for n in range(DISTINCT)
+        self._originals = _made(folder, 50)
+        self._ordinary = self._originals if frames == 50 else _made(folder, frames)
+        self._long = [
+            numbered_video(folder / f"long-{n}.mp4", LONG_FRAMES, cuts=(0,) * n).read_bytes() for n in range(DISTINCT)
         ]
-        self._small = _small(folder / "small.mp4", frames)
+        self._ending = KEPT if frames / FPS >= MIN_DURATION_S else ("rejected", "too_short")
+        self.published = CHANNEL  # videos of the channel
+        self._small = _small(folder / "small.mp4", 50)
         self._segments = _segments(folder / "stream.ts", self._originals[0])
         self.log: list[Request] = []
         self.delay_s = 0.02  # before each answer, so that requests meet
+        self.slow_s = 0.0  # before each fifth of the ordinary videos, besides
         self._lock = threading.Lock()
         self._active: dict[int, tuple[Request, socket.socket]] = {}
         self._asked: Counter[str] = Counter()
@@ -99,7 +113,7 @@ class Site:
         """Parameters of download under which the verdicts are those of `expected`, and quick."""
         return {
             "allowed_hosts": ("*", *HOSTS),  # any public host, and these, which are not public
-            "min_duration_s": 1.0,
+            "min_duration_s": MIN_DURATION_S,
             "max_bytes": 8 << 20,
             "stall_limit_s": 1.0,
             "min_speed": 500.0,
@@ -121,14 +135,26 @@ class Site:
         """URL → (status, reason) of its download."""
         return {self.url(path): video.verdict for path, video in self._videos.items()}
 
+    @property
+    def channel(self) -> str:
+        """Address of the channel, which lists its newest video first."""
+        return f"http://{HOSTS[0]}:{self.port}/channel"
+
+    def in_channel(self) -> list[str]:
+        """URLs of the videos that the channel lists, oldest first. None of them is in the listing."""
+        return [self.url(f"/channel-{n}.mp4", HOSTS[n % len(HOSTS)]) for n in range(self.published)]
+
+    def expected_in_channel(self) -> dict[str, tuple[str, str | None]]:
+        """As `expected`, of the channel's videos."""
+        return {url: KEPT if urlsplit(url).path in LONG else self._ending for url in self.in_channel()}
+
     def body(self, path: str) -> bytes:
         """The bytes of an ordinary video. No two have the same."""
         number = int(re.sub(r"\D", "", path) or 0)
-        return _tagged(self._originals[number % DISTINCT], path)
-
-    def feeds(self) -> list[str]:
-        """Addresses of the pages of a channel's feed, the first of which names the second, and so on."""
-        return [f"http://{HOSTS[0]}:{self.port}/feed-{page}.xml" for page in (1, 2, 3)]
+        if path in LONG:
+            return _tagged(self._long[LONG[path]], "copies" if path.startswith("/copy-") else path)
+        originals = self._ordinary if path.startswith(("/good-", "/channel-")) else self._originals
+        return _tagged(originals[number % DISTINCT], path)
 
     # --- its content
 
@@ -138,7 +164,7 @@ class Site:
             Video(f"/{name}", HOSTS[n % len(HOSTS)], answer, verdict)
             for n, (name, (answer, verdict)) in enumerate(self._special().items())
         ]
-        ordinary = [Video(f"/good-{n}.mp4", HOSTS[n % len(HOSTS)], _ordinary, KEPT) for n in range(self._good)]
+        ordinary = [Video(f"/good-{n}.mp4", HOSTS[n % len(HOSTS)], _ordinary, self._ending) for n in range(self._good)]
         step = max(1, len(ordinary) // len(special))
         mixed: list[Video] = []
         for number, video in enumerate(special):
@@ -164,7 +190,6 @@ class Site:
         html5 = f'<html><body><video src="{base}/embedded-2.mp4" type="video/mp4"></video></body></html>'
         nothing = "<html><body>Nothing to see.</body></html>"
         bomb = gzip.compress(bytes(64 << 20))
-        copy = _tagged(self._originals[0], "copies")
         heights = (240, 480, 720, 1080)
         ladder = "#EXTM3U\n" + "".join(
             f'#EXT-X-STREAM-INF:BANDWIDTH={h * 1000},RESOLUTION={h * 4 // 3}x{h},CODECS="avc1.64001f"\n/hls/{h}.m3u8\n'
@@ -189,6 +214,7 @@ class Site:
             "promised-too-long.mp4": (_promised(+1000), (failed, "cut_short")),
             "promised-too-short.mp4": (_promised(-5000), (failed, "truncated_file")),
             "promised-2-gb.mp4": (_promised(2 << 30), (failed, "file_too_large")),
+            "huge.mp4": (_huge, (failed, "file_too_large")),
             "redirect-loop.mp4": (_redirect("/redirect-loop.mp4"), (failed, "redirect_refused")),
             "redirect-private.mp4": (_redirect("http://10.0.0.1/good-1.mp4"), (failed, "host_refused")),
             "redirect-mapped.mp4": (_redirect("http://[::ffff:7f00:9]/good-1.mp4"), (failed, "host_refused")),
@@ -213,8 +239,8 @@ class Site:
             "page-html5": (_text(html5, "text/html"), KEPT),
             "page-without": (_text(nothing, "text/html"), (failed, "no_video_found")),
             "page-bomb": (_text(bomb, "text/html", {"Content-Encoding": "gzip"}), (failed, "file_too_large")),
-            "copy-one.mp4": (lambda handler: handler.body(copy), KEPT),
-            "copy-two.mp4": (lambda handler: handler.body(copy), KEPT),
+            "copy-one.mp4": (_ordinary, KEPT),
+            "copy-two.mp4": (_ordinary, KEPT),
             "small.mp4": (lambda handler: handler.body(self._small), ("rejected", "height_below_minimum")),
             "text.mp4": (_text("By no means a video.\n" * 99, "video/mp4"), (failed, "not_a_video")),
             "empty.mp4": (_text("", "video/mp4"), (failed, "empty_file")),
@@ -229,21 +255,20 @@ class Site:
             handler.text(_media_playlist(len(self._segments), found[1]), "application/vnd.apple.mpegurl")
         elif (found := re.fullmatch(r"/hls/\w+-(\d+)\.ts", path)) and int(found[1]) < len(self._segments):
             handler.body(self._segments[int(found[1])], type="video/mp2t")
-        elif found := re.fullmatch(r"/feed-(\d)\.xml", path):
-            handler.text(self._feed(int(found[1])), "application/rss+xml")
+        elif path == "/page-of-channel":
+            handler.text(self._page(int(handler.path.partition("=")[2])), "application/json")
+        elif (found := re.fullmatch(r"/channel-(\d+)\.mp4", path)) and int(found[1]) < self.published:
+            _ordinary(handler)
         else:
             handler.status(404)
 
-    def _feed(self, page: int) -> str:
-        following = f'<atom:link rel="next" href="{self.feeds()[page]}"/>' if page < 3 else ""
-        items = "".join(
-            f"<item><title>Laparoscopy {n}</title><guid>good-{n}</guid>"
-            f'<enclosure type="video/mp4" url="{self.url(f"/good-{n}.mp4", HOSTS[0])}"/></item>'
-            for n in range(10 * (page - 1), 10 * page)
-        )
-        return (
-            '<?xml version="1.0"?><rss version="2.0" xmlns:atom="http://www.w3.org/2005/Atom"><channel>'
-            f"<title>Surgery channel</title>{following}{items}</channel></rss>"
+    def _page(self, number: int) -> str:
+        newest_first = [*enumerate(self.in_channel())][::-1]
+        return json.dumps(
+            [
+                {"url": url, "title": f"Laparoscopy {n}", "id": f"channel-{n}"}
+                for n, url in newest_first[number * PAGE : (number + 1) * PAGE]
+            ]
         )
 
     # --- what it notes
@@ -304,7 +329,8 @@ class _Handler(BaseHTTPRequestHandler):
         self.where = self.path.split("?")[0]
         self.note = self.site._begin(host, self.where, self.headers.get("Range"), self.connection)
         try:
-            self.site.closing.wait(self.site.delay_s)
+            slow = re.fullmatch(r"/good-\d*[05]\.mp4", self.where) is not None
+            self.site.closing.wait(self.site.delay_s + slow * self.site.slow_s)
             self.site._answer(self, self.where)
         finally:
             self.site._end(self.note)
@@ -438,6 +464,12 @@ def _drip(handler: _Handler) -> None:
                 return
 
 
+def _huge(handler: _Handler) -> None:
+    """A good video in a file that is mostly padding."""
+    data = handler.site.body(handler.where)
+    handler.body(data + struct.pack(">I4s", HUGE, b"free") + bytes(HUGE - 8))
+
+
 def _promised(more: int) -> Answer:
     """A Content-Length that is wrong by `more` bytes."""
 
@@ -469,6 +501,13 @@ def _tagged(video: bytes, tag: str) -> bytes:
     """An MP4 with a box that no player reads, so that its bytes are its own."""
     data = tag.encode()
     return video + struct.pack(">I4s", 8 + len(data), b"free") + data
+
+
+def _made(folder: Path, frames: int) -> list[bytes]:
+    return [
+        numbered_video(folder / f"{frames}-{n}.mp4", frames, cuts=(frames // (n + 2),)).read_bytes()
+        for n in range(DISTINCT)
+    ]
 
 
 def _small(path: Path, frames: int) -> bytes:

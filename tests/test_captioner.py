@@ -16,7 +16,7 @@ from itertools import pairwise
 import cv2
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 
 from medgen import settings
@@ -521,6 +521,8 @@ def test_template_says_what_is_not_on_record():
 
 
 @given(st.text(), st.text(), st.text(), st.sampled_from(["still", "static_camera", "moving_camera"]))
+@example("#sh\u200dorts", "", "", "still")  # what can't be seen hides no hashtag
+@example("#A\ud7fc0", "", "", "still")
 def test_template_passes_the_checks_whatever_the_metadata(title, description, transcript, motion):
     hostile = replace(EVIDENCE, title=title, description=description, transcript=transcript, motion_type=motion)
     caption = TEMPLATE.caption(hostile)

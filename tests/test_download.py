@@ -1,16 +1,13 @@
-"""Downloads from a site that does what sites do: one verdict each, politely, within budgets, killed or not."""
+"""Downloads: politely, within budgets, from nowhere else. Of whole refreshes over such a site tells test_nightly."""
 
 import json
-import signal
 import socket
 import subprocess
 import sys
 import time
-from collections import Counter
 from collections.abc import Iterator
 from datetime import UTC, datetime, timedelta
 from email.utils import format_datetime
-from hashlib import sha256
 from ipaddress import ip_address
 from pathlib import Path
 from typing import Any
@@ -20,21 +17,18 @@ import pytest
 import yt_dlp
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from sqlalchemy import Text, func, select
+from sqlalchemy import func, select
 from sqlalchemy.orm import Session
-from typer.testing import CliRunner
 
-from apps.cli import app
 from apps.status import newest, verdicts
 from medgen.budget import bytes_below, night_account, store_account
-from medgen.catalog import StepRun, open_catalog
+from medgen.catalog import open_catalog
 from medgen.ledger import Record, open_ledger
 from medgen.licences import creative_commons
 from medgen.politeness import HostBusy, Politeness, open_politeness
 from medgen.shard import ShardResult
 from medgen.store import open_store
 from medgen.truncation import missing_bytes
-from medgen.verify import verify
 from tasks import discover
 from tasks.download import (
     DownloadParams,
@@ -43,20 +37,10 @@ from tasks.download import (
     choose_picture,
     download_shard,
 )
-from tasks.failures import failures
 from tasks.web_guard import GuardedYoutubeDL, HostPolicy, Refused, retry_after, without_credentials
 from tests.asking import ask
-from tests.conftest import ROOT, discover_source, numbered_video
+from tests.conftest import ROOT, discover_source, inline, numbered_video
 from tests.site import HOSTS, Site
-
-RUN = """
-import json, sys
-import medgen.shard, tasks.download
-from tests.conftest import discover_source
-medgen.shard.BACKOFF_S, tasks.download.BACKOFF_S = 0.1, 0.02
-found = discover_source(sys.argv[1])
-tasks.download.download_shard.fn("s", found, tasks.download.DownloadParams(**json.loads(sys.argv[2])))
-"""
 
 ASK = "import sys; from tests.asking import ask; ask(sys.argv[1], sys.argv[2], int(sys.argv[3]), float(sys.argv[4]))"
 
@@ -64,6 +48,7 @@ ASK = "import sys; from tests.asking import ask; ask(sys.argv[1], sys.argv[2], i
 @pytest.fixture(autouse=True)
 def impatient(monkeypatch: pytest.MonkeyPatch) -> None:
     """Further attempts follow soon; more downloads at once than any host allows."""
+    inline(monkeypatch)
     monkeypatch.setattr("medgen.shard.BACKOFF_S", 0.1)
     monkeypatch.setattr("tasks.download.BACKOFF_S", 0.02)
     monkeypatch.setenv("MEDGEN_DOWNLOAD_WORKERS", "8")
@@ -89,7 +74,7 @@ def listing_of(rows: list[dict[str, Any]], folder: Path) -> Path:
 
 def discovered(listing: Path) -> ShardResult:
     """The videos of a listing."""
-    return discover_source(str(listing))
+    return discover_source(str(listing), word_filter="off", meaning_filter="off")
 
 
 def started(code: str, *arguments: str) -> subprocess.Popen[bytes]:
@@ -111,84 +96,6 @@ def records() -> dict[str, Record]:
         for entry in verdicts(open_ledger())
         if discover.video_id(entry["url"]) in by_subject
     }
-
-
-def test_every_video_has_its_verdict_whatever_the_site_does(
-    home: Path, tmp_path: Path, site_folder: Path, caplog: pytest.LogCaptureFixture
-) -> None:
-    with Site(site_folder) as site:
-        rows, expected = site.listing(), site.expected()
-        assert len(rows) > 300
-        listing = listing_of(rows, tmp_path)
-        found = discovered(listing)
-        params = DownloadParams(**site.parameters, night_budget_bytes=1 << 30, store_quota_bytes=1 << 30)
-        process = started(RUN, str(listing), _json(params))
-        wait_for(lambda: len(site.log) > 120 or process.poll() is not None, "the downloads do not start")
-        process.send_signal(signal.SIGKILL)
-        assert process.wait() == -signal.SIGKILL
-        assert list((home / "tmp").iterdir())  # what was under way
-        first = download_shard.fn("s", found, params)
-        assert first.reused > 20  # what was done before the kill stays done
-        got = records()
-        different = [
-            f"{url}: {(r.status, r.reason)}, not {expected[url]}; {r.detail}"
-            for url, r in got.items()
-            if (r.status, r.reason) != expected[url]
-        ]
-        assert not different, "\n".join(different)
-        assert got.keys() == expected.keys()
-        # Nothing is left of what was under way, and everything kept is what the site has.
-        assert not list((home / "tmp").iterdir())
-        assert not [path for path in home.rglob("*") if path.name.endswith((".part", ".ytdl"))]
-        assert verify(open_ledger(), home / "releases") == []
-        for path in ("reset.mp4", "reset-no-range.mp4", "down-twice.mp4", "busy-once.mp4", "good-7.mp4"):
-            body = site.body(f"/{path}")
-            assert got[site.url(f"/{path}")].outputs["video"] == sha256(body).hexdigest(), path
-        assert got[site.url("/redirect.mp4")].outputs["video"] == sha256(site.body("/target-8.mp4")).hexdigest()
-        assert got[site.url("/changes.mp4")].outputs["video"] == sha256(site.body("/changed-9.mp4")).hexdigest()
-        copies = {got[site.url(f"/copy-{n}.mp4")].outputs["video"] for n in ("one", "two")}
-        assert len(copies) == 1
-        assert len({r.outputs["video"] for r in got.values() if r.status == "kept"}) == (
-            sum(r.status == "kept" for r in got.values()) - 2  # the copies, and two ways to one stream
-        )
-        assert got[site.url("/page")].detail["metadata"]["title"].startswith("Laparoscopy")
-        asked = Counter(request.path for request in site.log)
-        assert asked["/hls/720-0.ts"] and not any(asked[f"/hls/{height}-0.ts"] for height in (240, 480, 1080))
-        # All hosts were treated politely, and their limits were reached.
-        most = {host: max(r.at_once for r in site.log if r.host == host) for host in HOSTS}
-        assert most == dict.fromkeys(HOSTS, params.per_host_downloads)
-        resumed = [request.span for request in site.log if request.path == "/reset.mp4" and request.span]
-        assert resumed and not any(span.startswith("bytes=0-") for span in resumed)
-        # The accounts hold what there is.
-        assert store_account(open_catalog(), open_store().folder, 1 << 30).left() <= (1 << 30) - bytes_below(
-            home / "store"
-        )
-        # A second run asks only for what may have changed.
-        before = len(site.log)
-        passing = {url for url, record in got.items() if record.transient}
-        again = download_shard.fn("s", found, params)
-        assert (again.executed, again.reused) == (len(passing), len(rows) - len(passing))
-        assert {site.url(r.path, r.host) for r in site.log[before:]} <= passing
-        assert again.kept == first.kept
-        assert {url: (r.status, r.reason) for url, r in records().items()} == expected
-    failed = Counter(verdict for verdict in expected.values() if verdict[0] == "failed")
-    report = failures(open_ledger())
-    assert {("failed", entry["reason"]): entry["count"] for entry in report} == failed
-    retried = {entry["reason"] for entry in report if entry["retried"]}
-    assert retried == {"http_429", "http_503", "too_slow", "cut_short", "network_error"}
-    shown = CliRunner().invoke(app, ["status", "--json"])
-    assert json.loads(shown.stdout)["failures"] == report
-    shown = CliRunner().invoke(app, ["status"]).stdout
-    assert "Failures" in shown and all(entry["reason"] in shown for entry in report)
-    with Session(open_catalog()) as session:
-        for column in (StepRun.detail, StepRun.context):
-            assert not session.scalar(select(func.count()).where(column.cast(Text).contains("secret-word")))
-    assert "secret-word" not in caplog.text
-
-
-def _json(params: DownloadParams) -> str:
-    """All parameters, those too that are no part of a record."""
-    return json.dumps({name: getattr(params, name) for name in DownloadParams.model_fields})
 
 
 @pytest.mark.parametrize(

@@ -19,7 +19,7 @@ from tasks.download import DownloadParams, download_shard
 from tasks.expand import PAGE, ExpandParams, list_channels
 from tasks.list_feed import ListParams
 from tasks.list_sources import list_source
-from tests.conftest import discover_source, numbered_video
+from tests.conftest import discover_source, inline, numbered_video
 
 MEDICAL = "Laparoscopic appendectomy in a patient with acute appendicitis, case {}"
 OTHER = "Minecraft speedrun world record, episode {}"
@@ -72,8 +72,9 @@ class _Handler(BaseHTTPRequestHandler):
 
 
 @pytest.fixture
-def server(tmp_path: Path) -> Iterator[Server]:
+def server(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Server]:
     """A running server."""
+    inline(monkeypatch)
     with Server(numbered_video(tmp_path / "video.mp4", 50).read_bytes()) as running:
         threading.Thread(target=running.serve_forever, daemon=True).start()
         yield running

@@ -16,6 +16,7 @@ from medgen.ledger import Outcome, StepIdentity, Work, open_ledger
 from medgen.shard import Item, ShardFailed, Step, run_shard
 from medgen.store import Store, open_store
 from medgen.verify import verify
+from medgen.workplace import workplace
 
 calls: list[str] = []
 
@@ -92,8 +93,11 @@ def test_lost_bytes_are_made_again_and_garbage_is_swept(home: Path) -> None:
     orphan = store.put_bytes(b"nobody's", "text/plain")
     store.scratch().write_bytes(b"half a file")
     assert collect_garbage(ledger, grace_s=3600).objects == 0
-    swept = collect_garbage(ledger, grace_s=-1)
-    assert (swept.objects, swept.scratch_files) == (1, 1)
+    with workplace(store) as under_way:
+        (store.temporary / "download-left-behind").mkdir()
+        swept = collect_garbage(ledger, grace_s=-1)
+        assert (swept.objects, swept.scratch_files) == (1, 2)
+        assert list(store.temporary.iterdir()) == [under_way]
     assert store.missing([orphan.sha256, lost]) == {orphan.sha256}
 
 

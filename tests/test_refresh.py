@@ -2,10 +2,8 @@
 
 import csv
 import json
-import os
 import random
 import shutil
-import signal
 import time
 from collections.abc import Iterator
 from contextlib import suppress
@@ -21,7 +19,7 @@ from apps import demo_corpus
 from medgen.media import Limits, pictures
 from medgen.postgres import embedded_url
 from tasks.funnel import STEPS
-from tests.conftest import S3Server, frame_number, medgen, medgen_running, numbered_video
+from tests.conftest import S3Server, frame_number, kill_everything, medgen, medgen_running, numbered_video
 
 KILLS = 3
 
@@ -227,18 +225,6 @@ def test_clips_never_cross_a_cut_and_start_and_end_with_the_promised_frames(corp
     numbers = [frame_number(picture.rgb()) for picture in pictures(folder / row["file"], Limits())]
     assert (row["start_frame"], row["end_frame"]) == (30, 200)
     assert numbers == list(range(30, 200))
-
-
-def kill_everything(home: Path) -> None:
-    """kill -9 for every process that has this installation in its environment, and for its Postgres."""
-    mine = f"MEDGEN_HOME={home}".encode()
-    for process in Path("/proc").glob("[0-9]*"):
-        with suppress(OSError):
-            if mine in (process / "environ").read_bytes().split(b"\0"):
-                os.kill(int(process.name), signal.SIGKILL)
-    with suppress(OSError, ValueError):
-        for pid_file in home.glob("postgres*/postmaster.pid"):
-            os.kill(int(pid_file.read_text().split("\n")[0]), signal.SIGKILL)
 
 
 def _wait_for_steps(url: str, count: int) -> None:

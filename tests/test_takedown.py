@@ -23,7 +23,6 @@ from sqlalchemy.orm import Session
 from typer.testing import CliRunner
 
 from apps.cli import app
-from medgen import shard
 from medgen.catalog import Clip, ModelVersion, StepOutput, StepRun, now, open_catalog
 from medgen.gc import collect_garbage
 from medgen.ledger import Outcome, StepIdentity, Work, open_ledger
@@ -37,7 +36,7 @@ from tasks import caption, classify, cut, decide, deduplicate, download, privacy
 from tasks.discover import video_id
 from tasks.forget import finish, forget
 from tasks.recheck import RecheckParams, due, recheck_videos, vanished
-from tests.conftest import ROOT, S3Server, discover_source, forget_installation, numbered_video
+from tests.conftest import ROOT, S3Server, discover_source, forget_installation, inline, numbered_video
 from tests.test_bad_input import Answer, Server
 
 SECRET = "Zebedee Quux"  # a word of the video that goes, found nowhere afterwards
@@ -112,19 +111,6 @@ class Made:
         return {self.id(name): self.url(name) for name in names}
 
 
-def _inline(patch: pytest.MonkeyPatch) -> None:
-    """Runs the steps' functions in this process: these tests are about none of them, and worker processes cost."""
-    execute = shard._execute
-    patch.setattr(
-        shard,
-        "_execute",
-        lambda step, todo, store: execute(
-            replace(step, where="inline") if step.where == "processes" else step, todo, store
-        ),
-    )
-    patch.setattr(shard, "BACKOFF_S", 0.01)
-
-
 def _settle(patch: pytest.MonkeyPatch, home: Path, url: str) -> None:
     patch.setenv("MEDGEN_HOME", str(home))
     patch.setenv("MEDGEN_DATABASE_URL", url)
@@ -150,7 +136,8 @@ def original(tmp_path_factory: pytest.TempPathFactory, postgres_folder: Path) ->
         rows[0] |= {"subtitles_url": f"{base}/gone.vtt", "channel": SECRET}
         listing = folder / "listing.jsonl"
         listing.write_text("\n".join(json.dumps(row) for row in rows))
-        _inline(patch)
+        inline(patch)
+        patch.setattr("medgen.shard.BACKOFF_S", 0.01)
         _settle(patch, folder / "home", url.replace("/postgres?", f"/{name}?"))
         *results, record, laid_out = refresh(listing)
         assert record.detail["clips"] == 3
@@ -168,7 +155,8 @@ def made(original: Made, postgres_folder: Path, tmp_path: Path, monkeypatch: pyt
         connection.execute(f"DROP DATABASE IF EXISTS {name} WITH (FORCE)")
         connection.execute(f"CREATE DATABASE {name} TEMPLATE {original.database}")
     subprocess.run(["cp", "-a", original.home, tmp_path / "home"], check=True)  # hard links within it stay links
-    _inline(monkeypatch)
+    inline(monkeypatch)
+    monkeypatch.setattr("medgen.shard.BACKOFF_S", 0.01)
     _settle(monkeypatch, tmp_path / "home", url.replace("/postgres?", f"/{name}?"))
     monkeypatch.setenv("COLUMNS", "200")
     original.server.asked.clear()
