@@ -1,0 +1,232 @@
+"""Generation: prompts become videos that say what they are; once, whatever happens meanwhile."""
+
+import hashlib
+import json
+import os
+import signal
+import time
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+import typer
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+from typer.testing import CliRunner
+
+from apps.generate import generate
+from medgen.errors import ItemFailed
+from medgen.ledger import open_ledger
+from medgen.media import Limits, pictures
+from medgen.video_file import read_record, write_video
+from models import ModelUnavailable
+from models.nano import FRAMES, HEIGHT, SAMPLING, WIDTH, save_untrained
+from models.prompt_set import Prompt
+from models.video_diffusion import pipeline_digest
+from models.video_generator import GeneratorOptions, VideoGenerator, settled, text_to_video_class
+from tasks.generate import GenerateParams, generate_videos, plan, videos_of
+from tests.conftest import medgen_running
+
+SETTINGS = {
+    "num_frames": FRAMES, "height": HEIGHT, "width": WIDTH, "num_inference_steps": 4, "guidance_scale": 3.0,
+    "max_sequence_length": 64, "fps": 8.0,
+}  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def nano(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """An untrained nano pipeline's folder."""
+    return save_untrained(tmp_path_factory.mktemp("models") / "nano", seed=3)
+
+
+def sha256(path: Path) -> str:
+    return hashlib.sha256(path.read_bytes()).hexdigest()
+
+
+def run(*arguments: str) -> dict[str, Any]:
+    """What `medgen generate … --json` prints, run in this process: diffusers takes long to import."""
+    app = typer.Typer()
+    app.command()(generate)
+    done = CliRunner().invoke(app, [*arguments, "--json"])
+    assert done.exit_code == 0, done.output
+    return json.loads(done.stdout)
+
+
+def test_a_video_is_made_once_and_says_what_it_is(nano: Path, home: Path, tmp_path: Path) -> None:
+    command = ["A heart  beats.", "--model", str(nano), "--steps", "2", "--seed", "7"]
+    first, second = (run(*command, "--out", str(tmp_path / name)) for name in "ab")
+    assert [(f["executed"], f["reused"]) for f in (first, second)] == [(1, 0), (0, 1)]
+    (video,), (again,) = first["videos"], second["videos"]
+    assert sha256(Path(video["file"])) == sha256(Path(again["file"])) == video["sha256"]
+    assert video["subject"].startswith("gen-") and video["synthetic"] is True
+
+    path = Path(video["file"])
+    record = read_record(path)
+    assert record is not None
+    assert record["synthetic"] is True and record["prompt"] == "A heart beats." and record["seed"] == 7
+    assert record["model"] == video["model"] == pipeline_digest(nano) and "medgen" in record
+    assert record["settings"] == video["settings"] == {
+        **SETTINGS, "num_inference_steps": 2, "dtype": "float32", "device": "cpu",
+    }  # fmt: skip
+    frames = [picture.rgb() for picture in pictures(path, Limits())]
+    assert len(frames) == FRAMES and frames[0].shape == (HEIGHT, WIDTH, 3)
+    assert run(*command[:-1], "8", "--out", str(tmp_path / "c"))["videos"][0]["sha256"] != video["sha256"]
+
+
+def test_a_killed_batch_goes_on_where_it_stopped(nano: Path, home: Path, tmp_path: Path) -> None:
+    prompts = tmp_path / "prompts.csv"
+    prompts.write_text("id,text,category\n" + "".join(f"p{n},A scan of organ {n}.,imaging\n" for n in range(5)))
+    out = tmp_path / "v"
+    command = ["--prompts", str(prompts), "--model", str(nano), "--steps", "12", "--out", str(out)]
+    environment = {"MEDGEN_DATABASE_URL": os.environ["MEDGEN_DATABASE_URL"], "HF_HUB_OFFLINE": "1"}
+    with medgen_running("generate", *command, home=home, **environment) as process:
+        for _ in range(2400):
+            if len(list(home.glob("store/??/*"))) >= 2 or process.poll() is not None:
+                break
+            time.sleep(0.05)
+        assert process.poll() is None, process.stdout.read() if process.stdout else ""
+        os.killpg(process.pid, signal.SIGKILL)
+    made = {path.name for path in home.glob("store/??/*")}
+    facts = run(*command)
+    assert facts["reused"] >= 1 and facts["executed"] >= 1 and facts["executed"] + facts["reused"] == 5
+    assert sorted(path.name for path in out.iterdir()) == [f"p{n}-seed0.mp4" for n in range(5)]
+    assert {video["category"] for video in facts["videos"]} == {"imaging"}
+    assert len({video["sha256"] for video in facts["videos"]}) == 5
+    # What the other process made is, to the byte, what this one makes.
+    first = facts["videos"][0]
+    assert first["sha256"] in made
+    frames = VideoGenerator(nano, GeneratorOptions(device="cpu")).frames(
+        first["prompt"], 0, {**SETTINGS, "num_inference_steps": 12}
+    )
+    write_video(tmp_path / "anew.mp4", frames, 8.0, read_record(out / "p0-seed0.mp4") or {})
+    assert sha256(tmp_path / "anew.mp4") == first["sha256"]
+
+
+def test_fast_paths_are_on_record_and_repeat(nano: Path) -> None:
+    plain = VideoGenerator(nano, GeneratorOptions(device="cpu")).frames("a scan", 1, SETTINGS)
+    cached = VideoGenerator(nano, GeneratorOptions(device="cpu", cache="first_block", cache_threshold=0.5))
+    one, two = (cached.frames("a scan", 1, SETTINGS) for _ in range(2))
+    assert (one == two).all() and (one != plain).any()
+    assert cached.options.pixel_settings() == {
+        "dtype": "float32", "device": "cpu", "cache": "first_block", "cache_threshold": 0.5,
+    }  # fmt: skip
+    tiled = VideoGenerator(
+        nano, GeneratorOptions(device="cpu", vae_tiling=True, vae_slicing=True, attention_backend="native")
+    )
+    np.testing.assert_array_equal(tiled.frames("a scan", 1, SETTINGS), plain)  # smaller than a tile
+    assert set(tiled.options.pixel_settings()) == {"dtype", "device", "vae_tiling", "attention_backend"}
+
+
+@pytest.mark.parametrize(
+    ("options", "said"),
+    [
+        ({"attention_backend": "bogus"}, "not known"),
+        ({"attention_backend": "sage_hub"}, "would fetch code"),
+        ({"attention_backend": "xformers"}, "can't be had here"),
+        ({"offload": "model", "device": "cpu"}, "set offload=none"),
+    ],
+)
+def test_an_option_that_can_t_be_had_is_named(nano: Path, options: dict[str, Any], said: str) -> None:
+    with pytest.raises(ModelUnavailable, match=said):
+        VideoGenerator(nano, GeneratorOptions(**options))
+
+
+def folder_of(path: Path, kind: str) -> Path:
+    """A folder that says it is a pipeline of that class."""
+    (path / "unet").mkdir(parents=True)
+    (path / "unet" / "weights.safetensors").write_bytes(b"")
+    index = {"_class_name": kind, "unet": ["diffusers", "UNet2DConditionModel"]}
+    (path / "model_index.json").write_text(json.dumps(index))
+    return path
+
+
+@pytest.mark.parametrize(
+    ("kind", "said"),
+    [
+        ("StableDiffusionPipeline", "makes no videos"),
+        ("StableVideoDiffusionPipeline", "takes no prompt"),
+        ("WanImageToVideoPipeline", "needs image"),
+        ("NoSuchPipeline", "knows no such pipeline"),
+        ("AutoencoderKLWan", "knows no such pipeline"),
+    ],
+)
+def test_what_makes_no_videos_of_prompts_is_refused_before_it_is_loaded(tmp_path: Path, kind: str, said: str) -> None:
+    with pytest.raises(ModelUnavailable, match=said):
+        text_to_video_class(folder_of(tmp_path / "m", kind), "m")
+
+
+def test_other_pipelines_get_only_what_they_take(tmp_path: Path) -> None:
+    found = {}
+    for kind in ("CogVideoXPipeline", "LTXPipeline", "HunyuanVideoPipeline", "MochiPipeline", "TextToVideoSDPipeline"):
+        folder = folder_of(tmp_path / kind, kind)
+        found[kind] = settled(text_to_video_class(folder, kind), folder, {"num_frames": 9, "height": 64})
+    assert found["LTXPipeline"]["frame_rate"] == found["LTXPipeline"]["fps"] == 24.0
+    assert found["CogVideoXPipeline"]["fps"] == 8.0 and "width" not in found["CogVideoXPipeline"]
+    assert "max_sequence_length" not in found["TextToVideoSDPipeline"]
+    assert {s["num_frames"] for s in found.values()} == {9}
+    with pytest.raises(ModelUnavailable, match="takes no max_sequence_length"):
+        folder = tmp_path / "TextToVideoSDPipeline"
+        settled(text_to_video_class(folder, "t"), folder, {"max_sequence_length": 5})
+
+
+def test_troubles_are_told_in_one_line_and_nothing_else_is_lost(
+    nano: Path, home: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    ledger = open_ledger()
+    for model, reason in (("", "no_model"), ("no/such", "unknown_model"), ("medgen:none", "unknown_model")):
+        with pytest.raises(ItemFailed) as raised:
+            plan(ledger, GenerateParams(model=model))
+        assert raised.value.reason == reason
+    settings_of = plan(ledger, GenerateParams(model=str(nano), num_frames=5)).settings
+    assert settings_of == {**SAMPLING.model_dump(), "num_frames": 5}
+
+    def short(self: Any, **arguments: Any) -> None:
+        raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2 GiB.")
+
+    with monkeypatch.context() as patched:
+        generator = VideoGenerator(nano, GeneratorOptions(device="cpu"))
+        patched.setattr(type(generator.pipeline), "__call__", short)
+        with pytest.raises(RuntimeError, match=r"Tried to allocate.*Try vae_tiling=true.*num_frames \(17\)"):
+            generator.frames("a", 0, SETTINGS)
+
+    # A size that Wan refuses fails those prompts and is tried again another time; the others' videos stay.
+    params = GenerateParams(model=str(nano), num_inference_steps=1, num_frames=5, videos_per_prompt=2)
+    prompts = [Prompt("a", "one"), Prompt("b", "two")]
+    good = generate_videos(ledger, prompts, params)
+    assert [record.detail["seed"] for record in videos_of(ledger, good)] == [0, 1, 0, 1]
+    bad = generate_videos(ledger, prompts, params.model_copy(update={"height": 60}))
+    records = ledger.load(bad.records).values()
+    assert {(r.reason, r.transient) for r in records} == {("generation_failed", True)}
+    assert "divisible by 16" in next(iter(records)).detail["message"]
+    again = generate_videos(ledger, prompts, params)
+    assert again.executed == 0 and again.records == good.records
+
+
+@settings(max_examples=12, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(
+    text=st.text(st.characters(exclude_categories=["Cs"], exclude_characters="\0"), max_size=200),
+    size=st.tuples(st.integers(2, 5), st.integers(16, 41), st.integers(16, 41)),
+    fps=st.sampled_from([8.0, 12.5, 23.976, 30.0]),
+)
+def test_a_record_comes_back_from_the_file_as_it_was(
+    tmp_path: Path, text: str, size: tuple[int, int, int], fps: float
+) -> None:
+    record = {"prompt": text, "seed": 2**60, "settings": {"guidance_scale": 2.5, "fps": fps}, "synthetic": True}
+    frames = np.random.default_rng(0).integers(0, 255, (*size, 3), np.uint8)
+    for name in ("a.mp4", "b.mp4"):
+        write_video(tmp_path / name, frames, fps, record)
+    assert read_record(tmp_path / "a.mp4") == record
+    assert sha256(tmp_path / "a.mp4") == sha256(tmp_path / "b.mp4")
+
+
+def test_colours_come_back(tmp_path: Path) -> None:
+    colours = np.array([(255, 0, 0), (0, 200, 0), (20, 40, 230), (128, 128, 128), (230, 180, 150)], np.uint8)
+    frames = np.broadcast_to(colours[:, None, None], (5, 32, 32, 3))
+    write_video(tmp_path / "v.mp4", frames, 8.0, {})
+    back = np.stack([picture.rgb() for picture in pictures(tmp_path / "v.mp4", Limits())])
+    assert np.abs(back[:, 8:-8, 8:-8].astype(int) - frames[:, 8:-8, 8:-8]).max() <= 8
+    assert read_record(tmp_path / "v.mp4") == {}
+    (tmp_path / "none.mp4").write_bytes(b"no video")
+    assert read_record(tmp_path / "none.mp4") is None
