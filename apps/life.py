@@ -26,6 +26,7 @@ from medgen.catalog import (
 from medgen.ledger import Ledger
 from medgen.store import ArtifactLost
 from medgen.takedown import stamp
+from tasks.model_lineage import models_of
 from tasks.recheck import RECHECK, vanished
 
 MAX_NAME = 8192  # characters
@@ -66,12 +67,17 @@ def find(ledger: Ledger, name: str) -> tuple[str, str]:
 
 
 def life(ledger: Ledger, name: str) -> dict[str, Any]:
-    """All that is on record about a clip or video. Raises `Unknown`."""
-    kind, identity = find(ledger, name)
+    """All that is on record about a clip or video, by any of its names. Raises `Unknown`."""
+    return story_of(ledger, *find(ledger, name))
+
+
+def story_of(ledger: Ledger, kind: str, identity: str) -> dict[str, Any]:
+    """All that is on record about the clip or video with this id. Raises `Unknown`."""
     with Session(ledger.engine) as session:
         clip = session.get(Clip, identity) if kind == "clip" else None
         video = session.get(Video, clip.video_id if clip else identity)
-        assert video is not None
+        if video is None or (kind == "clip" and clip is None):
+            raise Unknown(f"there is no {kind} {identity[:80]}")
         runs = _ancestry(session, clip, video) or _listing(session, ledger, video)
         ids = [run.id for run in runs]
         scores = _grouped(
@@ -116,6 +122,7 @@ def life(ledger: Ledger, name: str) -> dict[str, Any]:
             "captions": [_columns(caption) for caption in captions],
             "releases": [dict(row._mapping) for row in releases],
             "models": list(models),
+            "trained": models_of(ledger, clip.id),
         }
 
 
@@ -183,7 +190,11 @@ def show(story: dict[str, Any], console: Console) -> None:
         console.print(escape(caption["text"]), "")
     if "clip" in story:
         console.print("releases:", ", ".join(r["name"] for r in story["releases"]) or "none")
-        console.print("models trained on it:", ", ".join(story["models"]) or "none")
+        entered = {row["name"]: row["part"].replace("_", " ") for row in story["trained"]}
+        named = [
+            f"{name} ({entered.get(name, 'by its release')})" for name in {**dict.fromkeys(story["models"]), **entered}
+        ]
+        console.print("models:", ", ".join(named) or "none")
     else:
         console.print("clips:", ", ".join(story["clips"]) or "none")
 

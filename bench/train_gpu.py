@@ -1,0 +1,370 @@
+"""What training and generating cost: Wan 2.1 1.3B at true size with random weights on a GPU, or a toy on a CPU.
+
+    python -m bench.train_gpu              # needs a CUDA GPU
+    python -m bench.train_gpu --toy        # the same code at nano size on the CPU
+    python -m bench.train_gpu --out docs/performance.md
+
+Random weights cost what trained ones do: time and memory depend on shapes alone. Seconds are medians over steps after
+a warm-up, with the device synchronised; memory is the allocator's peak; utilisation is the operations counted from the
+architecture (`models.wan_cost`, without recomputation) over those that the device could do in that time.
+"""
+
+import argparse
+import gc
+import json
+import platform
+import statistics
+import sys
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import diffusers
+import numpy as np
+import torch
+from diffusers import AutoencoderKLWan, UniPCMultistepScheduler, WanPipeline, WanTransformer3DModel
+
+from models.nano import TRANSFORMER as NANO_TRANSFORMER
+from models.nano import VAE as NANO_VAE
+from models.train_presets import TrainConfig, configured
+from models.trainer import add_lora, losses_of, out_of_memory_told
+from models.video_diffusion import encode_frames
+from models.wan_cost import GIB, Architecture, forward_flops, training_flops, training_memory, weights
+
+# Dense bf16 tensor-core operations per second, from NVIDIA's data sheets (without sparsity).
+PEAK_FLOPS = {"H100": 989e12, "H200": 989e12, "A100": 312e12, "A800": 312e12, "L40S": 362e12, "RTX 4090": 165e12}
+STEPS, WARM_UP = 6, 2
+NOT_MEASURED = "not yet measured"
+MARKERS = ("<!-- bench.train_gpu: begin -->", "<!-- bench.train_gpu: end -->")
+
+WAN_TRANSFORMER = {
+    "patch_size": (1, 2, 2), "num_attention_heads": 12, "attention_head_dim": 128, "in_channels": 16,
+    "out_channels": 16, "text_dim": 4096, "freq_dim": 256, "ffn_dim": 8960, "num_layers": 30,
+}  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Size:
+    """What is measured."""
+
+    name: str
+    transformer: dict[str, Any]
+    vae: dict[str, Any]
+    frames: int
+    height: int
+    width: int
+    text_tokens: int
+    inference_steps: int
+
+    @property
+    def latent(self) -> tuple[int, int, int, int]:
+        """(C, F, H, W) of one video."""
+        frames = (self.frames - 1) // self.vae.get("scale_factor_temporal", 4) + 1
+        return self.transformer["in_channels"], frames, self.height // 8, self.width // 8
+
+
+WAN = Size("Wan 2.1 1.3B, random weights", WAN_TRANSFORMER, {}, 81, 480, 832, 512, 50)
+TOY = Size("nano, random weights", NANO_TRANSFORMER, NANO_VAE, 17, 64, 96, 64, 4)
+
+
+@dataclass
+class Row:
+    """One line of the table. None: not measured, with the reason in `note`."""
+
+    what: str
+    seconds: float | None = None
+    peak_gib: float | None = None
+    estimate_gib: float | None = None
+    tflops_per_s: float | None = None
+    utilisation: float | None = None
+    note: str = ""
+
+
+class Bench:
+    """Measures one size on one device."""
+
+    def __init__(self, size: Size, device: torch.device) -> None:
+        self.size, self.device = size, device
+        self.cuda = device.type == "cuda"
+        self.rows: list[Row] = []
+        with torch.device("meta"):
+            self.architecture = Architecture.of(WanTransformer3DModel(**size.transformer).config)
+        name = torch.cuda.get_device_name(device) if self.cuda else platform.processor() or platform.machine()
+        self.device_name = name
+        self.peak = next((peak for key, peak in PEAK_FLOPS.items() if key in name), None) if self.cuda else None
+
+    def run(self) -> None:
+        """All rows, in the order of the table. What does not fit says so and the rest goes on."""
+        self.encode()
+        for training in ("lora", "full"):
+            for checkpointing in (True, False):
+                self.train(training, checkpointing)
+        for name, prepare in self.fast_paths().items():
+            self.generate(name, prepare)
+
+    def measure(self, row: Row, step: Callable[[], None], flops: int | None = None, steps: int = STEPS) -> None:
+        """Times `step` and adds the row."""
+        try:
+            if self.cuda:
+                torch.cuda.reset_peak_memory_stats(self.device)
+            times = []
+            for turn in range(WARM_UP + steps):
+                self._wait()
+                began = time.perf_counter()
+                step()
+                self._wait()
+                if turn >= WARM_UP:
+                    times.append(time.perf_counter() - began)
+            row.seconds = statistics.median(times)
+            if self.cuda:
+                row.peak_gib = torch.cuda.max_memory_allocated(self.device) / GIB
+            if flops:
+                row.tflops_per_s = flops / row.seconds / 1e12
+                row.utilisation = flops / row.seconds / self.peak if self.peak else None
+        except (torch.OutOfMemoryError, MemoryError):
+            row.note = "does not fit this device"
+        except Exception as error:  # noqa: BLE001 a fast path that a device lacks must not end the bench
+            row.note = f"not possible here: {type(error).__name__}: {str(error).splitlines()[0][:120]}"
+        self.rows.append(row)
+        print(json.dumps(asdict(row)), flush=True)
+
+    def encode(self) -> None:
+        """One clip through the VAE's encoder."""
+        torch.manual_seed(0)
+        vae = AutoencoderKLWan(**self.size.vae).eval().to(self.device)
+        shape = (self.size.frames, self.size.height, self.size.width, 3)
+        frames = np.random.default_rng(0).integers(0, 255, shape, dtype=np.uint8)
+        self.measure(Row("encode one clip, VAE in float32"), lambda: encode_frames(vae, frames), steps=3)
+        self._clear()
+
+    def train(self, training: str, checkpointing: bool) -> None:
+        """One optimiser step at batch 1 with AdamW and a moving average, as `models.trainer` does it."""
+        config = self.config(training, checkpointing)
+        need = training_memory(self.architecture, config, self.size.latent, cuda=self.cuda).total / GIB
+        row = Row(
+            f"{'LoRA rank ' + str(config.rank) if training == 'lora' else 'full'} step, batch 1, "
+            f"{config.mixed_precision}{', gradient checkpointing' if checkpointing else ''}",
+            estimate_gib=need,
+        )
+        available = torch.cuda.mem_get_info(self.device)[0] / GIB if self.cuda else None
+        if available and need > 1.15 * available:
+            row.note = f"left out: about {need:.0f} GiB needed, {available:.0f} free"
+            self.rows.append(row)
+            return
+        try:
+            with out_of_memory_told(config):
+                step = self._step(config)
+        except Exception as error:  # noqa: BLE001
+            row.note = str(error).splitlines()[0][:160]
+            self.rows.append(row)
+            self._clear()
+            return
+        flops = training_flops(self.architecture, self.size.latent, self.size.text_tokens, lora=training == "lora")
+        self.measure(row, step, flops)
+        self._clear()
+
+    def config(self, training: str, checkpointing: bool) -> TrainConfig:
+        """As the presets, at this size."""
+        preset = configured(f"wan-1.3b-{training}")
+        return preset.model_copy(
+            update={
+                "gradient_checkpointing": checkpointing,
+                "mixed_precision": "bf16" if self.cuda else "no",
+                "max_sequence_length": self.size.text_tokens,
+                "rank": preset.rank if self.cuda else 4,
+            }
+        )
+
+    def _step(self, config: TrainConfig) -> Callable[[], None]:
+        from diffusers.training_utils import EMAModel
+
+        half = config.mixed_precision == "bf16"
+        model = self.transformer(torch.bfloat16 if half and config.training == "lora" else torch.float32)
+        if config.training == "lora":
+            add_lora(model, config)
+        if config.gradient_checkpointing:
+            model.enable_gradient_checkpointing()
+        model.train()
+        trained = [p for p in model.parameters() if p.requires_grad]
+        optimizer = torch.optim.AdamW(trained, lr=1e-6)
+        ema = EMAModel(trained, decay=0.999)
+        batch = {
+            "latents": torch.randn(1, *self.size.latent),
+            "noise": torch.randn(1, *self.size.latent),
+            "sigma": torch.tensor([0.5]),
+            "texts": torch.randn(1, self.size.text_tokens, self.size.transformer["text_dim"]),
+        }
+
+        def step() -> None:
+            with torch.autocast(self.device.type, torch.bfloat16, enabled=half):
+                loss = losses_of(model, batch, self.device).mean()
+            loss.backward()
+            torch.nn.utils.clip_grad_norm_(trained, 1.0)
+            optimizer.step()
+            optimizer.zero_grad(set_to_none=True)
+            ema.step(trained)
+
+        return step
+
+    def transformer(self, dtype: torch.dtype) -> WanTransformer3DModel:
+        """At random initialisation."""
+        torch.manual_seed(0)
+        with torch.device(self.device):
+            return WanTransformer3DModel(**self.size.transformer).to(dtype)
+
+    def fast_paths(self) -> dict[str, Callable[[WanPipeline], None]]:
+        """Ways of diffusers to generate faster or in less memory."""
+        from diffusers import FirstBlockCacheConfig
+
+        def compiled(pipeline: WanPipeline) -> None:
+            pipeline.transformer.compile_repeated_blocks(fullgraph=True)
+
+        def cached(pipeline: WanPipeline) -> None:
+            pipeline.transformer.enable_cache(FirstBlockCacheConfig(threshold=0.05))
+
+        def offloaded(pipeline: WanPipeline) -> None:
+            pipeline.enable_model_cpu_offload(device=self.device)
+
+        return {
+            "plain": lambda pipeline: None,
+            "regional torch.compile": compiled,
+            "first-block cache, threshold 0.05 (random weights: says little of trained ones)": cached,
+            "cuDNN attention": lambda pipeline: pipeline.transformer.set_attention_backend("_native_cudnn"),
+            "model offload to the CPU": offloaded,
+            "VAE tiling": lambda pipeline: pipeline.vae.enable_tiling(),
+        }
+
+    def generate(self, name: str, prepare: Callable[[WanPipeline], None]) -> None:
+        """One video with guidance, text already embedded."""
+        size = self.size
+        row = Row(f"generate one video, {size.inference_steps} steps with guidance: {name}")
+        try:
+            dtype = torch.bfloat16 if self.cuda else torch.float32
+            pipeline = WanPipeline(
+                tokenizer=None,
+                text_encoder=None,
+                vae=AutoencoderKLWan(**size.vae).eval(),
+                scheduler=UniPCMultistepScheduler(
+                    prediction_type="flow_prediction", use_flow_sigmas=True, flow_shift=3.0
+                ),
+                transformer=self.transformer(dtype).eval(),
+            )
+            pipeline.set_progress_bar_config(disable=True)
+            if "offload" not in name:
+                pipeline.to(self.device)
+            pipeline.transformer.set_attention_backend("native")  # the choice is global, and outlives a pipeline
+            prepare(pipeline)
+        except Exception as error:  # noqa: BLE001
+            row.note = f"not possible here: {type(error).__name__}: {(str(error).splitlines() or [''])[0][:120]}"
+            self.rows.append(row)
+            print(json.dumps(asdict(row)), flush=True)
+            self._clear()
+            return
+        texts = torch.randn(2, size.text_tokens, size.transformer["text_dim"], device=self.device, dtype=dtype)
+
+        def make() -> None:
+            pipeline(
+                prompt_embeds=texts[:1], negative_prompt_embeds=texts[1:], height=size.height, width=size.width,
+                num_frames=size.frames, num_inference_steps=size.inference_steps, guidance_scale=5.0,
+                max_sequence_length=size.text_tokens, output_type="np",
+            )  # fmt: skip
+
+        flops = 2 * size.inference_steps * forward_flops(self.architecture, size.latent, size.text_tokens)
+        self.measure(row, make, flops, steps=1)
+        self._clear()
+
+    def _wait(self) -> None:
+        if self.cuda:
+            torch.cuda.synchronize(self.device)
+
+    def _clear(self) -> None:
+        gc.collect()
+        torch.compiler.reset()
+        if self.cuda:
+            torch.cuda.empty_cache()
+
+
+def table(rows: list[Row]) -> str:
+    """Markdown; what was not measured says so."""
+    lines = [
+        "| | s | peak GiB | estimated GiB | TFLOP/s | MFU | |",
+        "| --- | ---: | ---: | ---: | ---: | ---: | --- |",
+    ]
+
+    def cell(value: float | None, places: int, note: str) -> str:
+        return f"{value:.{places}f}" if value is not None else "" if note else "–"
+
+    for row in rows:
+        use = f"{100 * row.utilisation:.1f} %" if row.utilisation is not None else "–"
+        lines.append(
+            f"| {row.what} | {cell(row.seconds, 3, row.note)} | {cell(row.peak_gib, 2, row.note)} | "
+            f"{cell(row.estimate_gib, 2, row.note)} | {cell(row.tflops_per_s, 2, row.note)} | {use} | {row.note} |"
+        )
+    return "\n".join(lines)
+
+
+def page(bench: Bench | None, size: Size) -> str:
+    """The part of docs/performance.md that this bench owns."""
+    shape = f"{size.frames} frames of {size.width} × {size.height}"
+    with torch.device("meta"):
+        a = Architecture.of(WanTransformer3DModel(**size.transformer).config)
+    counted = (
+        f"{weights(a):,} weights; {a.tokens(size.latent):,} tokens per video; "
+        f"{forward_flops(a, size.latent, size.text_tokens) / 1e12:,.3f} TFLOP forward, "
+        f"{training_flops(a, size.latent, size.text_tokens, lora=False) / 1e12:,.3f} per full training step, "
+        f"{training_flops(a, size.latent, size.text_tokens, lora=True) / 1e12:,.3f} per LoRA step"
+    )
+    head = f"## {size.name}, {shape}\n\nCounted from the architecture: {counted}.\n"
+    if bench is None:
+        told = f"{NOT_MEASURED} (no GPU was at hand): run `python -m bench.train_gpu`"
+        return f"{head}\nSeconds, memory and utilisation: {told}\n"
+    versions = f"torch {torch.__version__}, diffusers {diffusers.__version__}, Python {platform.python_version()}"
+    device = bench.device_name + (
+        f", CUDA {torch.version.cuda}" if bench.cuda else f", {torch.get_num_threads()} threads"
+    )
+    toy = "" if bench.cuda else " At this size the figures show that all of it runs, no more."
+    return f"{head}\nOn {device}; {versions}.{toy}\n\n{table(bench.rows)}\n"
+
+
+def write_page(path: Path, parts: list[str]) -> None:
+    """Writes the parts between the markers of the page, and leaves the rest of it as it is."""
+    begin, end = MARKERS
+    text = path.read_text(encoding="utf-8") if path.exists() else f"# What it costs\n\n{begin}\n{end}\n"
+    if begin not in text or end not in text:
+        text = f"{text.rstrip()}\n\n{begin}\n{end}\n"
+    before, rest = text.split(begin, 1)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(f"{before}{begin}\n{chr(10).join(parts)}{end}{rest.split(end, 1)[1]}", encoding="utf-8")
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    diffusers.utils.logging.set_verbosity_error()
+    yield
+
+
+def main() -> int:
+    """Measures and writes the page."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--toy", action="store_true", help="nano's size on the CPU")
+    parser.add_argument("--out", type=Path, default=None, help="write the tables into this page")
+    told = parser.parse_args()
+    if not told.toy and not torch.cuda.is_available():
+        print("no CUDA GPU here: use --toy, or run on a machine that has one", file=sys.stderr)
+        return 2
+    size = TOY if told.toy else WAN
+    bench = Bench(size, torch.device("cpu" if told.toy else "cuda"))
+    with _quiet():
+        bench.run()
+    parts = [page(None, WAN), page(bench, TOY)] if told.toy else [page(bench, WAN)]
+    print("\n".join(parts))
+    if told.out:
+        write_page(told.out, parts)
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

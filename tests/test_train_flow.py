@@ -1,0 +1,47 @@
+"""`medgen train` as people call it: base, encode, pre-flight, train; again: nothing recomputed."""
+
+import json
+import os
+import subprocess
+import sys
+
+from typer.testing import CliRunner
+
+from apps.cli import app
+from flows.train import PARAMETERS
+from medgen.ledger import open_ledger
+from tests.conftest import ROOT
+from tests.made_release import made_release
+
+
+def command(*arguments: str) -> tuple[int, dict, str]:
+    found = subprocess.run(
+        [sys.executable, "-m", "apps.cli", "train", *arguments, "--json"],
+        cwd=ROOT, env=os.environ, capture_output=True, text=True, check=False,
+    )  # fmt: skip
+    return found.returncode, json.loads(found.stdout or "{}"), found.stderr
+
+
+def test_from_release_to_model_and_again(home, tmp_path):
+    clips = {f"clip-{n:02d}": f"video-{n // 2}" for n in range(8)}
+    made_release(open_ledger(), tmp_path / "clips", clips)
+    settings = ["vae_steps=0", "encode_shards=1", "max_train_steps=6", "lr_warmup_steps=1", "validation_steps=3"]
+    arguments = ["made-1", "--no-samples", *(word for setting in settings for word in ("--set", setting))]
+    code, summary, errors = command(*arguments)
+    assert code == 0, errors[-3000:]
+    assert summary["encoded"] == 8 and summary["not_encoded"] == {} and summary["steps"] == 6
+    assert {check["name"]: check["verdict"] for check in summary["checks"]} == dict.fromkeys(
+        ["split", "samples", "latents", "disk", "memory", "vae_round_trip", "first_loss", "overfit_probe"], "pass"
+    )
+    code, again, errors = command(*arguments)
+    assert code == 0, errors[-3000:]
+    assert (again["model"], again["executed"], again["reused_model"]) == (summary["model"], 0, True)
+
+
+def test_fields_and_bad_arguments(home):
+    shown = CliRunner().invoke(app, ["train", "x", "--preset", "paper-lora", "--set", "rank=8", "--fields", "--json"])
+    told = json.loads(shown.stdout)
+    assert shown.exit_code == 0 and told["rank"] == 8 and told["flow_shift"] == 7.0
+    wrong = CliRunner().invoke(app, ["train", "x", "--set", "rnak=8", "--fields"])
+    assert wrong.exit_code != 0 and "no field 'rnak'" in wrong.output
+    assert all(field.description for field in PARAMETERS.model_fields.values())

@@ -1,0 +1,142 @@
+"""Training on record: killed and run again, the same model; lineage both ways; nothing twice."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+from sqlalchemy import select
+from sqlalchemy.orm import Session
+
+from medgen.catalog import ModelVersion, StepRun
+from medgen.errors import ItemFailed
+from medgen.gc import collect_garbage
+from medgen.ledger import open_ledger
+from medgen.verify import verify
+from models.train_presets import TrainConfig
+from models.training_job import read_rows
+from tasks import train
+from tasks.model_files import model_folder
+from tasks.model_lineage import models_of, trained_by
+from tests.conftest import ROOT
+from tests.made_release import made_release, put_encoded
+from tests.tiny_wan import made_up_samples, tiny_base, tiny_config, tiny_job
+
+OVERRIDES = [
+    f"{name}={json.dumps(value)}"
+    for name, value in tiny_config(preflight=False, checkpointing_steps=5).model_dump(mode="json").items()
+    if name != "pretrained_model_name_or_path"
+] + ["preflight=false", "checkpointing_steps=5"]  # fmt: skip
+
+RUN = """
+import sys
+from pathlib import Path
+from medgen.ledger import open_ledger
+from tasks import train
+from tests.test_train_step import arrange
+ledger = open_ledger()
+train.train(ledger, *arrange(ledger, Path(sys.argv[1]), sys.argv[2:]))
+"""
+
+
+def arrange(ledger, folder: Path, overrides):
+    """(identity, work, params) of a training run; the same for the same folder in any process."""
+    base, samples = folder / "b" / "pipeline", folder / "samples"
+    if not base.exists():
+        tiny_base(base)
+        (folder / "j").mkdir()
+        tiny_job(folder / "j", base, ())
+    encoded = made_up_samples(samples)
+    made_release(ledger, folder / "clips", {s.clip_id: s.video_id for s in encoded})
+    records, empty = put_encoded(ledger, encoded, folder / "j" / "empty.safetensors")
+    params = train.TrainParams(preset="nano", overrides=tuple([*OVERRIDES, *overrides]))
+    digest = model_folder(ledger, str(base))[1]
+    return *train.prepare(ledger, "made-1", base, digest, records, empty, params), params
+
+
+def test_killed_and_run_again_is_the_same_model(home, tmp_path, monkeypatch):
+    monkeypatch.setenv("OMP_NUM_THREADS", "1")
+    ledger = open_ledger()
+    changes = ["max_train_steps=400", "validation_steps=200"]
+    identity, work, params = arrange(ledger, tmp_path, changes)
+    folder = train.working_folder(identity.key(work))
+    process = subprocess.Popen(
+        [sys.executable, "-c", RUN, str(tmp_path), *changes], cwd=ROOT, env=os.environ | {"PYTHONPATH": str(ROOT)}
+    )
+    while len(read_rows(folder / "losses.jsonl")) < 20:
+        assert process.poll() is None
+        time.sleep(0.01)
+    process.send_signal(signal.SIGKILL)
+    process.wait()
+    told = []
+    record, reused = train.train(ledger, identity, work, params, told.append)
+    assert not reused and any(facts["event"] == "resumed" and facts["step"] >= 5 for facts in told)
+    killed_model, killed_curve = record.detail["model"], ledger.store.read(record.outputs["curve/losses.parquet"])
+
+    again, reused = train.train(ledger, identity, work, params)
+    assert reused and again.id == record.id
+    # The whole run, uninterrupted, under another key: checkpoints are no part of what is learnt, a preset's name is.
+    other = train.StepIdentity(identity.name, identity.version + 1, identity.params, identity.models)
+    whole, _ = train.train(ledger, other, work, params)
+    assert whole.detail["model"] == killed_model
+    assert ledger.store.read(whole.outputs["curve/losses.parquet"]) == killed_curve
+
+    # lineage
+    with Session(ledger.engine) as session:
+        version = session.scalars(select(ModelVersion)).one()
+        run = session.get(StepRun, version.step_run_id)
+    assert version.release_name == "made-1" and version.name == f"nano-{killed_model[:12]}" and run.step == "train"
+    facts = trained_by(ledger, version.name)
+    parts = {row["clip_id"]: row["part"] for row in facts["clips"]}
+    assert len(parts) == 10 and set(parts.values()) == {"trained_on", "held_out"}
+    assert facts["release"] == "made-1" and facts["step"]["params"]["learning_rate"] == 1e-3
+    by_video = {}
+    for row in facts["clips"]:
+        by_video.setdefault(row["video_id"], set()).add(row["part"])
+    assert all(len(found) == 1 for found in by_video.values())
+    assert {m["name"]: m["part"] for m in models_of(ledger, "clip-0-0")} == {version.name: parts["clip-0-0"]}
+    assert models_of(ledger, "no-such-clip") == []
+
+    # the folder can be had, and nothing of it is garbage
+    collect_garbage(ledger, grace_s=0, dry_run=False)
+    laid, digest = model_folder(ledger, f"medgen:{version.name}")
+    assert digest == killed_model and "made-1" in (laid / "README.md").read_text()
+    assert verify(ledger, home / "releases") == []
+
+
+def test_what_stops_a_run(home, tmp_path, monkeypatch):
+    monkeypatch.setenv("OMP_NUM_THREADS", "1")
+    ledger = open_ledger()
+    identity, work, params = arrange(ledger, tmp_path, ["preflight=true", "max_train_steps=4"])
+    empty = work.parents["empty"]
+    with pytest.raises(ItemFailed, match="no clip of the release made-1"):
+        train.prepare(ledger, "made-1", tmp_path, "0" * 64, [], ledger.load([empty])[empty], params)
+    with pytest.raises(ItemFailed, match="unknown_release"):
+        train.prepare(ledger, "nothing", tmp_path, "0" * 64, [object()], None, params)
+    # Pre-flight stops: this VAE is untrained.
+    told = []
+    from models.training_job import PreflightFailed
+
+    with pytest.raises(PreflightFailed, match="vae_round_trip"):
+        train.train(ledger, identity, work, params, told.append)
+    assert [facts["event"] for facts in told] == ["check"] * 8
+    with Session(ledger.engine) as session:
+        assert session.scalars(select(StepRun).where(StepRun.step == "train")).all() == []
+    # A learning rate that makes no sense, and fields that do not exist.
+    wild = train.TrainParams(overrides=(*OVERRIDES, "learning_rate=1e30", "lr_scheduler=constant", "lr_warmup_steps=0"))
+    identity, work = train.prepare(
+        ledger, "made-1", tmp_path / "b" / "pipeline", identity.models["base"],
+        [r for i, r in ledger.load(work.parents.values()).items() if r.step == "encode"],
+        ledger.load([empty])[empty], wild,
+    )  # fmt: skip
+    with pytest.raises(train.TrainingEnded, match="lower learning_rate"):
+        train.train(ledger, identity, work, wild)
+    with pytest.raises(ValueError, match="no field 'leraning_rate'"):
+        train.TrainParams(overrides=("leraning_rate=1",))
+    with pytest.raises(ValueError, match="NAME=VALUE"):
+        train.TrainParams(overrides=("learning_rate",))
+    assert TrainConfig.model_fields

@@ -1,0 +1,352 @@
+"""Training: golden curve, kill and resume, adapters, processes, bad input."""
+
+import errno
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from diffusers import WanPipeline, WanTransformer3DModel
+from hypothesis import given
+from hypothesis import strategies as st
+from safetensors.torch import load_file, save_file
+
+from models import ModelUnavailable, train_checkpoint
+from models.flow_matching import draw_sigma, generator, noised, shifted
+from models.train_checkpoint import CheckpointNotWritten, WrongCheckpoint
+from models.train_presets import PRESETS, configured
+from models.train_samples import NothingToTrainOn, batch_order
+from models.trainer import OutOfMemory, Trainer, TrainingStopped, out_of_memory_told
+from models.training_job import LORA_FILE, TrainJob, read_rows, split_by_video
+from tasks.train import TrainParams, training_command
+from tests.conftest import ROOT
+from tests.tiny_wan import SHAPE, made_up_samples, tiny_base, tiny_config, tiny_job
+
+GOLDEN = ROOT / "tests" / "golden_training.json"
+
+
+@pytest.fixture(autouse=True)
+def _one_thread():
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
+
+
+@pytest.fixture(scope="module")
+def base(tmp_path_factory) -> Path:
+    return tiny_base(tmp_path_factory.mktemp("base") / "pipeline")
+
+
+@pytest.fixture(scope="module")
+def samples(tmp_path_factory):
+    return made_up_samples(tmp_path_factory.mktemp("samples"))
+
+
+def curve(folder: Path) -> list[float]:
+    return [row["loss"] for row in read_rows(folder / "losses.jsonl")]
+
+
+def files(folder: Path) -> dict[str, bytes]:
+    return {p.relative_to(folder).as_posix(): p.read_bytes() for p in sorted(folder.rglob("*")) if p.is_file()}
+
+
+def start(job: TrainJob, *command: str) -> subprocess.Popen:
+    """The job in a process of its own."""
+    job.folder.mkdir(parents=True, exist_ok=True)
+    job.write(job.folder / "job.json")
+    environment = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT), "ACCELERATE_USE_CPU": "true"}
+    launch = [sys.executable, *(command or ("-m", "models.train_job")), str(job.folder / "job.json")]
+    return subprocess.Popen(launch, cwd=ROOT, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+
+
+# --- flow matching and the order of samples ---
+
+
+@given(st.floats(1.0, 12.0), st.floats(0.0, 1.0), st.floats(0.0, 1.0))
+def test_shift_keeps_the_ends_and_the_order(shift, a, b):
+    low, high = sorted((a, b))
+    out = shifted(torch.tensor([0.0, low, high, 1.0], dtype=torch.float64), shift)
+    assert out[0] == 0 and out[3] == pytest.approx(1.0)
+    assert out[0] <= out[1] <= out[2] <= out[3] + 1e-12
+    assert out[1] >= low - 1e-12  # a shift above 1 moves towards noise
+
+
+def test_path_is_a_straight_line_from_sample_to_noise():
+    x0, noise = torch.randn(2, *SHAPE), torch.randn(2, *SHAPE)
+    at, velocity, timestep = noised(x0, noise, torch.tensor([0.25, 1.0]))
+    torch.testing.assert_close(at[0], 0.75 * x0[0] + 0.25 * noise[0])
+    torch.testing.assert_close(at[1], noise[1])
+    torch.testing.assert_close(at[0] - 0.25 * velocity[0], x0[0])  # going back along the velocity gives the sample
+    assert timestep.tolist() == [250.0, 1000.0]
+
+
+def test_noise_levels_follow_the_scheme():
+    def mean(scheme, shift):
+        return float(np.mean([draw_sigma(scheme, 0.0, 1.0, shift, generator(0, "t", i)) for i in range(2000)]))
+
+    assert mean("none", 1.0) == pytest.approx(0.5, abs=0.02)
+    assert mean("logit_normal", 1.0) == pytest.approx(0.5, abs=0.02)
+    assert mean("none", 7.0) > mean("none", 3.0) > 0.6
+
+
+@given(st.lists(st.integers(1, 7), min_size=1, max_size=4), st.integers(1, 6), st.integers(0, 9))
+def test_every_sample_gets_its_turn_and_any_step_can_be_gone_on_from(sizes, batch, start_at):
+    indices = iter(range(sum(sizes)))
+    buckets = {(4, 1, 2, n): [next(indices) for _ in range(size)] for n, size in enumerate(sizes)}
+    shape_of = {i: shape for shape, members in buckets.items() for i in members}
+    steps = 60
+    order = batch_order(buckets, batch, 3)
+    all_steps = [next(order) for _ in range(steps)]
+    later = batch_order(buckets, batch, 3, start_at)
+    assert [next(later) for _ in range(steps - start_at)] == all_steps[start_at:]
+    assert all(len({shape_of[i] for i in step}) == 1 for step in all_steps)
+    drawn = [i for step in all_steps for i in step]
+    for members in buckets.values():
+        of_bucket = [i for i in drawn if i in members]
+        # A bucket's share of the steps is its share of the samples, and within it all come equally often.
+        assert abs(len(of_bucket) / batch - steps * len(members) / sum(sizes)) <= len(sizes)
+        counts = [of_bucket.count(i) for i in members]
+        assert max(counts) - min(counts) <= 1
+
+
+# --- curves ---
+
+
+def test_golden_curve(tmp_path, base, samples):
+    trained = Trainer(tiny_job(tmp_path, base, samples)).run()
+    found = {
+        "loss": [row["loss"] for row in trained.curve],
+        "held_out": [row["loss"] for row in trained.validations],
+    }
+    if os.environ.get("MEDGEN_WRITE_GOLDEN"):
+        GOLDEN.write_text(json.dumps(found, indent=1) + "\n")
+    golden = json.loads(GOLDEN.read_text())
+    np.testing.assert_allclose(found["loss"], golden["loss"], rtol=1e-3)
+    np.testing.assert_allclose(found["held_out"], golden["held_out"], rtol=1e-3)
+    # The pipeline folder is an ordinary one with another transformer.
+    before, after = files(base), files(trained.model)
+    assert {n for n in before if after[n] != before[n]} == {"transformer/diffusion_pytorch_model.safetensors"}
+    WanPipeline.from_pretrained(trained.model)
+
+
+def test_held_out_videos_are_never_trained_on(tmp_path, base, samples):
+    trainer = Trainer(tiny_job(tmp_path, base, samples))
+    sides = [{s.video_id for s in part.samples} for part in (trainer.train, trainer.held_out)]
+    assert sides[0] and sides[1] and not sides[0] & sides[1]
+    assert len(trainer.train) + len(trainer.held_out) == len(samples)
+
+
+def test_killed_and_resumed_is_identical(tmp_path, base, samples):
+    changes = {"max_train_steps": 150, "checkpointing_steps": 7, "validation_steps": 50, "training": "lora",
+               "lora_dropout": 0.1}  # fmt: skip
+    for name in ("whole", "killed"):
+        (tmp_path / name).mkdir()
+    whole = Trainer(tiny_job(tmp_path / "whole", base, samples, **changes)).run()
+    job = tiny_job(tmp_path / "killed", base, samples, **changes)
+    process = start(job)
+    while len(read_rows(job.folder / "losses.jsonl")) < 20:
+        assert process.poll() is None, process.stderr.read().decode()
+        time.sleep(0.005)
+    process.send_signal(signal.SIGKILL)
+    process.communicate()
+    assert not (job.folder / "model").exists()
+    resumed = Trainer(job).run()
+    assert 0 < resumed.resumed_from < 150
+    assert curve(job.folder) == curve(whole.model.parent) and len(curve(job.folder)) == 150
+    assert resumed.validations == whole.validations
+    assert files(resumed.model) == files(whole.model)
+    assert len(list((job.folder / "checkpoints").iterdir())) == 2  # checkpoints_total_limit
+
+
+def test_processes_do_not_change_the_curve(tmp_path, base, samples):
+    for name in ("one", "two"):
+        (tmp_path / name).mkdir()
+    changes = {"training": "lora", "max_train_steps": 6, "gradient_accumulation_steps": 2}
+    one = Trainer(tiny_job(tmp_path / "one", base, samples, **changes)).run()
+    job = tiny_job(tmp_path / "two", base, samples, **changes, num_processes=2, train_batch_size=2)
+    command = training_command(job, TrainParams(overrides=("num_processes=2",)))
+    process = start(job, *command[1:-1])
+    said, errors = process.communicate(timeout=300)
+    assert process.returncode == 0, errors.decode()[-3000:]
+    assert b'"trained"' in said
+    np.testing.assert_allclose(curve(job.folder), [row["loss"] for row in one.curve], rtol=1e-4)
+    held = [row["loss"] for row in read_rows(job.folder / "validation.jsonl")]
+    np.testing.assert_allclose(held, [row["loss"] for row in one.validations], rtol=1e-4)
+    mine, theirs = (load_file(f / LORA_FILE) for f in (one.model, job.folder / "model"))
+    for name, tensor in mine.items():
+        torch.testing.assert_close(theirs[name], tensor, rtol=1e-2, atol=1e-4)
+
+
+def test_precision_and_memory_savers_train_the_same(tmp_path, base, samples):
+    losses = {}
+    for name, changes in {
+        "plain": {},
+        "recomputed": {"gradient_checkpointing": True},
+        "accumulated": {"train_batch_size": 2, "gradient_accumulation_steps": 2},
+        "bf16": {"mixed_precision": "bf16"},
+    }.items():
+        (tmp_path / name).mkdir()
+        trained = Trainer(tiny_job(tmp_path / name, base, samples, max_train_steps=4, **changes)).run()
+        losses[name] = [row["loss"] for row in trained.curve]
+    np.testing.assert_allclose(losses["recomputed"], losses["plain"], rtol=1e-5)
+    np.testing.assert_allclose(losses["accumulated"], losses["plain"], rtol=1e-5)
+    np.testing.assert_allclose(losses["bf16"], losses["plain"], rtol=2e-2)
+
+
+# --- adapters ---
+
+
+def test_lora_changes_adapters_only_and_merging_gives_the_same_video(tmp_path, base, samples):
+    job = tiny_job(
+        tmp_path, base, samples, training="lora", learning_rate=2e-2, max_train_steps=12, validation_steps=12,
+        validation_prompts=("a scan of the heart",),
+    )  # fmt: skip
+    trainer = Trainer(job)
+    frozen = {n: p.detach().clone() for n, p in trainer.model.named_parameters() if not p.requires_grad}
+    trained = trainer.run()
+    assert all(torch.equal(p, frozen[n]) for n, p in trainer.model.named_parameters() if n in frozen)
+    old, new = (load_file(f / "transformer" / "diffusion_pytorch_model.safetensors") for f in (base, trained.model))
+    changed = {name for name in old if not torch.equal(old[name], new[name])}
+    assert changed and all(".attn" in name and name.endswith(".weight") for name in changed)
+    assert old.keys() == new.keys()
+    assert [path.parent.name for path in trained.videos] == ["step-00000000", "step-00000012"]
+
+    def video(folder: Path, adapter: Path | None = None) -> np.ndarray:
+        pipeline = WanPipeline.from_pretrained(folder)
+        pipeline.set_progress_bar_config(disable=True)
+        if adapter:
+            pipeline.load_lora_weights(adapter, weight_name=LORA_FILE)
+        return pipeline(
+            "a scan of the heart", height=32, width=48, num_frames=5, num_inference_steps=3, guidance_scale=2.0,
+            max_sequence_length=8, generator=torch.Generator().manual_seed(0), output_type="latent",
+        ).frames[0].detach().numpy()  # fmt: skip
+
+    adapted, merged = video(base, trained.model), video(trained.model)
+    np.testing.assert_allclose(merged, adapted, atol=1e-4)
+    assert np.abs(merged - video(base)).max() > 100 * np.abs(merged - adapted).max()
+
+
+# --- what can go wrong ---
+
+
+def test_corrupt_latents_are_named_and_left_out(tmp_path, base):
+    samples = list(made_up_samples(tmp_path / "samples", videos=6))
+    train, _ = split_by_video(samples, 0.3, 0)
+    cut, mute, wild, swapped = train[:4]
+    cut.path.write_bytes(cut.path.read_bytes()[:200])
+    tensors = load_file(mute.path)
+    save_file({**tensors, "brief": torch.zeros(0, 16), "detailed": torch.zeros(0, 16)}, str(mute.path))
+    save_file({**load_file(wild.path), "latents": torch.full(SHAPE, float("nan"))}, str(wild.path))
+    samples[samples.index(swapped)] = swapped.model_copy(update={"sha256": "0" * 64})
+    trained = Trainer(tiny_job(tmp_path, base, tuple(samples))).run()
+    assert set(trained.quarantined) == {s.clip_id for s in (cut, mute, wild, swapped)}
+    assert "no caption" in trained.quarantined[mute.clip_id] and "finite" in trained.quarantined[wild.clip_id]
+    assert trained.steps == 10 and np.isfinite([row["loss"] for row in trained.curve]).all()
+    assert json.loads((trained.model.parent / "quarantined.json").read_text()) == trained.quarantined
+
+
+def test_nothing_one_and_mixed(tmp_path, base, samples):
+    with pytest.raises(NothingToTrainOn, match="no clips"):
+        Trainer(tiny_job(tmp_path, base, ()))
+    alone = Trainer(tiny_job(tmp_path, base, samples[:1], max_train_steps=2)).run()
+    assert alone.steps == 2 and alone.held_out_clips == 0 and alone.validations[-1]["loss"] is None
+    mixed = made_up_samples(tmp_path / "mixed", videos=4, clips=3, shapes=(SHAPE, (4, 1, 4, 6), (4, 2, 6, 4)))
+    (tmp_path / "m").mkdir()
+    assert Trainer(tiny_job(tmp_path / "m", base, mixed)).run().steps == 10
+    with pytest.raises(NothingToTrainOn, match="channels"):
+        Trainer(tiny_job(tmp_path, base, made_up_samples(tmp_path / "other", shapes=((3, 2, 4, 6),))))
+
+
+def test_checkpoints_of_others_and_broken_ones(tmp_path, base, samples, caplog):
+    job = tiny_job(tmp_path, base, samples)
+    whole = Trainer(job).run()
+    other = job.model_copy(update={"base_digest": "c" * 64})
+    with pytest.raises(WrongCheckpoint, match=r"base was bbb.*now ccc"):
+        Trainer(other)
+    with pytest.raises(WrongCheckpoint, match="configuration"):
+        Trainer(job.model_copy(update={"config": tiny_config(learning_rate=1e-5)}))
+    newest = job.folder / "checkpoints" / "checkpoint-00000010"
+    data = bytearray((newest / "weights.safetensors").read_bytes())
+    data[-5] ^= 1
+    (newest / "weights.safetensors").write_bytes(data)
+    again = Trainer(job)
+    assert again.step == 8 and "checkpoint-00000010 is corrupt" in caplog.text
+    assert again.run().curve == whole.curve
+
+
+def test_full_disk_leaves_the_checkpoint_before(tmp_path, base, samples, monkeypatch):
+    job = tiny_job(tmp_path, base, samples)
+    real = train_checkpoint.save_file
+
+    def full(tensors, path):
+        if "00000008" in path and "optimizer" in path:
+            raise OSError(errno.ENOSPC, "No space left on device")
+        real(tensors, path)
+
+    monkeypatch.setattr(train_checkpoint, "save_file", full)
+    with pytest.raises(CheckpointNotWritten, match=r"disk full.*free some space.*checkpoint-00000004"):
+        Trainer(job).run()
+    assert [p.name for p in (job.folder / "checkpoints").iterdir()] == ["checkpoint-00000004"]
+    monkeypatch.undo()
+    (tmp_path / "o").mkdir()
+    assert Trainer(job).run().curve == Trainer(tiny_job(tmp_path / "o", base, samples)).run().curve
+
+
+def test_out_of_memory_says_what_to_lower(tmp_path, base, samples, monkeypatch):
+    job = tiny_job(tmp_path, base, samples, max_train_steps=6)
+    forward = WanTransformer3DModel.forward
+    calls = []
+
+    def greedy(self, *args, **kwargs):
+        calls.append(torch.is_grad_enabled())
+        if sum(calls) == 6:
+            torch.empty(2**60)  # the allocator's own error
+        return forward(self, *args, **kwargs)
+
+    monkeypatch.setattr(WanTransformer3DModel, "forward", greedy)
+    with pytest.raises(OutOfMemory, match=r"gradient_checkpointing=true.*train_batch_size \(4\)"):
+        Trainer(job).run()
+    monkeypatch.undo()
+    assert Trainer(job).run().resumed_from == 4
+    with pytest.raises(RuntimeError, match="unrelated"), out_of_memory_told(job.config):
+        raise RuntimeError("unrelated")
+
+
+def test_bases_that_do_not_fit(tmp_path, base, samples):
+    with pytest.raises(ModelUnavailable, match="no local folder"):
+        Trainer(tiny_job(tmp_path, Path("no/such-model"), samples))
+    image_model = tmp_path / "image" / "model"
+    shutil.copytree(base, image_model)
+    index = json.loads((image_model / "model_index.json").read_text())
+    (image_model / "model_index.json").write_text(json.dumps(index | {"_class_name": "WanImageToVideoPipeline"}))
+    with pytest.raises(ModelUnavailable, match="WanImageToVideoPipeline"):
+        Trainer(tiny_job(tmp_path, image_model, samples))
+    job = tiny_job(tmp_path, base, samples)
+    save_file({"empty": torch.zeros(2, 7)}, str(job.empty))
+    with pytest.raises(TrainingStopped, match="encoded for another base"):
+        Trainer(job)
+    with pytest.raises(TrainingStopped, match="num_processes=1"):
+        Trainer(tiny_job(tmp_path, base, samples, num_processes=3))
+    with pytest.raises(TrainingStopped, match="lora_layers=to_nothing"):
+        Trainer(tiny_job(tmp_path, base, samples, training="lora", lora_layers="to_nothing"))
+
+
+def test_presets():
+    for preset in PRESETS:
+        configured(preset)
+    paper = configured("paper-lora")
+    assert (paper.rank, paper.lora_alpha, paper.learning_rate, paper.flow_shift) == (32, 32, 5e-5, 7.0)
+    assert (paper.global_batch, paper.max_train_steps, paper.seed, paper.ema_decay) == (32, 50_000, 1024, 0.999)
+    assert paper.buckets.startswith("93x")
+    with pytest.raises(ValueError, match=r"nano, wan-1.3b-lora"):
+        configured("nanu")
+    with pytest.raises(ValueError, match=r"FRAMESxHEIGHTxWIDTH"):
+        configured("nano", {"buckets": "480p"})
