@@ -1,0 +1,117 @@
+"""`medgen evaluate`."""
+
+import json
+import sys
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+from rich.console import Console
+from rich.markup import escape
+from rich.table import Table
+
+out = Console()
+err = Console(stderr=True)
+
+
+def evaluate(
+    model: Annotated[
+        list[str] | None,
+        typer.Option("--model", "-m", help="medgen:NAME, a diffusers folder or a hub name; may be repeated."),
+    ] = None,
+    videos: Annotated[
+        list[str] | None,
+        typer.Option(metavar="NAME=FOLDER", help="Videos of any other system, commercial ones too; may be repeated."),
+    ] = None,
+    baseline: Annotated[str, typer.Option(help="What to test against: a model, or NAME of a folder.")] = "",
+    prompts: Annotated[str, typer.Option(help="medical (packaged, 200), or a .txt, .csv or .jsonl file.")] = "medical",
+    limit: Annotated[int, typer.Option(help="Only so many prompts, spread over categories; 0: all.")] = 0,
+    against: Annotated[str, typer.Option(metavar="RELEASE", help="Look for near copies of its clips.")] = "",
+    report: Annotated[Path | None, typer.Option(help="Where the page goes: NAME.html or a folder.")] = None,
+    settings: Annotated[
+        list[str] | None,
+        typer.Option("--set", metavar="NAME=VALUE", help="Set any parameter, such as metric_subject; see --fields."),
+    ] = None,
+    retry_quarantined: Annotated[bool, typer.Option(help="Try videos again that failed for good.")] = False,
+    fields: Annotated[bool, typer.Option("--fields", help="List every parameter with its default, and stop.")] = False,
+    as_json: Annotated[bool, typer.Option("--json", help="Print facts as JSON for machines.")] = False,
+) -> None:
+    """Measure generated videos and compare systems: leaderboard, tests against a baseline, near copies, report.
+
+    Models make the videos of the prompts first; folders are measured as they are. A folder's prompts.csv (columns
+    file, prompt) says what each video should show; without it a file is matched by the prompt's id in its name.
+    """
+    from apps.cli import parse_settings, plain_errors
+    from apps.run_flow import run_flow
+
+    with plain_errors():
+        if fields:
+            _show_fields(as_json)
+            return
+        arguments: dict[str, Any] = parse_settings(settings or []) | {
+            "models": model or [],
+            "videos": videos or [],
+            "baseline": baseline,
+            "prompts": prompts,
+            "limit": limit,
+            "against": against,
+            "report": str(report.expanduser().resolve()) if report else "",
+            "retry_quarantined": retry_quarantined,
+        }
+        summary = run_flow("evaluate", arguments, quiet=as_json)
+        if as_json:
+            sys.stdout.write(json.dumps(summary, indent=1, ensure_ascii=False, default=str) + "\n")
+            return
+        show(summary)
+
+
+def show(summary: dict[str, Any]) -> None:
+    """Prints leaderboard, tests, near copies and where the report lies."""
+    from flows.evaluate import leaderboard_rows, paired_rows
+
+    rows = leaderboard_rows(summary["leaderboard"])
+    table = Table("", *(escape(row["system"]) for row in rows), title="Leaderboard", title_justify="left")
+    for name in [key for key in rows[0] if key != "system"]:
+        table.add_row(escape(name), *(escape(row[name]) for row in rows))
+    out.print(table)
+    tests = paired_rows(summary["paired"])
+    if tests:
+        table = Table(title=f"Against {escape(summary['baseline'])}", title_justify="left")
+        tests = [{name: value for name, value in row.items() if name != "baseline"} for row in tests]
+        for name in tests[0]:
+            table.add_column(name, overflow="fold", min_width=24 if name == "metric" else None)
+        for row in tests:
+            table.add_row(*(escape(value) for value in row.values()))
+        out.print(table)
+    for name, found in summary["retrieval"].items():
+        out.print(
+            f"{escape(name)}: {found['right']} of {found['videos']} videos look most like a training clip of their own "
+            f"category: {found['accuracy']:.2f} ({found['low']:.2f} to {found['high']:.2f}), "
+            f"chance {found['chance']:.2f}",
+            highlight=False,
+            soft_wrap=True,
+        )
+    if summary["near_copies"]:
+        for row in summary["leaderboard"]:
+            colour = "red" if row["near_copies"] else "green"
+            told = f"{row['near_copies']} of {row['videos']} videos are near copies of training clips"
+            out.print(f"{escape(row['system'])}: [{colour}]{told}[/]", highlight=False, soft_wrap=True)
+    for failure in [*summary["failures"], *summary["not_generated"]]:
+        named = failure.get("file") or failure.get("subject")
+        line = f"not measured: {failure['system']}, {named}: {failure['why']}"
+        err.print(escape(line), highlight=False, soft_wrap=True)
+    out.print(f"executed {summary['executed']}, reused {summary['reused']}", highlight=False)
+    out.print(f"report: [bold]{escape(summary['report']['html'])}[/]", soft_wrap=True, highlight=False)
+
+
+def _show_fields(as_json: bool) -> None:
+    from flows.evaluate import EvaluateParameters
+
+    if as_json:
+        properties = EvaluateParameters.model_json_schema()["properties"]
+        sys.stdout.write(json.dumps(properties, indent=1, ensure_ascii=False) + "\n")
+        return
+    table = Table("name", "default", "meaning")
+    for name, field in EvaluateParameters.model_fields.items():
+        table.add_row(name, escape(str(field.get_default(call_default_factory=True))), escape(field.description or ""))
+    out.print(table)
