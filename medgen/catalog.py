@@ -2,7 +2,8 @@
 
 The ledger writes these tables; everything else reads them. Rows are added and never changed: a repeated attempt
 is a new step run beside the one that it supersedes. Only a takedown blanks words, and leaves a seal (see
-`medgen.takedown`). Only the last three tables hold passing facts of operation.
+`medgen.takedown`), and what raters answer may be revised. Only the last three tables hold passing facts of operation,
+and `standing` repeats what the others say, to be searched: triggers keep it (migration 0003), nobody else writes it.
 """
 
 from datetime import UTC, datetime
@@ -16,6 +17,7 @@ from sqlalchemy import (
     Engine,
     Float,
     ForeignKey,
+    ForeignKeyConstraint,
     Index,
     Integer,
     String,
@@ -24,7 +26,7 @@ from sqlalchemy import (
     create_engine,
     text,
 )
-from sqlalchemy.dialects.postgresql import JSONB
+from sqlalchemy.dialects.postgresql import JSONB, TSVECTOR
 from sqlalchemy.exc import OperationalError
 from sqlalchemy.orm import DeclarativeBase, Mapped, mapped_column
 
@@ -102,7 +104,11 @@ class StepRun(Base):
         Index("uq_step_run_key", "key", unique=True, postgresql_where=text("NOT superseded")),
         Index("ix_step_run_step_subject", "step", "subject"),
         Index("ix_step_run_subject", "subject"),
-        Index("ix_step_run_step_status_reason", "step", "status", "reason"),
+        Index("ix_step_run_step_status_reason", "step", "status", "reason", "id"),
+        Index(
+            "ix_step_run_copy_of", text("(detail ->> 'duplicate_of')"), postgresql_where=text("step = 'deduplicate'")
+        ),
+        Index("ix_step_run_flow", "flow_run_id", "id", postgresql_where=text("flow_run_id IS NOT NULL")),
     )
 
 
@@ -170,7 +176,7 @@ class Score(Base):
     clip_id: Mapped[str | None] = mapped_column(ForeignKey("clip.id"), index=True)
     value: Mapped[float]
     model_digest: Mapped[str | None] = mapped_column(Sha256)
-    __table_args__ = (Index("ix_score_metric_value", "metric", "value"),)
+    __table_args__ = (Index("ix_score_metric_value", "metric", "value", "clip_id"),)
 
 
 class Caption(Base):
@@ -235,6 +241,74 @@ class Evaluation(Base):
     __table_args__ = (UniqueConstraint("step_run_id", "metric"),)
 
 
+class Study(Base):
+    """A blind side-by-side rating of videos of several systems: its design."""
+
+    __tablename__ = "study"
+    name: Mapped[str] = mapped_column(primary_key=True)
+    systems: Mapped[list[str]]  # their names, which raters never see
+    seed: Mapped[int] = mapped_column(BigInteger)
+    consent: Mapped[str]  # what raters agree to, as plain text
+    step_run_id: Mapped[int] = mapped_column(ForeignKey("step_run.id"))
+    created_at: Mapped[datetime] = mapped_column(default=now)
+
+
+class StudyPair(Base):
+    """Two videos of one prompt. First and second are their places on record; who sees which where is the rater's."""
+
+    __tablename__ = "study_pair"
+    study_name: Mapped[str] = mapped_column(ForeignKey("study.name", ondelete="CASCADE"), primary_key=True)
+    number: Mapped[int] = mapped_column(Integer, primary_key=True)
+    kind: Mapped[str]  # rated | check: an attention check, in which one video is plainly broken
+    prompt_id: Mapped[str]
+    prompt: Mapped[str]
+    category: Mapped[str]
+    first_system: Mapped[str]
+    second_system: Mapped[str]
+    first_sha256: Mapped[str] = mapped_column(ForeignKey("artifact.sha256"))
+    second_sha256: Mapped[str] = mapped_column(ForeignKey("artifact.sha256"))
+    expected: Mapped[str | None]  # of a check: first | second, the one that is not broken
+
+
+class StudyRater(Base):
+    """A person who was invited to a study, known by a number."""
+
+    __tablename__ = "study_rater"
+    study_name: Mapped[str] = mapped_column(ForeignKey("study.name", ondelete="CASCADE"), primary_key=True)
+    number: Mapped[int] = mapped_column(Integer, primary_key=True)
+    token_sha256: Mapped[str] = mapped_column(Sha256, unique=True)  # the token itself is on no record
+    showing: Mapped[dict[str, Any]]  # pairs: their numbers in this rater's order; swapped: whether second is left
+    consented_at: Mapped[datetime | None]
+    withdrawn_at: Mapped[datetime | None]
+    created_at: Mapped[datetime] = mapped_column(default=now)
+
+
+class StudyAnswer(Base):
+    """What a rater answered on a pair: first, second or neither, in terms of the pair and not of the screen."""
+
+    __tablename__ = "study_answer"
+    study_name: Mapped[str] = mapped_column(primary_key=True)
+    rater: Mapped[int] = mapped_column(Integer, primary_key=True)
+    pair: Mapped[int] = mapped_column(Integer, primary_key=True)
+    swapped: Mapped[bool]  # whether the second video was on the left
+    text_alignment: Mapped[str]
+    medical_accuracy: Mapped[str]
+    visual_quality: Mapped[str]
+    comment: Mapped[str]
+    seconds: Mapped[float | None]  # from the page's opening to the answer, as the rater's browser told
+    revisions: Mapped[int] = mapped_column(Integer, default=0)
+    answered_at: Mapped[datetime] = mapped_column(default=now)
+    revised_at: Mapped[datetime | None]
+    __table_args__ = (
+        ForeignKeyConstraint(
+            ["study_name", "rater"], ["study_rater.study_name", "study_rater.number"], ondelete="CASCADE"
+        ),
+        ForeignKeyConstraint(
+            ["study_name", "pair"], ["study_pair.study_name", "study_pair.number"], ondelete="CASCADE"
+        ),
+    )
+
+
 class Tombstone(Base):
     """A video that was taken down: its bytes are gone, its records stay, no later refresh takes it again."""
 
@@ -244,6 +318,38 @@ class Tombstone(Base):
     reason: Mapped[str]
     detail: Mapped[dict[str, Any]]  # artifacts removed; clips, releases and models affected
     forgotten_at: Mapped[datetime] = mapped_column(default=now)
+
+
+class Standing(Base):
+    """Where a video, clip or stretch stands: the last word of the pipeline on it, beside what people search for.
+
+    Kept by triggers in the transaction that changes it; `SELECT rebuild_standing()` makes it anew from the records.
+    """
+
+    __tablename__ = "standing"
+    id: Mapped[str] = mapped_column(primary_key=True)  # of a video or clip, or VIDEO/a-b of a stretch never cut
+    kind: Mapped[str]  # video | clip | stretch
+    video_id: Mapped[str]
+    step: Mapped[str]
+    status: Mapped[str]  # kept | rejected | failed
+    reason: Mapped[str | None]
+    decided_at: Mapped[datetime]
+    run_id: Mapped[int | None] = mapped_column(BigInteger)
+    source_name: Mapped[str]
+    title: Mapped[str]
+    channel: Mapped[str | None]
+    licence: Mapped[str | None]
+    category: Mapped[str | None]
+    words: Mapped[Any] = mapped_column(TSVECTOR)  # of title, channel and tags, unstemmed: any language
+    __table_args__ = (
+        Index("ix_standing_at", "decided_at", "id"),
+        *(
+            Index(f"ix_standing_{column}", column, "decided_at", "id")
+            for column in ("kind", "status", "reason", "step", "channel", "licence", "category", "source_name")
+        ),
+        Index("ix_standing_video", "video_id"),
+        Index("ix_standing_words", "words", postgresql_using="gin"),
+    )
 
 
 class KnownFile(Base):

@@ -6,7 +6,7 @@ what the catalog says is missing from them, removed bytes to being gone. `medgen
 
 import hashlib
 import json
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -54,21 +54,34 @@ def _records(ledger: Ledger, tell: Callable[[str, int, int], None]) -> Iterator[
         done, last = 0, 0
         while runs := session.scalars(select(StepRun).where(StepRun.id > last).order_by(StepRun.id).limit(BATCH)).all():
             for one in rehashed(session, runs):
-                run = one.run
-                name = f"step run {run.id} ({run.step} {run.subject})"
-                if one.gone:
-                    yield f"{name}: the records of {', '.join(one.gone)} before it are gone"
-                elif run.id in sealed:
-                    if one.seal != sealed[run.id]:
-                        yield f"{name}: its content was changed after a takedown blanked it"
-                else:
-                    if one.found != run.record_hash:
-                        yield f"{name}: its content, or that of a record before it, was changed after it was written"
-                    if _key(run, one.inputs) != run.key:
-                        yield f"{name}: its key does not follow from its content"
+                name = f"step run {one.run.id} ({one.run.step} {one.run.subject})"
+                yield from (f"{name}: {fault}" for fault in _faults(one, sealed))
             done, last = done + len(runs), runs[-1].id
             tell("records", done, total)
             session.expunge_all()
+
+
+def record_faults(session: Session, ids: Sequence[int]) -> dict[int, str | None]:
+    """Id of a step run → what is wrong with its record; None: it is as it was written, or as a takedown left it."""
+    runs = session.scalars(select(StepRun).where(StepRun.id.in_(ids)).order_by(StepRun.id)).all()
+    again = list(rehashed(session, runs))
+    # Seals are asked for only when something differs: most records were never blanked.
+    sealed = seals(session) if any(one.found != one.run.record_hash for one in again) else {}
+    return {one.run.id: "; ".join(_faults(one, sealed)) or None for one in again}
+
+
+def _faults(one: "Rehashed", sealed: Mapping[int, str]) -> Iterator[str]:
+    run = one.run
+    if one.gone:
+        yield f"the records of {', '.join(one.gone)} before it are gone"
+    elif run.id in sealed:
+        if one.seal != sealed[run.id]:
+            yield "its content was changed after a takedown blanked it"
+    else:
+        if one.found != run.record_hash:
+            yield "its content, or that of a record before it, was changed after it was written"
+        if _key(run, one.inputs) != run.key:
+            yield "its key does not follow from its content"
 
 
 @dataclass(frozen=True)

@@ -26,5 +26,8 @@ def upgrade(engine: Engine) -> None:
             alembic.attributes["connection"] = connection
             command.upgrade(alembic, "head")
             connection.commit()
+        except BaseException:
+            connection.rollback()  # else nothing more is heard, and the lock stays with the pooled connection
+            raise
         finally:
             connection.execute(text("SELECT pg_advisory_unlock(:key)"), {"key": MIGRATION_LOCK})

@@ -1,0 +1,358 @@
+"""Search over all videos and clips by what is known of them: filters, pages by key, counts by estimate.
+
+A page begins after the last row of the page before (keyset), never at an offset, so that the thousandth page costs
+what the first does. Nothing counts all rows: totals are the planner's estimates and are called so.
+"""
+
+import base64
+import json
+import re
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from datetime import UTC, date, datetime, timedelta
+from typing import Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
+from sqlalchemy import (
+    ARRAY,
+    ColumnElement,
+    Connection,
+    Select,
+    Text,
+    and_,
+    any_,
+    case,
+    cast,
+    exists,
+    func,
+    literal,
+    or_,
+    select,
+    text,
+    tuple_,
+)
+from sqlalchemy.orm import aliased
+
+from apps.audit.reading import TooSlow, limited
+from medgen.catalog import ModelVersion, ReleaseClip, Score, Standing
+
+PAGE = 50
+DIRECT_S = 1.2  # a search that takes longer is looked for piece by piece, newest first
+WINDOW = 40_000  # rows of such a piece
+FEW = 3000  # as many clips with a score in range are asked for by name
+FACETS = ("kind", "step", "status", "reason", "category", "licence", "channel", "source_name")
+COLUMNS = (
+    Standing.id, Standing.kind, Standing.video_id, Standing.title, Standing.channel, Standing.licence,
+    Standing.category, Standing.step, Standing.status, Standing.reason, Standing.decided_at, Standing.run_id,
+    Standing.source_name,
+)  # fmt: skip
+Kind = Literal["", "clip", "video", "stretch"]
+Status = Literal["", "kept", "rejected", "failed"]
+
+
+class Filters(BaseModel):
+    """What is searched for. Empty means: any."""
+
+    model_config = ConfigDict(frozen=True, extra="ignore", str_strip_whitespace=True)
+
+    q: str = Field("", max_length=300, description="Words of title, channel and tags, or an id.")
+    kind: Kind = ""
+    step: str = Field("", max_length=60)
+    status: Status = ""
+    reason: str = Field("", max_length=120)
+    category: str = Field("", max_length=120)
+    licence: str = Field("", max_length=300)
+    channel: str = Field("", max_length=300)
+    source: str = Field("", max_length=300)
+    release: str = Field("", max_length=120)
+    model: str = Field("", max_length=200, description="Name or digest of a model that was trained on the clip.")
+    metric: str = Field("", max_length=80)
+    low: float | None = Field(None, description="Lowest score.")
+    high: float | None = Field(None, description="Highest score.")
+    since: date | None = Field(None, description="Decided on this day or later.")
+    until: date | None = Field(None, description="Decided on this day or earlier.")
+
+    @field_validator("*", mode="before")
+    @classmethod
+    def _given(cls, value: Any) -> Any:
+        if isinstance(value, str):
+            value = "".join(c for c in value if c.isprintable()).strip()
+            return value or None if value == "" else value
+        return value
+
+    @model_validator(mode="before")
+    @classmethod
+    def _without_empty(cls, values: Any) -> Any:
+        return {k: v for k, v in dict(values).items() if not (isinstance(v, str) and not v.strip("\0 \t\r\n"))}
+
+    @property
+    def given(self) -> dict[str, str]:
+        """The filters that are set, as a query string has them."""
+        return {k: str(v) for k, v in self.model_dump().items() if v not in ("", None)}
+
+
+@dataclass(frozen=True)
+class Page:
+    """A page of rows, newest decision first.
+
+    Args:
+        rows: columns of `standing`; with a metric filter also `value`.
+        after: cursor of the next page; None: this was the last.
+        partial: the search was too broad to look through everything at once; `after` goes on looking.
+        about: estimated number of rows in all.
+    """
+
+    rows: Sequence[Mapping[str, Any]]
+    after: str | None
+    partial: bool = False
+    about: int | None = None
+
+
+def search(connection: Connection, filters: Filters, after: str | None = None, size: int = PAGE) -> Page:
+    """One page of what the filters let through."""
+    where = conditions(connection, filters)
+    start = _parse_cursor(after)
+    if start:
+        where.append(tuple_(Standing.decided_at, Standing.id) < tuple_(literal(start[0]), literal(start[1])))
+    query = _selected(filters).where(*where).order_by(Standing.decided_at.desc(), Standing.id.desc()).limit(size + 1)
+    try:
+        with limited(connection, DIRECT_S):
+            rows = [dict(row) for row in connection.execute(query).mappings()]
+    except TooSlow:
+        return _in_pieces(connection, filters, where, start, size)
+    about = None if after else _estimate(connection, _selected(filters).where(*where))
+    more = len(rows) > size
+    rows = rows[:size]
+    return Page(rows, _cursor(rows[-1]) if more else None, about=about)
+
+
+def every(connection: Connection, filters: Filters, most: int, batch: int = 2000) -> Iterator[Mapping[str, Any]]:
+    """All rows that the filters let through, newest first, at most `most`."""
+    after, given = None, 0
+    while True:
+        page = search(connection, filters, after, batch)
+        yield from page.rows[: most - given]
+        given += len(page.rows)
+        after = page.after
+        if after is None or given >= most:
+            return
+
+
+def conditions(connection: Connection, filters: Filters) -> list[ColumnElement[bool]]:
+    """The filters as conditions on `standing`."""
+    found: list[ColumnElement[bool]] = []
+    if filters.q:
+        found.append(_words(filters.q))
+    for column, value in (
+        (Standing.kind, filters.kind),
+        (Standing.step, filters.step),
+        (Standing.status, filters.status),
+        (Standing.reason, filters.reason),
+        (Standing.category, filters.category),
+        (Standing.licence, filters.licence),
+        (Standing.channel, filters.channel),
+        (Standing.source_name, filters.source),
+    ):
+        if value:
+            found.append(column == value)
+    if filters.since:
+        found.append(Standing.decided_at >= _midnight(filters.since))
+    if filters.until:
+        found.append(Standing.decided_at < _midnight(filters.until + timedelta(days=1)))
+    releases = [filters.release] if filters.release else []
+    if filters.release:
+        found.append(_in_release(releases))
+    if filters.model:
+        named = select(ModelVersion.release_name).where(
+            or_(ModelVersion.name == filters.model, ModelVersion.digest == filters.model)
+        )
+        found.append(_in_release([name for name in connection.scalars(named) if name]))
+    if filters.metric:
+        found.append(_scored(connection, filters))
+    return found
+
+
+def facets(connection: Connection, column: str, most: int = 200, beginning: str = "") -> list[str]:
+    """Different values of a column of `standing`, in order, by jumping through its index."""
+    assert column in FACETS
+    query = text(
+        f"""
+        WITH RECURSIVE jump AS (
+          (SELECT {column} AS value FROM standing WHERE {column} >= :beginning ORDER BY {column} LIMIT 1)
+          UNION ALL
+          SELECT (SELECT {column} FROM standing WHERE {column} > jump.value ORDER BY {column} LIMIT 1)
+          FROM jump WHERE jump.value IS NOT NULL
+        )
+        SELECT value FROM jump WHERE value IS NOT NULL LIMIT :most
+        """
+    )
+    return list(connection.scalars(query, {"beginning": beginning, "most": most}))
+
+
+def metrics(connection: Connection) -> list[str]:
+    """Names of all scores of clips, by jumping through the index."""
+    query = text(
+        """
+        WITH RECURSIVE jump AS (
+          (SELECT metric FROM score ORDER BY metric LIMIT 1)
+          UNION ALL
+          SELECT (SELECT metric FROM score WHERE metric > jump.metric ORDER BY metric LIMIT 1)
+          FROM jump WHERE jump.metric IS NOT NULL
+        )
+        SELECT metric FROM jump WHERE metric IS NOT NULL LIMIT 300
+        """
+    )
+    return list(connection.scalars(query))
+
+
+@dataclass(frozen=True)
+class Count:
+    """How many rows there are with a value; `exact` is False for an estimate."""
+
+    value: str
+    rows: int
+    exact: bool
+
+
+def counts(connection: Connection, column: str, **equal: str) -> list[Count]:
+    """Values of a column of `standing` with their numbers, most frequent first.
+
+    Exact for small catalogs; else the planner's estimate for each value, so that nothing is counted.
+    """
+    assert column in FACETS
+    total = rows_of(connection, "standing")
+    same = [getattr(Standing, name) == value for name, value in equal.items()]
+    it = getattr(Standing, column)
+    if total < 60_000:
+        query = select(it, func.count()).where(it.is_not(None), *same).group_by(it)
+        found = [Count(value, rows, True) for value, rows in connection.execute(query)]
+    else:
+        found = [
+            Count(value, _estimate(connection, select(Standing.id).where(it == value, *same)) or 0, False)
+            for value in facets(connection, column, 60)
+        ]
+    return sorted((c for c in found if c.rows), key=lambda c: (-c.rows, c.value))
+
+
+def rows_of(connection: Connection, table: str) -> int:
+    """About how many rows a table has, from the planner's statistics."""
+    rows = connection.scalar(text("SELECT reltuples FROM pg_class WHERE oid = to_regclass(:table)"), {"table": table})
+    if rows is None or rows < 0:  # never analysed: it is new, thus small
+        rows = connection.scalar(text(f"SELECT count(*) FROM (SELECT 1 FROM {table} LIMIT 100000) AS newest"))
+    return int(rows or 0)
+
+
+def _selected(filters: Filters) -> Select[Any]:
+    query = select(*COLUMNS)
+    if filters.metric:
+        value = (
+            select(Score.value)
+            .where(Score.clip_id == Standing.id, Score.metric == filters.metric)
+            .order_by(Score.step_run_id.desc())
+            .limit(1)
+            .scalar_subquery()
+        )
+        query = query.add_columns(value.label("value"))
+    return query
+
+
+def _in_pieces(
+    connection: Connection,
+    filters: Filters,
+    where: Sequence[ColumnElement[bool]],
+    start: tuple[datetime, str] | None,
+    size: int,
+) -> Page:
+    """Looks through the newest rows only; where it stopped, the next page goes on."""
+    window = select(Standing.id, Standing.decided_at).order_by(Standing.decided_at.desc(), Standing.id.desc())
+    if start:
+        window = window.where(tuple_(Standing.decided_at, Standing.id) < tuple_(literal(start[0]), literal(start[1])))
+    piece = window.limit(WINDOW).cte("piece").prefix_with("MATERIALIZED", dialect="postgresql")
+    query = (
+        _selected(filters)
+        .where(Standing.id.in_(select(piece.c.id)), *where)
+        .order_by(Standing.decided_at.desc(), Standing.id.desc())
+        .limit(size)
+    )
+    rows = [dict(row) for row in connection.execute(query).mappings()]
+    if len(rows) == size:
+        return Page(rows, _cursor(rows[-1]), partial=True)
+    end = connection.execute(window.offset(WINDOW - 1).limit(1)).first()
+    return Page(rows, _cursor({"decided_at": end[1], "id": end[0]}) if end else None, partial=True)
+
+
+def _words(q: str) -> ColumnElement[bool]:
+    """Words in any order, "phrases", -without; the last word may be a beginning. An id finds its item."""
+    query = func.websearch_to_tsquery(text("'simple'"), q)
+    last = re.search(r"(\w{2,})$", q)
+    found: ColumnElement[bool] = Standing.words.op("@@")(query)
+    if last and '"' not in q and " -" not in f" {q}" and " or " not in q.lower():
+        begun = func.to_tsquery(text("'simple'"), f"{last[1]}:*")
+        if before := q[: last.start()].strip():
+            begun = func.websearch_to_tsquery(text("'simple'"), before).op("&&")(begun)
+        found = Standing.words.op("@@")(begun)
+    if re.fullmatch(r"[cv][0-9a-f]{6,40}(/\d+-\d+)?", q):
+        end = q[:-1] + chr(ord(q[-1]) + 1)
+        found = or_(Standing.id == q, and_(Standing.id >= q, Standing.id < end))
+    return found
+
+
+def _in_release(names: Sequence[str]) -> ColumnElement[bool]:
+    return exists().where(ReleaseClip.release_name.in_(names), ReleaseClip.clip_id == Standing.id)
+
+
+def _scored(connection: Connection, filters: Filters) -> ColumnElement[bool]:
+    """Clips with a score in the range: asked for by name when they are few, looked up one by one when they are many.
+
+    The planner can't know which: it keeps no statistics of a value within a metric.
+    """
+    same = [Score.metric == filters.metric, Score.clip_id.is_not(None)]
+    same += [Score.value >= filters.low] if filters.low is not None else []
+    same += [Score.value <= filters.high] if filters.high is not None else []
+    few = list(connection.scalars(select(Score.clip_id).where(*same).limit(FEW + 1)))
+    if len(few) <= FEW:
+        return Standing.id == any_(cast(sorted({c for c in few if c}), ARRAY(Text)))  # one parameter, not thousands
+    measured = aliased(Score)
+    latest = (
+        select(measured.value)
+        .where(measured.clip_id == Standing.id, measured.metric == filters.metric)
+        .order_by(measured.step_run_id.desc())
+        .limit(1)
+        .scalar_subquery()
+    )
+    low = filters.low if filters.low is not None else float("-inf")
+    high = filters.high if filters.high is not None else float("inf")
+    # A comparison that the planner can't turn into a join: with so many in range, walking the newest is quicker.
+    return case((latest.between(low, high), True), else_=False)
+
+
+def _estimate(connection: Connection, query: Select[Any]) -> int | None:
+    compiled = query.compile(connection, compile_kwargs={"render_postcompile": True})
+    plan = connection.exec_driver_sql(
+        f"EXPLAIN (FORMAT JSON) {compiled}", compiled.construct_params() or None
+    ).scalar_one()
+    plan = json.loads(plan) if isinstance(plan, str) else plan
+    return int(plan[0]["Plan"]["Plan Rows"])
+
+
+def _midnight(day: date) -> datetime:
+    return datetime(day.year, day.month, day.day, tzinfo=UTC)
+
+
+def _cursor(row: Mapping[str, Any]) -> str:
+    key = json.dumps([row["decided_at"].astimezone(UTC).isoformat(), row["id"]])
+    return base64.urlsafe_b64encode(key.encode()).decode().rstrip("=")
+
+
+def _parse_cursor(after: str | None) -> tuple[datetime, str] | None:
+    """A cursor as it was given; a made-up one begins at the beginning."""
+    if not after or len(after) > 600:
+        return None
+    try:
+        when, identity = json.loads(base64.urlsafe_b64decode(after + "=" * (-len(after) % 4)))
+        moment = datetime.fromisoformat(when)
+        if moment.tzinfo is None or not isinstance(identity, str) or not identity.isprintable():
+            return None
+    except (ValueError, TypeError):
+        return None
+    return moment, identity

@@ -1,0 +1,60 @@
+"""Search: all videos and clips, narrowed down by what is known of them."""
+
+from typing import Annotated
+
+from fastapi import APIRouter, Header, Query, Request
+from pydantic import ValidationError
+from starlette.responses import Response
+
+from apps.audit import search
+from apps.audit.search import Filters
+from apps.audit.site import site_of
+
+router = APIRouter()
+
+
+def filters_of(request: Request) -> tuple[Filters, list[str]]:
+    """The filters of a request's query, and what is wrong with those that had to be left out."""
+    given = dict(request.query_params)
+    try:
+        return Filters(**given), []
+    except ValidationError as error:
+        wrong = {str(e["loc"][0]): e["msg"] for e in error.errors() if e["loc"]}
+        rest = {k: v for k, v in given.items() if k not in wrong}
+        return Filters(**rest), [f"{name}: {message}" for name, message in sorted(wrong.items())]
+
+
+@router.get("/items")
+def items(
+    request: Request,
+    after: Annotated[str, Query(max_length=700)] = "",
+    hx_request: Annotated[str | None, Header()] = None,
+    hx_target: Annotated[str | None, Header(max_length=40)] = None,
+) -> Response:
+    """Rows that the filters let through; for HTMX only what changes of the page."""
+    site = site_of(request)
+    filters, wrong = filters_of(request)
+    with site.engine.connect() as connection:
+        page = search.search(connection, filters, after or None)
+        values = {"filters": filters, "wrong": wrong, "page": page, "after": after}
+        if hx_request and hx_target in ("results", "more"):
+            template = "_more.html" if hx_target == "more" else "_results.html"
+            answer: Response = site.page(template, **values)
+        else:
+            choices = {name: search.facets(connection, name) for name in ("step", "reason", "category", "licence")}
+            names = search.metrics(connection)
+            answer = site.page("search.html", choices=choices, metrics=names, **values)
+    answer.headers["Vary"] = "HX-Request, HX-Target"
+    return answer
+
+
+@router.get("/suggest/{column}")
+def suggest(request: Request, column: str, channel: str = "", source: str = "") -> Response:
+    """Options of a field with too many values for a list: those that begin like what was typed."""
+    column = {"channel": "channel", "source": "source_name"}.get(column, "")
+    typed = (channel or source)[:100]
+    found: list[str] = []
+    if column and typed.isprintable():
+        with site_of(request).engine.connect() as connection:
+            found = [v for v in search.facets(connection, column, 20, typed) if v.startswith(typed)]
+    return site_of(request).page("_options.html", options=found)

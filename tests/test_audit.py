@@ -1,0 +1,264 @@
+"""The audit site in a browser, over a real refresh: what an auditor does, from a rejected clip to a model and back."""
+
+import json
+import shutil
+import time
+import urllib.request
+from collections.abc import Callable, Iterator
+from contextlib import suppress
+from pathlib import Path
+
+import prov.model
+import pytest
+from playwright.sync_api import Browser, Page, expect, sync_playwright
+from sqlalchemy import create_engine
+
+from apps import demo_corpus
+from medgen.ledger import Ledger
+from medgen.postgres import embedded_url
+from medgen.settings import Settings
+from medgen.store import Store
+from tests.conftest import free_port, medgen, medgen_running
+from tests.recorded import Recorder
+
+VIDEOS = ("echo-sector.mp4", "echo-subtitled.mp4")
+SIZES = {"phone": {"width": 390, "height": 844}, "desk": {"width": 1440, "height": 900}}
+
+
+@pytest.fixture(scope="module")
+def installation(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, list[str], str]:
+    """A refreshed installation: its home, the names of two releases, and the digest of a model on record.
+
+    The first release takes what the second, which stands last, rejects for its overlay text.
+    """
+    made, source = tmp_path_factory.mktemp("made"), tmp_path_factory.mktemp("source")
+    demo_corpus.build_corpus(made)
+    for name in VIDEOS:
+        shutil.copyfile(next(made.rglob(name)), source / name)
+    home = tmp_path_factory.mktemp("audited") / "home"
+    releases = []
+    for settings in (("--set", "max_overlay_words=100000", "--set", "copies=keep"), ()):
+        done = medgen("refresh", "--source", f"films={source}", "--json", *settings, home=home, MEDGEN_WORKERS="1")
+        releases.append(json.loads(done.stdout)["release"])
+    # Training is another matter than auditing: a record of a model is enough here.
+    engine = create_engine(embedded_url(home / "postgres"))
+    ledger = Ledger(engine, Store(Settings(home=home)))
+    with engine.connect() as connection:
+        run_id = connection.exec_driver_sql(
+            f"SELECT step_run_id FROM release WHERE name = '{releases[1]}'"
+        ).scalar_one()
+    digest, _ = Recorder(ledger).model("nano-tested", releases[1], ledger.load([run_id])[run_id])
+    engine.dispose()
+    return home, releases, digest
+
+
+@pytest.fixture(scope="module")
+def site(installation: tuple[Path, list[str], str]) -> Iterator[str]:
+    """Address of `medgen audit` over the installation."""
+    port = free_port()
+    with medgen_running("audit", "--port", str(port), home=installation[0]) as process:
+        address = f"http://127.0.0.1:{port}"
+        while process.poll() is None:
+            with suppress(OSError), urllib.request.urlopen(f"{address}/robots.txt", timeout=5):
+                break
+        assert process.poll() is None, process.stdout.read() if process.stdout else ""
+        yield address
+        process.terminate()
+
+
+@pytest.fixture(scope="module")
+def browser() -> Iterator[Browser]:
+    """Debian's Chromium."""
+    found = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
+    assert found, "the tests need chromium"
+    with sync_playwright() as playwright:
+        started = playwright.chromium.launch(executable_path=found, args=["--no-sandbox"])
+        yield started
+        started.close()
+
+
+@pytest.fixture
+def page(browser: Browser, site: str) -> Iterator[Page]:
+    """A page that fails its test when anything goes wrong in it: scripts, refused content, requests to elsewhere."""
+    context = browser.new_context(viewport=SIZES["desk"], base_url=site, accept_downloads=True)
+    troubles: list[str] = []
+    opened = context.new_page()
+    opened.on("console", lambda m: troubles.append(m.text) if m.type in ("error", "warning") else None)
+    opened.on("pageerror", lambda error: troubles.append(str(error)))
+    opened.on("request", lambda r: None if r.url.startswith((site, "blob:", "data:")) else troubles.append(r.url))
+    opened.on("response", lambda r: troubles.append(f"{r.status} {r.url}") if r.status >= 500 else None)
+    opened.set_default_timeout(20_000)
+    yield opened
+    context.close()
+    assert troubles == []
+
+
+def test_a_rejected_clip_is_found_by_its_reason_and_says_why(page: Page) -> None:
+    page.goto("/")
+    page.get_by_role("navigation", name="Main").get_by_role("link", name="Search").click()
+    with page.expect_response(lambda r: "reason=overlay_text" in r.url):
+        page.get_by_label("Reason").select_option("overlay_text")
+    expect(page.get_by_role("link", name="Remove the filter reason")).to_be_visible()
+    rows = page.locator("table.rows tbody tr")
+    assert rows.count() >= 1
+    assert "reason=overlay_text" in page.url  # the address can be handed on
+    for row in rows.all():
+        assert "overlay text" in row.inner_text()
+    rows.first.get_by_role("link").first.click()
+    expect(page.locator("#why")).to_contain_text("rejected it because too much text lies over the picture: overlay")
+    expect(page.locator("#why")).to_contain_text("where no more than")
+    expect(page.locator(".proof")).to_contain_text("records are as they were written")
+    # The comparison that decided stands in the timeline, with its bar told to those who can't see it.
+    failed = page.locator(".timeline li.rejected .checks li", has=page.locator(".no")).first
+    assert "failed" in (failed.locator("svg").get_attribute("aria-label") or "")
+
+
+def test_a_kept_clip_plays_and_leads_to_its_release_and_model_and_back(
+    page: Page, installation: tuple[Path, list[str], str]
+) -> None:
+    _, releases, digest = installation
+    page.goto(f"/items?kind=clip&status=kept&release={releases[1]}")
+    page.locator("table.rows tbody a").first.click()
+    clip = page.url
+    video = page.locator("video")
+    video.evaluate("video => video.play()")
+    _wait(lambda: video.evaluate("video => video.currentTime") > 0.2)
+    assert video.evaluate("video => video.videoWidth") > 0
+    # Jumping asks for a range in the middle.
+    video.evaluate("video => { video.pause(); video.currentTime = video.duration - 0.5 }")
+    _wait(lambda: video.evaluate("video => !video.seeking && video.readyState >= 2"))
+    expect(page.locator("svg.strip .clip.current")).to_have_count(1)
+    assert page.locator("blockquote.caption").count() == 2
+    page.get_by_role("link", name=releases[1]).first.click()
+    page.wait_for_url(f"**/releases/{releases[1]}")
+    expect(page.locator("table.funnel tbody tr")).to_have_count(11)
+    page.get_by_role("link", name="nano-tested").click()
+    page.wait_for_url(f"**/models/{digest}")
+    expect(page.locator("#content")).to_contain_text("imaging_quality")
+    # Back by the graph: model, release, clip.
+    page.get_by_role("link", name="Lineage graph").click()
+    page.get_by_role("link", name=f"release {releases[1]}").click()
+    page.wait_for_url(f"**/lineage/release/{releases[1]}")
+    page.locator(f"svg.graph a[href$='{clip.rsplit('/', 1)[1]}']").click()
+    page.get_by_role("link", name="Open the page of this clip").click()
+    assert page.url == clip
+
+
+def test_lineage_is_valid_prov_and_openlineage(page: Page, installation: tuple[Path, list[str], str]) -> None:
+    _, releases, digest = installation
+    page.goto(f"/items?kind=clip&status=kept&release={releases[1]}")
+    page.locator("table.rows tbody a").first.click()
+    clip = page.url.rsplit("/", 1)[1]
+    with page.expect_download() as download:
+        page.get_by_role("link", name="PROV").click()
+    document = prov.model.ProvDocument.deserialize(download.value.path(), format="json")
+    named = {str(record.identifier) for record in document.get_records(prov.model.ProvEntity)}
+    assert {f"clip:{clip}", f"release:{releases[1]}", f"model:{digest}"} <= named
+    steps = {str(t) for a in document.get_records(prov.model.ProvActivity) for t in a.get_asserted_types()}
+    assert {f"medgen:{step}" for step in ("discover", "download", "classify", "cut", "decide", "caption")} <= steps
+    relations = [type(record) for record in document.get_records(prov.model.ProvRelation)]
+    kinds = (prov.model.ProvUsage, prov.model.ProvGeneration, prov.model.ProvCommunication, prov.model.ProvMembership)
+    assert all(relations.count(kind) for kind in kinds)
+    # Everything that a relation names is told of.
+    told = named | {
+        str(r.identifier) for k in (prov.model.ProvActivity, prov.model.ProvAgent) for r in document.get_records(k)
+    }
+    for record in document.get_records(prov.model.ProvRelation):
+        assert {
+            str(value) for _, value in record.formal_attributes if isinstance(value, prov.model.QualifiedName)
+        } <= told
+    whole = page.request.get(f"/releases/{releases[1]}/prov.json").text()
+    document = prov.model.ProvDocument.deserialize(content=whole, format="json")
+    assert f"clip:{clip}" in {str(record.identifier) for record in document.get_records(prov.model.ProvEntity)}
+    assert len(list(document.get_records(prov.model.ProvMembership))) >= 1
+    for address in (f"/clips/{clip}", f"/releases/{releases[1]}"):
+        events = page.request.get(f"{address}/openlineage.json").json()
+        assert {event["eventType"] for event in events} == {"START", "COMPLETE"}
+        for event in events:
+            assert {"eventTime", "producer", "schemaURL", "run", "job"} <= event.keys()
+    assert any(one["name"] == f"clip/{clip}" for event in events for one in event.get("inputs", ()))
+    about = page.request.get(f"/releases/{releases[1]}/croissant.json").json()
+    metadata = next(one for one in about["distribution"] if one["name"] == "metadata.parquet")
+    assert len(metadata["sha256"]) == 64 and about["license"]
+    assert {"clips-metadata/clip_id", "clips-metadata/brief_caption"} <= {
+        f["@id"] for f in about["recordSet"][0]["field"]
+    }
+    assert page.request.get(f"/releases/{releases[1]}/card.md").text().startswith("---")
+
+
+def test_two_releases_are_compared(page: Page, installation: tuple[Path, list[str], str]) -> None:
+    _, releases, _ = installation
+    page.goto("/releases")
+    page.get_by_label("Compare", exact=True).select_option(releases[0])
+    page.get_by_label("with").select_option(releases[1])
+    page.get_by_role("button", name="Compare").click()
+    policy = page.locator("table").first
+    expect(policy).to_contain_text("max_overlay_words")
+    assert int(page.locator("#only-a").inner_text()) >= 1 and page.locator("#only-b").inner_text() == "0"
+    expect(page.locator("#content")).to_contain_text("overlay_text")
+
+
+def test_pages_fit_and_can_be_read_and_reached_by_keyboard(
+    browser: Browser, site: str, installation: tuple[Path, list[str], str], tmp_path: Path
+) -> None:
+    _, releases, digest = installation
+    listed = json.loads(urllib.request.urlopen(f"{site}/releases/{releases[1]}/openlineage.json").read())
+    clip = next(one["name"] for one in listed[1]["inputs"]).removeprefix("clip/")
+    addresses = (
+        "/", "/items", f"/clips/{clip}", f"/releases/{releases[1]}", f"/compare?a={releases[0]}&b={releases[1]}",
+        f"/models/{digest}", f"/lineage/clip/{clip}", "/runs", "/takedowns",
+    )  # fmt: skip
+    for scheme in ("light", "dark"):
+        for name, size in SIZES.items():
+            context = browser.new_context(viewport=size, color_scheme=scheme, base_url=site)
+            opened = context.new_page()
+            for number, address in enumerate(addresses):
+                opened.goto(address)
+                assert opened.evaluate("document.documentElement.scrollWidth") <= size["width"], (address, name)
+                assert opened.evaluate(FAINT) == [], (address, scheme)
+                assert opened.evaluate(UNNAMED) == [], address
+                if name == "phone" or number < 5:
+                    opened.screenshot(path=tmp_path / f"{number}-{scheme}-{name}.png")
+            opened.goto("/items")
+            opened.keyboard.press("Tab")
+            assert opened.evaluate("document.activeElement.className") == "skip"
+            opened.keyboard.press("Enter")
+            assert opened.evaluate("document.activeElement.id") == "content"
+            context.close()
+
+
+def _wait(holds: Callable[[], bool]) -> None:
+    """Until something holds. Playwright's own way needs scripts made of text, which the pages refuse."""
+    deadline = time.monotonic() + 60
+    while not holds():
+        assert time.monotonic() < deadline
+        time.sleep(0.05)
+
+
+# Texts whose contrast is below WCAG AA (4.5 to 1), by their computed colours.
+FAINT = """() => {
+  const rgb = colour => { const m = colour.match(/[\\d.]+/g).map(Number); return m.length < 4 ? [...m, 1] : m };
+  const linear = v => (v /= 255) <= 0.03928 ? v / 12.92 : ((v + 0.055) / 1.055) ** 2.4;
+  const light = ([r, g, b]) => 0.2126 * linear(r) + 0.7152 * linear(g) + 0.0722 * linear(b);
+  const behind = e => {
+    for (; e; e = e.parentElement) {
+      const colour = rgb(getComputedStyle(e).backgroundColor);
+      if (colour[3] === 1) return colour;
+    }
+    return [255, 255, 255];
+  };
+  const passed_over = 'svg, .skip, .hidden-label, .htmx-indicator, .superseded, option, .player';
+  const found = [];
+  for (const e of document.querySelectorAll('body *')) {
+    const written = [...e.childNodes].some(n => n.nodeType === 3 && n.data.trim());
+    if (!written || e.closest(passed_over) || !e.checkVisibility()) continue;
+    const [a, b] = [light(rgb(getComputedStyle(e).color)), light(behind(e))];
+    if ((Math.max(a, b) + 0.05) / (Math.min(a, b) + 0.05) < 4.5) found.push(e.outerHTML.slice(0, 80));
+  }
+  return found }"""
+
+# Controls and pictures that a screen reader has no name for.
+UNNAMED = """() => {
+  const all = 'input:not([type=hidden]), select, button, a[href], img, svg[role=img], video';
+  const named = e => e.labels?.length || e.getAttribute('aria-label') || e.textContent.trim() || e.hasAttribute('alt');
+  return [...document.querySelectorAll(all)].filter(e => !named(e)).map(e => e.outerHTML.slice(0, 80)) }"""
