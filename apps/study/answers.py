@@ -1,0 +1,147 @@
+"""What the pages read and write: a rater by token, their pairs in their order, their answers."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from sqlalchemy import Engine, func, select, update
+from sqlalchemy.dialects.postgresql import insert
+from sqlalchemy.orm import Session
+
+from medgen.catalog import Study, StudyAnswer, StudyPair, StudyRater, now
+from tasks.study import AXES, token_digest
+
+SIDES = ("left", "right", "neither")  # what a rater chooses
+MAX_COMMENT = 2000  # characters
+MAX_TOKEN = 100
+MAX_SECONDS = 86_400.0
+
+
+@dataclass(frozen=True)
+class Rater:
+    """A rater as their pages know them. Positions count from 1, in the rater's own order."""
+
+    study: str
+    number: int
+    consent: str
+    consented: bool
+    pairs: tuple[int, ...]
+    swapped: tuple[bool, ...]
+    answered: frozenset[int]  # positions
+
+    @property
+    def total(self) -> int:
+        """Number of pairs."""
+        return len(self.pairs)
+
+    @property
+    def next(self) -> int | None:
+        """First position without an answer; None when all are answered."""
+        return next((p for p in range(1, self.total + 1) if p not in self.answered), None)
+
+    @property
+    def reachable(self) -> int:
+        """Last position that may be opened: the first without an answer, or the last of all."""
+        return self.next or self.total
+
+
+@dataclass(frozen=True)
+class Given:
+    """An answer in terms of the screen: axis → side, and the comment."""
+
+    sides: Mapping[str, str]
+    comment: str
+
+
+def rater_of(engine: Engine, study: str, token: str) -> Rater | None:
+    """The rater of this study who holds the token."""
+    if not 0 < len(token) <= MAX_TOKEN or not token.isascii():
+        return None
+    with Session(engine) as session:
+        found = session.execute(
+            select(StudyRater, Study.consent)
+            .join(Study, Study.name == StudyRater.study_name)
+            .where(StudyRater.token_sha256 == token_digest(token), StudyRater.study_name == study)
+            .where(StudyRater.withdrawn_at.is_(None))
+        ).first()
+        if found is None:
+            return None
+        row, consent = found
+        mine = select(StudyAnswer.pair).where(StudyAnswer.study_name == study, StudyAnswer.rater == row.number)
+        done = set(session.scalars(mine))
+        pairs = tuple(row.showing["pairs"])
+        return Rater(
+            study, row.number, consent, row.consented_at is not None, pairs, tuple(row.showing["swapped"]),
+            frozenset(position for position, pair in enumerate(pairs, 1) if pair in done),
+        )  # fmt: skip
+
+
+def agree(engine: Engine, rater: Rater) -> None:
+    """Puts on record that the rater consents. The first time stands."""
+    with Session(engine) as session, session.begin():
+        session.execute(
+            update(StudyRater)
+            .where(StudyRater.study_name == rater.study, StudyRater.number == rater.number)
+            .where(StudyRater.consented_at.is_(None))
+            .values(consented_at=now())
+        )
+
+
+def prompt_at(engine: Engine, rater: Rater, position: int) -> str:
+    """The prompt of the pair at a position."""
+    with Session(engine) as session:
+        return session.get_one(StudyPair, (rater.study, rater.pairs[position - 1])).prompt
+
+
+def video_at(engine: Engine, rater: Rater, position: int, side: str) -> str:
+    """sha256 of the video that the rater sees on that side."""
+    with Session(engine) as session:
+        pair = session.get_one(StudyPair, (rater.study, rater.pairs[position - 1]))
+        second = (side == "right") != rater.swapped[position - 1]
+        return pair.second_sha256 if second else pair.first_sha256
+
+
+def answer_at(engine: Engine, rater: Rater, position: int) -> Given | None:
+    """What this rater answered at a position."""
+    with Session(engine) as session:
+        row = session.get(StudyAnswer, (rater.study, rater.number, rater.pairs[position - 1]))
+        if row is None:
+            return None
+        return Given({axis: _turned(getattr(row, axis), row.swapped) for axis in AXES}, row.comment)
+
+
+def save(engine: Engine, rater: Rater, position: int, given: Given, seconds: float | None) -> None:
+    """Writes an answer. The same answer again changes nothing; another one revises it, and the count says so."""
+    swapped = rater.swapped[position - 1]
+    chosen: dict[str, Any] = {axis: _turned(side, swapped) for axis, side in given.sides.items()}
+    chosen["comment"] = given.comment
+    key = {"study_name": rater.study, "rater": rater.number, "pair": rater.pairs[position - 1]}
+    row = insert(StudyAnswer).values(
+        **key, **chosen, swapped=swapped, seconds=seconds, revisions=0, answered_at=now(), revised_at=None
+    )
+    changed = [getattr(StudyAnswer, name).is_distinct_from(value) for name, value in chosen.items()]
+    anything = changed[0]
+    for one in changed[1:]:
+        anything = anything | one
+    with Session(engine) as session, session.begin():
+        # A rater who withdraws at this moment has the last word.
+        standing = session.scalar(
+            select(func.count())
+            .select_from(StudyRater)
+            .where(StudyRater.study_name == rater.study, StudyRater.number == rater.number)
+            .where(StudyRater.withdrawn_at.is_(None))
+        )
+        if standing:
+            session.execute(
+                row.on_conflict_do_update(
+                    index_elements=list(key),
+                    set_=chosen | {"revisions": StudyAnswer.revisions + 1, "revised_at": now()},
+                    where=anything,
+                )
+            )
+
+
+def _turned(choice: str, swapped: bool) -> str:
+    """left and right to first and second, and back."""
+    there = {"left": "second", "right": "first"} if swapped else {"left": "first", "right": "second"}
+    return (there | {there[side]: side for side in there} | {"neither": "neither"})[choice]

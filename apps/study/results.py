@@ -1,0 +1,243 @@
+"""What a study found: win rates, ranking, agreement, for all raters and for those who passed the attention checks.
+
+Definitions, which an independent count must meet:
+
+- A vote is one rater's answer on one rated pair and one axis. Attention checks are no votes.
+- The win rate of a system is its wins over all votes on pairs that it is in; "both lose" counts among the votes.
+- Intervals come from drawing prompts with all their pairs and votes (see `models.rating_statistics`): with two
+  systems that is drawing pairs. They hold for other prompts of this kind, not for other raters.
+- In the Bradley–Terry ranking "both lose" is half a win for each side, since it prefers neither.
+- Fleiss' κ is over pairs that two or more raters answered, with the categories first, second and neither; Cohen's κ
+  over the pairs that both raters answered.
+- A rater is attentive who answered at least `MIN_CHECKS_RIGHT` of their attention checks rightly: the video that is
+  not broken wins on visual quality. Who has answered no check yet counts as attentive.
+"""
+
+import itertools
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from sqlalchemy import Engine, select
+from sqlalchemy.orm import Session
+
+from medgen.catalog import Study, StudyAnswer, StudyPair, StudyRater
+from medgen.errors import RunStopped
+from models import rating_statistics as statistics
+from tasks.study import AXES, CHOICES
+
+MIN_CHECKS_RIGHT = 0.8
+CHECKED_AXIS = "visual_quality"
+
+
+@dataclass(frozen=True)
+class Ratings:
+    """All that is on record of a study."""
+
+    study: Study
+    pairs: dict[int, StudyPair]
+    raters: Sequence[StudyRater]
+    answers: Sequence[StudyAnswer]
+
+    def checks_right(self, rater: int) -> list[bool]:
+        """Whether each attention check that the rater answered was answered rightly."""
+        return [
+            getattr(answer, CHECKED_AXIS) == self.pairs[answer.pair].expected
+            for answer in self.answers
+            if answer.rater == rater and self.pairs[answer.pair].kind == "check"
+        ]
+
+    def attentive(self, rater: int) -> bool:
+        """See above."""
+        right = self.checks_right(rater)
+        return not right or sum(right) >= MIN_CHECKS_RIGHT * len(right)
+
+
+def read_ratings(engine: Engine, name: str) -> Ratings:
+    """The ratings of a study as they stand now. Raises RunStopped when there is no such study."""
+    with Session(engine) as session:
+        study = session.get(Study, name)
+        if study is None:
+            raise RunStopped(f"no study goes by {name[:80]!r}; see `medgen study list`")
+        pairs = session.scalars(select(StudyPair).where(StudyPair.study_name == name).order_by(StudyPair.number))
+        raters = session.scalars(select(StudyRater).where(StudyRater.study_name == name).order_by(StudyRater.number))
+        answers = session.scalars(
+            select(StudyAnswer).where(StudyAnswer.study_name == name).order_by(StudyAnswer.rater, StudyAnswer.pair)
+        )
+        found = Ratings(study, {pair.number: pair for pair in pairs}, raters.all(), answers.all())
+        session.expunge_all()
+    return found
+
+
+def results(ratings: Ratings) -> dict[str, Any]:
+    """Everything as JSON; numbers that are not defined are null. The same answers give the same numbers."""
+    standing = [rater.number for rater in ratings.raters if rater.withdrawn_at is None]
+    attentive = [rater for rater in standing if ratings.attentive(rater)]
+    kinds = [pair.kind for pair in ratings.pairs.values()]
+    return {
+        "study": ratings.study.name,
+        "systems": list(ratings.study.systems),
+        "pairs": kinds.count("rated"),
+        "checks": kinds.count("check"),
+        "interval": statistics.LEVEL,
+        "raters": [_rater(ratings, rater) for rater in ratings.raters],
+        "all_raters": _over(ratings, standing),
+        "attentive_raters": _over(ratings, attentive) if attentive != standing else None,
+    }
+
+
+def _rater(ratings: Ratings, rater: StudyRater) -> dict[str, Any]:
+    mine = [answer for answer in ratings.answers if answer.rater == rater.number]
+    seconds = [answer.seconds for answer in mine if answer.seconds is not None]
+    right = ratings.checks_right(rater.number)
+    left = [
+        (getattr(answer, axis) == "second") == answer.swapped
+        for answer in mine
+        for axis in AXES
+        if getattr(answer, axis) != "neither" and ratings.pairs[answer.pair].kind == "rated"
+    ]
+    return {
+        "rater": rater.number,
+        "answered": len(mine),
+        "of": len(ratings.pairs),
+        "agreed": rater.consented_at is not None,
+        "withdrawn": rater.withdrawn_at is not None,
+        "checks_answered": len(right),
+        "checks_failed": right.count(False),
+        "attentive": ratings.attentive(rater.number),
+        "median_seconds": float(np.median(seconds)) if seconds else None,
+        "left_share": sum(left) / len(left) if left else None,  # near one half unless sides sway the rater
+        "comments": sum(bool(answer.comment) for answer in mine),
+    }
+
+
+def _over(ratings: Ratings, raters: Sequence[int]) -> dict[str, Any]:
+    """Results over some raters."""
+    answers = [a for a in ratings.answers if a.rater in raters and ratings.pairs[a.pair].kind == "rated"]
+    return {"raters": list(raters), "axes": {axis: _axis(ratings, answers, raters, axis) for axis in AXES}}
+
+
+def _axis(ratings: Ratings, answers: Sequence[StudyAnswer], raters: Sequence[int], axis: str) -> dict[str, Any]:
+    systems = list(ratings.study.systems)
+    place = {system: index for index, system in enumerate(systems)}
+    pairs = [pair for pair in ratings.pairs.values() if pair.kind == "rated"]
+    row = {pair.number: index for index, pair in enumerate(pairs)}
+    counts = np.zeros((len(pairs), len(CHOICES)))
+    for answer in answers:
+        counts[row[answer.pair], CHOICES.index(getattr(answer, axis))] += 1
+    prompts = {text: index for index, text in enumerate(sorted({pair.prompt for pair in pairs}))}
+    cluster = np.array([prompts[pair.prompt] for pair in pairs], int)
+    weights = statistics.draw_weights(len(prompts), ratings.study.seed)
+    sides = np.array([(place[pair.first_system], place[pair.second_system]) for pair in pairs], int)
+    return {
+        "votes": int(counts.sum()),
+        "systems": [
+            {"system": system, **_win_rate(counts, sides, place[system], cluster, weights)} for system in systems
+        ],
+        "both_lose": _share(counts[:, 2], counts.sum(1), cluster, weights),
+        "head_to_head": [
+            {"first": a, "second": b, **_head_to_head(counts, sides, (place[a], place[b]), cluster, weights)}
+            for a, b in itertools.combinations(systems, 2)
+            if ((sides == (place[a], place[b])).all(1)).any()
+        ],
+        "bradley_terry": _ranking(counts, sides, systems, cluster, weights),
+        "fleiss_kappa": _number(statistics.fleiss_kappa(counts))
+        | _interval(statistics.fleiss_interval(counts, weights[:, cluster])),
+        "cohen_kappa": [
+            {"raters": [a, b], **_cohen(answers, a, b, axis)} for a, b in itertools.combinations(raters, 2)
+        ],
+    }
+
+
+def _win_rate(
+    counts: np.ndarray, sides: np.ndarray, system: int, cluster: np.ndarray, weights: np.ndarray
+) -> dict[str, Any]:
+    inside = (sides == system).any(1)
+    won = np.where(sides[:, 0] == system, counts[:, 0], np.where(sides[:, 1] == system, counts[:, 1], 0.0))
+    votes = counts.sum(1) * inside
+    return {"wins": int(won.sum()), "votes": int(votes.sum()), "win_rate": _share(won, votes, cluster, weights)}
+
+
+def _head_to_head(
+    counts: np.ndarray, sides: np.ndarray, two: tuple[int, int], cluster: np.ndarray, weights: np.ndarray
+) -> dict[str, Any]:
+    """Votes, and the pairs that most raters decided alike."""
+    here = (sides == two).all(1)
+    mine = counts * here[:, None]
+    votes = mine.sum(1)
+    most = mine[votes > 0]
+    clear = most.argmax(1)[most.max(1) > most.sum(1) / 2] if len(most) else np.array([], int)
+    return {
+        "pairs": int((votes > 0).sum()),
+        "votes": int(votes.sum()),
+        "wins": [int(mine[:, 0].sum()), int(mine[:, 1].sum())],
+        "both_lose": int(mine[:, 2].sum()),
+        "first_win_rate": _share(mine[:, 0], votes, cluster, weights),
+        "second_win_rate": _share(mine[:, 1], votes, cluster, weights),
+        "lead": _difference(mine[:, 0] - mine[:, 1], votes, cluster, weights),
+        "majority": {choice: int((clear == index).sum()) for index, choice in enumerate(CHOICES)}
+        | {"undecided": len(most) - len(clear)},
+    }
+
+
+def _ranking(
+    counts: np.ndarray, sides: np.ndarray, systems: Sequence[str], cluster: np.ndarray, weights: np.ndarray
+) -> list[dict[str, Any]]:
+    """Best first: log strength, rank, and the chance to beat an average system."""
+    wins = np.zeros((len(counts), len(systems), len(systems)))
+    rows = np.arange(len(counts))
+    wins[rows, sides[:, 0], sides[:, 1]] = counts[:, 0] + counts[:, 2] / 2
+    wins[rows, sides[:, 1], sides[:, 0]] = counts[:, 1] + counts[:, 2] / 2
+    grouped = statistics.per_cluster(cluster, wins, weights.shape[1])
+    strengths = statistics.bradley_terry(wins.sum(0))
+    samples = statistics.bradley_terry_samples(grouped, weights)
+    ranks = (samples[:, None, :] > samples[:, :, None]).sum(2) + 1.0
+    ranks[~np.isfinite(samples)] = np.nan
+    order = sorted(range(len(systems)), key=lambda index: (-np.nan_to_num(strengths[index], nan=-1e9), index))
+    listed = []
+    for index in order:
+        strength = float(strengths[index])
+        known = math.isfinite(strength)
+        low, high = statistics.interval(ranks[:, index])
+        listed.append(
+            {
+                "system": systems[index],
+                "rank": 1 + int((strengths > strength).sum()) if known else None,
+                "rank_interval": [round(low), round(high)] if math.isfinite(low) else None,
+                "log_strength": _number(strength) | _interval(statistics.interval(samples[:, index])),
+                "beats_average": 1 / (1 + math.exp(-strength)) if known else None,
+            }
+        )
+    return listed
+
+
+def _cohen(answers: Sequence[StudyAnswer], a: int, b: int, axis: str) -> dict[str, Any]:
+    of = {rater: {x.pair: getattr(x, axis) for x in answers if x.rater == rater} for rater in (a, b)}
+    both = sorted(of[a].keys() & of[b].keys())
+    value = statistics.cohen_kappa(np.array([of[a][p] for p in both]), np.array([of[b][p] for p in both]))
+    return {"pairs": len(both), **_number(value)}
+
+
+def _share(hits: np.ndarray, of: np.ndarray, cluster: np.ndarray, weights: np.ndarray) -> dict[str, Any]:
+    total = of.sum()
+    return _difference(hits, of, cluster, weights) if total else {"value": None, "low": None, "high": None}
+
+
+def _difference(hits: np.ndarray, of: np.ndarray, cluster: np.ndarray, weights: np.ndarray) -> dict[str, Any]:
+    number = weights.shape[1]
+    low_high = statistics.share_interval(
+        statistics.per_cluster(cluster, hits, number), statistics.per_cluster(cluster, of, number), weights
+    )
+    return _number(float(hits.sum() / of.sum()) if of.sum() else math.nan) | _interval(low_high)
+
+
+def _number(value: float) -> dict[str, Any]:
+    return {"value": value if math.isfinite(value) else None}
+
+
+def _interval(low_high: tuple[float, float]) -> dict[str, Any]:
+    return {
+        name: value if math.isfinite(value) else None for name, value in zip(("low", "high"), low_high, strict=True)
+    }

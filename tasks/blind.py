@@ -1,0 +1,166 @@
+"""Blind: a copy of a video from which nothing tells who made it, in the one form that every browser plays.
+
+What goes: metadata, sound, subtitles, chapters, names and times of the container, and of H.264 the supplemental
+information, in which encoders write their names and settings. Pictures stay bit for bit where the video is upright
+8-bit H.264 already; anything else is encoded anew at a quality that shows no loss, and the record says so. What can't
+be hidden without changing what is rated stays: size of the picture, frame rate, length.
+
+The same step makes the broken videos of attention checks.
+"""
+
+import random
+from collections.abc import Callable, Sequence
+from functools import partial
+from pathlib import Path
+from typing import Any, Literal
+
+import av
+import numpy as np
+from av.bitstream import BitStreamFilterContext
+from av.video.frame import VideoFrame
+from pydantic import BaseModel, ConfigDict, Field
+
+from medgen.errors import ItemFailed
+from medgen.ledger import Ledger, Outcome, StepIdentity, Work
+from medgen.media import Limits, cut, pictures, probe
+from medgen.shard import Item, ShardResult, Step, run_shard
+from medgen.store import Store, file_digest
+
+SUPPLEMENTAL = 6  # type of the H.264 unit (NAL) that holds free text of encoders
+BROKEN_TILES = 6  # a broken picture is cut into so many squares by so many, which change places
+BROKEN_NOISE = 110.0  # standard deviation of the noise over it, of 255
+MIN_FRAMES = 2  # fewer are a picture, no video
+
+
+class BlindParams(BaseModel):
+    """How videos are made anonymous."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    blind_crf: int = Field(12, ge=0, le=30, description="x264's CRF for videos that must be encoded anew.")
+    blind_max_seconds: float = Field(120.0, gt=0, description="Longer videos are refused: raters see them whole.")
+    blind_max_pixels: int = Field(4096 * 2304, gt=0, description="Larger pictures (width × height) are refused.")
+    blind_time_limit_s: float = Field(300.0, gt=0, description="A video that takes longer is given up.")
+
+
+def blind_videos(
+    ledger: Ledger,
+    videos: Sequence[tuple[Path, str, Literal["whole", "broken"]]],
+    params: BlindParams,
+    *,
+    parents: dict[str, int] | None = None,
+    progress: Callable[[int, int], None] | None = None,
+) -> ShardResult:
+    """Runs the step on video files.
+
+    Args:
+        videos: (path, sha256 of the file, whether to break it).
+        parents: sha256 of a file → step run that made it.
+    """
+    identity = StepIdentity("blind", 1, params.model_dump(exclude={"blind_time_limit_s"}), {})
+    step = Step(identity, partial(blind, params=params), "processes", params.blind_time_limit_s)
+    works = {
+        f"blind-{sha256[:32]}-{form}": Work(
+            f"blind-{sha256[:32]}-{form}",
+            context={"sha256": sha256, "form": form},
+            parents={"video": parents[sha256]} if parents and sha256 in parents else {},
+            access={"path": str(path)},
+        )
+        for path, sha256, form in videos
+    }
+    return run_shard(
+        step, [Item(name) for name in works], lambda item, _: works[item.subject], progress=progress, ledger=ledger
+    )
+
+
+def blind(work: Work, store: Store, *, params: BlindParams) -> Outcome:
+    """One anonymous copy.
+
+    Outputs:
+        video: MP4 with one H.264 stream.
+
+    Raises:
+        ItemFailed: as `medgen.media.probe` and `pictures`; one_frame; file_changed.
+    """
+    path = Path(work.access["path"])
+    if file_digest(path)[0] != work.context["sha256"]:
+        raise ItemFailed("file_changed", f"{path.name} was changed while it was read", transient=True)
+    limits = Limits(max_pixels=params.blind_max_pixels, max_duration_s=params.blind_max_seconds)
+    looks = probe(path, limits)
+    times = [picture.pts for picture in pictures(path, limits)]  # all are decoded: a broken file ends here
+    if len(times) < MIN_FRAMES:
+        raise ItemFailed("one_frame", f"{path.name} has one frame only")
+    anew = work.context["form"] == "broken" or not _plays_as_it_is(path)
+    plain = path
+    if anew:
+        plain = store.scratch(".mp4")
+        edit = _breaker(work.context["sha256"]) if work.context["form"] == "broken" else None
+        _, width, height = cut(
+            path, plain, start_pts=times[0], end_pts=times[-1], crop=None, crf=params.blind_crf, preset="medium",
+            limits=limits, edit=edit,
+        )  # fmt: skip
+    else:
+        width, height = looks.width, looks.height
+    copy = store.scratch(".mp4")
+    strip(plain, copy)
+    if anew:
+        plain.unlink()
+    detail: dict[str, Any] = {"width": width, "height": height, "fps": looks.fps, "frames": len(times)}
+    detail |= {"duration_s": looks.duration_s, "encoded_anew": anew, "form": work.context["form"]}
+    return Outcome("kept", detail=detail, outputs={"video": store.put_file(copy, "video/mp4")}, decodes=1)
+
+
+def strip(source: Path, target: Path) -> None:
+    """Copies the H.264 stream of `source` and nothing else into a new MP4 at `target`; pictures are not touched."""
+    # bitexact: the muxer names neither itself nor the time.
+    options = {"movflags": "faststart", "fflags": "+bitexact"}
+    with av.open(str(source)) as read, av.open(str(target), "w", format="mp4", container_options=options) as written:
+        stream = _video(read)
+        copy = written.add_stream_from_template(stream)
+        copy.metadata.clear()
+        units = BitStreamFilterContext(f"filter_units=remove_types={SUPPLEMENTAL}", stream, copy)
+        for packet in read.demux(stream):
+            for clean in units.filter(packet if packet.dts is not None else None):
+                clean.stream = copy
+                written.mux(clean)
+
+
+def _video(container: av.container.InputContainer) -> av.video.stream.VideoStream:
+    return next(s for s in container.streams.video if "attached_pic" not in str(s.disposition).lower())
+
+
+def _plays_as_it_is(path: Path) -> bool:
+    """Whether the pictures need no new encoding: H.264 of 8 bits, 4:2:0, upright, square pixels, even timing."""
+    with av.open(str(path)) as container:
+        stream = _video(container)
+        codec = stream.codec_context
+        if codec.name != "h264" or codec.pix_fmt != "yuv420p" or codec.sample_aspect_ratio not in (None, 0, 1):
+            return False
+        # MP4 and its kin carry whole H.264; others (AVI, raw) may lack times.
+        if not container.format.name.startswith(("mov", "matroska")) or (stream.start_time or 0) != 0:
+            return False
+        frame = next(container.decode(stream), None)
+        return frame is not None and not frame.interlaced_frame and frame.rotation % 360 == 0
+
+
+def _breaker(seed: str) -> Callable[[int, VideoFrame], VideoFrame]:
+    """An edit for `medgen.media.cut` that shuffles squares of the picture and lays noise over it: nobody takes the
+    result for the better video."""
+    places = list(range(BROKEN_TILES**2))
+    random.Random(seed).shuffle(places)
+    generator = np.random.default_rng(int(seed[:16], 16))
+
+    def edit(index: int, frame: VideoFrame) -> VideoFrame:
+        picture = frame.to_ndarray(format="rgb24")
+        height, width = (side // BROKEN_TILES for side in picture.shape[:2])
+        broken = picture.copy()
+        if height and width:
+            for to, place in enumerate(places):
+                (y, x), (v, u) = divmod(to, BROKEN_TILES), divmod(place, BROKEN_TILES)
+                tile = picture[v * height : (v + 1) * height, u * width : (u + 1) * width]
+                broken[y * height : (y + 1) * height, x * width : (x + 1) * width] = tile
+        noise = generator.normal(0, BROKEN_NOISE, broken.shape)
+        noisy = np.clip(broken + noise, 0, 255).astype(np.uint8)
+        return VideoFrame.from_ndarray(noisy, format="rgb24").reformat(format=frame.format.name)
+
+    return edit
