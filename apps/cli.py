@@ -5,8 +5,9 @@ import logging
 import os
 import signal
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Annotated, Any
 
 import typer
@@ -16,12 +17,18 @@ from rich.logging import RichHandler
 from rich.markup import escape
 from rich.table import Table
 
+from apps.audit.command import audit
+from apps.augment import augment
 from apps.deployments import deploy, tag_limits
 from apps.doctor import doctor
+from apps.evaluate import evaluate
 from apps.forget import forget, recheck
+from apps.generate import generate
 from apps.judge.command import judge, sample
 from apps.metrics import metrics
 from apps.run_flow import run_flow
+from apps.study.command import study_app
+from apps.train import train
 from apps.train_frames import train_frames
 from apps.train_text import train_text
 from medgen import __version__
@@ -35,10 +42,16 @@ app = typer.Typer(
 )
 release_app = typer.Typer(help="Look at releases.", no_args_is_help=True)
 app.add_typer(release_app, name="release")
+app.add_typer(study_app, name="study")
+app.command()(audit)
 app.command()(judge)
 app.command()(sample)
 app.command()(train_frames)
 app.command()(train_text)
+app.command()(augment)
+app.command()(generate)
+app.command()(evaluate)
+app.command()(train)
 app.command()(forget)
 app.command()(recheck)
 app.command()(doctor)
@@ -77,34 +90,82 @@ def main(
 
 
 @app.command()
-def demo(as_json: Json = False) -> None:
+def demo(
+    train: Annotated[
+        bool, typer.Option("--train", help="Go on to a small model, its evaluation and an augmentation table.")
+    ] = False,
+    as_json: Json = False,
+) -> None:
     """Run everything on real videos that come inside packages: serve, download, judge, release."""
-    from apps import demo_corpus
-
     with plain_errors():
-        folder = current().home / "demo"
-        with err.status("making the demo's videos"):
-            demo_corpus.build_corpus(folder)
-        with demo_corpus.serve(folder) as url:
-            listing = demo_corpus.write_listing(folder, url)
-            summary = run_flow(
-                "refresh",
-                {
-                    "sources": [str(listing)],
-                    "licences": DEMO_LICENCES,
-                    "allowed_hosts": ["127.0.0.1"],
-                    "min_height": 240,  # the packages' videos are small
-                    "request_interval_s": 0,  # of our own server
-                    "release_prefix": "demo",
-                },
-                quiet=as_json,
-            )
+        if train:
+            _demo_train(as_json)
+            return
+        summary = _demo_release(training=False, quiet=as_json)
         if not as_json:
             _show_one_clip(summary["release"])
             out.print(
                 f"\nThe release lies in [bold]{escape(summary['folder'])}[/]: clips/, metadata.parquet, README.md"
             )
         _print_summary(summary, as_json)
+
+
+def _demo_release(*, training: bool, quiet: bool) -> dict[str, Any]:
+    from apps import demo_corpus
+
+    folder = current().home / "demo"
+    with err.status("making the demo's videos"):
+        demo_corpus.build_corpus(folder, training=training)
+    with demo_corpus.serve(folder) as url:
+        listing = demo_corpus.write_listing(folder, url, training=training)
+        return run_flow(
+            "refresh",
+            {
+                "sources": [str(listing)],
+                "licences": DEMO_LICENCES,
+                "allowed_hosts": ["127.0.0.1"],
+                "min_height": 240,  # the packages' videos are small
+                "request_interval_s": 0,  # of our own server
+                "release_prefix": "demo-scans" if training else "demo",
+            },
+            quiet=quiet,
+        )
+
+
+def _demo_train(as_json: bool) -> None:
+    """Release, model, evaluation beside the untrained twin, augmentation. Each part is a run of its own."""
+    from apps import demo_train
+    from apps.augment import show as show_augmentation
+    from apps.evaluate import show as show_evaluation
+    from apps.prefect_server import prefect_server
+    from apps.train import show as show_training
+
+    runs: dict[str, Any] = {}
+
+    def told(part: str, summary: dict[str, Any], show: Callable[[dict[str, Any]], None]) -> dict[str, Any]:
+        runs[part] = summary
+        if not as_json:
+            out.rule(part)
+            show(summary)
+        return summary
+
+    with prefect_server(current().home):  # one for all runs
+        released = _demo_release(training=True, quiet=as_json)
+        told("release", released, lambda summary: _print_summary(summary, False))
+        folder = current().home / "demo-train"
+        files = demo_train.write_files(released["release"], Path(released["folder"]), folder)
+        trained = run_flow("train", demo_train.training_arguments(released["release"]), quiet=as_json)
+        told("model", trained, show_training)
+        arguments = demo_train.evaluation_arguments(trained, files, folder / "report.html")
+        told("evaluation", run_flow("evaluate", arguments, quiet=as_json), show_evaluation)
+        arguments = demo_train.augmentation_arguments(trained, files)
+        told("augmentation", run_flow("augment", arguments, quiet=as_json), lambda s: show_augmentation(s, {}))
+    counts = {kind: sum(run[kind] for run in runs.values()) for kind in ("executed", "reused")}
+    if as_json:
+        _print_json(runs | counts)
+        return
+    out.rule()
+    out.print(f"executed {counts['executed']}, reused {counts['reused']}", highlight=False)
 
 
 @app.command()
@@ -197,20 +258,32 @@ def status(
 
 @app.command()
 def show(
-    name: Annotated[str, typer.Argument(metavar="CLIP", help="Clip or video: id, its beginning, digest or URL.")],
+    name: Annotated[
+        str,
+        typer.Argument(metavar="NAME", help="Clip or video: id, its beginning, digest or URL. Model: name or digest."),
+    ],
     as_json: Json = False,
 ) -> None:
-    """Show the whole life of a clip or video: source, licence, every decision, releases."""
+    """Show the whole life of a clip or video, or of a model what trained it."""
     from apps.life import Unknown, life
     from apps.life import show as show_life
+    from apps.model_story import show as show_model
+    from medgen.errors import ItemFailed
     from medgen.ledger import open_ledger
+    from tasks.model_lineage import trained_by
 
     with plain_errors(Unknown):
-        story = life(open_ledger(), name)
+        try:
+            story, show_story = life(open_ledger(), name), show_life
+        except Unknown as unknown:
+            try:
+                story, show_story = trained_by(open_ledger(), name), show_model
+            except ItemFailed as failure:
+                raise (unknown if failure.reason == "unknown_model" else failure) from None
         if as_json:
             _print_json(story)
         else:
-            show_life(story, out)
+            show_story(story, out)
 
 
 @release_app.command("list")

@@ -426,6 +426,11 @@ def _scrolled(name: str) -> _Row:
 _TRAINING_ROWS = tuple(_scrolled(name) for name in _SCROLLS)
 
 
+def training_titles() -> dict[str, str]:
+    """Video id → title of the training part."""
+    return {row.id: row.title for row in _TRAINING_ROWS}
+
+
 def _made_for_training() -> dict[str, tuple[Frames, int, int]]:
     """File name → (its frames, their number, CRF)."""
     count = round(TRAINING_SECONDS * FPS)

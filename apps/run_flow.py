@@ -1,13 +1,16 @@
 """Runs a flow in this process, with a Prefect server of the installation behind it."""
 
 import importlib
+import logging
 import os
 from typing import Any
 
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
+from medgen.errors import ItemFailed, RunStopped
 from medgen.settings import current
+from models import ModelUnavailable
 
 err = Console(stderr=True)
 
@@ -36,6 +39,8 @@ def run_flow(name: str, arguments: dict[str, Any], *, quiet: bool) -> dict[str, 
         module = importlib.import_module(f"flows.{name}")
         module.PARAMETERS(**arguments)
         state.stop()
+        for handler in [*logging.getLogger().handlers, *logging.getLogger("prefect").handlers]:
+            handler.addFilter(_no_foreseen_trouble)
         columns = (TextColumn("{task.description:<10}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
         with Progress(*columns, console=err, disable=quiet, transient=True) as bars:
             prefect_step.watchers.append(_Bars(bars))
@@ -45,6 +50,11 @@ def run_flow(name: str, arguments: dict[str, Any], *, quiet: bool) -> dict[str, 
                 prefect_step.watchers.clear()
                 close_pools()
                 APILogHandler().flush()  # before the server goes
+
+
+def _no_foreseen_trouble(record: logging.LogRecord) -> bool:
+    """Foreseen troubles end the command in one plain line; the log of the run in Prefect keeps the traceback."""
+    return not (record.exc_info and isinstance(record.exc_info[1], RunStopped | ItemFailed | ModelUnavailable))
 
 
 class _Bars:

@@ -10,6 +10,7 @@ from prefect.futures import PrefectFuture
 from pydantic import ConfigDict, Field
 
 from flows.parameters import part, takes
+from flows.run_name import run_name
 from flows.runner import task_runner
 from medgen.canonical import digest_of
 from medgen.errors import RunStopped
@@ -158,6 +159,7 @@ def _discover(**arguments: Any) -> dict[str, Any]:
 discover = flow(
     takes(_discover, "discover", SourceParameters),
     name="discover",
+    flow_run_name=run_name("discover", "sources"),
     task_runner=task_runner(),
     persist_result=False,
     validate_parameters=True,

@@ -8,7 +8,19 @@ from typing import Annotated, Any, TypeVar
 from pydantic import BaseModel
 from pydantic.fields import FieldInfo
 
+from flows.ending import ends_plainly
+
 P = TypeVar("P", bound=BaseModel)
+# Words of parameters' names as people write them.
+WRITTEN = {
+    "s": "(s)",
+    "crf": "CRF",
+    "dover": "DOVER",
+    "dtype": "Number type",
+    "fps": "FPS",
+    "onnx": "ONNX",
+    "vae": "VAE",
+}
 
 
 def part(parameters: BaseModel, kind: type[P]) -> P:
@@ -19,12 +31,13 @@ def part(parameters: BaseModel, kind: type[P]) -> P:
 def takes(
     function: Callable[..., Any], name: str, model: type[BaseModel], first: Sequence[str] = ("sources",)
 ) -> Callable[..., Any]:
-    """Gives a flow's function a name and a flat signature with a model's fields.
+    """Makes a flow's function end plainly, and gives it a name and a flat signature with a model's fields.
 
     Args:
         first: fields that come first; then the model's own, then those that it inherits. Prefect's forms show flat
             arguments best.
     """
+    function = ends_plainly(function)
     own = [*first, *(field for field in model.__annotations__ if field in model.model_fields)]
     names = dict.fromkeys([*own, *model.model_fields])
     function.__signature__ = inspect.Signature(  # type: ignore[attr-defined]
@@ -46,5 +59,6 @@ def _titled(name: str, field: FieldInfo) -> FieldInfo:
     """The field with a title for people, which Prefect's forms show in place of the name."""
     titled = copy(field)
     extra = field.json_schema_extra if isinstance(field.json_schema_extra, dict) else {}
-    titled.json_schema_extra = {"title": name.replace("_", " ").capitalize(), **extra}
+    words = " ".join(WRITTEN.get(word, word) for word in name.replace("_per_s", "_per_second").split("_"))
+    titled.json_schema_extra = {"title": words[0].upper() + words[1:], **extra}
     return titled

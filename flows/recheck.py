@@ -41,7 +41,7 @@ def _recheck(**arguments: Any) -> dict[str, Any]:
 recheck = flow(
     takes(_recheck, "recheck", RecheckParameters, first=()),
     name="recheck",
-    flow_run_name="recheck-{most_videos}",
+    flow_run_name="recheck-at-most-{most_videos}-videos",
     task_runner=task_runner(),
     persist_result=False,
     validate_parameters=True,

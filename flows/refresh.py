@@ -58,6 +58,8 @@ class RefreshParameters(
     shard_size: int = Field(256, ge=1, le=10_000, exclude=True, description="Videos per task run.")
 
 
+# What most nights are about comes first in forms.
+FIRST = ("sources", "release_prefix", "licence_policy", "licences", "approval", "funnel_guard")
 BEFORE_COPIES = (
     download.download_shard,
     segment.segment_shard,
@@ -227,7 +229,7 @@ def _show(summary: Mapping[str, Any], picture: bytes, failed: Sequence[Mapping[s
 
 
 refresh = flow(
-    takes(_refresh, "refresh", RefreshParameters),
+    takes(_refresh, "refresh", RefreshParameters, first=FIRST),
     name="refresh",
     flow_run_name="refresh-{release_prefix}",
     task_runner=task_runner(),

@@ -329,7 +329,12 @@ def _parent_hashes(session: Session, ids: Iterable[int]) -> dict[int, str]:
 
 
 def _column_values(row: Base, step_run_id: int) -> dict[str, Any]:
-    values = {column.name: getattr(row, column.name) for column in row.__table__.columns if column.default is None}
+    own_key = row.__table__.autoincrement_column  # the database numbers it
+    values = {
+        column.name: getattr(row, column.name)
+        for column in row.__table__.columns
+        if column.default is None and column is not own_key
+    }
     if "step_run_id" in values and values["step_run_id"] is None:
         values["step_run_id"] = step_run_id
     return values
