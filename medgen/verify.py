@@ -172,7 +172,10 @@ def _clips(ledger: Ledger) -> Iterator[str]:
     with Session(ledger.engine) as session:
         pairs = session.execute(select(Clip, StepRun.detail).join(StepRun, Clip.step_run_id == StepRun.id))
         for clip, detail in pairs:
-            recorded = detail["clip"]
+            recorded = detail.get("clip")
+            if recorded is None:
+                yield f"clip {clip.id}: its record says nothing of it"
+                continue
             wrong = [name for name, value in _values(clip).items() if name in recorded and recorded[name] != value]
             if wrong:
                 yield f"clip {clip.id}: {', '.join(wrong)} differ from its record"

@@ -7,6 +7,7 @@ the same global batch (beyond rounding).
 
 import json
 import logging
+import math
 import os
 import shutil
 import struct
@@ -340,22 +341,18 @@ class Trainer:
 
     def _train_step(self, batches: Sequence[Mapping[str, Tensor]]) -> dict[str, Any]:
         """One optimiser step; its row of the curve."""
-        config, accelerator = self.config, self.accelerator
-        torch.manual_seed(stream_seed(config.seed, "dropout", self.step, accelerator.process_index))
+        config = self.config
         rate = config.learning_rate * self.lr_factor(self.step)
         for group in self.optimizer.param_groups:
             group["lr"] = rate
-        losses = []
-        for turn, batch in enumerate(batches):
-            last = turn == len(batches) - 1
-            with nullcontext() if last else accelerator.no_sync(self.model), accelerator.autocast():
-                loss = losses_of(self.model, batch, accelerator.device)
-                accelerator.backward(loss.mean() / len(batches))
-            losses.append(loss.detach())
-        norm = accelerator.clip_grad_norm_([p for _, p in self._trainable()], config.max_grad_norm)
-        mean = float(accelerator.reduce(torch.cat(losses).mean(), "mean"))
-        norm = float(norm.full_tensor() if isinstance(norm, DTensor) else norm)
-        if not (torch.isfinite(torch.tensor([mean, norm])).all()):
+        mean, norm = self._gradients(batches)
+        if not _finite(mean, norm):
+            # Seen on an overloaded CPU; the same run was sound the next time. A step repeats exactly, so that a passing
+            # fault does not end a sound run, and one that really diverges still ends.
+            log.warning("step %d: loss %s, gradient %s; computed once more", self.step + 1, mean, norm)
+            self.optimizer.zero_grad(set_to_none=True)
+            mean, norm = self._gradients(batches)
+        if not _finite(mean, norm):
             raise TrainingStopped(
                 f"the loss of step {self.step + 1} is {mean}, its gradient {norm}: lower learning_rate "
                 f"({config.learning_rate}) or max_grad_norm ({config.max_grad_norm}), or raise lr_warmup_steps "
@@ -366,6 +363,21 @@ class Trainer:
         if self.ema:
             self.ema.step([p for _, p in self._trainable()])
         return {"step": self.step + 1, "loss": mean, "lr": rate, "grad_norm": norm}
+
+    def _gradients(self, batches: Sequence[Mapping[str, Tensor]]) -> tuple[float, float]:
+        """Fills the gradients of this step, clipped; mean loss and norm before clipping. Same step, same result."""
+        config, accelerator = self.config, self.accelerator
+        torch.manual_seed(stream_seed(config.seed, "dropout", self.step, accelerator.process_index))
+        losses = []
+        for turn, batch in enumerate(batches):
+            last = turn == len(batches) - 1
+            with nullcontext() if last else accelerator.no_sync(self.model), accelerator.autocast():
+                loss = losses_of(self.model, batch, accelerator.device)
+                accelerator.backward(loss.mean() / len(batches))
+            losses.append(loss.detach())
+        norm = accelerator.clip_grad_norm_([p for _, p in self._trainable()], config.max_grad_norm)
+        mean = float(accelerator.reduce(torch.cat(losses).mean(), "mean"))
+        return mean, float(norm.full_tensor() if isinstance(norm, DTensor) else norm)
 
     # --- validation ---
 
@@ -624,6 +636,10 @@ def lr_schedule(config: TrainConfig) -> Callable[[int], float]:
         num_cycles=config.lr_num_cycles,
     )
     return schedule.lr_lambdas[0]
+
+
+def _finite(*numbers: float) -> bool:
+    return all(map(math.isfinite, numbers))
 
 
 def deliver_model(

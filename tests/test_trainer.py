@@ -137,6 +137,27 @@ def test_golden_curve(tmp_path, base, samples):
     WanPipeline.from_pretrained(trained.model)
 
 
+def test_a_gradient_that_is_not_finite_is_computed_once_more(tmp_path, base, samples, monkeypatch, caplog):
+    for name in ("whole", "again", "lasting"):
+        (tmp_path / name).mkdir()
+    whole = Trainer(tiny_job(tmp_path / "whole", base, samples, max_train_steps=3)).run()
+    right, calls = Trainer._gradients, []
+
+    def faulty(self, batches):
+        calls.append(self.step)
+        mean, norm = right(self, batches)
+        return mean, float("inf") if len(calls) == 2 or lasting else norm
+
+    lasting = False
+    monkeypatch.setattr(Trainer, "_gradients", faulty)
+    again = Trainer(tiny_job(tmp_path / "again", base, samples, max_train_steps=3)).run()
+    assert calls == [0, 1, 1, 2] and "computed once more" in caplog.text
+    assert again.curve == whole.curve and files(again.model) == files(whole.model)
+    lasting = True
+    with pytest.raises(TrainingStopped, match="lower learning_rate"):
+        Trainer(tiny_job(tmp_path / "lasting", base, samples, max_train_steps=3)).run()
+
+
 def test_held_out_videos_are_never_trained_on(tmp_path, base, samples):
     trainer = Trainer(tiny_job(tmp_path, base, samples))
     sides = [{s.video_id for s in part.samples} for part in (trainer.train, trainer.held_out)]
