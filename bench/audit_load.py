@@ -303,13 +303,14 @@ def main() -> None:
                     answers = [one for part in pool.map(lambda part: ask(port, part), parts) for one in part]
                 times = np.array([seconds for seconds, _, _ in answers]) * 1000
                 slowest = max(answers)
-                report["pages"][f"{name}, {at_once} at once"] = {
+                report["pages"][f"{name}, {at_once} at once"] = told = {
                     "requests": len(times),
                     **{f"p{p}_ms": round(float(np.percentile(times, p)), 1) for p in (50, 95, 99)},
                     "first_ms": round(answers[0][0] * 1000, 1),
                     "slowest": [round(slowest[0] * 1000, 1), slowest[2]],
                     "statuses": sorted({status for _, status, _ in answers}),
                 }
+                print(name, at_once, json.dumps(told), file=sys.stderr, flush=True)
         report["random_urls"] = _random_urls(port, arguments.random_urls)
     finally:
         site.terminate()
@@ -321,7 +322,9 @@ def _random_urls(port: int, count: int) -> dict[str, Any]:
     from tests.audit_addresses import hostile_addresses
 
     began, statuses = time.perf_counter(), {}
-    for _, status, address in ask(port, list(hostile_addresses(count, seed=3))):
+    # An export of the whole catalog is no fault, but takes minutes: it is asked for in the tests, of a small one.
+    asked = [address for address in hostile_addresses(count * 2, seed=3) if not address.startswith("/items.csv")]
+    for _, status, address in ask(port, asked[:count]):
         statuses.setdefault(status, []).append(address)
     return {
         "asked": count,

@@ -1,16 +1,21 @@
 """Runs many medgen commands in one process, behind one Prefect server: `python -m tests.doc_runs < commands.json`.
 
-A process each would cost seconds of imports each. Reads a list of argument lists; writes a list of [exit code, output].
+A process each would cost seconds of imports each. First it refreshes `videos/`. Reads a list of argument lists, with
+placeholders for what that made; writes {"names": placeholder → name, "runs": [[exit code, output], …]}.
 """
 
 import json
 import sys
 import traceback
+from pathlib import Path
 
 import pytest
 from typer.testing import CliRunner
 
 from tests.conftest import inline
+
+CLIP_IN_README = "cc5c2403"
+UNKNOWN = "https://example.org/never-listed"  # what is forgotten: other commands still need the video
 
 
 def main() -> None:
@@ -26,13 +31,20 @@ def main() -> None:
 
         open_catalog()  # holds the embedded Postgres
         inline(patch)
+        made = runner.invoke(app, ["refresh", "--source", "videos/", "--json"])
+        if made.exit_code:
+            raise SystemExit(made.output)
+        release = json.loads(made.stdout)
+        clips = sorted(clip.stem for clip in (Path(release["folder"]) / "clips").glob("*.mp4"))
+        names = {"RELEASE": release["release"], "CLIP": clips[0], CLIP_IN_README: clips[0][:8], "URL": UNKNOWN}
         for words in commands:
+            words = [names.get(word, word) for word in words]
             done = runner.invoke(app, words)
             told = done.output
             if done.exception and not isinstance(done.exception, SystemExit):
                 told += "".join(traceback.format_exception(done.exception))
             found.append([done.exit_code, told])
-    sys.stdout.write("\n" + json.dumps(found))
+    sys.stdout.write("\n" + json.dumps({"names": names, "runs": found}))
 
 
 if __name__ == "__main__":
