@@ -195,7 +195,7 @@ def test_heads_learn_and_the_same_seed_gives_the_same_head(videos):
 
     def embedded(name: str) -> tuple[np.ndarray, list[int]]:
         rows = list(csv.DictReader((videos / f"{name}.csv").open()))
-        clips = [sample_clip(videos / row["path"], 2, 0, "")[0] for row in rows]
+        clips = [sample_clip(videos / row["path"], 4, 0, "")[0] for row in rows]
         return np.stack([encoder.embed(list(c)) for c in clips]), [[*CORNERS].index(row["label"]) for row in rows]
 
     (train, labels), (test, truth) = embedded("synthetic"), embedded("real")
@@ -294,7 +294,7 @@ def test_a_video_classifier_of_transformers_is_trained_whole(videos, run, tmp_pa
     chance = np.random.default_rng(0)
     dark, bright = (chance.integers(low, low + 60, (4, 4, 32, 32, 3), dtype=np.uint8) for low in (0, 180))
     clips, truth = np.concatenate([dark, bright]), [0] * 4 + [1] * 4
-    for whole, frames, steps, rate in ((name, 4, 40, 3e-3), ("mobilenet_v2", 1, 8, 1e-3)):
+    for whole, frames, steps, rate in ((name, 4, 40, 3e-3), ("mobilenet_v2", 1, 12, 1e-3)):
         network = find_network(whole)
         training = FullTraining(steps, 4, rate)
         steps_done: list[int] = []
@@ -302,9 +302,7 @@ def test_a_video_classifier_of_transformers_is_trained_whole(videos, run, tmp_pa
         chances = fit_whole(
             *arguments, training=training, seed=3, progress=lambda done, _, s=steps_done: s.append(done)
         )
-        assert steps_done == list(range(1, steps + 1))
-        if whole == name:  # quick enough to be done twice
-            assert np.array_equal(chances, fit_whole(*arguments, training=training, seed=3))
+        assert np.array_equal(chances, fit_whole(*arguments, training=training, seed=3)) and steps_done[-1] == steps
         assert (chances.argmax(axis=1) == truth).all(), whole
 
 
@@ -462,7 +460,7 @@ def test_a_generator_that_saw_tested_sources_is_found_out(home, videos, run, tmp
     assert all(video.trained_on == leaks.leaked for video in marked if video.synthetic)
     with pytest.raises(CannotAugment, match="trained on 6 of the real sources"):
         run(labelled=real, synthetic=synthetic, leakage="refuse")
-    quick = {"labelled": real, "synthetic": synthetic, "seeds": 1, "clip_frames": 1, "head_steps": 2}
+    quick = {"labelled": real, "synthetic": synthetic, "seeds": 1, "folds": 2, "head_steps": 2}
     assert "Mind the leak" in run(**quick)["result"]["headline"]
     dropped = run(**quick, leakage="drop")["result"]
     assert "Mind the leak" not in dropped["headline"] and dropped["sources"] == 12
@@ -477,7 +475,7 @@ def test_a_model_makes_the_synthetic_videos_of_labelled_prompts(videos, run, tmp
     arguments = {
         "labelled": str(videos / "real.csv"), "model": name,
         "prompts": str(write_csv(tmp_path / "prompts.csv", prompts)), "num_inference_steps": 1, "num_frames": 5,
-        "guidance_scale": 1.0, "ratios": [0.25], "seeds": 1, "clip_frames": 1, "head_steps": 2,
+        "guidance_scale": 1.0, "ratios": [0.25], "seeds": 1, "folds": 2, "head_steps": 2,
     }  # fmt: skip
     found = run(**arguments)["result"]
     assert {label: row["synthetic"] for label, row in found["videos"].items()} == dict.fromkeys(CORNERS, 1)
