@@ -362,8 +362,9 @@ _ROWS = (
 
 TRAINING_SECONDS = 7.0
 _ICBM = (
-    "Made of the ICBM 152 template of 2009 ((c) McConnell Brain Imaging Centre, free to use, change and pass on) as "
-    "it comes inside nilearn (BSD-3-Clause)."
+    "Made of the ICBM 152 template of 2009 ((C) 1993-2004 Louis Collins, McConnell Brain Imaging Centre, Montreal "
+    "Neurological Institute, McGill University: use, copying, change and distribution for any purpose and without fee, "
+    "provided that this notice appears in all copies) as it comes inside nilearn (BSD-3-Clause)."
 )
 _EPI = "Made of example4d.nii.gz, test data of nibabel (MIT)."
 _STENT = "Made of stent_vol.ssdf, sample data of visvis (BSD-3-Clause)."

@@ -37,7 +37,7 @@ from models.relevance import TERMS_PATH
 WORKERS = 2
 SAMPLE_ROWS = 20_000  # for the ways that would take hours over everything
 KILL_ROWS = 5_000_000
-STEP_S = 0.5
+STEP_S = 1.0
 
 out = Console()
 

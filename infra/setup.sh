@@ -61,8 +61,9 @@ make_environment() {
         quietly "installing uv" .venv/bin/python -m pip install --quiet --disable-pip-version-check uv
     fi
     say "installing the packages of constraints.txt (about 7 GB with PyTorch; minutes on the first run)"
+    # Compiled once, here: a process that may not write bytecode would compile every module it imports, each time.
     quietly "installing the packages" \
-        .venv/bin/uv pip install --python .venv/bin/python -e '.[test]' -c constraints.txt
+        .venv/bin/uv pip install --compile-bytecode --python .venv/bin/python -e '.[test]' -c constraints.txt
 }
 
 # install_programs PACKAGE... installs Debian packages where this user may.

@@ -238,7 +238,7 @@ class Ledger:
             {
                 "metric": metric,
                 "clip_id": result.clip_id,
-                "value": value,
+                "value": float(value),  # as Postgres gives it back: an integer is written differently in the hash
                 "model_digest": result.score_models.get(metric),
             }
             for metric, value in sorted(result.scores.items())

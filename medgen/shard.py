@@ -227,8 +227,8 @@ def _execute(
             future = _processes().schedule(_timed, args=(step.function, work), timeout=step.time_limit_s)
         futures[future] = key
     try:
-        for future in as_completed(futures):
-            started = now()
+        for future in as_completed(list(futures)):
+            key, started = futures.pop(future), now()  # what ended is not held: an outcome may have thousands of rows
 
             def result(future: Future[Any] = future) -> Outcome | ItemFailed:
                 nonlocal started
@@ -236,7 +236,9 @@ def _execute(
                 return outcome
 
             outcome = _attempt(result, step.time_limit_s)
-            yield futures[future], outcome, started
+            del future, result
+            yield key, outcome, started
+            del outcome
     finally:
         for future in futures:
             future.cancel()

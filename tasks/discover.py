@@ -328,7 +328,7 @@ def step(params: DiscoverParams) -> Step:
     models = {"dictionary": dictionary_digest()} if params.word_filter != "off" else {}
     if params.meaning_filter != "off":
         models["text_classifier"] = text_classifier_digest(params.meaning_model, params.meaning_head)
-    identity = StepIdentity("discover", 3, params.model_dump(mode="json"), models)
+    identity = StepIdentity("discover", 4, params.model_dump(mode="json"), models)
     return Step(identity, partial(discover, params=params), "processes")
 
 

@@ -98,7 +98,9 @@ class ReleaseParams(BaseModel):
 
     model_config = ConfigDict(frozen=True)
 
-    release_prefix: str = Field("medgen", pattern=r"^[a-z0-9][a-z0-9-]{0,40}$", description="First part of the name.")
+    release_prefix: str = Field(
+        "medgen", pattern=r"^[a-z0-9][a-z0-9-]{0,40}$", description="First part of the name of the release."
+    )
     vanished_videos: Literal["keep", "drop"] = Field(
         "keep", description="Clips of videos that `medgen recheck` no longer found at their source: keep or leave out."
     )

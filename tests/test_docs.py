@@ -270,7 +270,7 @@ def test_tables_of_the_ops_handbook_are_complete() -> None:
     deployments = yaml.safe_load((ROOT / "prefect.yaml").read_text())["deployments"]
     known = {f"{one['entrypoint'].split(':')[1]}/{one['name']}" for one in deployments}
     assert known == set(re.findall(r"^\| `([a-z]+/[a-z]+)` \|", text, re.MULTILINE))
-    assert len(yaml.safe_load(AUTOMATIONS.read_text())) == 3
+    assert len(yaml.safe_load(AUTOMATIONS.read_text())) == 4
 
 
 def test_links_lead_somewhere() -> None:

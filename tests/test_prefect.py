@@ -1,4 +1,4 @@
-"""`medgen up`: Prefect's real server, pages and worker, with the nightly deployment."""
+"""`medgen up`: Prefect's real server, pages and worker, with all deployments, started from their forms."""
 
 import os
 import shutil
@@ -19,11 +19,14 @@ import av
 import httpx
 import pytest
 from PIL import Image
+from playwright.sync_api import Page, expect
 from pydicom.data import get_testdata_file
 from pydicom.pixels import pixel_array
 
-from flows.refresh import RefreshParameters
+from apps.demo_corpus import serve
+from flows.refresh import FIRST, RefreshParameters
 from tests.conftest import free_port, medgen, medgen_running
+from tests.run_form import SCREEN, RunForm, chromium, failure_on_screen
 
 SECRET = "sk-not-for-any-page"
 RUN_LIMIT_S = 180
@@ -37,6 +40,7 @@ STEPS = {
 }
 TOGETHER = {"deduplicate-all": "cpu", "privacy-unique-1": "cpu", "caption-unique-1": "network"}
 SHARDS = ("videos-1", "videos-2")
+ENDED = ("COMPLETED", "FAILED", "CRASHED", "CANCELLED")
 
 
 @dataclass
@@ -75,7 +79,10 @@ class Up:
     @property
     def deployment(self) -> dict[str, Any]:
         """The nightly one."""
-        (found,) = self.listed("deployments", deployments={"name": {"any_": ["nightly"]}})
+        return self.deployment_named("nightly")
+
+    def deployment_named(self, name: str) -> dict[str, Any]:
+        (found,) = self.listed("deployments", deployments={"name": {"any_": [name]}})
         return found
 
     def ask_for_run(self, **parameters: Any) -> httpx.Response:
@@ -86,13 +93,16 @@ class Up:
         """Asks for a run and waits for its end."""
         answer = self.ask_for_run(**parameters)
         assert answer.status_code == 201, answer.text
-        path = f"/flow_runs/{answer.json()['id']}"
+        return self.wait(answer.json()["id"])
+
+    def wait(self, run_id: str) -> dict[str, Any]:
+        """The run, once it has ended."""
 
         def ended() -> dict[str, Any] | None:
-            run = self.ask("GET", path).json()
-            return run if run["state_type"] in ("COMPLETED", "FAILED", "CRASHED", "CANCELLED") else None
+            run = self.ask("GET", f"/flow_runs/{run_id}").json()
+            return run if run["state_type"] in ENDED else None
 
-        run = until(ended, RUN_LIMIT_S, f"the run does not end\n{''.join(self.output)}")
+        run = until(ended, RUN_LIMIT_S, lambda: f"the run does not end\n{''.join(self.output)}")
         # Task runs and artifacts are written by way of a queue.
         until(lambda: all(t["end_time"] for t in self.of_run("task_runs", run["id"])), 20, "task runs stay open")
         return run
@@ -136,6 +146,12 @@ def up(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Up]:
 
 
 @pytest.fixture(scope="module")
+def browser_page() -> Iterator[Page]:
+    with chromium() as browser:
+        yield browser.new_page(viewport=SCREEN, reduced_motion="reduce")
+
+
+@pytest.fixture(scope="module")
 def videos(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """An echocardiogram, 8 s long, and a street."""
     folder = tmp_path_factory.mktemp("source") / "videos"
@@ -154,8 +170,22 @@ def videos(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="module")
-def first(up: Up, videos: Path) -> dict[str, Any]:
-    return up.run(sources=[str(videos)], min_height=240, release_prefix="uitest", shard_size=1)
+def first(up: Up, videos: Path, browser_page: Page) -> dict[str, Any]:
+    """A night that was asked for in the form, whose release awaits approval."""
+    form = RunForm(browser_page, up.url, up.deployment["id"])
+    form.fill("Sources", videos).fill("Release prefix", "uitest").fill("Min height", 240).fill("Shard size", 1)
+    assert form.choose("Approval", "required") == ["none", "required"]
+    return up.wait(form.start()["id"])
+
+
+@pytest.fixture(scope="module")
+def listing(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
+    """Six medical videos that their site no longer has."""
+    folder = tmp_path_factory.mktemp("listing")
+    with serve(folder, port=0) as site:
+        rows = [f"{site}/gone-{n}.mp4,Echocardiogram of a patient with aortic stenosis {n}" for n in range(6)]
+        (folder / "cardiology.csv").write_text("\n".join(["url,title", *rows]))
+        yield folder / "cardiology.csv"
 
 
 def test_form_is_flat_and_explains_itself(up: Up) -> None:
@@ -188,6 +218,21 @@ def test_bad_parameters_are_refused_before_any_run(up: Up, parameters: dict[str,
     answer = up.ask_for_run(**parameters)
     assert answer.status_code in (409, 422)
     assert told in answer.json()["detail"]
+    assert all(run["auto_scheduled"] for run in up.listed("flow_runs"))
+
+
+def test_form_refuses_what_is_wrong_before_any_run(up: Up, browser_page: Page) -> None:
+    form = RunForm(browser_page, up.url, up.deployment["id"])
+    assert form.titles()[: len(FIRST)] == [name.replace("_", " ").capitalize() for name in FIRST]
+    expect(form.field("Medical threshold").locator("input")).to_have_value("0.5")
+    expect(form.field("Medical threshold")).to_contain_text("A frame with this probability is medical.")
+    expect(form.field("Text model")).to_contain_text("rapidocr")  # a drop-down, which shows its default
+    form.fill("Medical threshold", 7).submit.click()
+    told = "Validation failed for field 'medical_threshold'. Failure reason: 7 is greater than the maximum of 1"
+    expect(browser_page.get_by_text(told).first).to_be_in_viewport(timeout=30_000)
+    form = RunForm(browser_page, up.url, up.deployment_named("model")["id"])
+    form.submit.click()
+    expect(form.field("Release")).to_contain_text("'release' is a required property", timeout=30_000)
     assert all(run["auto_scheduled"] for run in up.listed("flow_runs"))
 
 
@@ -239,21 +284,92 @@ def test_log_of_the_run_is_kept(up: Up, first: dict[str, Any]) -> None:
     assert until(said, 20, "the run logged nothing")
 
 
-def test_pages(up: Up, first: dict[str, Any], tmp_path: Path) -> None:
-    shown = page(f"{up.url}/runs/flow-run/{first['id']}", tmp_path / "run.png")
-    assert "refresh-uitest" in shown
-    assert "Completed" in shown
-    shown = page(f"{up.url}/deployments/deployment/{up.deployment['id']}", tmp_path / "deployment.png")
-    assert "nightly" in shown
-    assert "At 02:00 AM" in shown
-    for name in ("run.png", "deployment.png"):
-        with Image.open(tmp_path / name) as picture:
-            assert picture.size == (1440, 1000)
-            assert len(picture.convert("RGB").getcolors(1 << 24)) > 50, f"{name} is empty"
+def test_pages(up: Up, first: dict[str, Any], browser_page: Page) -> None:
+    browser_page.goto(f"{up.url}/runs/flow-run/{first['id']}")
+    expect(browser_page.get_by_text("refresh-uitest").first).to_be_visible()
+    expect(browser_page.get_by_text("Completed").first).to_be_visible()
+    browser_page.goto(f"{up.url}/deployments/deployment/{up.deployment['id']}")
+    expect(browser_page.get_by_text("nightly").first).to_be_visible()
+    expect(browser_page.get_by_text("At 02:00 AM").first).to_be_visible()
+
+
+def test_each_deployment_runs_from_its_form(up: Up, first: dict[str, Any], listing: Path, browser_page: Page) -> None:
+    """Together with the night, `first`; where nothing can be done, the run's page says why, on one screen."""
+    text, _ = release_artifact(up, first)
+    release = text.split()[2]
+    assert "Awaits approval" in text and not list(up.home.rglob(f"releases/{release}*"))
+
+    def start(deployment: str, **fields: Any) -> str:
+        form = RunForm(browser_page, up.url, up.deployment_named(deployment)["id"])
+        for title, value in fields.items():
+            form.fill(title.replace("_", " "), value)
+        return form.start()["id"]
+
+    foreseen = {
+        start("model", Release=release): (
+            f"train-{release}-nano",
+            f"release_not_approved: the release {release} awaits approval: `medgen release approve`",
+        ),
+        start("leaderboard"): ("evaluate", "nothing to evaluate: name models, or folders of videos as NAME=FOLDER"),
+        start("classifier"): ("augment", "no videos: name a folder, a CSV file or a release"),
+    }
+    for run_id, (name, message) in foreseen.items():
+        run = up.wait(run_id)
+        assert (run["name"], run["state"]["name"], run["state"]["message"]) == (name, "Failed", message)
+        log, details = failure_on_screen(browser_page, up.url, run_id)
+        assert message in log
+        assert message in details
+    # `doctor` looks by itself, once for all of them.
+    (doctor,) = until(lambda: after_failures(up), 60, "no doctor came after the failed runs")
+
+    ran = {
+        start("release", Release=release, Approved_by="Dr A"): f"approve-{release}",
+        start("listings", Sources=listing, Allowed_hosts="127.0.0.1"): "discover-cardiology.csv",
+        start("sources", Most_videos=7): "recheck-at-most-7-videos",
+        start("sweep", Grace_minutes=90): "gc-older-than-90.0-min",
+        start("records"): "verify-all",
+        start("health"): "doctor",
+        doctor["id"]: "doctor",
+    }
+    for run_id, name in ran.items():
+        run = up.wait(run_id)
+        assert (run["name"], run["state"]["name"]) == (name, "Completed"), run["state"]
+    assert list(up.home.rglob(f"releases/{release}/metadata.parquet"))
+    again = medgen("release", "approve", release, "--by", "Dr A", home=up.home).stdout
+    assert f"{release} approved by Dr A" in again
+
+
+def test_guard_stops_a_release_when_the_text_filter_is_set_absurdly(up: Up, listing: Path) -> None:
+    night = {"sources": [str(listing)], "release_prefix": "guarded", "allowed_hosts": ["127.0.0.1"]}
+    good = up.run(**night)
+    assert good["state"]["name"] == "Completed", good["state"]
+    stopped = up.run(**night, word_threshold=1000)
+    assert stopped["state"]["name"] == "Failed"
+    departure = "discover kept 0 of 6 (0%), where 100% was usual; most were dropped for"
+    told = stopped["state"]["message"]
+    assert told.startswith(
+        f"no release was made, because the funnel departs from that of earlier releases guarded-…: {departure}"
+    )
+    assert "run again with funnel_guard=warn" in told
+    assert not [a for a in up.of_run("artifacts", stopped["id"]) if a["key"] == "release"]
+    query = {"filter": {"event": {"name": ["medgen.funnel.departed"]}}}
+    (event,) = until(lambda: up.ask("POST", "/events/filter", query).json()["events"], 30, "no event")
+    assert event["resource"]["prefect.resource.id"] == "medgen.release.guarded"
+    assert departure in event["payload"]["departures"][0]
+    warned = up.run(**night, word_threshold=1000, funnel_guard="warn")
+    assert warned["state"]["name"] == "Completed", warned["state"]
+    assert f"**Departs from its history**: {departure}" in release_artifact(up, warned)[0]
+
+
+def after_failures(up: Up) -> list[dict[str, Any]]:
+    """The runs of `doctor` that an automation asked for, in their order."""
+    health = {"deployment_id": {"any_": [up.deployment_named("health")["id"]]}}
+    runs = up.listed("flow_runs", flow_runs=health, sort="EXPECTED_START_TIME_ASC")
+    return [run for run in runs if (run["created_by"] or {}).get("type") == "AUTOMATION"]
 
 
 def test_again_does_nothing_and_gives_the_same(up: Up, videos: Path, first: dict[str, Any]) -> None:
-    again = up.run(sources=[str(videos)], min_height=240, release_prefix="uitest", shard_size=1)
+    again = up.run(sources=[str(videos)], min_height=240, release_prefix="uitest", shard_size=1, approval="required")
     assert again["state"]["name"] == "Completed", again["state"]
     text, digest = release_artifact(up, again)
     before, before_digest = release_artifact(up, first)
@@ -262,14 +378,10 @@ def test_again_does_nothing_and_gives_the_same(up: Up, videos: Path, first: dict
     assert not [a for a in up.of_run("artifacts", again["id"]) if a["type"] == "progress"]
 
 
-@pytest.mark.parametrize(
-    ("sources", "told"), [([], "no sources: name at least one"), (["/nowhere/listing.csv"], "source_not_found")]
-)
-def test_state_tells_why_a_run_failed(up: Up, sources: list[str], told: str) -> None:
-    run = up.run(sources=sources)
+def test_state_tells_why_a_run_failed(up: Up) -> None:
+    run = up.run(sources=["/nowhere/listing.csv"])
     assert run["state"]["name"] == "Failed"
-    assert told in run["state"]["message"]
-    assert all(source in run["state"]["message"] for source in sources)
+    assert run["state"]["message"].startswith("no source could be read: source_not_found: '/nowhere/listing.csv'")
     assert "Traceback" not in run["state"]["message"]
 
 
@@ -315,21 +427,6 @@ def executed(text: str) -> tuple[int, int]:
     """(executed, reused) as the release artifact tells them."""
     counts = text.split("executed ")[1].split(", videos")[0].split(", reused ")
     return int(counts[0]), int(counts[1])
-
-
-def page(url: str, screenshot: Path) -> str:
-    """The page as a browser without any network but loopback builds it; the picture goes to `screenshot`."""
-    browser = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
-    assert browser, "the tests need chromium"
-    done = subprocess.run(
-        [browser, "--headless", "--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run",
-         "--disable-background-networking", "--disable-component-update", "--disable-sync", "--disable-dev-shm-usage",
-         "--host-resolver-rules=MAP * ~NOTFOUND, EXCLUDE 127.0.0.1", f"--user-data-dir={screenshot.with_suffix('')}",
-         "--force-prefers-reduced-motion",
-         "--virtual-time-budget=20000", "--window-size=1440,1000", f"--screenshot={screenshot}", "--dump-dom", url],
-        capture_output=True, text=True, check=True, timeout=90,
-    )  # fmt: skip
-    return done.stdout
 
 
 def processes(home: Path) -> dict[int, str]:

@@ -191,9 +191,9 @@ def test_a_study_of_20_pairs_with_3_raters_through_the_browser(home: Path, tmp_p
             by_keys(page, people[1].sides(position))
         expect(page).to_have_title("Pair 10 of 22")
         assert page.evaluate("document.querySelectorAll('script:not([src]), [onclick], [style]').length") == 0
-        page.wait_for_function(
-            "[...document.querySelectorAll('video')].every(v => v.readyState >= 2 && v.videoWidth == 64)"
-        )
+        expect(page.locator("video")).to_have_count(2)
+        for video in page.locator("video").all():
+            expect(video).to_have_js_property("videoWidth", 64)  # waits; a function to wait for is against the policy
         expect(page.locator("fieldset.current")).to_have_count(1)
         page.keyboard.press("1")  # not saved: the page is closed before Enter
         context.close()

@@ -8,6 +8,7 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
@@ -23,7 +24,7 @@ from models.flow_matching import draw_sigma, generator, noised, shifted
 from models.train_checkpoint import CheckpointNotWritten, WrongCheckpoint
 from models.train_presets import PRESETS, configured
 from models.train_samples import NothingToTrainOn, batch_order
-from models.trainer import OutOfMemory, Trainer, TrainingStopped, out_of_memory_told
+from models.trainer import OutOfMemory, Trained, Trainer, TrainingStopped, out_of_memory_told
 from models.training_job import LORA_FILE, TrainJob, read_rows, split_by_video
 from tasks.train import TrainParams, training_command
 from tests.conftest import ROOT
@@ -187,23 +188,42 @@ def test_killed_and_resumed_is_identical(tmp_path, base, samples):
     assert len(list((job.folder / "checkpoints").iterdir())) == 2  # checkpoints_total_limit
 
 
-def test_processes_do_not_change_the_curve(tmp_path, base, samples):
-    for name in ("one", "two"):
-        (tmp_path / name).mkdir()
-    changes = {"training": "lora", "max_train_steps": 6, "gradient_accumulation_steps": 2}
-    one = Trainer(tiny_job(tmp_path / "one", base, samples, **changes)).run()
-    job = tiny_job(tmp_path / "two", base, samples, **changes, num_processes=2, train_batch_size=2)
-    command = training_command(job, TrainParams(overrides=("num_processes=2",)))
-    process = start(job, *command[1:-1])
-    said, errors = process.communicate(timeout=300)
-    assert process.returncode == 0, errors.decode()[-3000:]
-    assert b'"trained"' in said
+def as_alone(one: Trained, job: TrainJob) -> None:
+    """Several processes gave what one gives."""
     np.testing.assert_allclose(curve(job.folder), [row["loss"] for row in one.curve], rtol=1e-4)
     held = [row["loss"] for row in read_rows(job.folder / "validation.jsonl")]
     np.testing.assert_allclose(held, [row["loss"] for row in one.validations], rtol=1e-4)
     mine, theirs = (load_file(f / LORA_FILE) for f in (one.model, job.folder / "model"))
     for name, tensor in mine.items():
         torch.testing.assert_close(theirs[name], tensor, rtol=1e-2, atol=1e-4)
+
+
+def launched(job: TrainJob, command: Sequence[str]) -> bytes:
+    """What the processes of a job tell, to their end."""
+    process = start(job, *command)
+    said, errors = process.communicate(timeout=300)
+    assert process.returncode == 0, errors.decode()[-3000:]
+    assert b'"trained"' in said
+    return said
+
+
+def test_processes_do_not_change_the_curve(tmp_path, base, samples):
+    changes = {"training": "lora", "max_train_steps": 6, "gradient_accumulation_steps": 2, "checkpointing_steps": 4}
+    one = Trainer(tiny_job(tmp_path / "one", base, samples, **changes)).run()
+    two = tiny_job(tmp_path / "two", base, samples, **changes, num_processes=2, train_batch_size=2)
+    command = training_command(two, TrainParams(overrides=("num_processes=2",)))
+    launched(two, command[1:-1])
+    as_alone(one, two)
+    # The same with weights, gradients and moments in shards (FSDP 2), in one go and from a checkpoint of the other.
+    sharded = tiny_job(tmp_path / "sharded", base, samples, **changes, num_processes=2, train_batch_size=2)
+    on_shards = ["tests.sharded_job" if part == "models.train_job" else part for part in command[1:-1]]
+    launched(sharded, on_shards)
+    as_alone(one, sharded)
+    shutil.rmtree(sharded.folder / "model")
+    shutil.rmtree(sharded.folder / "checkpoints")
+    shutil.copytree(two.folder / "checkpoints" / "step-00000004", sharded.folder / "checkpoints" / "step-00000004")
+    assert b'"resumed_from": 4' in launched(sharded, on_shards)
+    as_alone(one, sharded)
 
 
 def test_precision_and_memory_savers_train_the_same(tmp_path, base, samples):

@@ -41,7 +41,8 @@ _FILES = (
     "special_tokens_map.json",
     "added_tokens.json",
 )
-# The question that the checkpoints were trained with (model card of TIGER-Lab/VideoScore): other words, other scores.
+# The question that the checkpoints were trained with (examples/run_videoscore.py of TIGER-AI-Lab/VideoScore, and the
+# model card): other words, other scores.
 QUESTION = """
 Suppose you are an expert in judging and evaluating the quality of AI-generated videos,
 please watch the following frames of a given video and see the text prompt for generating the video,
