@@ -301,7 +301,7 @@ def _video(source: str, row: Mapping[str, Any]) -> Video:
     )  # fmt: skip
 
 
-@lru_cache(maxsize=16)
+@lru_cache(maxsize=4)
 def listed(hits: str) -> dict[str, dict[str, Any]]:
     """video id → row of a hits artifact, in listing order."""
     return {row["video_id"]: row for row in pq.read_table(open_store().path(hits)).to_pylist()}
@@ -348,7 +348,8 @@ def _work(listing: Listing, columns: Sequence[str], forgotten: Collection[str], 
 
 def _videos(item: Item, record: Record) -> Iterable[Item]:
     trail = {**item.trail, "discover": record.id}
-    return [Item(identity, trail) for identity in listed(record.outputs["hits"])]
+    kept = pq.read_table(open_store().path(record.outputs["hits"]), columns=["video_id"])
+    return [Item(identity, trail) for identity in dict.fromkeys(kept["video_id"].to_pylist())]
 
 
 @step_task("discover", "cpu")
