@@ -1,6 +1,7 @@
 """`medgen metrics`: figures of the installation for Prometheus, read from the catalog at each scrape."""
 
 import shutil
+import signal
 import threading
 from collections.abc import Iterable
 from typing import Annotated
@@ -79,6 +80,7 @@ def metrics(
     from medgen.catalog import open_catalog
     from medgen.settings import current
 
+    signal.signal(signal.SIGTERM, signal.default_int_handler)  # a service manager's way to say Ctrl-C
     with plain_errors(OSError):
         engine = open_catalog()
         server, _ = start_http_server(port, host, registry(engine, str(current().home)))

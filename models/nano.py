@@ -59,7 +59,7 @@ SAMPLING = Sampling(
     width=WIDTH,
     fps=FPS,
     num_inference_steps=20,
-    guidance_scale=3.0,
+    guidance_scale=1.5,
     max_sequence_length=MAX_TOKENS,
 )
 
