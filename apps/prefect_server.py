@@ -5,7 +5,6 @@ One server per installation, shared by all its processes; the last one to leave 
 
 import fcntl
 import os
-import signal
 import socket
 import subprocess
 import sys
@@ -15,6 +14,8 @@ import urllib.request
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
 from pathlib import Path
+
+import psutil
 
 from apps.deployments import POOL, ROOT, our_deployments, register
 from medgen.errors import RunStopped
@@ -132,17 +133,20 @@ def _worker_process(home: Path, limit: int) -> Iterator[subprocess.Popen[bytes]]
     try:
         yield process
     finally:
-        with suppress(ProcessLookupError):
-            os.killpg(process.pid, signal.SIGTERM)
+        # A worker that is told to stop waits for its runs, which may last for hours; they die with it.
+        # Each is in a session of its own, so that a signal to the worker's group would not reach it.
+        with suppress(psutil.NoSuchProcess):
+            family = [psutil.Process(process.pid)]
+            family += family[0].children(recursive=True)
+            family[0].terminate()
             with suppress(subprocess.TimeoutExpired):
                 process.wait(STOP_LIMIT_S)
-            # A worker that is told to stop waits for its runs, which may last for hours; they die with it.
-            # Until nobody is left who could use the database; what init does not collect seems to live for ever.
-            deadline = time.monotonic() + STOP_LIMIT_S
-            while time.monotonic() < deadline:
-                os.killpg(process.pid, signal.SIGKILL)
-                process.poll()
-                time.sleep(0.05)
+            with suppress(psutil.NoSuchProcess):
+                family += family[0].children(recursive=True)  # a run that it was just starting
+            for one in family:
+                with suppress(psutil.NoSuchProcess):
+                    one.kill()
+            psutil.wait_procs(family[1:], STOP_LIMIT_S)  # nobody is left who could use the database
         process.wait()
 
 

@@ -16,16 +16,22 @@ import platform
 import statistics
 import sys
 import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
-from dataclasses import asdict, dataclass
+from collections.abc import Callable
+from dataclasses import asdict, dataclass, replace
+from itertools import starmap
 from pathlib import Path
 from typing import Any
 
 import diffusers
 import numpy as np
 import torch
-from diffusers import AutoencoderKLWan, UniPCMultistepScheduler, WanPipeline, WanTransformer3DModel
+from diffusers import (
+    AutoencoderKLWan,
+    FirstBlockCacheConfig,
+    UniPCMultistepScheduler,
+    WanPipeline,
+    WanTransformer3DModel,
+)
 
 from models.nano import TRANSFORMER as NANO_TRANSFORMER
 from models.nano import VAE as NANO_VAE
@@ -44,6 +50,25 @@ WAN_TRANSFORMER = {
     "patch_size": (1, 2, 2), "num_attention_heads": 12, "attention_head_dim": 128, "in_channels": 16,
     "out_channels": 16, "text_dim": 4096, "freq_dim": 256, "ffn_dim": 8960, "num_layers": 30,
 }  # fmt: skip
+
+
+ENCODE = "encode one clip, VAE in float32"
+KINDS = (("lora", True), ("lora", False), ("full", True), ("full", False))  # (training, gradient checkpointing)
+
+
+def _cached(pipeline: WanPipeline, device: torch.device) -> None:
+    pipeline.transformer.enable_cache(FirstBlockCacheConfig(threshold=0.05))
+
+
+# Ways of diffusers to generate faster or in less memory.
+FAST_PATHS: dict[str, Callable[[WanPipeline, torch.device], None]] = {
+    "plain": lambda pipeline, device: None,
+    "regional torch.compile": lambda pipeline, device: pipeline.transformer.compile_repeated_blocks(fullgraph=True),
+    "first-block cache, threshold 0.05 (random weights: says little of trained ones)": _cached,
+    "cuDNN attention": lambda pipeline, device: pipeline.transformer.set_attention_backend("_native_cudnn"),
+    "model offload to the CPU": lambda pipeline, device: pipeline.enable_model_cpu_offload(device=device),
+    "VAE tiling": lambda pipeline, device: pipeline.vae.enable_tiling(),
+}
 
 
 @dataclass(frozen=True)
@@ -92,17 +117,39 @@ class Bench:
         self.rows: list[Row] = []
         with torch.device("meta"):
             self.architecture = Architecture.of(WanTransformer3DModel(**size.transformer).config)
-        name = torch.cuda.get_device_name(device) if self.cuda else platform.processor() or platform.machine()
-        self.device_name = name
-        self.peak = next((peak for key, peak in PEAK_FLOPS.items() if key in name), None) if self.cuda else None
+        self.device_name = platform.processor() or platform.machine()
+        if self.cuda and torch.cuda.is_available():
+            self.device_name = torch.cuda.get_device_name(device)
+        self.peak = next((peak for key, peak in PEAK_FLOPS.items() if self.cuda and key in self.device_name), None)
+
+    def planned(self) -> list[Row]:
+        """The rows that `run` would fill."""
+        steps = [
+            Row(self.step_named(config), estimate_gib=self.estimate(config)) for config in starmap(self.config, KINDS)
+        ]
+        rows = [Row(ENCODE), *steps, *(Row(self.video_named(path)) for path in FAST_PATHS)]
+        return [replace(row, note=NOT_MEASURED) for row in rows]
+
+    def estimate(self, config: TrainConfig) -> float:
+        """What pre-flight expects a training step to need, GiB."""
+        return training_memory(self.architecture, config, self.size.latent, cuda=self.cuda).total / GIB
+
+    def step_named(self, config: TrainConfig) -> str:
+        """How a training step is called in the table."""
+        kind = f"LoRA rank {config.rank}" if config.training == "lora" else "full"
+        precision = "float32" if config.mixed_precision == "no" else config.mixed_precision
+        return f"{kind} step, batch 1, {precision}{', gradient checkpointing' if config.gradient_checkpointing else ''}"
+
+    def video_named(self, path: str) -> str:
+        """How making a video is called in the table."""
+        return f"generate one video, {self.size.inference_steps} steps with guidance: {path}"
 
     def run(self) -> None:
         """All rows, in the order of the table. What does not fit says so and the rest goes on."""
         self.encode()
-        for training in ("lora", "full"):
-            for checkpointing in (True, False):
-                self.train(training, checkpointing)
-        for name, prepare in self.fast_paths().items():
+        for training, checkpointing in KINDS:
+            self.train(training, checkpointing)
+        for name, prepare in FAST_PATHS.items():
             self.generate(name, prepare)
 
     def measure(self, row: Row, step: Callable[[], None], flops: int | None = None, steps: int = STEPS) -> None:
@@ -137,18 +184,14 @@ class Bench:
         vae = AutoencoderKLWan(**self.size.vae).eval().to(self.device)
         shape = (self.size.frames, self.size.height, self.size.width, 3)
         frames = np.random.default_rng(0).integers(0, 255, shape, dtype=np.uint8)
-        self.measure(Row("encode one clip, VAE in float32"), lambda: encode_frames(vae, frames), steps=3)
+        self.measure(Row(ENCODE), lambda: encode_frames(vae, frames), steps=3)
         self._clear()
 
     def train(self, training: str, checkpointing: bool) -> None:
         """One optimiser step at batch 1 with AdamW and a moving average, as `models.trainer` does it."""
         config = self.config(training, checkpointing)
-        need = training_memory(self.architecture, config, self.size.latent, cuda=self.cuda).total / GIB
-        row = Row(
-            f"{'LoRA rank ' + str(config.rank) if training == 'lora' else 'full'} step, batch 1, "
-            f"{config.mixed_precision}{', gradient checkpointing' if checkpointing else ''}",
-            estimate_gib=need,
-        )
+        need = self.estimate(config)
+        row = Row(self.step_named(config), estimate_gib=need)
         available = torch.cuda.mem_get_info(self.device)[0] / GIB if self.cuda else None
         if available and need > 1.15 * available:
             row.note = f"left out: about {need:.0f} GiB needed, {available:.0f} free"
@@ -215,32 +258,10 @@ class Bench:
         with torch.device(self.device):
             return WanTransformer3DModel(**self.size.transformer).to(dtype)
 
-    def fast_paths(self) -> dict[str, Callable[[WanPipeline], None]]:
-        """Ways of diffusers to generate faster or in less memory."""
-        from diffusers import FirstBlockCacheConfig
-
-        def compiled(pipeline: WanPipeline) -> None:
-            pipeline.transformer.compile_repeated_blocks(fullgraph=True)
-
-        def cached(pipeline: WanPipeline) -> None:
-            pipeline.transformer.enable_cache(FirstBlockCacheConfig(threshold=0.05))
-
-        def offloaded(pipeline: WanPipeline) -> None:
-            pipeline.enable_model_cpu_offload(device=self.device)
-
-        return {
-            "plain": lambda pipeline: None,
-            "regional torch.compile": compiled,
-            "first-block cache, threshold 0.05 (random weights: says little of trained ones)": cached,
-            "cuDNN attention": lambda pipeline: pipeline.transformer.set_attention_backend("_native_cudnn"),
-            "model offload to the CPU": offloaded,
-            "VAE tiling": lambda pipeline: pipeline.vae.enable_tiling(),
-        }
-
-    def generate(self, name: str, prepare: Callable[[WanPipeline], None]) -> None:
+    def generate(self, name: str, prepare: Callable[[WanPipeline, torch.device], None]) -> None:
         """One video with guidance, text already embedded."""
         size = self.size
-        row = Row(f"generate one video, {size.inference_steps} steps with guidance: {name}")
+        row = Row(self.video_named(name))
         try:
             dtype = torch.bfloat16 if self.cuda else torch.float32
             pipeline = WanPipeline(
@@ -256,7 +277,7 @@ class Bench:
             if "offload" not in name:
                 pipeline.to(self.device)
             pipeline.transformer.set_attention_backend("native")  # the choice is global, and outlives a pipeline
-            prepare(pipeline)
+            prepare(pipeline, self.device)
         except Exception as error:  # noqa: BLE001
             row.note = f"not possible here: {type(error).__name__}: {(str(error).splitlines() or [''])[0][:120]}"
             self.rows.append(row)
@@ -306,21 +327,21 @@ def table(rows: list[Row]) -> str:
     return "\n".join(lines)
 
 
-def page(bench: Bench | None, size: Size) -> str:
-    """The part of docs/performance.md that this bench owns."""
-    shape = f"{size.frames} frames of {size.width} × {size.height}"
-    with torch.device("meta"):
-        a = Architecture.of(WanTransformer3DModel(**size.transformer).config)
+def page(bench: Bench) -> str:
+    """A section of docs/performance.md. Of a bench that has not run, each row says so."""
+    size, a = bench.size, bench.architecture
     counted = (
         f"{weights(a):,} weights; {a.tokens(size.latent):,} tokens per video; "
         f"{forward_flops(a, size.latent, size.text_tokens) / 1e12:,.3f} TFLOP forward, "
         f"{training_flops(a, size.latent, size.text_tokens, lora=False) / 1e12:,.3f} per full training step, "
         f"{training_flops(a, size.latent, size.text_tokens, lora=True) / 1e12:,.3f} per LoRA step"
     )
-    head = f"## {size.name}, {shape}\n\nCounted from the architecture: {counted}.\n"
-    if bench is None:
-        told = f"{NOT_MEASURED} (no GPU was at hand): run `python -m bench.train_gpu`"
-        return f"{head}\nSeconds, memory and utilisation: {told}\n"
+    head = (
+        f"## {size.name}, {size.frames} frames of {size.width} × {size.height}\n\n"
+        f"Counted from the architecture: {counted}.\n"
+    )
+    if not bench.rows:
+        return f"{head}\nNo GPU was at hand: run `python -m bench.train_gpu`.\n\n{table(bench.planned())}\n"
     versions = f"torch {torch.__version__}, diffusers {diffusers.__version__}, Python {platform.python_version()}"
     device = bench.device_name + (
         f", CUDA {torch.version.cuda}" if bench.cuda else f", {torch.get_num_threads()} threads"
@@ -340,12 +361,6 @@ def write_page(path: Path, parts: list[str]) -> None:
     path.write_text(f"{before}{begin}\n{chr(10).join(parts)}{end}{rest.split(end, 1)[1]}", encoding="utf-8")
 
 
-@contextmanager
-def _quiet() -> Iterator[None]:
-    diffusers.utils.logging.set_verbosity_error()
-    yield
-
-
 def main() -> int:
     """Measures and writes the page."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -357,9 +372,9 @@ def main() -> int:
         return 2
     size = TOY if told.toy else WAN
     bench = Bench(size, torch.device("cpu" if told.toy else "cuda"))
-    with _quiet():
-        bench.run()
-    parts = [page(None, WAN), page(bench, TOY)] if told.toy else [page(bench, WAN)]
+    diffusers.utils.logging.set_verbosity_error()
+    bench.run()
+    parts = [page(Bench(WAN, torch.device("cuda"))), page(bench)] if told.toy else [page(bench)]
     print("\n".join(parts))
     if told.out:
         write_page(told.out, parts)

@@ -318,7 +318,7 @@ def test_each_deployment_runs_from_its_form(up: Up, first: dict[str, Any], listi
         assert (run["name"], run["state"]["name"], run["state"]["message"]) == (name, "Failed", message)
         log, details = failure_on_screen(browser_page, up.url, run_id)
         assert message in log
-        assert message in details
+        assert message[:60] in details  # Prefect shows a long one up to "See More"
     # `doctor` looks by itself, once for all of them.
     (doctor,) = until(lambda: after_failures(up), 60, "no doctor came after the failed runs")
 

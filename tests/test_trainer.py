@@ -208,6 +208,8 @@ def launched(job: TrainJob, command: Sequence[str]) -> bytes:
 
 
 def test_processes_do_not_change_the_curve(tmp_path, base, samples):
+    for name in ("one", "two", "sharded"):
+        (tmp_path / name).mkdir()
     changes = {"training": "lora", "max_train_steps": 6, "gradient_accumulation_steps": 2, "checkpointing_steps": 4}
     one = Trainer(tiny_job(tmp_path / "one", base, samples, **changes)).run()
     two = tiny_job(tmp_path / "two", base, samples, **changes, num_processes=2, train_batch_size=2)
@@ -221,7 +223,8 @@ def test_processes_do_not_change_the_curve(tmp_path, base, samples):
     as_alone(one, sharded)
     shutil.rmtree(sharded.folder / "model")
     shutil.rmtree(sharded.folder / "checkpoints")
-    shutil.copytree(two.folder / "checkpoints" / "step-00000004", sharded.folder / "checkpoints" / "step-00000004")
+    kept = Path("checkpoints", "checkpoint-00000004")
+    shutil.copytree(two.folder / kept, sharded.folder / kept)
     assert b'"resumed_from": 4' in launched(sharded, on_shards)
     as_alone(one, sharded)
 
