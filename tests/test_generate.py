@@ -30,7 +30,8 @@ from tasks.generate import GenerateParams, generate_videos, plan, videos_of
 from tests.conftest import medgen_running
 
 SETTINGS = {
-    "num_frames": FRAMES, "height": HEIGHT, "width": WIDTH, "num_inference_steps": 4, "guidance_scale": 3.0,
+    "num_frames": FRAMES, "height": HEIGHT, "width": WIDTH, "num_inference_steps": 4,
+    "guidance_scale": SAMPLING.guidance_scale,
     "max_sequence_length": 64, "fps": 8.0,
 }  # fmt: skip
 
