@@ -17,7 +17,7 @@ demo: setup ## run the whole pipeline on real videos that come inside packages
 test: ## check the style and run all tests
 	@infra/setup.sh test
 	@$(BIN)/ruff check
-	@$(BIN)/python -m pytest --numprocesses 3 --dist loadfile --no-loadscope-reorder
+	@$(BIN)/python -m pytest --numprocesses 2 --dist loadfile --no-loadscope-reorder
 
 lint: setup ## check the style only
 	@$(BIN)/ruff check

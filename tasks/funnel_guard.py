@@ -12,7 +12,7 @@ from statistics import median
 from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
-from scipy.stats import binom
+from scipy.special import bdtr
 from sqlalchemy import select
 from sqlalchemy.orm import Session
 
@@ -83,7 +83,7 @@ def departures(
         if not shares or entry["in"] < FEWEST:
             continue
         usual, total, kept = median(shares), entry["in"], entry["kept"]
-        chance = float(binom.cdf(kept, total, usual))
+        chance = float(bdtr(kept, total, usual))
         if kept < part * usual * total and chance < CHANCE:
             ends = {**entry["rejected"], **entry["failed"]}
             found.append(Departure(entry["step"], kept, total, usual, chance, max(ends, key=lambda r: ends[r])))

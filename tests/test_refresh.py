@@ -21,7 +21,7 @@ from medgen.postgres import embedded_url
 from tasks.funnel import STEPS
 from tests.conftest import S3Server, frame_number, kill_everything, medgen, medgen_running, numbered_video
 
-KILLS = 3
+KILLS = 2
 
 
 @pytest.fixture(scope="module")

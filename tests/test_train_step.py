@@ -61,7 +61,7 @@ def arrange(ledger, folder: Path, overrides):
 def test_killed_and_run_again_is_the_same_model(home, tmp_path, monkeypatch):
     monkeypatch.setenv("OMP_NUM_THREADS", "1")
     ledger = open_ledger()
-    changes = ["max_train_steps=400", "validation_steps=200"]
+    changes = ["max_train_steps=200", "validation_steps=100"]
     identity, work, params = arrange(ledger, tmp_path, changes)
     folder = train.working_folder(identity.key(work))
     process = subprocess.Popen(
