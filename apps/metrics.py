@@ -4,6 +4,7 @@ import shutil
 import signal
 import threading
 from collections.abc import Iterable
+from contextlib import suppress
 from typing import Annotated
 
 import typer
@@ -85,7 +86,6 @@ def metrics(
         engine = open_catalog()
         server, _ = start_http_server(port, host, registry(engine, str(current().home)))
         out.print(f"http://{host}:{server.server_port}/metrics   (Ctrl-C stops)", soft_wrap=True)
-        try:
+        with suppress(KeyboardInterrupt):
             threading.Event().wait()
-        finally:
-            server.shutdown()
+        server.shutdown()
