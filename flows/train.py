@@ -11,7 +11,6 @@ from pydantic import ConfigDict, Field
 
 from flows.parameters import part, takes
 from flows.runner import task_runner
-from medgen.errors import RunStopped
 from medgen.ledger import Record, open_ledger
 from medgen.shard import ShardResult
 from models.nano import NANO
@@ -42,10 +41,6 @@ class TrainParameters(training.TrainParams):
     )
     check_only: bool = Field(False, exclude=True, description="Stop after pre-flight; train nothing.")
     retry_quarantined: bool = Field(False, exclude=True, description="Encode clips again that failed for good.")
-
-
-class TrainFailed(RunStopped):
-    """The run can't go on. What was done stays done."""
 
 
 def _train(**arguments: Any) -> dict[str, Any]:

@@ -236,9 +236,7 @@ def _execute(
                 return outcome
 
             outcome = _attempt(result, step.time_limit_s)
-            del future, result
             yield key, outcome, started
-            del outcome
     finally:
         for future in futures:
             future.cancel()

@@ -171,25 +171,20 @@ class TextClassifier:
             context[part], has_context[part] = head.words.score(contexts[part])
             found[part] = head.quick.probability(title, has_title, context[part], has_context[part])
             found[part] = np.where(has_title | has_context[part], found[part], 0.0)  # no word: no medicine
-        if closely is None:
-            doubtful = in_doubt(found, np.zeros(len(shown), bool), head.doubt, head.doubt_with_context)
-        else:
-            doubtful = in_doubt(found, has_context & ~closely, head.doubt, head.doubt_with_context)
-            doubtful &= ~(has_context & closely & (found >= AGREED))
-        left = np.flatnonzero(doubtful)
+        bounds = (head.doubt, head.doubt_with_context, (head.doubt[0], min(head.doubt[1], AGREED)))
+        kind = np.where(has_context, 1 + closely, 0) if closely is not None else np.zeros(len(shown), int)
+        left = np.flatnonzero(in_doubt(found, bounds, kind))
         if len(left):
-            unclear = [shown[index] for index in left]
-            score = head.titles.score(unclear, self.encoder)
-            has_title = np.array([bool(title.strip()) for title in unclear])
+            doubtful = [shown[index] for index in left]
+            score = head.titles.score(doubtful, self.encoder)
+            has_title = np.array([bool(title.strip()) for title in doubtful])
             found[left] = head.careful.probability(score, has_title, context[left], has_context[left])
         return np.round(found, 4).astype(np.float32)
 
 
-def in_doubt(
-    quick: np.ndarray, spared: np.ndarray, alone: tuple[float, float], with_context: tuple[float, float]
-) -> np.ndarray:
-    """bool (N,): which quick probabilities lie strictly between the bounds that hold for them."""
-    low, high = (np.where(spared, *pair) for pair in zip(with_context, alone, strict=True))
+def in_doubt(quick: np.ndarray, bounds: Sequence[tuple[float, float]], kind: np.ndarray) -> np.ndarray:
+    """bool (N,): which quick probabilities lie strictly between the bounds of their kind, an index into `bounds`."""
+    low, high = np.array(bounds)[kind].T
     return (quick > low) & (quick < high)
 
 

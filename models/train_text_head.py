@@ -471,7 +471,7 @@ def _probability(
         return quick
     if way == "every title by its embedding":
         return careful
-    return np.where(in_doubt(quick, has_context, DOUBT, DOUBT_WITH_CONTEXT), careful, quick)
+    return np.where(in_doubt(quick, (DOUBT, DOUBT_WITH_CONTEXT), has_context.astype(int)), careful, quick)
 
 
 def weigh(scores: Scores, has_context: np.ndarray, medical: np.ndarray, among: np.ndarray) -> Weighing:

@@ -1,24 +1,11 @@
 """A deployment's form in Prefect's UI, as a person fills it in Debian's Chromium."""
 
 import re
-from collections.abc import Iterator
-from contextlib import contextmanager
 from typing import Any
 
-from playwright.sync_api import Browser, Locator, Page, expect, sync_playwright
+from playwright.sync_api import Locator, Page, expect
 
-CHROMIUM = "/usr/bin/chromium"
 SCREEN = {"width": 1440, "height": 900}
-
-
-@contextmanager
-def chromium() -> Iterator[Browser]:
-    """A browser without any network but loopback."""
-    rules = "--host-resolver-rules=MAP * ~NOTFOUND, EXCLUDE 127.0.0.1"
-    with sync_playwright() as playwright:
-        browser = playwright.chromium.launch(executable_path=CHROMIUM, args=["--no-sandbox", rules])
-        yield browser
-        browser.close()
 
 
 class RunForm:

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import prov.model
 import pytest
-from playwright.sync_api import Browser, Page, expect, sync_playwright
+from playwright.sync_api import Browser, Page, expect
 from sqlalchemy import create_engine
 
 from apps import demo_corpus
@@ -18,6 +18,7 @@ from medgen.ledger import Ledger
 from medgen.postgres import embedded_url
 from medgen.settings import Settings
 from medgen.store import Store
+from tests.browser import chromium
 from tests.conftest import free_port, medgen, medgen_running
 from tests.recorded import Recorder
 
@@ -68,13 +69,8 @@ def site(installation: tuple[Path, list[str], str]) -> Iterator[str]:
 
 @pytest.fixture(scope="module")
 def browser() -> Iterator[Browser]:
-    """Debian's Chromium."""
-    found = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
-    assert found, "the tests need chromium"
-    with sync_playwright() as playwright:
-        started = playwright.chromium.launch(executable_path=found, args=["--no-sandbox"])
+    with chromium() as started:
         yield started
-        started.close()
 
 
 @pytest.fixture

@@ -13,7 +13,6 @@ import pytest
 import uvicorn
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-from playwright.sync_api import sync_playwright
 from sqlalchemy import select, text
 from sqlalchemy.exc import SQLAlchemyError
 from starlette.testclient import TestClient
@@ -26,6 +25,7 @@ from medgen.catalog import Standing
 from medgen.ledger import Ledger, open_ledger
 from tasks.forget import forget
 from tests.audit_addresses import hostile_addresses
+from tests.browser import chromium
 from tests.conftest import free_port, numbered_video
 from tests.recorded import Recorder
 
@@ -96,8 +96,7 @@ def test_nothing_executes_and_nothing_breaks(hostile: Ledger) -> None:
         f"/lineage/video/{videos[0]}", f"/lineage/model/{digest}", "/steps/1", "/steps/3",
     ]  # fmt: skip
     try:
-        with sync_playwright() as playwright:
-            browser = playwright.chromium.launch(executable_path="/usr/bin/chromium", args=["--no-sandbox"])
+        with chromium() as browser:
             page = browser.new_page(base_url=f"http://127.0.0.1:{port}")
             troubles: list[str] = []
             page.on("dialog", lambda dialog: (troubles.append(dialog.message), dialog.dismiss()))
@@ -113,7 +112,6 @@ def test_nothing_executes_and_nothing_breaks(hostile: Ledger) -> None:
             assert troubles == []
             page.goto("/items?status=kept&kind=clip")
             assert page.get_by_text("U+202E").first.is_visible()
-            browser.close()
     finally:
         server.should_exit = True
         thread.join(10)

@@ -25,8 +25,9 @@ from pydicom.pixels import pixel_array
 
 from apps.demo_corpus import serve
 from flows.refresh import FIRST, RefreshParameters
+from tests.browser import chromium
 from tests.conftest import free_port, medgen, medgen_running
-from tests.run_form import SCREEN, RunForm, chromium, failure_on_screen
+from tests.run_form import SCREEN, RunForm, failure_on_screen
 
 SECRET = "sk-not-for-any-page"
 RUN_LIMIT_S = 180

@@ -18,7 +18,7 @@ import numpy as np
 import pyarrow.parquet
 import pytest
 from fastapi.testclient import TestClient
-from playwright.sync_api import Browser, Page, expect, sync_playwright
+from playwright.sync_api import Browser, Page, expect
 from sklearn.metrics import cohen_kappa_score
 from sqlalchemy import func
 from sqlalchemy import select as query
@@ -49,10 +49,10 @@ from medgen.verify import verify
 from models.prompt_set import Prompt
 from tasks.study import AXES, StudyParams, new_study, showing
 from tasks.system_videos import videos_of
+from tests.browser import chromium
 from tests.conftest import free_port, medgen_running
 
 SYSTEMS = ("SecretAlpha", "SecretBeta")
-CHROMIUM = "/usr/bin/chromium"
 SIDE = {"left": "1", "right": "2", "neither": "3"}  # the key for each
 
 
@@ -111,12 +111,10 @@ def opened(name: str, home: Path) -> Iterator[str]:
         yield f"http://127.0.0.1:{port}"
 
 
-@pytest.fixture(scope="module")
-def chromium() -> Iterator[Browser]:
-    with sync_playwright() as playwright:
-        browser = playwright.chromium.launch(executable_path=CHROMIUM, args=["--no-sandbox"])
+@pytest.fixture(scope="module", name="chromium")
+def _chromium() -> Iterator[Browser]:
+    with chromium() as browser:
         yield browser
-        browser.close()
 
 
 class Simulated:

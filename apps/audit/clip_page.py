@@ -15,7 +15,7 @@ from apps.audit.reasons import in_words
 from apps.audit.shown_text import number
 from apps.audit.site import Site, site_of
 from apps.life import story_of
-from medgen.catalog import Clip, Evaluation, ModelVersion, Release, ReleaseClip, Standing
+from medgen.catalog import Clip, Evaluation, ModelVersion, Release, Standing
 from medgen.errors import ItemFailed
 from medgen.store import Store
 from medgen.verify import record_faults
@@ -189,8 +189,3 @@ def _copies(session: Session, clip_id: str) -> list[dict[str, Any]]:
     )
     rows = session.execute(query, {"clip": clip_id})
     return [dict(row._mapping) for row in rows]
-
-
-def member_of(session: Session, clip_id: str) -> list[str]:
-    """Names of the releases that hold a clip."""
-    return list(session.scalars(select(ReleaseClip.release_name).where(ReleaseClip.clip_id == clip_id)))

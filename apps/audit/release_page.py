@@ -16,7 +16,7 @@ from sqlalchemy.orm import aliased
 from starlette.responses import Response
 
 from apps.audit import charts
-from apps.audit.site import Site, query, site_of
+from apps.audit.site import query, site_of
 from apps.life import Unknown
 from medgen.catalog import Clip, ModelVersion, Release, ReleaseClip, Standing, StepOutput, StepRun, Tombstone
 from medgen.errors import ItemFailed
@@ -349,10 +349,3 @@ def _kinds(facts: Sequence[Facts]) -> list[tuple[str, list[tuple[str, float, flo
         if rows:
             found.append((name, rows))
     return found
-
-
-def release_site(site: Site, name: str) -> tuple[dict[str, Any], dict[str, str]]:
-    """A release and its outputs. Raises `Unknown`."""
-    with site.engine.connect() as connection:
-        found = release_of(connection, name)
-        return found, outputs_of(connection, found["step_run_id"])

@@ -17,6 +17,7 @@ from sqlalchemy import (
     ARRAY,
     ColumnElement,
     Connection,
+    ScalarSelect,
     Select,
     Text,
     and_,
@@ -242,17 +243,22 @@ def rows_of(connection: Connection, table: str) -> int:
     return int(rows or 0)
 
 
+def _newest(metric: str) -> ScalarSelect[float]:
+    """The newest measurement of a row's clip."""
+    measured = aliased(Score)
+    return (
+        select(measured.value)
+        .where(measured.clip_id == Standing.id, measured.metric == metric)
+        .order_by(measured.step_run_id.desc())
+        .limit(1)
+        .scalar_subquery()
+    )
+
+
 def _selected(filters: Filters) -> Select[Any]:
     query = select(*COLUMNS)
     if filters.metric:
-        value = (
-            select(Score.value)
-            .where(Score.clip_id == Standing.id, Score.metric == filters.metric)
-            .order_by(Score.step_run_id.desc())
-            .limit(1)
-            .scalar_subquery()
-        )
-        query = query.add_columns(value.label("value"))
+        query = query.add_columns(_newest(filters.metric).label("value"))
     return query
 
 
@@ -312,14 +318,7 @@ def _scored(connection: Connection, filters: Filters) -> ColumnElement[bool]:
     few = list(connection.scalars(select(Score.clip_id).where(*same).limit(FEW + 1)))
     if len(few) <= FEW:
         return Standing.id == any_(cast(sorted({c for c in few if c}), ARRAY(Text)))  # one parameter, not thousands
-    measured = aliased(Score)
-    latest = (
-        select(measured.value)
-        .where(measured.clip_id == Standing.id, measured.metric == filters.metric)
-        .order_by(measured.step_run_id.desc())
-        .limit(1)
-        .scalar_subquery()
-    )
+    latest = _newest(filters.metric)
     low = filters.low if filters.low is not None else float("-inf")
     high = filters.high if filters.high is not None else float("inf")
     # A comparison that the planner can't turn into a join: with so many in range, walking the newest is quicker.
