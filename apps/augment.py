@@ -84,7 +84,7 @@ def augment(
 
 def show(summary: dict[str, Any], files: dict[str, str]) -> None:
     """Prints the tables, what to keep in mind, and the sentence."""
-    from models.augmentation_report import comparison_rows, table_rows
+    from models.classifiers.augmentation_report import comparison_rows, table_rows
 
     result = summary["result"]
     for title, rows in (("By arm", table_rows(result)), ("Against adding as much otherwise", comparison_rows(result))):
@@ -107,7 +107,7 @@ def show(summary: dict[str, Any], files: dict[str, str]) -> None:
 
 def _handed_out(summary: dict[str, Any], target: Path) -> dict[str, str]:
     from medgen.ledger import open_ledger
-    from tasks.augment import hand_out
+    from tasks.augmentation.augment import hand_out
 
     written = hand_out(open_ledger().store, summary["artifacts"], target)
     return {role: str(path) for role, path in written.items()}

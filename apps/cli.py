@@ -235,7 +235,7 @@ def status(
     """Show the funnel of all that is on record, and failures by reason."""
     from apps.status import missing, totals, verdicts
     from medgen.ledger import open_ledger
-    from tasks.failures import failures
+    from tasks.operations.failures import failures
 
     with plain_errors():
         table, gone = totals(open_ledger()), missing(open_ledger())
@@ -270,7 +270,7 @@ def show(
     from apps.model_story import show as show_model
     from medgen.errors import ItemFailed
     from medgen.ledger import open_ledger
-    from tasks.model_lineage import trained_by
+    from tasks.training.model_lineage import trained_by
 
     with plain_errors(Unknown):
         try:
@@ -304,7 +304,7 @@ def release_show(name: str, as_json: Json = False) -> None:
     """Show a release: its policy, funnel, clips and folder."""
     from medgen.errors import ItemFailed
     from medgen.ledger import open_ledger
-    from tasks.release import lay_out, read_funnel
+    from tasks.curation.release import lay_out, read_funnel
 
     with plain_errors():
         row = next((row for row in _releases() if row["name"] == name), None)
@@ -348,7 +348,7 @@ def release_approve(
 ) -> None:
     """Approve a release that waits for it: it is laid out, and models may be trained on it."""
     from medgen.ledger import open_ledger
-    from tasks.approve import approve
+    from tasks.curation.approve import approve
 
     with plain_errors():
         record, folder = approve(open_ledger(), name, by, note)
@@ -367,7 +367,7 @@ def gc(
     """Sweep what killed runs left: objects without a record, scratch files. Finish takedowns that were cut short."""
     from medgen.gc import collect_garbage
     from medgen.ledger import open_ledger
-    from tasks.forget import finish
+    from tasks.operations.takedown import finish
 
     with plain_errors():
         finished = [] if dry_run else finish(open_ledger())
@@ -542,7 +542,7 @@ def _print_summary(summary: dict[str, Any], as_json: bool) -> None:
 
 
 def _print_funnel(funnel: Sequence[dict[str, Any]]) -> None:
-    from tasks.funnel import table_rows
+    from tasks.curation.funnel import table_rows
 
     table = Table(title="Funnel", title_justify="left")
     for column in ("step", "unit", "in", "kept", "rejected", "failed", "reasons"):
@@ -553,7 +553,7 @@ def _print_funnel(funnel: Sequence[dict[str, Any]]) -> None:
 
 
 def _print_failures(report: Sequence[dict[str, Any]]) -> None:
-    from tasks.failures import table_rows
+    from tasks.operations.failures import table_rows
 
     table = Table(title="Failures", title_justify="left")
     for column in ("step", "reason", "count", "tried again", "example"):

@@ -13,7 +13,7 @@ from typing import Any
 
 from apps.demo_corpus import TRAINING_CLASSES, training_titles
 from medgen.ledger import open_ledger
-from tasks.released import ReleasedClip, released_clips
+from tasks.training.released import ReleasedClip, released_clips
 
 SEEDS = 5
 FOLDS = 3

@@ -16,7 +16,7 @@ COLOURS = {"ok": "green", "weak": "yellow", "broken": "red"}
 def doctor(as_json: Annotated[bool, typer.Option("--json", help="Print facts as JSON for machines.")] = False) -> None:
     """Check database, store, disk, Prefect, models, codecs: green, or what to do. Exit 1 when one is broken."""
     from apps.cli import plain_errors
-    from tasks.health import findings
+    from tasks.operations.health import findings
 
     with plain_errors():
         found = list(findings())

@@ -47,7 +47,7 @@ def forget(
     from apps.cli import plain_errors
     from apps.life import Unknown
     from medgen.ledger import open_ledger
-    from tasks import forget as step
+    from tasks.operations import takedown as step
 
     with plain_errors(NotForgotten, Unknown):
         if tell:
@@ -84,8 +84,8 @@ def locate(ledger: "Ledger", name: str) -> tuple[str, str]:
 
     from apps.life import Unknown, find
     from medgen.catalog import Tombstone, Video
-    from medgen.sources import FOLDER_SCHEME
-    from tasks.discover import video_id
+    from medgen.listings.sources import FOLDER_SCHEME
+    from tasks.curation.discover import video_id
 
     shown = f"{name[:80]!r}" + ("…" if len(name) > 80 else "")
     if not name.strip() or len(name) > MAX_URL or not name.isprintable():
@@ -191,7 +191,7 @@ def recheck(
     from medgen.ledger import open_ledger
     from medgen.shard import ShardFailed
     from medgen.takedown import stamp
-    from tasks import recheck as step
+    from tasks.operations import recheck as step
 
     with plain_errors(ShardFailed):
         params = step.RecheckParams(**parse_settings(settings or []))

@@ -71,7 +71,7 @@ def generate(
         with err.status("loading diffusers"):
             from medgen.ledger import open_ledger
             from medgen.shard import close_pools
-            from tasks import generate as step
+            from tasks.evaluation import generate as step
 
         params = step.GenerateParams(
             model=model,
@@ -121,7 +121,7 @@ def generate(
 def _prompts(prompt: str | None, name: str, limit: int) -> list[Any]:
     from medgen.canonical import digest_of
     from medgen.errors import ItemFailed
-    from models.prompt_set import MAX_CHARS, Prompt, load_prompts, spread
+    from models.generation.prompt_set import MAX_CHARS, Prompt, load_prompts, spread
 
     if (prompt is None) == (not name):
         raise ItemFailed("bad_prompts", "give one prompt, or a file by --prompts (`medical` is the packaged set)")

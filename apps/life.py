@@ -26,8 +26,8 @@ from medgen.catalog import (
 from medgen.ledger import Ledger
 from medgen.store import ArtifactLost
 from medgen.takedown import stamp
-from tasks.model_lineage import models_of
-from tasks.recheck import RECHECK, vanished
+from tasks.curation.vanished import RECHECK, vanished
+from tasks.training.model_lineage import models_of
 
 MAX_NAME = 8192  # characters
 

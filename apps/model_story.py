@@ -11,7 +11,7 @@ PARTS = {"trained_on": "trained on", "held_out": "held out", "quarantined": "lef
 
 
 def show(facts: dict[str, Any], console: Console) -> None:
-    """Prints what `tasks.model_lineage.trained_by` tells."""
+    """Prints what `tasks.training.model_lineage.trained_by` tells."""
     console.print(f"[bold]{escape(facts['name'])}[/]  {escape(facts['kind'])}\n{facts['digest']}", highlight=False)
     console.print(
         f"release: {escape(facts['release'] or 'none')}, made {str(facts['created_at'])[:19]}", highlight=False

@@ -10,8 +10,8 @@ from sqlalchemy.orm import Session, aliased
 from medgen.catalog import StepInput, StepRun, Tombstone
 from medgen.ledger import Ledger, Record
 from medgen.takedown import stamp
-from tasks.funnel import STEPS, funnel
-from tasks.recheck import vanished
+from tasks.curation.funnel import STEPS, funnel
+from tasks.curation.vanished import vanished
 
 CLIP_STEPS = STEPS[STEPS.index("classify") :]
 

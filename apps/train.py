@@ -41,7 +41,7 @@ def train(
     and puts the model on record. Arguments are named as in diffusers' training scripts.
 
     On several GPUs: `--accelerate-config FILE --set num_processes=8`. On several machines, make the job here with
-    --check, copy the working folder, and run `accelerate launch … -m models.train_job FOLDER/job.json` on each; then
+    --check, copy the working folder, and run `accelerate launch … -m models.training FOLDER/job.json` on each; then
     run this command again to take the model in.
     """
     from apps.cli import plain_errors
@@ -63,7 +63,9 @@ def train(
             "check_only": check,
             **about,
         }
-        from tasks.training_report import watchers  # no Prefect: its settings are read before its server is there
+        from tasks.training.training_report import (
+            watchers,  # no Prefect: its settings are read before its server is there
+        )
 
         watcher = _Teller()
         if not as_json:
@@ -147,8 +149,8 @@ def show(summary: dict[str, Any]) -> None:
 
 
 def _show_fields(preset: str, settings: list[str], as_json: bool) -> None:
-    from models.train_presets import TrainConfig
-    from tasks.train import TrainParams
+    from models.training.config import TrainConfig
+    from tasks.training.train import TrainParams
 
     config = TrainParams(preset=preset, overrides=tuple(settings)).config()  # type: ignore[arg-type]
     if as_json:

@@ -31,7 +31,7 @@ def train_frames(
     """Train a head that tells medical frames from others; validate it by leaving out one source at a time."""
     from apps.cli import plain_errors
     from medgen.ledger import open_ledger
-    from tasks import train_frames as step
+    from tasks.training import train_frames as step
 
     with plain_errors(OSError):
         columns = (TextColumn("{task.description:<10}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())

@@ -41,7 +41,7 @@ def train_text(
     """Train a head that tells medical listings from others by their text; cross-validate it by groups."""
     from apps.cli import plain_errors
     from medgen.ledger import open_ledger
-    from tasks import train_text as step
+    from tasks.training import train_text as step
 
     with plain_errors(OSError):
         columns = (TextColumn("{task.description:<10}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())

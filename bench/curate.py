@@ -26,10 +26,10 @@ from rich.console import Console
 from rich.table import Table
 
 from medgen.ledger import Outcome, StepIdentity, Work, open_ledger
+from medgen.listings.sources import VIDEO_SUFFIXES
 from medgen.shard import Item, ShardResult, Step, run_shard
-from medgen.sources import VIDEO_SUFFIXES
 from medgen.store import Store
-from tasks import caption, classify, cut, decide, discover, download, list_feed, list_sources, quality, segment
+from tasks.curation import caption, classify, cut, decide, discover, download, list_feed, list_sources, quality, segment
 
 # Every frame counts as medical, so that all of the video goes through all steps.
 CLASSIFY = classify.ClassifyParams(medical_threshold=0.0, similarity=-1.0)

@@ -32,7 +32,7 @@ from rich.markdown import Markdown
 
 from bench.kill import ROOT, belonging, environment, kill_all
 from bench.listings import COLUMNS, make_listings, read_words
-from models.relevance import TERMS_PATH
+from models.relevance.dictionary import TERMS_PATH
 
 WORKERS = 2
 SAMPLE_ROWS = 20_000  # for the ways that would take hours over everything
@@ -117,7 +117,7 @@ def _warm(_: int) -> None:
 
 
 def _dictionary() -> Any:
-    from tasks.discover import _dictionary as dictionary
+    from tasks.curation.discover import _dictionary as dictionary
 
     return dictionary()
 

@@ -22,11 +22,10 @@ import numpy as np
 import typer
 
 from medgen.errors import ItemFailed
-from medgen.media import Limits, pictures
-from models.borders import detect_borders
-from models.captioner import evenly_spaced
-from models.overlay_text import OverlayText, count_words, judge_overlay
-from models.text_reader import TextBox, TextReader, load_text_reader
+from medgen.media import Limits, evenly_spaced, pictures
+from models.quality.overlay_text import OverlayText, count_words, judge_overlay
+from models.quality.text_reader import TextBox, TextReader, load_text_reader
+from models.segmentation.borders import detect_borders
 
 PIECE_S = 10.0
 BORDER_FRAMES, TEXT_FRAMES = 8, 5
@@ -146,7 +145,7 @@ def border_rows(videos: Sequence[Video]) -> Iterator[Row]:
     """Ours beside the paper's idea."""
     methods: dict[str, Callable[[list[np.ndarray]], tuple[int, ...]]] = {
         "Canny + Hough lines (the paper's idea)": hough_borders,
-        "constant margins (models/borders.py)": _constant_margins,
+        "constant margins (models/segmentation/borders.py)": _constant_margins,
     }
     for method, borders in methods.items():
         begun = _cpu_ms()

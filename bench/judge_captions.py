@@ -12,10 +12,10 @@ import time
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 
-from models.caption_checks import CaptionLimits, check
-from models.captioner import Evidence
-from models.captioner_chat import load_prompts
-from models.captioner_template import EvidenceTemplateCaptioner
+from models.captioning.captioner import Evidence
+from models.captioning.chat import load_prompts
+from models.captioning.checks import CaptionLimits, check
+from models.captioning.template import EvidenceTemplateCaptioner
 
 LIMITS = CaptionLimits()
 PROMPTS = load_prompts("v1")

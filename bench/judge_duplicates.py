@@ -19,11 +19,11 @@ from PIL import Image
 
 from medgen.errors import ItemFailed
 from medgen.media import Limits, pictures
-from models.defects import measure_defects
-from models.detail import measure_detail
-from models.fingerprint import fingerprint
-from models.near_duplicates import compare
-from models.train_frame_head import read_manifest
+from models.duplicates.fingerprint import fingerprint
+from models.duplicates.near_duplicates import compare
+from models.quality.defects import measure_defects
+from models.quality.detail import measure_detail
+from models.segmentation.train_head import read_manifest
 
 STEP_S = 0.24  # as the pipeline samples a clip
 LONGEST_S = 10.0
@@ -127,7 +127,7 @@ METHODS = (
     Method("wavelet hash of a collage (videohash)", _collage, lambda one, two: one - two <= BITS),
     Method("imagehash's pHash a second, median distance", _hashes, _alike),
     Method(
-        "course of the cells, aligned in time (models/near_duplicates.py)",
+        "course of the cells, aligned in time (models/duplicates/near_duplicates.py)",
         lambda grey: fingerprint(grey, STEP_S),
         lambda one, two: compare(one, two) is not None,
     ),
@@ -248,6 +248,6 @@ def _sharpness(version: Version) -> float:
 RANKS = (
     Rank("more pixels, then more bytes", lambda v: (v.frames[0].shape[0] * v.frames[0].shape[1], v.bytes)),
     Rank("more bytes", lambda v: v.bytes),
-    Rank("sharper edges at a common size (models/defects.py)", _sharpness),
-    Rank("more detail above noise (models/detail.py)", lambda v: measure_detail(v.frames)),
+    Rank("sharper edges at a common size (models/quality/defects.py)", _sharpness),
+    Rank("more detail above noise (models/quality/detail.py)", lambda v: measure_detail(v.frames)),
 )

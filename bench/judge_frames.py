@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 
 from models.encoders import MOBILENET, load_encoder
-from models.train_frame_head import LabelledVideo, embed_videos, read_manifest, sampled_frames, validate
+from models.segmentation.train_head import LabelledVideo, embed_videos, read_manifest, sampled_frames, validate
 
 LAST_LAYER = 1280  # MobileNetV2's pooled features, the end of what the encoder gives
 TIMED_FRAMES = 64

@@ -13,10 +13,10 @@ from skimage.data import astronaut
 
 from medgen.errors import ItemFailed
 from medgen.media import Limits, pictures
-from models.faces import LEAST_SCORE, load_faces
-from models.identifiers import identifiers
-from models.text_reader import TextBox, load_text_reader
-from models.train_frame_head import read_manifest
+from models.privacy.faces import LEAST_SCORE, load_faces
+from models.privacy.identifiers import identifiers
+from models.quality.text_reader import TextBox, load_text_reader
+from models.segmentation.train_head import read_manifest
 
 LINES = (
     "MUELLER^ANNA MARIA", "Patient: Anna Mueller", "MRN: 00482913", "DOB: 12/03/1961", "geb. 03.12.1961",
@@ -69,7 +69,7 @@ def _identifier_rows(shown: Sequence[Shown]) -> Iterator[str]:
         read = [reader.read([frame])[0] for frame, _ in drawn]
         cost = 1000 * (time.process_time() + _children() - started) / max(1, len(shown))
         plain = [reader.read([one.frame])[0] for one in shown]
-        finders: dict[str, Finder] = {"dates and long numbers": _plain, "rules (models/identifiers.py)": _ruled}
+        finders: dict[str, Finder] = {"dates and long numbers": _plain, "rules (models/privacy/identifiers.py)": _ruled}
         for name, find in finders.items():
             right = sum(
                 sum(any(_meet(box, place) for box in find(boxes)) for place in places)

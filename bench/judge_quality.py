@@ -18,12 +18,11 @@ import cv2
 import numpy as np
 
 from medgen.errors import ItemFailed
-from medgen.media import Limits, pictures
-from models import defects
-from models.aesthetic import load_aesthetic
-from models.captioner import evenly_spaced
-from models.motion import PHOTO_UNEXPLAINED_TO, STILL_BELOW, measure_motion
-from models.technical import load_technical
+from medgen.media import Limits, evenly_spaced, pictures
+from models.quality import defects
+from models.quality.aesthetic import load_aesthetic
+from models.quality.motion import PHOTO_UNEXPLAINED_TO, STILL_BELOW, measure_motion
+from models.quality.technical import load_technical
 
 FRAMES = 5
 SMALL_WIDTH = 160

@@ -26,7 +26,7 @@ from bench import judge_borders_text, judge_captions, judge_duplicates, judge_fr
 from bench.curate import make_video
 from medgen.errors import ItemFailed
 from medgen.media import Limits, pictures
-from models.shots import ShotDetector
+from models.segmentation.shots import ShotDetector
 
 WIDTH = 256
 CLIP_S = 10.0

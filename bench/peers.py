@@ -25,9 +25,9 @@ from rich.table import Table
 from apps.judge.labels import Label
 from apps.judge.measure import JudgeParameters, measure_all
 from medgen.errors import ItemFailed
+from medgen.listings.sources import VIDEO_SUFFIXES
 from medgen.media import Limits, pictures, probe
-from medgen.sources import VIDEO_SUFFIXES
-from models.frames import DEFAULT_HEAD
+from models.segmentation.frames import DEFAULT_HEAD
 
 PACKAGES = (
     "py-data-juicer==1.6.1",

@@ -6,7 +6,7 @@
 
 Random weights cost what trained ones do: time and memory depend on shapes alone. Seconds are medians over steps after
 a warm-up, with the device synchronised; memory is the allocator's peak; utilisation is the operations counted from the
-architecture (`models.wan_cost`, without recomputation) over those that the device could do in that time.
+architecture (`models.training.cost`, without recomputation) over those that the device could do in that time.
 """
 
 import argparse
@@ -33,12 +33,12 @@ from diffusers import (
     WanTransformer3DModel,
 )
 
-from models.nano import TRANSFORMER as NANO_TRANSFORMER
-from models.nano import VAE as NANO_VAE
-from models.train_presets import TrainConfig, configured
-from models.trainer import add_lora, losses_of, out_of_memory_told
-from models.video_diffusion import encode_frames
-from models.wan_cost import GIB, Architecture, forward_flops, training_flops, training_memory, weights
+from models.generation.video_diffusion import encode_frames
+from models.training.config import TrainConfig, configured
+from models.training.cost import GIB, Architecture, forward_flops, training_flops, training_memory, weights
+from models.training.nano import TRANSFORMER as NANO_TRANSFORMER
+from models.training.nano import VAE as NANO_VAE
+from models.training.trainer import add_lora, losses_of, out_of_memory_told
 
 # Dense bf16 tensor-core operations per second, from NVIDIA's data sheets (without sparsity).
 PEAK_FLOPS = {"H100": 989e12, "H200": 989e12, "A100": 312e12, "A800": 312e12, "L40S": 362e12, "RTX 4090": 165e12}
@@ -188,7 +188,7 @@ class Bench:
         self._clear()
 
     def train(self, training: str, checkpointing: bool) -> None:
-        """One optimiser step at batch 1 with AdamW and a moving average, as `models.trainer` does it."""
+        """One optimiser step at batch 1 with AdamW and a moving average, as `models.training.trainer` does it."""
         config = self.config(training, checkpointing)
         need = self.estimate(config)
         row = Row(self.step_named(config), estimate_gib=need)

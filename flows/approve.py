@@ -8,7 +8,7 @@ from pydantic import BaseModel, ConfigDict, Field
 from flows.parameters import takes
 from flows.runner import task_runner
 from medgen.ledger import open_ledger
-from tasks import approve as step
+from tasks.curation import approve as step
 
 
 class ApproveParameters(BaseModel):

@@ -16,16 +16,23 @@ from flows.run_name import run_name
 from flows.runner import task_runner
 from medgen.ledger import Ledger, Record, open_ledger
 from medgen.shard import ShardResult
-from models.augmentation_report import markdown, table_rows
-from models.prompt_set import load_prompts
-from tasks import augment as experiment
-from tasks import generate
-from tasks.augment import AugmentParams, CannotAugment, plan_of
-from tasks.embed_video import EmbedParams, classifier_digest, embed_shard
-from tasks.fit_classifier import FitParams, fit_shard
-from tasks.generate import GenerateParams
-from tasks.generator_lineage import with_lineage
-from tasks.labelled_videos import Labelled, LabelledVideo, LeftOut, fit_for_experiment, generated, read_labelled
+from models.classifiers.augmentation_report import markdown, table_rows
+from models.generation.prompt_set import load_prompts
+from tasks.augmentation import augment as experiment
+from tasks.augmentation.augment import AugmentParams, CannotAugment, plan_of
+from tasks.augmentation.embed_video import EmbedParams, classifier_digest, embed_shard
+from tasks.augmentation.fit_classifier import FitParams, fit_shard
+from tasks.augmentation.generator_lineage import with_lineage
+from tasks.augmentation.labelled_videos import (
+    Labelled,
+    LabelledVideo,
+    LeftOut,
+    fit_for_experiment,
+    generated,
+    read_labelled,
+)
+from tasks.evaluation import generate
+from tasks.evaluation.generate import GenerateParams
 
 
 class AugmentParameters(AugmentParams, GenerateParams):

@@ -16,8 +16,8 @@ from medgen.canonical import digest_of
 from medgen.errors import RunStopped
 from medgen.ledger import open_ledger
 from medgen.shard import ShardResult
-from tasks import discover as discover_step
-from tasks import expand, list_feed, list_sources
+from tasks.curation import discover as discover_step
+from tasks.curation import expand, list_feed, list_sources
 
 Found = list[tuple[str, PrefectFuture[ShardResult]]]
 

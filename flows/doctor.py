@@ -9,7 +9,7 @@ from pydantic import BaseModel, ConfigDict
 from flows.parameters import takes
 from flows.runner import task_runner
 from medgen.errors import RunStopped
-from tasks.health import findings
+from tasks.operations.health import findings
 
 
 class DoctorParameters(BaseModel):

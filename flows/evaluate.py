@@ -17,14 +17,14 @@ from medgen.errors import RunStopped
 from medgen.ledger import Ledger, open_ledger
 from medgen.settings import current
 from medgen.shard import ShardResult
-from models.prompt_set import MEDICAL, PROMPT_SET_VERSION, Prompt, load_prompts, prompts_digest, spread
-from models.video_metrics.suite import TRACE_SIDE
-from tasks import evaluate as evaluation
-from tasks import generate, judge_video, measure_video, trace_clip
-from tasks.evaluation_report import shown_p, shown_range, shown_value, write_report
-from tasks.measure_video import Video
-from tasks.released import ReleasedClip, released_clips
-from tasks.video_folders import folder_videos, named_folder
+from models.generation.prompt_set import MEDICAL, PROMPT_SET_VERSION, Prompt, load_prompts, prompts_digest, spread
+from models.metrics.suite import TRACE_SIDE
+from tasks.evaluation import evaluate as evaluation
+from tasks.evaluation import generate, judge_video, measure_video, trace_clip
+from tasks.evaluation.evaluation_report import shown_p, shown_range, shown_value, write_report
+from tasks.evaluation.measure_video import Video
+from tasks.evaluation.video_folders import folder_videos, named_folder
+from tasks.training.released import ReleasedClip, released_clips
 
 T = TypeVar("T")
 

@@ -9,7 +9,7 @@ from flows.parameters import takes
 from flows.runner import task_runner
 from medgen.gc import collect_garbage
 from medgen.ledger import open_ledger
-from tasks.forget import finish
+from tasks.operations.takedown import finish
 
 
 class GcParameters(BaseModel):

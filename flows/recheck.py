@@ -10,7 +10,7 @@ from pydantic import ConfigDict, Field
 from flows.parameters import part, takes
 from flows.runner import task_runner
 from medgen.ledger import open_ledger
-from tasks import recheck as step
+from tasks.operations import recheck as step
 from tasks.prefect_step import StepProgress
 
 

@@ -17,7 +17,7 @@ from flows.runner import task_runner
 from medgen.errors import RunStopped
 from medgen.ledger import open_ledger
 from medgen.shard import Item, ShardResult
-from tasks import (
+from tasks.curation import (
     caption,
     classify,
     cut,
@@ -32,9 +32,9 @@ from tasks import (
     release,
     segment,
 )
-from tasks.failures import failures
-from tasks.failures import table_rows as failure_rows
-from tasks.funnel import markdown, table_rows
+from tasks.curation.funnel import markdown, table_rows
+from tasks.operations.failures import failures
+from tasks.operations.failures import table_rows as failure_rows
 
 
 class RefreshParameters(

@@ -13,16 +13,17 @@ from flows.parameters import part, takes
 from flows.runner import task_runner
 from medgen.ledger import Record, open_ledger
 from medgen.shard import ShardResult
-from models.nano import NANO
-from models.prompt_set import Prompt
-from models.train_presets import TrainConfig
-from tasks import base_model, encode, generate
-from tasks import train as training
-from tasks.failures import failures
-from tasks.failures import table_rows as failure_rows
-from tasks.model_files import model_folder
-from tasks.released import released_clips
-from tasks.training_report import loss_rows
+from models.generation.prompt_set import Prompt
+from models.training.config import TrainConfig
+from models.training.nano import NANO
+from tasks.evaluation import generate
+from tasks.operations.failures import failures
+from tasks.operations.failures import table_rows as failure_rows
+from tasks.training import base_model, encode
+from tasks.training import train as training
+from tasks.training.model_files import model_folder
+from tasks.training.released import released_clips
+from tasks.training.training_report import loss_rows
 
 
 class TrainParameters(training.TrainParams):

@@ -346,3 +346,15 @@ def _fps(stream: VideoStream) -> float:
 
 def _said(error: Exception) -> str:
     return str(getattr(error, "strerror", None) or error)
+
+
+def evenly_spaced(n_frames: int, count: int) -> list[int]:
+    """Indices of `count` frames out of `n_frames`: the middles of `count` equal stretches, in order.
+
+    All indices when there are no more than `count`. Raises ValueError unless n_frames >= 0 and count >= 1.
+    """
+    if n_frames < 0 or count < 1:
+        raise ValueError(f"cannot pick {count} of {n_frames} frames")
+    if n_frames <= count:
+        return list(range(n_frames))
+    return [(2 * i + 1) * n_frames // (2 * count) for i in range(count)]

@@ -3,7 +3,7 @@
 import urllib.request
 from concurrent.futures import ThreadPoolExecutor
 
-from medgen.politeness import open_politeness
+from medgen.web.politeness import open_politeness
 
 
 def ask(url: str, host: str, times: int, interval_s: float) -> None:

@@ -78,8 +78,9 @@ def inline(patch: pytest.MonkeyPatch) -> None:
 
 def forget_installation() -> None:
     """Makes this process open its settings, catalog, store and pools anew."""
-    from medgen import catalog, ledger, politeness, settings, shard, store
-    from tasks import discover
+    from medgen import catalog, ledger, settings, shard, store
+    from medgen.web import politeness
+    from tasks.curation import discover
 
     shard.close_pools()
     if politeness.open_politeness.cache_info().currsize:
@@ -272,8 +273,8 @@ def frame_number(picture: np.ndarray) -> int:
 
 def discover_source(source: str, **parameters: Any) -> "ShardResult":
     """Lists a source and judges all its shards in this process's installation."""
-    from tasks.discover import DiscoverParams, discover_shards
-    from tasks.list_feed import ListParams
-    from tasks.list_sources import list_source
+    from tasks.curation.discover import DiscoverParams, discover_shards
+    from tasks.curation.list_feed import ListParams
+    from tasks.curation.list_sources import list_source
 
     return discover_shards.fn("s", list_source.fn("s", source, ListParams()), DiscoverParams(**parameters))

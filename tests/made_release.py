@@ -11,7 +11,7 @@ import pyarrow.parquet as pq
 
 from medgen.catalog import Clip, Release, ReleaseClip, Source, Video, now
 from medgen.ledger import Ledger, Outcome, Record, StepIdentity, Work
-from models.training_job import Sample
+from models.training.job import Sample
 
 SIZE = (64, 96)  # height, width of the clips
 FPS, FRAMES = 8, 24

@@ -15,7 +15,7 @@ from medgen.canonical import canonical_json
 from medgen.catalog import Clip, Evaluation, ModelVersion, Release, ReleaseClip, Source, Video, now
 from medgen.ledger import Ledger, Outcome, Record, StepIdentity, Work
 from medgen.store import Artifact
-from tasks.discover import video_id
+from tasks.curation.discover import video_id
 
 CHECKS = (("resolution_too_low", "short_side", "at least", 480.0), ("overlay_text", "overlay_words", "at most", 20.0))
 

@@ -1,4 +1,4 @@
-"""`models.train_job` with FSDP 2 on CPUs: `python -m torch.distributed.run -m tests.sharded_job JOB.json`.
+"""`models.training` with FSDP 2 on CPUs: `python -m torch.distributed.run -m tests.sharded_job JOB.json`.
 
 accelerate shards over GPUs only, so the processes are shown to it as ones with a GPU. The rest is what it is on GPUs:
 accelerate's own wrapping, PyTorch's shards and collectives (over gloo).
@@ -10,7 +10,7 @@ import sys
 from accelerate import PartialState
 from accelerate.utils import DistributedType
 
-from models.train_job import main
+from models.training.__main__ import main
 
 FSDP = {
     "ACCELERATE_USE_FSDP": "true",

@@ -23,7 +23,7 @@ from apps.audit.search import Filters
 from apps.audit.site import create_site
 from medgen.catalog import Standing
 from medgen.ledger import Ledger, open_ledger
-from tasks.forget import forget
+from tasks.operations.takedown import forget
 from tests.audit_addresses import hostile_addresses
 from tests.browser import chromium
 from tests.conftest import free_port, numbered_video

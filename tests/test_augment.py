@@ -24,15 +24,15 @@ from medgen.catalog import Artifact, Clip, ModelVersion, Release, ReleaseClip, S
 from medgen.errors import ItemFailed, SourceUnreadable
 from medgen.ledger import open_ledger
 from models import ModelUnavailable
-from models.augmentation import Arm, CannotCompare, Sample, figures, headline, quotas, split, training_set
-from models.clip_sample import sample_clip
+from models.classifiers.augmentation import Arm, CannotCompare, Sample, figures, headline, quotas, split, training_set
+from models.classifiers.clip_sample import sample_clip
+from models.classifiers.video_classifier import FullTraining, find_network, fit_frozen, fit_whole
 from models.encoders import load_encoder
-from models.video_classifier import FullTraining, find_network, fit_frozen, fit_whole
-from tasks import embed_video, fit_classifier, labelled_videos
-from tasks.augment import CannotAugment
-from tasks.generator_lineage import embedded_model, training_sources, with_lineage
-from tasks.labelled_videos import fit_for_experiment, read_labelled
-from tasks.released import ReleasedClip
+from tasks.augmentation import embed_video, fit_classifier, labelled_videos
+from tasks.augmentation.augment import CannotAugment
+from tasks.augmentation.generator_lineage import embedded_model, training_sources, with_lineage
+from tasks.augmentation.labelled_videos import fit_for_experiment, read_labelled
+from tasks.training.released import ReleasedClip
 from tests.conftest import medgen
 
 CORNERS = {"triangle": 3, "square": 4, "hexagon": 6}
@@ -468,7 +468,7 @@ def test_a_generator_that_saw_tested_sources_is_found_out(home, videos, run, tmp
 
 
 def test_a_model_makes_the_synthetic_videos_of_labelled_prompts(videos, run, tmp_path):
-    from models.nano import save_untrained
+    from models.training.nano import save_untrained
 
     name = str(save_untrained(tmp_path / "nano", seed=1))
     prompts = [{"text": f"a {label}, number {n}", "category": label} for n, label in enumerate([*CORNERS, "circle"])]

@@ -19,9 +19,9 @@ from apps.status import newest, verdicts
 from medgen.ledger import open_ledger
 from medgen.shard import ShardResult
 from medgen.verify import verify
-from tasks.discover import video_id
-from tasks.download import DownloadParams, download_shard
-from tasks.segment import SegmentParams, segment_shard
+from tasks.curation.discover import video_id
+from tasks.curation.download import DownloadParams, download_shard
+from tasks.curation.segment import SegmentParams, segment_shard
 from tests.conftest import discover_source, numbered_video
 
 PARAMS = DownloadParams(
@@ -111,7 +111,7 @@ class _Handler(BaseHTTPRequestHandler):
 def impatient(monkeypatch: pytest.MonkeyPatch) -> None:
     """Further attempts follow at once; one worker process is enough."""
     monkeypatch.setattr("medgen.shard.BACKOFF_S", 0.01)
-    monkeypatch.setattr("tasks.download.BACKOFF_S", 0.01)
+    monkeypatch.setattr("tasks.curation.download.BACKOFF_S", 0.01)
     monkeypatch.setenv("MEDGEN_WORKERS", "1")
 
 

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from PIL import Image, ImageDraw, ImageFont
 
-from models.borders import detect_borders
+from models.segmentation.borders import detect_borders
 
 
 @pytest.fixture(scope="module")

@@ -4,11 +4,11 @@ import random
 
 import pytest
 
-from models.caption_checks import CaptionLimits, check, checks_digest, repeated
-from models.captioner import Evidence
-from models.captioner_chat import load_prompts
-from models.captioner_terms import Support, unsupported_terms
-from models.captioner_text import without_instructions
+from models.captioning.captioner import Evidence
+from models.captioning.chat import load_prompts
+from models.captioning.checks import CaptionLimits, check, checks_digest, repeated
+from models.captioning.terms import Support, unsupported_terms
+from models.captioning.untrusted_text import without_instructions
 from tests.test_captioner import EVIDENCE, LONG, SHORT
 
 GOOD = {"brief": SHORT, "detailed": LONG}

@@ -22,23 +22,18 @@ from hypothesis import strategies as st
 from medgen import settings
 from medgen.errors import ItemFailed
 from medgen.ledger import Work
+from medgen.media import evenly_spaced
 from medgen.store import open_store
 from models import ModelUnavailable
-from models.caption_checks import CaptionLimits
-from models.captioner import (
-    CaptionRejected,
-    CaptionUnavailable,
-    Evidence,
-    captioner_digest,
-    evenly_spaced,
-    load_captioner,
-)
-from models.captioner_chat import ChatCaptioner, load_prompts
-from models.captioner_openai import OpenAIChat
-from models.captioner_template import EvidenceTemplateCaptioner
-from models.captioner_text import words
-from models.transcript import MAX_CHARS, transcript_between
-from tasks import caption as caption_step
+from models.captioning.captioner import CaptionRejected, CaptionUnavailable, Evidence
+from models.captioning.chat import ChatCaptioner, load_prompts
+from models.captioning.checks import CaptionLimits
+from models.captioning.loading import captioner_digest, load_captioner
+from models.captioning.openai_chat import OpenAIChat
+from models.captioning.template import EvidenceTemplateCaptioner
+from models.captioning.transcript import MAX_CHARS, transcript_between
+from models.captioning.untrusted_text import words
+from tasks.curation import caption as caption_step
 from tests.conftest import forget_installation, numbered_video
 
 KEY = "sk-very-secret-4711"

@@ -10,8 +10,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from models.category import CATEGORIES, category
-from tasks.classify import Stretch, pieces, stretches
+from models.segmentation.category import CATEGORIES, category
+from tasks.curation.classify import Stretch, pieces, stretches
 
 FPS = 5
 
@@ -194,8 +194,8 @@ def test_classify_of_a_video_records_category_and_samples(home: Path) -> None:
 
     from medgen.ledger import Work
     from medgen.store import open_store
-    from tasks.classify import ClassifyParams, classify
-    from tasks.segment import FRAMES, SAMPLES
+    from tasks.curation.classify import ClassifyParams, classify
+    from tasks.curation.segment import FRAMES, SAMPLES
 
     heart = pixel_array(get_testdata_file("examples_ybr_color.dcm"))[0]
     pictures = [heart if second != 4 else np.full_like(heart, 128) for second in range(8)]

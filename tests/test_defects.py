@@ -9,9 +9,9 @@ import cv2
 import numpy as np
 import pytest
 
-from models import defects
-from models.defects import defects_digest, measure_defects
-from models.motion import is_panned_photograph, measure_motion, motion_type
+from models.quality import defects
+from models.quality.defects import defects_digest, measure_defects
+from models.quality.motion import is_panned_photograph, measure_motion, motion_type
 
 FPS = 25.0
 

@@ -16,9 +16,9 @@ import pytest
 from medgen.canonical import digest_of
 from medgen.ledger import open_ledger
 from medgen.store import file_digest, open_store
-from tasks.discover import DiscoverParams, discover_shards, video_id
-from tasks.list_feed import ListParams
-from tasks.list_sources import Listing, list_source
+from tasks.curation.discover import DiscoverParams, discover_shards, video_id
+from tasks.curation.list_feed import ListParams
+from tasks.curation.list_sources import Listing, list_source
 from tests.conftest import medgen, medgen_running
 
 MEDICAL = "Laparoscopic cholecystectomy: step by step surgery for gallstones, part {}"
@@ -128,7 +128,7 @@ def test_only_what_is_new_is_read(home: Path, shards: Path, monkeypatch: pytest.
         read.append(path.name)
         return file_digest(path)
 
-    monkeypatch.setattr("medgen.sources.file_digest", digest)
+    monkeypatch.setattr("medgen.listings.sources.file_digest", digest)
     _, hits, second = judged(shards)
     assert sorted(read) == ["part-002.parquet", "part-005.parquet", f"part-{SHARDS:03d}.parquet"]
     assert (second.executed, second.reused) == (2, SHARDS - 1)

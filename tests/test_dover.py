@@ -8,7 +8,7 @@ import pytest
 from onnx import TensorProto, helper, numpy_helper
 
 from models import ModelUnavailable
-from models.dover import DoverViews, dover_digest, fused, load_dover
+from models.quality.dover import DoverViews, dover_digest, fused, load_dover
 
 
 def export(path: Path, pieces: int | str, *, inputs=("aes_view", "tech_view"), domain: str = "") -> Path:

@@ -21,23 +21,23 @@ from sqlalchemy import func, select
 from sqlalchemy.orm import Session
 
 from apps.status import newest, verdicts
-from medgen.budget import bytes_below, night_account, store_account
 from medgen.catalog import open_catalog
 from medgen.ledger import Record, open_ledger
 from medgen.licences import creative_commons
-from medgen.politeness import HostBusy, Politeness, open_politeness
 from medgen.shard import ShardResult
 from medgen.store import open_store
 from medgen.truncation import missing_bytes
-from tasks import discover
-from tasks.download import (
+from medgen.web.budget import bytes_below, night_account, store_account
+from medgen.web.guard import GuardedYoutubeDL, HostPolicy, Refused, retry_after, without_credentials
+from medgen.web.politeness import HostBusy, Politeness, open_politeness
+from tasks.curation import discover
+from tasks.curation.download import (
     DownloadParams,
     _licence_rejection,
     _Rejected,
     choose_picture,
     download_shard,
 )
-from tasks.web_guard import GuardedYoutubeDL, HostPolicy, Refused, retry_after, without_credentials
 from tests.asking import ask
 from tests.conftest import ROOT, discover_source, inline, numbered_video
 from tests.site import HOSTS, Site
@@ -50,7 +50,7 @@ def impatient(monkeypatch: pytest.MonkeyPatch) -> None:
     """Further attempts follow soon; more downloads at once than any host allows."""
     inline(monkeypatch)
     monkeypatch.setattr("medgen.shard.BACKOFF_S", 0.1)
-    monkeypatch.setattr("tasks.download.BACKOFF_S", 0.02)
+    monkeypatch.setattr("tasks.curation.download.BACKOFF_S", 0.02)
     monkeypatch.setenv("MEDGEN_DOWNLOAD_WORKERS", "8")
 
 

@@ -20,11 +20,19 @@ from medgen.catalog import Evaluation
 from medgen.errors import ItemFailed, RunStopped
 from medgen.ledger import open_ledger
 from medgen.verify import verify
-from models.intervals import Estimate, grouped_interval, holm, mean_interval, paired, share_interval, sign_flip_p
-from models.prompt_set import Prompt
-from models.video_metrics.trace import Nearest
-from tasks import judge_video
-from tasks.evaluate import (
+from models.generation.prompt_set import Prompt
+from models.metrics.statistics import (
+    Estimate,
+    grouped_interval,
+    holm,
+    mean_interval,
+    paired,
+    share_interval,
+    sign_flip_p,
+)
+from models.metrics.trace import Nearest
+from tasks.evaluation import judge_video
+from tasks.evaluation.evaluate import (
     TERM_MEAN,
     Measured,
     System,
@@ -34,10 +42,10 @@ from tasks.evaluate import (
     put_on_record,
     with_terms,
 )
-from tasks.evaluate import report as evaluation_report
-from tasks.evaluation_report import page
-from tasks.measure_video import MeasureParams, Video, measure_shard, unpacked
-from tasks.video_folders import folder_videos, named_folder
+from tasks.evaluation.evaluate import report as evaluation_report
+from tasks.evaluation.evaluation_report import page
+from tasks.evaluation.measure_video import MeasureParams, Video, measure_shard, unpacked
+from tasks.evaluation.video_folders import folder_videos, named_folder
 from tests.clip_release import Made, moving_clip, put_release
 from tests.conftest import forget_installation, medgen
 from tests.test_captioner import chat_server

@@ -14,11 +14,11 @@ import pytest
 from medgen.ledger import open_ledger
 from medgen.shard import ShardResult
 from medgen.store import open_store
-from tasks.discover import DiscoverParams, discover_shards
-from tasks.download import DownloadParams, download_shard
-from tasks.expand import PAGE, ExpandParams, list_channels
-from tasks.list_feed import ListParams
-from tasks.list_sources import list_source
+from tasks.curation.discover import DiscoverParams, discover_shards
+from tasks.curation.download import DownloadParams, download_shard
+from tasks.curation.expand import PAGE, ExpandParams, list_channels
+from tasks.curation.list_feed import ListParams
+from tasks.curation.list_sources import list_source
 from tests.conftest import discover_source, inline, numbered_video
 
 MEDICAL = "Laparoscopic appendectomy in a patient with acute appendicitis, case {}"
@@ -146,7 +146,7 @@ def test_channels_of_hits_are_listed_until_they_lead_away(home: Path, tmp_path: 
 
 
 def test_a_page_of_a_channel_is_judged_at_once() -> None:
-    from tasks.expand import StopRule
+    from tasks.curation.expand import StopRule
 
     class Classifier:
         def __init__(self) -> None:

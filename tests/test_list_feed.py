@@ -18,11 +18,11 @@ from yt_dlp.extractor.common import InfoExtractor
 
 from medgen.catalog import StepRun
 from medgen.ledger import Ledger, open_ledger
-from medgen.listing import batches
-from medgen.sources import open_feed
+from medgen.listings.read import batches
+from medgen.listings.sources import open_feed
 from medgen.store import open_store
 from medgen.verify import verify
-from tasks.list_feed import ListedFeed, ListParams, list_feed
+from tasks.curation.list_feed import ListedFeed, ListParams, list_feed
 from tests.conftest import ROOT
 
 PARAMS = ListParams(allowed_hosts=("127.0.0.1",), stall_limit_s=1.0)
@@ -132,7 +132,7 @@ def rss(items: list[Mapping[str, Any]]) -> bytes:
 @pytest.fixture
 def server(monkeypatch: pytest.MonkeyPatch) -> Iterator[Server]:
     """A running server, whose /channel yt-dlp knows."""
-    from tasks import list_feed as module
+    from tasks.curation import list_feed as module
 
     class Downloader(module.GuardedYoutubeDL):
         def __init__(self, *arguments: Any) -> None:
@@ -309,8 +309,9 @@ def test_two_at_once_and_a_killed_run_list_everything_once(
     assert sorted(names(listed(server))) == sorted(map(str, range(8)))
     server.publish("new")
     code = (
-        "from medgen.sources import open_feed\nfrom medgen.ledger import open_ledger\nfrom medgen.store import Store\n"
-        "from tasks.list_feed import *\nimport sys, time\nput = Store.put_file\n"
+        "from medgen.listings.sources import open_feed\nfrom medgen.ledger import open_ledger\n"
+        "from medgen.store import Store\n"
+        "from tasks.curation.list_feed import *\nimport sys, time\nput = Store.put_file\n"
         "def stuck(*arguments):\n    put(*arguments)\n    print('stored', flush=True)\n    time.sleep(600)\n"
         "Store.put_file = stuck\n"
         "list_feed(open_ledger(), open_feed(sys.argv[1]), ListParams(allowed_hosts=('127.0.0.1',)))\n"

@@ -21,13 +21,13 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from medgen import sources, text_rows
 from medgen.catalog import open_catalog
 from medgen.errors import ItemFailed, SourceUnreadable
-from medgen.listing import batches
-from medgen.row import ALIASES, LISTING, Listed, column_mapping, parse_row
+from medgen.listings import sources, text_rows
+from medgen.listings.read import batches
+from medgen.listings.rows import ALIASES, LISTING, Listed, column_mapping, parse_row
+from medgen.listings.sources import KnownFiles, Shard, open_feed, shards
 from medgen.settings import current
-from medgen.sources import KnownFiles, Shard, open_feed, shards
 from medgen.store import s3_client
 from tests.conftest import ROOT, S3Server
 
@@ -428,8 +428,8 @@ def test_listings_in_s3(home: Path, tmp_path: Path, s3: S3Server, monkeypatch: p
 
 MEASURE = """
 import resource, sys
-from medgen.listing import batches
-from medgen.sources import open_feed, shards
+from medgen.listings.read import batches
+from medgen.listings.sources import open_feed, shards
 import pyarrow.dataset, pyarrow.compute
 before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
 rows = failures = 0

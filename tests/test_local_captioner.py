@@ -19,10 +19,11 @@ import pytest
 from safetensors.numpy import load_file, save_file
 
 from models import ModelUnavailable
-from models.captioner import CaptionRejected, captioner_digest, load_captioner
-from models.captioner_chat import Question, load_prompts
-from models.captioner_openai import OpenAIChat
-from models.local_captioner import LocalChat, local_digest
+from models.captioning.captioner import CaptionRejected
+from models.captioning.chat import Question, load_prompts
+from models.captioning.loading import captioner_digest, load_captioner
+from models.captioning.local_chat import LocalChat, local_digest
+from models.captioning.openai_chat import OpenAIChat
 from tests.conftest import free_port
 from tests.test_captioner import EVIDENCE
 
@@ -126,7 +127,7 @@ def test_local_model_sees_its_pictures_and_repeats_itself(server, tiny_model: Pa
 
 
 def test_gibberish_is_rejected_with_its_reason_and_cost(tiny_model: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("models.captioner_chat.MAX_ANSWER_TOKENS", 64)
+    monkeypatch.setattr("models.captioning.chat.MAX_ANSWER_TOKENS", 64)
     captioner = load_captioner(f"transformers:{tiny_model}", attempts=2)
     with pytest.raises(CaptionRejected) as raised:
         captioner.caption(EVIDENCE, pictures(8))
@@ -186,7 +187,7 @@ def test_the_same_model_served_is_really_sent_the_pictures(server, tiny_model: P
     for count in (0, 2, 8):
         served, here = chat.answer(question(count)), local.answer(question(count))
         assert (served.tokens_in, served.tokens_out, served.cut_off) == (here.tokens_in, here.tokens_out, here.cut_off)
-    monkeypatch.setattr("models.captioner_chat.MAX_ANSWER_TOKENS", 64)
+    monkeypatch.setattr("models.captioning.chat.MAX_ANSWER_TOKENS", 64)
     captioner = load_captioner(f"openai:{tiny_model}", attempts=2, base_url=url, api_key="no-key-needed")
     with pytest.raises(CaptionRejected) as raised:
         captioner.caption(EVIDENCE, pictures(8))

@@ -10,10 +10,10 @@ import numpy as np
 import pytest
 
 from medgen.media import Limits, pictures
-from models.detail import measure_detail
-from models.fingerprint import Fingerprint, fingerprint
-from models.near_duplicates import Candidate, compare, duplicates
-from tasks.deduplicate import find_copies
+from models.duplicates.fingerprint import Fingerprint, fingerprint
+from models.duplicates.near_duplicates import Candidate, compare, duplicates
+from models.quality.detail import measure_detail
+from tasks.curation.deduplicate import find_copies
 
 
 @pytest.fixture(scope="module")

@@ -12,9 +12,10 @@ import numpy as np
 import pytest
 from PIL import Image, ImageDraw, ImageFont
 
-from models import ModelUnavailable, text_reader
-from models.overlay_text import OverlayText, count_words, judge_overlay
-from models.text_reader import TextBox, load_text_reader, text_reader_digest
+from models import ModelUnavailable
+from models.quality import text_reader
+from models.quality.overlay_text import OverlayText, count_words, judge_overlay
+from models.quality.text_reader import TextBox, load_text_reader, text_reader_digest
 
 FONT = Path(matplotlib.get_data_path()) / "fonts/ttf/DejaVuSans.ttf"  # Latin, Cyrillic and Arabic
 

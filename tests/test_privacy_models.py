@@ -6,10 +6,10 @@ import numpy as np
 import pytest
 from av.video.frame import VideoFrame
 
-from models.faces import load_faces
-from models.identifiers import STRONG, identifiers, kind_of
-from models.redaction import CELLS, Region, redact, regions_over_time
-from models.text_reader import TextBox
+from models.privacy.faces import load_faces
+from models.privacy.identifiers import STRONG, identifiers, kind_of
+from models.privacy.redaction import CELLS, Region, redact, regions_over_time
+from models.quality.text_reader import TextBox
 
 
 @pytest.mark.parametrize(

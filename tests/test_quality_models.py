@@ -14,9 +14,10 @@ import numpy as np
 import pytest
 import torch
 
-from models import ModelUnavailable, pyiqa_metric
-from models.aesthetic import aesthetic_digest, load_aesthetic
-from models.technical import load_technical, technical_digest
+from models import ModelUnavailable
+from models.quality import pyiqa_metric
+from models.quality.aesthetic import aesthetic_digest, load_aesthetic
+from models.quality.technical import load_technical, technical_digest
 
 
 @pytest.fixture(scope="module")

@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from sklearn.metrics import cohen_kappa_score
 
-from models.rating_statistics import (
+from models.metrics.rating_statistics import (
     bradley_terry,
     bradley_terry_samples,
     cohen_kappa,

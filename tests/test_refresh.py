@@ -18,7 +18,7 @@ import pytest
 from apps import demo_corpus
 from medgen.media import Limits, pictures
 from medgen.postgres import embedded_url
-from tasks.funnel import STEPS
+from tasks.curation.funnel import STEPS
 from tests.conftest import S3Server, frame_number, kill_everything, medgen, medgen_running, numbered_video
 
 KILLS = 2
@@ -147,7 +147,7 @@ def test_another_frame_model_reruns_classify_and_what_depends_on_it(
     from safetensors import safe_open
     from safetensors.numpy import save_file
 
-    from models.frames import DEFAULT_HEAD
+    from models.segmentation.frames import DEFAULT_HEAD
 
     home, _ = reference
     with safe_open(DEFAULT_HEAD, "numpy") as packaged:

@@ -14,8 +14,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from models.build_medical_terms import build, curated, write
-from models.relevance import (
+from models.relevance.build_dictionary import build, curated, write
+from models.relevance.dictionary import (
     FIELD_WEIGHTS,
     MAX_TEXT_CHARS,
     TERMS_PATH,
@@ -199,7 +199,7 @@ def test_batches_of_any_size_and_arrow_type_agree(medical, monkeypatch):
     ]
     columns = [pa.array([row[field] for row in rows], pa.string()) for field in range(3)]
     whole = medical.judge(*columns)
-    monkeypatch.setattr("models.relevance._CHUNK_BYTES", 1000)
+    monkeypatch.setattr("models.relevance.dictionary._CHUNK_BYTES", 1000)
     pieces = medical.judge(*(pa.chunked_array([column[:7], column[7:]]).cast(pa.large_string()) for column in columns))
     views = medical.judge(*(column.cast(pa.string_view()) for column in columns))
     for other in (pieces, views):
@@ -377,7 +377,7 @@ def test_what_is_no_parquet_file_is_refused(tmp_path: Path):
 
 def test_import_is_light():
     code = (
-        "import sys, models.relevance, models.captioner, models.transcript;"
+        "import sys, models.relevance.dictionary, models.captioning.loading, models.captioning.transcript;"
         "print({'torch', 'openai', 'transformers', 'cv2'} & set(sys.modules))"
     )
     printed = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)

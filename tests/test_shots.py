@@ -10,8 +10,9 @@ import numpy as np
 import pytest
 import torch
 
-from models import ModelUnavailable, shots
-from models.shots import ShotDetector, ShotSettings, shots_digest
+from models import ModelUnavailable
+from models.segmentation import shots
+from models.segmentation.shots import ShotDetector, ShotSettings, shots_digest
 
 WIDTH, HEIGHT = 256, 144
 BIKES_CUTS = [30, 76, 137, 187, 242]  # seen by eye

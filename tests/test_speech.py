@@ -21,11 +21,12 @@ from medgen.media import Limits, pictures
 from medgen.shard import Item
 from medgen.sound import sound
 from medgen.store import open_store
-from models import ModelUnavailable, speech
-from models.speech import RATE, Whisper, speech_digest
-from tasks import caption as caption_step
-from tasks.caption import CaptionParams
-from tasks.download import DownloadParams, download_shard
+from models import ModelUnavailable
+from models.captioning import speech
+from models.captioning.speech import RATE, Whisper, speech_digest
+from tasks.curation import caption as caption_step
+from tasks.curation.caption import CaptionParams
+from tasks.curation.download import DownloadParams, download_shard
 from tests.conftest import discover_source, forget_installation, numbered_video
 from tests.test_bad_input import Answer, Server
 from tests.test_captioner import EVIDENCE

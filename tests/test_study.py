@@ -46,9 +46,9 @@ from medgen.ledger import Outcome, StepIdentity, Work, open_ledger
 from medgen.media import Limits, pictures
 from medgen.settings import current
 from medgen.verify import verify
-from models.prompt_set import Prompt
-from tasks.study import AXES, StudyParams, new_study, showing
-from tasks.system_videos import videos_of
+from models.generation.prompt_set import Prompt
+from tasks.evaluation.study import AXES, StudyParams, new_study, showing
+from tasks.evaluation.system_videos import videos_of
 from tests.browser import chromium
 from tests.conftest import free_port, medgen_running
 

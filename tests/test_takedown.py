@@ -32,10 +32,11 @@ from medgen.shard import ShardResult
 from medgen.store import Store, _name, open_store
 from medgen.takedown import NAME, NOTICE, PLAIN, blanked, forgotten, forgotten_digests
 from medgen.verify import verify
-from tasks import caption, classify, cut, decide, deduplicate, download, privacy, quality, release, segment
-from tasks.discover import video_id
-from tasks.forget import finish, forget
-from tasks.recheck import RecheckParams, due, recheck_videos, vanished
+from tasks.curation import caption, classify, cut, decide, deduplicate, download, privacy, quality, release, segment
+from tasks.curation.discover import video_id
+from tasks.curation.vanished import vanished
+from tasks.operations.recheck import RecheckParams, due, recheck_videos
+from tasks.operations.takedown import finish, forget
 from tests.conftest import ROOT, S3Server, discover_source, forget_installation, inline, numbered_video
 from tests.test_bad_input import Answer, Server
 
@@ -336,7 +337,8 @@ def test_two_at_once_leave_what_one_after_the_other_leaves(made: Made) -> None:
 
 KILLER = """
 import os, signal, sys
-import medgen.takedown, tasks.forget
+import medgen.takedown
+from tasks.operations import takedown
 from medgen.ledger import Ledger
 from medgen.store import Store
 
@@ -352,7 +354,8 @@ def deadly(function):
     return call
 
 for owner, name in ((Store, "put_file"), (Store, "remove"), (Ledger, "write"), (medgen.takedown, "_write"),
-                    (tasks.forget, "_note"), (tasks.forget, "rehashed"), (tasks.forget, "dead")):
+                    (takedown, "_note"), (takedown, "rehashed"),
+                    (takedown, "dead")):
     setattr(owner, name, deadly(getattr(owner, name)))
 
 deed, after = 1, 2
@@ -361,7 +364,7 @@ for kills in range(int(sys.argv[3])):
     if child == 0:
         left = deed
         from medgen.ledger import open_ledger
-        tasks.forget.forget(open_ledger(), {sys.argv[1]: sys.argv[2]}, "asked")
+        takedown.forget(open_ledger(), {sys.argv[1]: sys.argv[2]}, "asked")
         os._exit(0)
     _, status = os.waitpid(child, 0)
     if os.WIFEXITED(status):
@@ -553,7 +556,7 @@ def test_sources_are_asked_once_a_day_and_what_vanished_is_marked(made: Made, mo
     assert [row["reason"] for row in rejected] == ["source_vanished"] * 2
 
     tomorrow = now() + timedelta(days=1)
-    monkeypatch.setattr("tasks.recheck.now", lambda: tomorrow)
+    monkeypatch.setattr("tasks.operations.recheck.now", lambda: tomorrow)
     monkeypatch.setitem(answers, "/left.mp4", answers["/gone.mp4"])
     assert recheck_videos(ledger, params, limit=2).asked == 2
     recheck_videos(ledger, params)

@@ -21,16 +21,16 @@ from apps.train_text import train_text
 from medgen.catalog import ModelVersion, open_catalog
 from medgen.errors import SourceUnreadable
 from models import ModelUnavailable
-from models.text_encoders import OFFLINE, load_text_encoder, text_encoder_digest
-from models.text_features import COLUMNS, batches, features_of, words_of
-from models.text_relevance import (
+from models.relevance.classifier import (
     DEFAULT_HEAD,
     HEAD_CARD,
     load_text_classifier,
     read_head,
     text_classifier_digest,
 )
-from models.train_text_head import operating_point, read_labels, train
+from models.relevance.features import COLUMNS, batches, features_of, words_of
+from models.relevance.train_head import operating_point, read_labels, train
+from models.text_encoders import OFFLINE, load_text_encoder, text_encoder_digest
 
 MEDICAL = (
     "Laparoscopic cholecystectomy step by step",
@@ -106,7 +106,8 @@ def test_features_of_texts_do_not_depend_on_their_company(texts: list[str]) -> N
 
 
 def test_import_is_light() -> None:
-    code = "import sys, models.text_relevance; print({'torch', 'transformers', 'sklearn', 'scipy'} & set(sys.modules))"
+    heavy = {"torch", "transformers", "sklearn", "scipy"}
+    code = f"import sys, models.relevance.classifier; print({heavy} & set(sys.modules))"
     printed = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert printed.stdout.strip() == "set()"
 

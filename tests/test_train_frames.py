@@ -20,8 +20,8 @@ from apps.train_frames import train_frames
 from medgen.catalog import ModelVersion, open_catalog
 from medgen.errors import SourceUnreadable
 from models.encoders import MOBILENET
-from models.frames import load_frame_model, medical_probability
-from models.train_frame_head import (
+from models.segmentation.frames import load_frame_model, medical_probability
+from models.segmentation.train_head import (
     LabelledFile,
     LabelledVideo,
     calibration_error,

@@ -7,10 +7,18 @@ from diffusers import WanTransformer3DModel
 from diffusers.models.transformers.transformer_wan import WanTransformerBlock
 from torch.utils.flop_counter import FlopCounterMode
 
-from models.train_preflight import check_disk, check_first_loss, check_memory, check_probe, preflight
-from models.train_presets import configured
-from models.training_job import PreflightFailed, require
-from models.wan_cost import KEPT, Architecture, forward_flops, lora_weights, training_flops, training_memory, weights
+from models.training.config import configured
+from models.training.cost import (
+    KEPT,
+    Architecture,
+    forward_flops,
+    lora_weights,
+    training_flops,
+    training_memory,
+    weights,
+)
+from models.training.job import PreflightFailed, require
+from models.training.preflight import check_disk, check_first_loss, check_memory, check_probe, preflight
 from tests.tiny_wan import SHAPE, made_up_samples, tiny_base, tiny_config, tiny_job
 
 WAN_1_3B = {"num_attention_heads": 12, "attention_head_dim": 128, "ffn_dim": 8960, "num_layers": 30}

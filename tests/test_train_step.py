@@ -17,11 +17,11 @@ from medgen.errors import ItemFailed
 from medgen.gc import collect_garbage
 from medgen.ledger import open_ledger
 from medgen.verify import verify
-from models.train_presets import TrainConfig
-from models.training_job import read_rows
-from tasks import train
-from tasks.model_files import model_folder
-from tasks.model_lineage import models_of, trained_by
+from models.training.config import TrainConfig
+from models.training.job import read_rows
+from tasks.training import train
+from tasks.training.model_files import model_folder
+from tasks.training.model_lineage import models_of, trained_by
 from tests.conftest import ROOT
 from tests.made_release import made_release, put_encoded
 from tests.tiny_wan import made_up_samples, tiny_base, tiny_config, tiny_job
@@ -120,7 +120,7 @@ def test_what_stops_a_run(home, tmp_path, monkeypatch):
         train.prepare(ledger, "nothing", tmp_path, "0" * 64, [object()], None, params)
     # Pre-flight stops: this VAE is untrained.
     told = []
-    from models.training_job import PreflightFailed
+    from models.training.job import PreflightFailed
 
     with pytest.raises(PreflightFailed, match="vae_round_trip"):
         train.train(ledger, identity, work, params, told.append)

@@ -19,14 +19,15 @@ from hypothesis import given
 from hypothesis import strategies as st
 from safetensors.torch import load_file, save_file
 
-from models import ModelUnavailable, train_checkpoint
-from models.flow_matching import draw_sigma, generator, noised, shifted
-from models.train_checkpoint import CheckpointNotWritten, WrongCheckpoint
-from models.train_presets import PRESETS, configured
-from models.train_samples import NothingToTrainOn, batch_order
-from models.trainer import OutOfMemory, Trained, Trainer, TrainingStopped, out_of_memory_told
-from models.training_job import LORA_FILE, TrainJob, read_rows, split_by_video
-from tasks.train import TrainParams, training_command
+from models import ModelUnavailable
+from models.training import checkpoint
+from models.training.checkpoint import CheckpointNotWritten, WrongCheckpoint
+from models.training.config import PRESETS, configured
+from models.training.flow_matching import draw_sigma, generator, noised, shifted
+from models.training.job import LORA_FILE, TrainJob, read_rows, split_by_video
+from models.training.samples import NothingToTrainOn, batch_order
+from models.training.trainer import OutOfMemory, Trained, Trainer, TrainingStopped, out_of_memory_told
+from tasks.training.train import TrainParams, training_command
 from tests.conftest import ROOT
 from tests.tiny_wan import SHAPE, made_up_samples, tiny_base, tiny_config, tiny_job
 
@@ -64,7 +65,7 @@ def start(job: TrainJob, *command: str) -> subprocess.Popen:
     job.folder.mkdir(parents=True, exist_ok=True)
     job.write(job.folder / "job.json")
     environment = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT), "ACCELERATE_USE_CPU": "true"}
-    launch = [sys.executable, *(command or ("-m", "models.train_job")), str(job.folder / "job.json")]
+    launch = [sys.executable, *(command or ("-m", "models.training")), str(job.folder / "job.json")]
     return subprocess.Popen(launch, cwd=ROOT, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
 
 
@@ -219,7 +220,7 @@ def test_processes_do_not_change_the_curve(tmp_path, base, samples):
     # The same with weights, gradients and moments in shards (FSDP 2), from where the others had got to.
     sharded = tiny_job(tmp_path / "sharded", base, samples, **changes, num_processes=2, train_batch_size=2)
     shutil.copytree(two.folder, sharded.folder, ignore=shutil.ignore_patterns("model", "checkpoint-00000006", ".lock"))
-    on_shards = ["tests.sharded_job" if part == "models.train_job" else part for part in command[1:-1]]
+    on_shards = ["tests.sharded_job" if part == "models.training" else part for part in command[1:-1]]
     assert b'"resumed_from": 4' in launched(sharded, on_shards)
     as_alone(one, sharded)
 
@@ -323,14 +324,14 @@ def test_checkpoints_of_others_and_broken_ones(tmp_path, base, samples, caplog):
 
 def test_full_disk_leaves_the_checkpoint_before(tmp_path, base, samples, monkeypatch):
     job = tiny_job(tmp_path, base, samples)
-    real = train_checkpoint.save_file
+    real = checkpoint.save_file
 
     def full(tensors, path):
         if "00000008" in path and "optimizer" in path:
             raise OSError(errno.ENOSPC, "No space left on device")
         real(tensors, path)
 
-    monkeypatch.setattr(train_checkpoint, "save_file", full)
+    monkeypatch.setattr(checkpoint, "save_file", full)
     with pytest.raises(CheckpointNotWritten, match=r"disk full.*free some space.*checkpoint-00000004"):
         Trainer(job).run()
     assert [p.name for p in (job.folder / "checkpoints").iterdir()] == ["checkpoint-00000004"]

@@ -18,11 +18,7 @@ from medgen.errors import ItemFailed
 from medgen.ledger import open_ledger
 from medgen.shard import close_pools
 from models import ModelUnavailable
-from models.clip_frames import Geometry, best_fit, read_frames, read_geometries
-from models.nano import FRAMES, HEIGHT, MAX_TOKENS, SAMPLING, VAE, WIDTH, save_untrained
-from models.nano_vae import TrainedVae, psnr, train_vae
-from models.split import held_out
-from models.video_diffusion import (
+from models.generation.video_diffusion import (
     as_uint8,
     decode_latents,
     encode_frames,
@@ -33,9 +29,13 @@ from models.video_diffusion import (
     pipeline_digest,
     read_sampling,
 )
-from tasks.base_model import BaseModelParams, base_model
-from tasks.encode import EncodeParams, empty_text, encode_release
-from tasks.model_files import model_folder
+from models.training.clip_frames import Geometry, best_fit, read_frames, read_geometries
+from models.training.holdout import held_out
+from models.training.nano import FRAMES, HEIGHT, MAX_TOKENS, SAMPLING, VAE, WIDTH, save_untrained
+from models.training.nano_vae import TrainedVae, psnr, train_vae
+from tasks.training.base_model import BaseModelParams, base_model
+from tasks.training.encode import EncodeParams, empty_text, encode_release
+from tasks.training.model_files import model_folder
 from tests.clip_release import Made, moving_clip, put_release
 from tests.conftest import frame_number, numbered_video
 

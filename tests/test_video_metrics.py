@@ -8,16 +8,16 @@ import pytest
 import torch
 
 from models import ModelUnavailable
-from models.captioner_openai import OpenAIChat
-from models.prompt_set import Prompt, medical_prompts, read_prompts, spread
-from models.video_metrics.backbones import Dino
-from models.video_metrics.consistency import consistency
-from models.video_metrics.flow import DisFlow, Dynamics, OnnxInterpolator, RaftFlow
-from models.video_metrics.imaging import DefectsStandIn
-from models.video_metrics.medical_judge import JudgeUnusable, judge, read_vote
-from models.video_metrics.suite import Backbones, TooShort, load_suite
-from models.video_metrics.trace import LEAST_NEAR_COPY, nearest, reference_similarity, retrieve
-from models.video_metrics.video_score import DIMENSIONS, QUESTION, VideoScore, scorer_class
+from models.captioning.openai_chat import OpenAIChat
+from models.generation.prompt_set import Prompt, medical_prompts, read_prompts, spread
+from models.metrics.backbones import Dino
+from models.metrics.consistency import consistency
+from models.metrics.flow import DisFlow, Dynamics, OnnxInterpolator, RaftFlow
+from models.metrics.imaging import DefectsStandIn
+from models.metrics.medical_judge import JudgeUnusable, judge, read_vote
+from models.metrics.suite import Backbones, TooShort, load_suite
+from models.metrics.trace import LEAST_NEAR_COPY, nearest, reference_similarity, retrieve
+from models.metrics.video_score import DIMENSIONS, QUESTION, VideoScore, scorer_class
 from tests.test_captioner import chat_server, completion
 
 FPS = 16.0

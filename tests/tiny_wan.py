@@ -7,8 +7,8 @@ from diffusers import AutoencoderKLWan, UniPCMultistepScheduler, WanPipeline, Wa
 from safetensors.torch import save_file
 from transformers import BertConfig, BertModel, BertTokenizerFast
 
-from models.train_presets import TrainConfig, configured
-from models.training_job import Sample, TrainJob
+from models.training.config import TrainConfig, configured
+from models.training.job import Sample, TrainJob
 
 TEXT_DIM, CHANNELS = 16, 4
 SHAPE = (CHANNELS, 2, 4, 6)  # of latents: 5 frames of 32 × 48

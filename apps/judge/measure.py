@@ -22,19 +22,18 @@ from pydantic import ConfigDict
 from apps.judge.labels import Label
 from medgen.canonical import rounded
 from medgen.errors import ItemFailed
-from medgen.media import Limits, decode_jpeg, pictures, probe
+from medgen.media import Limits, decode_jpeg, evenly_spaced, pictures, probe
 from medgen.settings import current
 from medgen.shard import worker_pool
 from medgen.store import file_digest
-from models.borders import Borders, detect_borders
-from models.captioner import evenly_spaced
-from models.frames import DEFAULT_HEAD, NON_MEDICAL
-from models.shots import Boundary
-from models.train_frame_head import judge_videos_leave_one_source_out
-from tasks.classify import ClassifyParams, loaded_model
-from tasks.decide import DecideParams, Facts, checks
-from tasks.quality import Meter, QualityParams
-from tasks.segment import SegmentParams, look_through
+from models.segmentation.borders import Borders, detect_borders
+from models.segmentation.frames import DEFAULT_HEAD, NON_MEDICAL
+from models.segmentation.shots import Boundary
+from models.segmentation.train_head import judge_videos_leave_one_source_out
+from tasks.curation.classify import ClassifyParams, loaded_model
+from tasks.curation.decide import DecideParams, Facts, checks
+from tasks.curation.quality import Meter, QualityParams
+from tasks.curation.segment import SegmentParams, look_through
 
 PIECE_S = 10.0  # no longer than a clip
 MOST_PIECES = 40  # of a long video, evenly spread

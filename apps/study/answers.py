@@ -9,7 +9,7 @@ from sqlalchemy.dialects.postgresql import insert
 from sqlalchemy.orm import Session
 
 from medgen.catalog import Study, StudyAnswer, StudyPair, StudyRater, now
-from tasks.study import AXES, token_digest
+from tasks.evaluation.study import AXES, token_digest
 
 SIDES = ("left", "right", "neither")  # what a rater chooses
 MAX_COMMENT = 2000  # characters

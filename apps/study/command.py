@@ -70,9 +70,9 @@ def new(
     from apps.cli import plain_errors
     from medgen.errors import RunStopped
     from medgen.ledger import open_ledger
-    from models.prompt_set import load_prompts
-    from tasks.study import StudyParams, new_study
-    from tasks.system_videos import videos_of
+    from models.generation.prompt_set import load_prompts
+    from tasks.evaluation.study import StudyParams, new_study
+    from tasks.evaluation.system_videos import videos_of
 
     with plain_errors():
         params = StudyParams(raters=raters, pairs=pairs, checks=checks, study_seed=seed)
@@ -147,7 +147,7 @@ def invite_rater(
     """Make a link: for one more rater, or a new one for a rater who lost theirs (the old one then ends)."""
     from apps.cli import plain_errors
     from medgen.ledger import open_ledger
-    from tasks.study import invite
+    from tasks.evaluation.study import invite
 
     with plain_errors():
         number, token = invite(open_ledger(), name, rater)
@@ -211,7 +211,7 @@ def show_results(
     from apps.study.export import export
     from apps.study.results import read_ratings, results
     from medgen.ledger import open_ledger
-    from tasks.study import record_results
+    from tasks.evaluation.study import record_results
 
     with plain_errors(OSError):
         ratings = read_ratings(open_ledger().engine, name)

@@ -9,7 +9,7 @@ import pyarrow.csv
 import pyarrow.parquet
 
 from apps.study.results import Ratings
-from tasks.study import AXES
+from tasks.evaluation.study import AXES
 
 FORMULA = ("=", "+", "-", "@", "\t")  # spreadsheets take text that begins so for a formula
 

@@ -4,7 +4,7 @@ Definitions, which an independent count must meet:
 
 - A vote is one rater's answer on one rated pair and one axis. Attention checks are no votes.
 - The win rate of a system is its wins over all votes on pairs that it is in; "both lose" counts among the votes.
-- Intervals come from drawing prompts with all their pairs and votes (see `models.rating_statistics`): with two
+- Intervals come from drawing prompts with all their pairs and votes (see `models.metrics.rating_statistics`): with two
   systems that is drawing pairs. They hold for other prompts of this kind, not for other raters.
 - In the Bradley–Terry ranking "both lose" is half a win for each side, since it prefers neither.
 - Fleiss' κ is over pairs that two or more raters answered, with the categories first, second and neither; Cohen's κ
@@ -25,8 +25,8 @@ from sqlalchemy.orm import Session
 
 from medgen.catalog import Study, StudyAnswer, StudyPair, StudyRater
 from medgen.errors import RunStopped
-from models import rating_statistics as statistics
-from tasks.study import AXES, CHOICES
+from models.metrics import rating_statistics as statistics
+from tasks.evaluation.study import AXES, CHOICES
 
 MIN_CHECKS_RIGHT = 0.8
 CHECKED_AXIS = "visual_quality"

@@ -34,7 +34,7 @@ from apps.study.answers import (
 )
 from medgen.errors import ItemFailed
 from medgen.ledger import Ledger
-from tasks.study import AXES
+from tasks.evaluation.study import AXES
 
 MAX_BODY = 64 << 10  # bytes of a form
 POSITION = re.compile(r"[1-9][0-9]{0,5}")

@@ -1,0 +1,70 @@
+"""yt-dlp as all steps use it: quiet, without a configuration of its own, and under the guard."""
+
+import logging
+from typing import Any
+
+from pydantic import BaseModel, ConfigDict, Field
+
+from medgen.settings import current
+from medgen.web.budget import Allowance
+from medgen.web.guard import MAX_PAGE_BYTES, FetchLimits, HostPolicy, Manners, WebGuard
+from medgen.web.politeness import open_politeness
+
+
+class WebParams(BaseModel):
+    """Whom to ask on the web, and how politely. Of these only the hosts belong to a step's identity."""
+
+    model_config = ConfigDict(frozen=True)
+
+    allowed_hosts: tuple[str, ...] = Field(
+        (),
+        description="Hosts to fetch from, with * as wildcard; none listed: any public host. "
+        "One that is not public must be listed without a wildcard, or by its address.",
+    )
+    denied_hosts: tuple[str, ...] = Field((), description="Hosts never to fetch from, with * as wildcard.")
+    stall_limit_s: float = Field(
+        20.0, gt=0, exclude=True, description="A server silent for longer counts as hanging, seconds."
+    )
+    per_host_downloads: int = Field(
+        2, ge=1, exclude=True, description="Requests to a host at once, by all workers together."
+    )
+    request_interval_s: float = Field(
+        0.2, ge=0, exclude=True, description="Between two requests to a host, by all workers together, seconds."
+    )
+    host_wait_limit_s: float = Field(
+        60.0, ge=0, exclude=True, description="What a host that asks for a longer pause has waits for the next run."
+    )
+
+    @property
+    def hosts(self) -> HostPolicy:
+        """For a guard."""
+        return HostPolicy(self.allowed_hosts, self.denied_hosts)
+
+    @property
+    def manners(self) -> Manners:
+        """For a guard."""
+        return Manners(open_politeness(), self.per_host_downloads, self.request_interval_s, self.host_wait_limit_s)
+
+
+def page_guard(params: WebParams, deadline_s: float) -> WebGuard:
+    """The guard of a session that reads pages and no videos."""
+    limits = FetchLimits(MAX_PAGE_BYTES, deadline_s, params.stall_limit_s, min_speed=0.0)
+    return WebGuard(params.hosts, limits, params.manners, Allowance())
+
+
+def options_of(params: WebParams) -> dict[str, Any]:
+    """Options of yt-dlp that every session has."""
+    settings = current()
+    logging.getLogger("yt_dlp").setLevel(logging.CRITICAL)  # its errors come back as exceptions
+    return {
+        "socket_timeout": params.stall_limit_s,
+        "extractor_retries": 1,
+        "cachedir": False,
+        "ignoreconfig": True,
+        "quiet": True,
+        "no_warnings": True,
+        "noprogress": True,
+        "logger": logging.getLogger("yt_dlp"),
+        "cookiefile": str(settings.yt_dlp_cookies) if settings.yt_dlp_cookies else None,
+        "proxy": settings.yt_dlp_proxy.get_secret_value() if settings.yt_dlp_proxy else None,
+    }

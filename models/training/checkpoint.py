@@ -1,0 +1,173 @@
+"""Checkpoints of a training run: tensors and JSON, written whole or not at all.
+
+A checkpoint is a folder `checkpoint-00000123` of safetensors files (`weights`, `ema`, `optimizer`) and `state.json`,
+which names the step, the run and the sha256 of every file. It is made under another name, flushed to disk and then
+renamed; so what bears the name is whole, unless the disk itself spoils it, which the digests show.
+
+Random state needs no saving: everything random is a function of the seed and the step
+(`models.training.flow_matching`), and so is the position of the loader (`models.training.samples.batch_order`).
+"""
+
+import errno
+import json
+import logging
+import os
+import shutil
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+
+from medgen.errors import RunStopped
+from medgen.store import file_digest
+
+log = logging.getLogger(__name__)
+
+FORMAT = 1
+STATE = "state.json"
+PREFIX = "checkpoint-"
+
+
+class CheckpointNotWritten(RunStopped):
+    """A checkpoint could not be written. The ones before it are untouched."""
+
+
+class WrongCheckpoint(RunStopped):
+    """A checkpoint belongs to another run: another base, other samples or another configuration."""
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    """A whole checkpoint on disk."""
+
+    folder: Path
+    step: int
+    state: dict[str, Any]
+
+    def tensors(self, name: str) -> dict[str, Tensor]:
+        """The tensors of one of its files, on the CPU."""
+        return load_file(str(self.folder / f"{name}.safetensors"))
+
+
+def write_checkpoint(
+    parent: Path, step: int, tensors: Mapping[str, Mapping[str, Tensor]], run: Mapping[str, Any], limit: int
+) -> Path:
+    """Writes a checkpoint and removes all but the newest `limit`.
+
+    Args:
+        tensors: file name without ending → name → CPU tensor. Empty groups are left out.
+        run: JSON facts by which a later run knows whether the checkpoint is its own.
+
+    Raises:
+        CheckpointNotWritten: the disk is full or refuses.
+    """
+    target = parent / f"{PREFIX}{step:08d}"
+    making = parent / f".making-{target.name}"
+    try:
+        shutil.rmtree(making, ignore_errors=True)
+        making.mkdir(parents=True)
+        files: dict[str, dict[str, Any]] = {}
+        for name, group in tensors.items():
+            if not group:
+                continue
+            path = making / f"{name}.safetensors"
+            save_file({key: tensor.contiguous() for key, tensor in group.items()}, str(path))
+            digest, size = file_digest(path)
+            files[path.name] = {"sha256": digest, "bytes": size}
+        state = {"format": FORMAT, "step": step, "files": files, "run": dict(run)}
+        (making / STATE).write_text(json.dumps(state, indent=1, sort_keys=True) + "\n")
+        for path in [*making.iterdir(), making]:
+            _flush(path)
+        if target.exists():
+            shutil.rmtree(target)
+        making.rename(target)
+        _flush(parent)
+    except (OSError, SafetensorError) as error:
+        shutil.rmtree(making, ignore_errors=True)
+        full = getattr(error, "errno", None) == errno.ENOSPC or "No space left" in str(error)
+        advice = (
+            f"free some space on the disk of {parent}, or lower checkpoints_total_limit ({limit})"
+            if full
+            else f"see whether {parent} can be written to"
+        )
+        kept = [path.name for path in _folders(parent)]
+        raise CheckpointNotWritten(
+            f"the checkpoint of step {step} could not be written ({'disk full' if full else error}): {advice}, and run "
+            f"again to go on from {kept[0] if kept else 'the start'}"
+        ) from error
+    for old in _folders(parent)[limit:]:
+        shutil.rmtree(old, ignore_errors=True)
+    return target
+
+
+def newest_checkpoint(parent: Path, run: Mapping[str, Any]) -> Checkpoint | None:
+    """The newest checkpoint that is whole; those that are not are named in the log and left alone.
+
+    Args:
+        run: as in `write_checkpoint`.
+
+    Raises:
+        WrongCheckpoint: the newest whole one is of another run; names the facts that differ.
+    """
+    for folder in _folders(parent):
+        try:
+            state = _whole(folder)
+        except ValueError as error:
+            log.warning("checkpoint %s is corrupt and is passed over: %s", folder, error)
+            continue
+        differing = sorted(key for key in run if state["run"].get(key) != run[key])
+        if differing:
+            said = "; ".join(f"{key} was {_short(state['run'].get(key))}, now {_short(run[key])}" for key in differing)
+            raise WrongCheckpoint(
+                f"{folder} belongs to another run ({said}): train in another folder, or remove this one to start anew"
+            )
+        return Checkpoint(folder, state["step"], state)
+    return None
+
+
+def _whole(folder: Path) -> dict[str, Any]:
+    """The state of a checkpoint whose files are as they were written. Raises ValueError."""
+    try:
+        state = json.loads((folder / STATE).read_text())
+        if state["format"] != FORMAT:
+            raise ValueError(f"its format is {state['format']!r}; this program reads {FORMAT}")
+        if f"{PREFIX}{int(state['step']):08d}" != folder.name or not isinstance(state["run"], dict):
+            raise ValueError("its state names another step")
+        for name, told in state["files"].items():
+            if "/" in name or "\\" in name or not name.endswith(".safetensors"):
+                raise ValueError(f"it names the file {name!r}")
+            digest, size = file_digest(folder / name)
+            if (digest, size) != (told["sha256"], told["bytes"]):
+                raise ValueError(f"{name} is not as it was written")
+    except (OSError, KeyError, TypeError) as error:
+        raise ValueError(f"{type(error).__name__}: {error}") from error
+    return state
+
+
+def _folders(parent: Path) -> list[Path]:
+    """Checkpoints by name, newest first."""
+
+    def numbered() -> Iterator[tuple[int, Path]]:
+        for path in parent.glob(f"{PREFIX}*"):
+            number = path.name.removeprefix(PREFIX)
+            if path.is_dir() and number.isdecimal():
+                yield int(number), path
+
+    return [path for _, path in sorted(numbered(), reverse=True)]
+
+
+def _flush(path: Path) -> None:
+    handle = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)
+
+
+def _short(value: Any) -> str:
+    text = str(value)
+    return text if len(text) <= 60 else text[:57] + "…"

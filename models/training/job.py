@@ -1,0 +1,151 @@
+"""What a training process is given, and what it tells: light enough for whoever starts it."""
+
+import json
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field
+
+from medgen.canonical import digest_of
+from medgen.errors import RunStopped
+from models.training.config import TrainConfig
+from models.training.holdout import held_out
+
+LORA_FILE = "pytorch_lora_weights.safetensors"  # as diffusers' load_lora_weights finds it by itself
+
+STOPPED = 3  # exit code of a run that told why it can't go on
+
+Verdict = Literal["pass", "warn", "fail"]
+
+
+class Sample(BaseModel):
+    """Where an encoded clip lies and whose it is.
+
+    Args:
+        path: safetensors file.
+        sha256: of the file; empty when nothing is known. A file that has another is corrupt.
+    """
+
+    model_config = ConfigDict(frozen=True)
+
+    path: Path
+    clip_id: str
+    video_id: str
+    category: str = ""
+    sha256: str = ""
+
+
+class TrainJob(BaseModel):
+    """All that a training process needs; travels as JSON. No database.
+
+    Args:
+        base: diffusers pipeline folder, or hub name.
+        base_digest: by which a checkpoint knows its base.
+        empty: safetensors file with the embedding of the empty caption (L, D).
+        folder: working folder: checkpoints, curves, TensorBoard, the model at the end.
+        probe_clip: video frames as .npy (F, H, W, 3) uint8 for pre-flight's round trip through the VAE.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    config: TrainConfig
+    base: str
+    base_digest: str
+    samples: tuple[Sample, ...]
+    empty: Path
+    folder: Path
+    probe_clip: Path | None = None
+    run_settings: dict[str, Any] = Field({}, description="Fields that the configuration leaves out of its JSON.")
+
+    def write(self, path: Path) -> None:
+        """Writes the job as JSON, with the fields that are no part of the run's identity."""
+        excluded = [name for name, f in TrainConfig.model_fields.items() if f.exclude]
+        told = self.model_dump(mode="json") | {"run_settings": {n: getattr(self.config, n) for n in excluded}}
+        path.write_text(json.dumps(told, indent=1) + "\n")
+
+    @classmethod
+    def read(cls, path: Path) -> "TrainJob":
+        """The job of such a file."""
+        told = json.loads(path.read_text())
+        told["config"] |= told.get("run_settings", {})
+        return cls(**told)
+
+    def facts(self) -> dict[str, Any]:
+        """By which a checkpoint knows its run."""
+        names = sorted([s.clip_id, s.sha256] for s in self.samples)
+        return {
+            "base": self.base_digest,
+            "samples": digest_of(names),
+            "configuration": digest_of(self.config.identity()),
+        }
+
+
+@dataclass(frozen=True)
+class Check:
+    """One question with its answer.
+
+    Args:
+        measured, expected: for people, with units.
+        advice: what to do; empty for a pass.
+    """
+
+    name: str
+    measured: str
+    expected: str
+    verdict: Verdict
+    advice: str = ""
+
+    def row(self) -> dict[str, str]:
+        """As a row of a table."""
+        return asdict(self)
+
+
+class PreflightFailed(RunStopped):
+    """Checks failed; the message names each with what was measured and what to do."""
+
+
+def require(checks: list[Check]) -> None:
+    """Raises PreflightFailed when a check failed."""
+    failed = [check for check in checks if check.verdict == "fail"]
+    if failed:
+        said = "\n".join(f"  {c.name}: {c.measured}; expected {c.expected}. {c.advice}" for c in failed)
+        raise PreflightFailed(f"pre-flight: {len(failed)} of {len(checks)} checks failed\n{said}")
+
+
+def split_by_video(samples: Sequence[Sample], share: float, seed: int) -> tuple[list[Sample], list[Sample]]:
+    """(training, held out) samples; all clips of a source video are on one side."""
+    away = held_out([s.video_id for s in samples], share, seed)
+    return [s for s in samples if s.video_id not in away], [s for s in samples if s.video_id in away]
+
+
+def memory_advice(config: TrainConfig) -> str:
+    """Which arguments to lower, in the order in which they cost least."""
+    steps = []
+    if not config.gradient_checkpointing:
+        steps.append("set gradient_checkpointing=true")
+    if config.mixed_precision == "no":
+        steps.append("set mixed_precision=bf16")
+    if config.train_batch_size > 1:
+        steps.append(
+            f"lower train_batch_size ({config.train_batch_size}) and raise gradient_accumulation_steps "
+            f"({config.gradient_accumulation_steps}) by as much, which learns the same"
+        )
+    if config.training == "full":
+        steps.append("train an adapter (training=lora), or shard with accelerate's FSDP over several GPUs")
+    elif config.rank > 8:
+        steps.append(f"lower rank ({config.rank})")
+    steps.append(f"choose smaller buckets ({config.buckets}): fewer frames first")
+    return "; ".join(steps) + ". Checkpoints stay: run again to go on"
+
+
+def read_rows(path: Path) -> list[dict[str, Any]]:
+    """Rows of a JSON-lines file; a last line that a killed process left half-written is passed over."""
+    rows = []
+    for line in path.read_text().splitlines() if path.exists() else []:
+        try:
+            rows.append(json.loads(line))
+        except ValueError:
+            break
+    return rows

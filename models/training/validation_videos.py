@@ -1,0 +1,70 @@
+"""Validation prompts as videos, made with the transformer as it is in the midst of training."""
+
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from medgen.video_file import write_video
+from models.generation.video_diffusion import as_uint8, encode_texts, open_pipeline
+from models.training.clip_frames import read_geometries
+from models.training.config import TrainConfig
+from models.training.flow_matching import generator
+from models.training.samples import padded
+
+
+class PromptVideos:
+    """The validation prompts, embedded once; the text encoder is let go afterwards.
+
+    Args:
+        base: pipeline folder or hub name, for VAE, scheduler and text encoder.
+        empty: embedding of the empty caption (L, D), which guidance compares with.
+
+    Raises:
+        ModelUnavailable: the base can't be loaded.
+    """
+
+    def __init__(self, base: Path, config: TrainConfig, empty: Tensor, device: torch.device) -> None:
+        pipeline = open_pipeline(base, parts=("text_encoder", "tokenizer"))
+        texts = [
+            torch.from_numpy(t) for t in encode_texts(pipeline, config.validation_prompts, config.max_sequence_length)
+        ]
+        self.texts = padded(texts, config.max_sequence_length)
+        self.empty = padded([empty], config.max_sequence_length)
+        del pipeline
+        self.pipeline = open_pipeline(base, parts=("vae", "scheduler"))
+        self.config, self.device = config, device
+
+    def make(self, transformer: Any, folder: Path, *, write: bool = True) -> list[Path]:
+        """One MP4 per prompt, in order, with the same noise every time. Returns their paths."""
+        geometry = read_geometries(self.config.buckets)[0]
+        self.pipeline.vae.to(self.device)
+        self.pipeline.register_modules(transformer=transformer)
+        transformer.eval()
+        found = []
+        try:
+            for number, text in enumerate(self.texts):
+                made = self.pipeline(
+                    prompt_embeds=text[None].to(self.device),
+                    negative_prompt_embeds=self.empty.to(self.device) if self.config.guidance_scale > 1 else None,
+                    height=geometry.height,
+                    width=geometry.width,
+                    num_frames=geometry.frames,
+                    num_inference_steps=self.config.validation_inference_steps,
+                    guidance_scale=self.config.guidance_scale,
+                    max_sequence_length=self.config.max_sequence_length,
+                    generator=generator(self.config.seed, "prompt", number),
+                    output_type="np",
+                ).frames[0]
+                if write:
+                    path = folder / f"{number:02d}.mp4"
+                    path.parent.mkdir(parents=True, exist_ok=True)
+                    told = {"synthetic": True, "generator": "medgen", "prompt": self.config.validation_prompts[number]}
+                    write_video(path, as_uint8(made), self.config.fps, told)
+                    found.append(path)
+        finally:
+            transformer.train()
+            self.pipeline.register_modules(transformer=None)
+            self.pipeline.vae.to("cpu")
+        return found

@@ -1,0 +1,334 @@
+"""Labelled videos for the augmentation experiment: from a folder, a CSV or a release.
+
+- Folder: sub-folders are labels; a folder below a label is the source of the videos in it, and a video straight in a
+  label's folder is a source of its own.
+- CSV: columns ``path,label,source``; ``synthetic`` (1/0, yes/no) marks videos that are only ever trained on, and
+  ``trained_on`` names the sources, by semicolons, that a synthetic video's generator saw. Paths are relative to it.
+- Release: its clips, the source video as source; the label is the category, or the one of some words in the title.
+
+What is bad about a single video is told and the video left out; what is bad about all of it is an error.
+"""
+
+import csv
+import os
+import re
+from collections import Counter, defaultdict
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any, Literal
+
+from medgen.errors import ItemFailed, SourceUnreadable
+from medgen.ledger import Ledger, Record
+from medgen.listings.sources import VIDEO_SUFFIXES
+from models.encoders import file_digest
+from tasks.training.released import released_clips
+
+MOST_LABEL = 100  # characters
+MOST_ROWS = 1_000_000
+YES, NO = frozenset(["1", "yes", "true"]), frozenset(["", "0", "no", "false"])
+
+
+@dataclass(frozen=True)
+class LabelledVideo:
+    """A video with its label.
+
+    Args:
+        subject: what it is on record as: a clip, a generated video, or ``video-`` and the beginning of its sha256.
+        source: what it was cut from; splits go by it. The source video's id for clips of a release.
+        name: what messages call it.
+        path: None when the store has it.
+        trained_on: sources that its generator is known to have seen; synthetic videos only.
+        model: digest of its generator, where that is known.
+        parents: role → record that it comes from.
+    """
+
+    subject: str
+    sha256: str
+    label: str
+    source: str
+    synthetic: bool
+    name: str
+    path: str | None = None
+    trained_on: frozenset[str] = frozenset()
+    model: str = ""
+    parents: dict[str, int] = field(default_factory=dict)
+
+    def row(self) -> dict[str, Any]:
+        """As it goes on record: no path, no name of a file."""
+        content = {"subject": self.subject, "sha256": self.sha256, "label": self.label, "synthetic": self.synthetic}
+        if self.synthetic:
+            return content | {"trained_on": sorted(self.trained_on), "model": self.model}
+        return content | {"source": self.source}
+
+
+@dataclass(frozen=True)
+class LeftOut:
+    """A video that takes no part, and why."""
+
+    name: str
+    reason: str
+    message: str
+
+
+@dataclass(frozen=True)
+class Labelled:
+    """What was read: videos, those left out, and what people should know."""
+
+    videos: tuple[LabelledVideo, ...]
+    left_out: tuple[LeftOut, ...] = ()
+    notes: tuple[str, ...] = ()
+
+    def __add__(self, other: "Labelled") -> "Labelled":
+        return Labelled(self.videos + other.videos, self.left_out + other.left_out, self.notes + other.notes)
+
+
+def read_labelled(
+    ledger: Ledger,
+    place: str,
+    *,
+    synthetic: bool = False,
+    label_from: Literal["category", "title"] = "category",
+    title_words: Sequence[str] = (),
+) -> Labelled:
+    """The labelled videos of a folder, a CSV or, when there is no such path, a release.
+
+    Args:
+        synthetic: take all for synthetic; a release never is.
+        label_from, title_words: of a release's clips, see above.
+
+    Raises:
+        SourceUnreadable: no such place, or nothing in it can be used.
+        ItemFailed: as `released_clips`.
+    """
+    path = Path(place)
+    if path.is_dir():
+        return _folder(path, synthetic)
+    if path.is_file():
+        return _csv(path, synthetic)
+    if synthetic:
+        raise SourceUnreadable("unknown_place", f"{place!r} is no folder and no CSV file of synthetic videos")
+    name = place.removeprefix("release:")
+    try:
+        return _release(ledger, name, label_from, title_words)
+    except ItemFailed as error:
+        if error.reason != "unknown_release" or place != name:
+            raise
+        raise SourceUnreadable(
+            "unknown_place", f"{place!r} is no folder, no CSV file and no release; see `medgen release list`"
+        ) from error
+
+
+def generated(records: Iterable[Record]) -> Labelled:
+    """Generated videos (records of `tasks.evaluation.generate`), labelled by the categories of their prompts."""
+    videos: list[LabelledVideo] = []
+    left_out: list[LeftOut] = []
+    for record in records:
+        if record.status != "kept":
+            message = str(record.detail.get("message", ""))
+            left_out.append(LeftOut(record.subject, record.reason or "not_generated", message))
+            continue
+        told = record.detail
+        videos.append(
+            LabelledVideo(
+                record.subject,
+                record.outputs["video"],
+                told["category"],
+                "",
+                True,
+                f"{told['prompt_id']} seed {told['seed']}",
+                model=told["model"],
+                parents={"generate": record.id},
+            )
+        )
+    return Labelled(tuple(videos), tuple(left_out))
+
+
+def fit_for_experiment(found: Labelled, min_sources: int) -> Labelled:
+    """Without videos that would spoil the experiment: copies, copies under two labels, classes with too few sources,
+    and synthetic videos of classes that no real video has.
+
+    Raises:
+        SourceUnreadable: fewer than two classes are left, or no synthetic video.
+    """
+    left_out, notes = list(found.left_out), list(found.notes)
+    videos: list[LabelledVideo] = []
+    by_digest: dict[str, list[LabelledVideo]] = defaultdict(list)
+    for video in sorted(found.videos, key=lambda video: video.synthetic):  # real ones first: their copies must go
+        by_digest[video.sha256].append(video)
+    for alike in by_digest.values():
+        if len({video.label for video in alike if video.synthetic == alike[0].synthetic}) > 1:
+            for video in alike:
+                left_out.append(LeftOut(video.name, "two_labels", "the same file stands under several labels"))
+            continue
+        videos.append(alike[0])
+        for video in alike[1:]:
+            said = (
+                "a synthetic video that is a real one's copy" if video.synthetic and not alike[0].synthetic else "copy"
+            )
+            left_out.append(LeftOut(video.name, "copy", f"{said}: the same file as {alike[0].name}"))
+    sources = defaultdict(set)
+    for video in videos:
+        if not video.synthetic:
+            sources[video.label].add(video.source)
+    few = {label for label, own in sources.items() if len(own) < min_sources}
+    for label in sorted(few):
+        notes.append(
+            f"class {label!r} is left out: it has {len(sources[label])} source(s), and {min_sources} are needed so "
+            "that no source is both trained on and tested"
+        )
+    kept = []
+    for video in videos:
+        if video.label in few:
+            left_out.append(LeftOut(video.name, "too_few_sources", f"class {video.label!r} has too few sources"))
+        elif video.label not in sources:
+            left_out.append(LeftOut(video.name, "unknown_class", f"no real video is labelled {video.label!r}"))
+        else:
+            kept.append(video)
+    classes = sorted({video.label for video in kept if not video.synthetic})
+    if len(classes) < 2:
+        raise SourceUnreadable(
+            "too_few_classes",
+            f"{len(classes)} class(es) with videos of at least {min_sources} sources: an experiment needs 2. Found: "
+            + (", ".join(f"{label} ({len(own)} sources)" for label, own in sorted(sources.items())) or "none")
+            + _reasons(left_out),
+        )
+    made = Counter(video.label for video in kept if video.synthetic)
+    if not made:
+        raise SourceUnreadable(
+            "no_synthetic_videos",
+            f"no synthetic video of any class ({', '.join(classes)}): name a folder or CSV with --synthetic, or a "
+            f"model and prompts{_reasons(left_out)}",
+        )
+    for label in classes:
+        if not made[label]:
+            notes.append(f"class {label!r} has no synthetic video: nothing is added to it in any arm")
+    kept.sort(key=lambda video: (video.synthetic, video.subject))  # the same videos are the same experiment
+    return Labelled(tuple(kept), tuple(left_out), tuple(dict.fromkeys(notes)))
+
+
+def _reasons(left_out: Iterable[LeftOut]) -> str:
+    counts = Counter(one.reason for one in left_out)
+    return f". Left out: {', '.join(f'{n} {reason}' for reason, n in counts.most_common())}" if counts else ""
+
+
+def _folder(folder: Path, synthetic: bool) -> Labelled:
+    videos: list[LabelledVideo] = []
+    left_out: list[LeftOut] = []
+    alone = False
+    for path in sorted(folder.rglob("*")):
+        parts = path.relative_to(folder).parts
+        if path.suffix.lower() not in VIDEO_SUFFIXES or any(part.startswith(".") for part in parts):
+            continue
+        name = _shown("/".join(parts))
+        if not path.is_file() or path.is_symlink():
+            left_out.append(LeftOut(name, "no_ordinary_file", "links and special files are not read"))
+        elif len(parts) < 2:
+            left_out.append(LeftOut(name, "no_label", "it lies in no sub-folder, whose name would be its label"))
+        else:
+            alone = alone or len(parts) == 2
+            source = "/".join(parts[:-1]) if len(parts) > 2 else name
+            videos += _taken(path, parts[0], source, synthetic, name, left_out)
+    if not videos and not left_out:
+        raise SourceUnreadable("no_videos", f"{folder} holds no videos in sub-folders named by their labels")
+    note = (
+        "videos straight in a label's folder count as sources of their own: if several come from one recording, put "
+        "them into a folder of their own below the label, or name sources in a CSV"
+    )
+    return Labelled(tuple(videos), tuple(left_out), (note,) if alone and not synthetic else ())
+
+
+def _csv(path: Path, synthetic: bool) -> Labelled:
+    videos: list[LabelledVideo] = []
+    left_out: list[LeftOut] = []
+    needed = ("path", "label") if synthetic else ("path", "label", "source")
+    try:
+        with path.open(newline="", encoding="utf-8-sig") as file:
+            reader = csv.DictReader(file)
+            names = {(name or "").strip().lower(): name for name in reader.fieldnames or ()}
+            if missing := [name for name in needed if name not in names]:
+                raise SourceUnreadable(
+                    "missing_columns",
+                    f"{path.name} has no column {' and no column '.join(missing)}: it needs {', '.join(needed)}",
+                )
+            for number, row in enumerate(reader, start=2):
+                if number > MOST_ROWS:
+                    raise SourceUnreadable("too_many_rows", f"{path.name} has more than {MOST_ROWS:,} rows")
+                cell = {key: (row.get(name) or "").strip() for key, name in names.items()}
+                videos += _row(path.parent, cell, synthetic, f"{path.name} row {number}", left_out)
+    except (UnicodeDecodeError, csv.Error) as error:
+        raise SourceUnreadable("unreadable_csv", f"{path.name} is no CSV file in UTF-8: {error}") from error
+    if not videos and not left_out:
+        raise SourceUnreadable("no_videos", f"{path.name} has no rows")
+    return Labelled(tuple(videos), tuple(left_out))
+
+
+def _row(base: Path, cell: dict[str, str], synthetic: bool, where: str, left_out: list[LeftOut]) -> list[LabelledVideo]:
+    marked = cell.get("synthetic", "").lower()
+    name = _shown(f"{where}: {cell['path']}")
+    if marked not in YES | NO:
+        left_out.append(LeftOut(name, "bad_synthetic_mark", f"synthetic must be 1 or 0, not {_shown(marked)!r}"))
+        return []
+    made = synthetic or marked in YES
+    source = cell.get("source", "")
+    if not made and not source:
+        left_out.append(LeftOut(name, "no_source", "a real video needs a source, by which splits go"))
+        return []
+    if not cell["path"] or "\0" in cell["path"]:
+        left_out.append(LeftOut(name, "no_path", "the path is empty"))
+        return []
+    trained_on = frozenset(part.strip() for part in cell.get("trained_on", "").split(";") if part.strip())
+    found = _taken(base / cell["path"], cell["label"], source, made, name, left_out)
+    return [replace(video, trained_on=trained_on if made else frozenset()) for video in found]
+
+
+def _taken(
+    path: Path, label: str, source: str, synthetic: bool, name: str, left_out: list[LeftOut]
+) -> list[LabelledVideo]:
+    label = re.sub(r"\s+", " ", label).strip()
+    if not label or len(label) > MOST_LABEL or not label.isprintable():
+        left_out.append(LeftOut(name, "no_label", f"a label has 1 to {MOST_LABEL} printable characters"))
+        return []
+    try:
+        if not path.is_file():
+            left_out.append(LeftOut(name, "missing_file", "there is no such file"))
+            return []
+        digest = file_digest(path)
+    except OSError as error:
+        left_out.append(LeftOut(name, "unreadable_file", os.strerror(error.errno or 0)))
+        return []
+    subject = f"video-{digest[:32]}"
+    return [LabelledVideo(subject, digest, label, source, synthetic, name, path=os.fspath(path.resolve()))]
+
+
+def _release(
+    ledger: Ledger, name: str, label_from: Literal["category", "title"], title_words: Sequence[str]
+) -> Labelled:
+    words = [word.strip() for word in title_words if word.strip()]
+    if label_from == "title" and len(words) < 2:
+        raise SourceUnreadable("no_title_words", "labels from titles need at least two title words")
+    clips, _ = released_clips(ledger, name)
+    videos: list[LabelledVideo] = []
+    left_out: list[LeftOut] = []
+    for clip in clips:
+        label = clip.category
+        if label_from == "title":
+            found = [word for word in words if re.search(rf"\b{re.escape(word)}", clip.title, re.IGNORECASE)]
+            if len(found) != 1:
+                said = f"its title names {len(found)} of the words: {', '.join(words)}"
+                left_out.append(LeftOut(clip.clip_id, "no_title_class", said))
+                continue
+            label = found[0]
+        if not label:
+            left_out.append(LeftOut(clip.clip_id, "no_label", "the clip has no category"))
+            continue
+        parents = {"clip": clip.step_run_id}
+        videos.append(
+            LabelledVideo(clip.clip_id, clip.sha256, label, clip.video_id, False, clip.clip_id, parents=parents)
+        )
+    return Labelled(tuple(videos), tuple(left_out))
+
+
+def _shown(text: str) -> str:
+    """Text of others, fit for a message."""
+    return "".join(c if c.isprintable() else "?" for c in text)[:300]

@@ -1,0 +1,33 @@
+"""Approve: a person says that a release may be used. On record like every step."""
+
+from pathlib import Path
+
+from sqlalchemy.orm import Session
+
+from medgen.catalog import Release, now
+from medgen.errors import ItemFailed
+from medgen.ledger import Ledger, Outcome, Record, StepIdentity, Work
+from tasks.curation.release import APPROVE, lay_out
+
+
+def approve(ledger: Ledger, name: str, by: str, note: str = "") -> tuple[Record, Path]:
+    """Puts the approval on record and lays the release out. Repeating it changes nothing.
+
+    Raises:
+        ItemFailed: unknown_release; no_approver when `by` is empty.
+    """
+    if not by.strip():
+        raise ItemFailed("no_approver", "an approval needs the name of who approves")
+    with Session(ledger.engine) as session:
+        release = session.get(Release, name)
+        if release is None:
+            raise ItemFailed("unknown_release", f"no release goes by {name!r}; see `medgen release list`")
+        run_id = release.step_run_id
+    made = ledger.load([run_id])[run_id]
+    identity = StepIdentity(APPROVE, 1, {}, {})
+    work = Work(name, {"manifest": made.outputs["manifest"]}, {"by": by.strip(), "note": note}, {"release": run_id})
+    known = ledger.find([identity.key(work)])
+    record = next(iter(known.values()), None) or ledger.write(
+        identity, work, Outcome("kept", detail={"by": by.strip(), "note": note}), started_at=now(), flow_run_id=None
+    )
+    return record, lay_out(ledger.store, name, made.outputs["manifest"])

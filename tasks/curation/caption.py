@@ -1,0 +1,268 @@
+"""Caption: says in words what a kept clip shows, briefly and in detail.
+
+Runs last before the release, so that no language model is asked about a clip that is dropped.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from functools import cache, partial
+from typing import Any, Literal
+
+import numpy as np
+from pydantic import BaseModel, ConfigDict, Field
+
+from medgen.canonical import canonical_json, rounded
+from medgen.errors import ItemFailed
+from medgen.ledger import Outcome, Record, StepIdentity, Work
+from medgen.media import Limits, evenly_spaced, pictures
+from medgen.settings import current
+from medgen.shard import Item, ShardResult, Step
+from medgen.sound import sound
+from medgen.store import Store
+from models.captioning.captioner import FRAMES_SENT, Caption, Captioner, CaptionRejected, CaptionUnavailable, Evidence
+from models.captioning.checks import CaptionLimits, checks_digest
+from models.captioning.loading import load_captioner
+from models.captioning.speech import MAX_S, RATE, SpeechUnavailable, Whisper
+from models.captioning.terms import TermPolicy
+from models.captioning.transcript import transcript_between
+from tasks.curation.classify import clip_facts
+from tasks.prefect_step import run_in_prefect, step_task
+
+SCORES = frozenset({"brief_words", "detailed_words", "brief_unsupported_terms", "detailed_unsupported_terms"})
+
+
+class CaptionParams(BaseModel):
+    """Parameters of caption."""
+
+    model_config = ConfigDict(frozen=True)
+
+    captioner: str = Field(
+        "evidence_template",
+        description="openai:MODEL, transformers:NAME_OR_FOLDER, or evidence_template, which sees no picture.",
+    )
+    caption_prompts: str = Field(
+        "v1", exclude=True, description="Version of the prompts, or a folder with detailed.txt, brief.txt, again.txt."
+    )
+    caption_attempts: int = Field(3, ge=1, description="Answers asked for until a caption passes its checks.")
+    caption_terms: TermPolicy = Field(
+        "specific", description="Terms that need support on record: specific (diagnoses, procedures, drugs), all, none."
+    )
+    max_unsupported_terms: int = Field(0, ge=0, description="Unsupported terms that a caption may name.")
+    brief_min_words: int = Field(12, ge=1, description="Fewest words of a brief caption (15 to 30 are asked for).")
+    brief_max_words: int = Field(36, ge=1, description="Most words of a brief caption.")
+    detailed_min_words: int = Field(60, ge=1, description="Fewest words of a detailed caption (about 170 asked for).")
+    detailed_max_words: int = Field(260, ge=1, description="Most words of a detailed caption.")
+    caption_batch: int = Field(
+        1, ge=1, description="Questions that a transformers model answers at once; 1: exactly repeatable."
+    )
+    # Left out of records where they are not set, so that steps without a speech model keep their keys.
+    speech_model: str = Field(
+        "",
+        exclude_if=lambda name: not name,
+        description="Whisper-class model (hub name or folder) for videos without subtitles; needs with_sound.",
+    )
+    speech_batch: int = Field(
+        1,
+        ge=1,
+        exclude_if=lambda batch: batch == 1,
+        description="Stretches of sound that the speech model hears at once; 1: exactly repeatable.",
+    )
+    caption_price_in: float = Field(0, ge=0, exclude=True, description="Price of a million tokens sent.")
+    caption_price_out: float = Field(0, ge=0, exclude=True, description="Price of a million tokens answered.")
+    caption_limit_s: float = Field(
+        600.0, gt=0, exclude=True, description="Longest wait for one answer of an endpoint, retries included, seconds."
+    )
+
+
+def caption(work: Work, store: Store, params: CaptionParams) -> Outcome:
+    """Captions one clip and checks the captions.
+
+    Scores: brief_words, detailed_words, brief_unsupported_terms, detailed_unsupported_terms. All checks are in the
+    detail, with what was asked and spent, the transcript and where it came from. Rejected for the first check that the
+    last answer failed.
+
+    Raises:
+        ItemFailed: caption_unavailable or speech_unavailable, when a model gave no answer.
+    """
+    captioner = _captioner(params)
+    facts = dict(work.context)
+    speech = _spoken(work, store, params)
+    evidence = Evidence(
+        title=facts["title"] or "",
+        description=facts["description"] or "",
+        transcript=speech.transcript,
+        category=facts["category"],
+        category_probability=facts["category_probability"],
+        motion_type=facts["motion_type"],
+        duration_s=facts["end_s"] - facts["start_s"],
+        width=facts["width"],
+        height=facts["height"],
+        fps=facts["fps"],
+        tags=tuple(facts["tags"] or ()),
+        start_s=facts["start_s"],
+        shown_text="\n".join(facts["shown_text"]),
+    )
+    frames: list[np.ndarray] = []
+    if captioner.needs_frames:
+        wanted = set(evenly_spaced(facts["frames"], FRAMES_SENT))
+        frames = [p.rgb() for p in pictures(store.path(work.inputs["clip"]), Limits()) if p.index in wanted]
+    written: Caption | CaptionRejected
+    try:
+        written = captioner.caption(evidence, frames)
+    except CaptionUnavailable as error:
+        raise ItemFailed("caption_unavailable", str(error), transient=error.transient) from error
+    except CaptionRejected as error:
+        written = error
+    scores = {one.metric: one.score for one in written.checks if one.metric in SCORES}
+    common: dict[str, Any] = {
+        "scores": scores,
+        "score_models": dict.fromkeys(scores, checks_digest()),
+        "clip_id": work.subject,
+        "decodes": int(bool(frames)) + speech.decodes,
+    }
+    cost = (written.tokens_in * params.caption_price_in + written.tokens_out * params.caption_price_out) / 1e6
+    detail: dict[str, Any] = {
+        "captioner": captioner.name,
+        "transcript": speech.transcript,
+        "transcript_source": speech.source,
+        "note": speech.note,
+        "checks": [one.on_record() for one in written.checks],
+        "questions": written.questions,
+        "tokens_in": written.tokens_in,
+        "tokens_out": written.tokens_out,
+        "cost": rounded(cost, 6),
+    }
+    if isinstance(written, CaptionRejected):
+        first = written.first
+        detail |= {"metric": first.metric, "score": first.score, "threshold": first.threshold}
+        detail |= {"message": first.message, "answer": written.text}
+        return Outcome("rejected", first.reason, detail, **common)
+    texts = {"brief": written.brief, "detailed": written.detailed}
+    made_by = {"model": written.model, "model_digest": written.model_digest, "prompt_version": written.prompt_version}
+    return Outcome(
+        "kept",
+        detail=detail,
+        outputs={"captions": store.put_bytes(canonical_json(texts | made_by), "application/json")},
+        captions={kind: {"text": text, **made_by} for kind, text in texts.items()},
+        **common,
+    )
+
+
+@dataclass(frozen=True)
+class _Speech:
+    """What is known of the words spoken in a clip: the words, what told them, and why nothing did."""
+
+    transcript: str
+    source: Literal["subtitles", "speech_model", "none"]
+    note: str | None = None
+    decodes: int = 0
+
+
+def _spoken(work: Work, store: Store, params: CaptionParams) -> _Speech:
+    """By subtitles if the video has any, else by the speech model if one is set and the video has sound.
+
+    A transcript is welcome but not needed: what cannot be read fails nothing. Raises ItemFailed: speech_unavailable.
+    """
+    start_s, end_s = work.context["start_s"], work.context["end_s"]
+    if "subtitles" in work.inputs:
+        text = store.read(work.inputs["subtitles"]).decode("utf-8", "replace")
+        try:
+            return _Speech(transcript_between(text, start_s, end_s), "subtitles")
+        except ValueError as error:
+            return _Speech("", "none", f"subtitles unreadable: {error}")
+    source = work.inputs.get("sound") or work.inputs.get("video")
+    if source is None:
+        return _Speech("", "none", "the video has no sound" if params.speech_model else None)
+    try:
+        heard = sound(store.path(source), start_s, min(end_s, start_s + MAX_S), rate=RATE)
+    except ItemFailed as error:
+        return _Speech("", "none", f"sound unreadable: {error}", decodes=1)
+    if heard is None:
+        return _Speech("", "none", "the video has no sound", decodes=1)
+    try:
+        return _Speech(_whisper(params).transcript(heard), "speech_model", decodes=1)
+    except SpeechUnavailable as error:
+        raise ItemFailed("speech_unavailable", str(error), transient=error.transient) from error
+
+
+@cache
+def _whisper(params: CaptionParams) -> Whisper:
+    """Loaded. Raises ModelUnavailable."""
+    whisper = Whisper(params.speech_model, params.speech_batch)
+    whisper.ensure_available()
+    return whisper
+
+
+@cache
+def _captioner(params: CaptionParams) -> Captioner:
+    """Raises ModelUnavailable when it can't be asked; once for a process, so that no work begins."""
+    key = current().caption_api_key
+    captioner = load_captioner(
+        params.captioner,
+        limits=CaptionLimits(
+            params.brief_min_words,
+            params.brief_max_words,
+            params.detailed_min_words,
+            params.detailed_max_words,
+            params.max_unsupported_terms,
+            params.caption_terms,
+        ),
+        attempts=params.caption_attempts,
+        prompts=params.caption_prompts,
+        base_url=current().caption_base_url,
+        api_key=key.get_secret_value() if key else None,
+        time_limit_s=params.caption_limit_s,
+        batch=params.caption_batch,
+    )
+    captioner.ensure_available()
+    return captioner
+
+
+def step(params: CaptionParams) -> Step:
+    """Caption, ready to run.
+
+    Raises:
+        ModelUnavailable: the captioner or the speech model can't be had; before any work.
+    """
+    captioner = _captioner(params)
+    models = {"captioner": captioner.digest, "checks": checks_digest()}
+    if params.speech_model:
+        models["speech"] = _whisper(params).digest
+    identity = StepIdentity("caption", 2, params.model_dump(mode="json"), models)
+    waits = captioner.needs_frames or bool(params.speech_model)
+    return Step(identity, partial(caption, params=params), "threads" if waits else "inline")
+
+
+def _work(item: Item, past: Mapping[str, Record], *, listen: bool) -> Work:
+    """With `listen`, a video without subtitles gives its sound, which may be in a file of its own."""
+    downloaded, clip = past["download"], past["privacy"].detail["clip"]
+    facts = clip_facts(past, clip["start_frame"], clip["end_frame"])
+    metadata = downloaded.detail["metadata"]
+    inputs = {"clip": clip["digest"]}
+    if "subtitles" in downloaded.outputs:
+        inputs["subtitles"] = downloaded.outputs["subtitles"]
+    elif listen and "sound" in downloaded.outputs:
+        inputs["sound"] = downloaded.outputs["sound"]
+    elif listen and downloaded.detail["probe"]["has_audio"]:
+        inputs["video"] = downloaded.outputs["video"]
+    return Work(
+        item.subject,
+        inputs=inputs,
+        context={
+            **{name: metadata[name] for name in ("title", "description", "tags")},
+            **{name: facts[name] for name in ("category", "category_probability")},
+            **{name: clip[name] for name in ("start_s", "end_s", "width", "height", "fps")},
+            "frames": clip["end_frame"] - clip["start_frame"],
+            "motion_type": past["decide"].detail["motion_type"],
+            "shown_text": [line["text"] for line in past["quality"].detail["text"]],
+        },
+    )
+
+
+@step_task("caption", "network")
+def caption_shard(
+    label: str, upstream: ShardResult, params: CaptionParams, retry_quarantined: bool = False
+) -> ShardResult:
+    """Captions a shard of clips."""
+    work_of = partial(_work, listen=bool(params.speech_model))
+    return run_in_prefect(step(params), upstream.kept, work_of, retry_quarantined=retry_quarantined)

@@ -1,0 +1,306 @@
+"""Classify: which stretches of a video are medical, where its clips lie, and of which category they are.
+
+The paper's rule (MedGen, section on segmentation): frames at 1 per second; a stretch is valid when every frame in it
+is medical, every neighbour similarity exceeds τ, and it lasts at least 6 s. Stretches never cross a shot boundary and
+are cut into clips of 6 to 10 s. Short interruptions can be tolerated: see `stretches`. No frame is decoded here:
+segment has kept them.
+"""
+
+import itertools
+import math
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass
+from functools import cache, partial
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+import pyarrow.parquet as pq
+from pydantic import BaseModel, ConfigDict, Field
+
+from medgen.canonical import canonical_json, rounded
+from medgen.ledger import Outcome, Record, StepIdentity, Work
+from medgen.media import decode_jpeg
+from medgen.shard import Item, ShardResult, Step
+from medgen.store import Store
+from models.segmentation.category import DESCRIPTION_CHARS, category
+from models.segmentation.frames import DEFAULT_PROMPTS, FrameModel, frame_model_digest, load_frame_model
+from tasks.prefect_step import run_in_prefect, step_task
+
+
+class ClassifyParams(BaseModel):
+    """Parameters of classify."""
+
+    model_config = ConfigDict(frozen=True)
+
+    model: str = Field("mobilenet_v2", description="Frame encoder: mobilenet_v2, or a CLIP-class hub name or folder.")
+    frame_head: str = Field(
+        "", exclude=True, description="Head file (.safetensors) trained for the encoder; empty: the packaged one."
+    )
+    frame_judge: Literal["head", "zero_shot"] = Field(
+        "head", description="A trained head, or text prompts per class (CLIP-class models only)."
+    )
+    medical_threshold: float = Field(0.5, ge=0, le=1, description="A frame with this probability is medical.")
+    similarity: float = Field(0.55, ge=-1, le=1, description="τ: cosine that neighbouring frames must exceed.")
+    min_clip_s: float = Field(6.0, gt=0, description="Shortest clip, seconds (paper: 6).")
+    max_clip_s: float = Field(10.0, gt=0, description="Longest clip, seconds (paper: mostly 6 to 10).")
+    gap_tolerance_s: float = Field(
+        0.0, ge=0, description="Interruptions up to this long are bridged, seconds (paper: none)."
+    )
+    to_shot_edge: bool = Field(
+        True,
+        description="Stretches reach to a shot's edge less than a sample away; false: they end with samples (paper).",
+    )
+    classify_limit_s: float = Field(3600.0, gt=0, exclude=True, description="Slower work is stopped, seconds.")
+
+
+@dataclass(frozen=True)
+class Stretch:
+    """Frames [start, end) of one shot, the samples [first, last] that lie in it, and those of them passed over."""
+
+    start: int
+    end: int
+    first: int
+    last: int
+    bridged: tuple[int, ...] = ()
+
+
+def stretches(
+    medical: np.ndarray,
+    alike: Callable[[int, int], bool],
+    sample_frames: np.ndarray,
+    sample_times: np.ndarray,
+    sample_shots: np.ndarray,
+    frame_shots: np.ndarray,
+    *,
+    gap_tolerance_s: float = 0.0,
+    to_shot_edge: bool = True,
+) -> list[Stretch]:
+    """Longest runs of samples that are medical, alike and of one shot.
+
+    From one sample a run goes on to the next medical sample of the shot that is like it. Samples in between are an
+    interruption (a hand before the lens, a flash, a misjudged frame), which lasts from its first sample to the sample
+    where the run goes on; it is bridged when that is no longer than `gap_tolerance_s`. So a picture that changes for
+    good ends a run however long a gap is tolerated, and with 0 this is the paper's rule: neighbours only.
+
+    With `to_shot_edge` a run reaches to the shot's edge where no other sample lies between: those frames are less
+    than a sampling interval from a medical one and in the same shot. Otherwise it begins and ends with a sample.
+
+    Args:
+        medical: bool (N,), per sample.
+        alike: (sample, later sample) → whether their similarity exceeds τ.
+        sample_frames: int (N,), frame index of each sample.
+        sample_times: float (N,), seconds.
+        sample_shots: int (N,).
+        frame_shots: int (F,), shot of every frame, growing.
+    """
+    found, first = [], 0
+    count = len(medical)
+
+    def following(sample: int) -> int | None:
+        for later in range(sample + 1, count):
+            gap_s = sample_times[later] - sample_times[sample + 1]
+            if sample_shots[later] != sample_shots[sample] or gap_s > gap_tolerance_s + 1e-6:
+                return None
+            if medical[later] and alike(sample, later):
+                return later
+        return None
+
+    while first < count:
+        if not medical[first]:
+            first += 1
+            continue
+        members = [first]
+        while (later := following(members[-1])) is not None:
+            members.append(later)
+        last, shot = members[-1], sample_shots[first]
+        alone_before = first == 0 or sample_shots[first - 1] != shot
+        alone_after = last == count - 1 or sample_shots[last + 1] != shot
+        start, end = int(sample_frames[first]), int(sample_frames[last]) + 1
+        if to_shot_edge and alone_before:
+            start = int(np.searchsorted(frame_shots, shot, "left"))
+        if to_shot_edge and alone_after:
+            end = int(np.searchsorted(frame_shots, shot, "right"))
+        bridged = tuple(sorted(set(range(first, last + 1)) - set(members)))
+        found.append(Stretch(start, end, first, last, bridged))
+        first = last + 1
+    return found
+
+
+def pieces(times: np.ndarray, stretch: Stretch, min_s: float, max_s: float) -> list[tuple[int, int]]:
+    """Frame ranges [start, end) of `min_s` to `max_s` seconds that fill a stretch as far as possible.
+
+    Args:
+        times: float (F + 1,), time of every frame and of the end of the last one, seconds.
+    """
+    length = times[stretch.end] - times[stretch.start]
+    if length < min_s - 1e-6:
+        return []
+    count = math.ceil(length / max_s - 1e-6)
+    each = length / count
+    if each < min_s - 1e-6:  # between one and two clips: one of full length, the rest is left
+        count, each = count - 1, max_s
+    edges = [times[stretch.start] + each * k for k in range(count + 1)]
+    cuts = [int(np.searchsorted(times, edge - 1e-6)) for edge in edges]
+    cuts[0], cuts[-1] = stretch.start, min(cuts[-1], stretch.end)
+    return [(a, b) for a, b in itertools.pairwise(cuts) if b > a]
+
+
+def classify(work: Work, store: Store, params: ClassifyParams) -> Outcome:
+    """Judges every sampled frame and lays out the clips of a video.
+
+    Outputs:
+        classification: JSON: per sample time, shot, probabilities, similarity to the next; stretches; clips.
+    """
+    model = loaded_model(params)
+    frames = pq.read_table(store.path(work.inputs["frames"]))
+    samples = pq.read_table(store.path(work.inputs["samples"]))
+    embeddings = np.concatenate(
+        [model.embed([decode_jpeg(jpeg) for jpeg in batch["jpeg"].to_pylist()]) for batch in samples.to_batches(64)]
+    )
+    probabilities = model.probabilities(embeddings)
+    medical = model.medical(embeddings)
+    # Rounded before they are compared, so that the record alone explains the verdict.
+    medical = np.round(medical, 4)
+
+    def similarity(sample: int, later: int) -> float:
+        return rounded(embeddings[sample] @ embeddings[later])
+
+    times = frames["time_s"].to_numpy()
+    step_s = float(np.median(np.diff(times))) if len(times) > 1 else 0.0
+    times = np.append(times, times[-1] + step_s)
+    sample_frames, sample_shots = samples["frame"].to_numpy(), samples["shot"].to_numpy()
+    sample_times = samples["time_s"].to_numpy()
+    runs = stretches(
+        medical >= params.medical_threshold,
+        lambda sample, later: similarity(sample, later) > params.similarity,
+        sample_frames,
+        sample_times,
+        sample_shots,
+        frames["shot"].to_numpy(),
+        gap_tolerance_s=params.gap_tolerance_s,
+        to_shot_edge=params.to_shot_edge,
+    )
+    clips = []
+    for run in runs:
+        for start, end in pieces(times, run, params.min_clip_s, params.max_clip_s):
+            inside = (sample_frames >= start) & (sample_frames < end)
+            picture = dict(zip(model.classes, probabilities[inside].mean(axis=0).tolist(), strict=True))
+            clips.append(
+                {
+                    "start_frame": start,
+                    "end_frame": end,
+                    "start_s": rounded(times[start]),
+                    "end_s": rounded(times[end]),
+                    "medical": rounded(medical[inside].mean()),
+                    "bridged_samples": int(inside[list(run.bridged)].sum()),
+                    **_category(picture, work.context),
+                }
+            )
+    longest = max((times[run.end] - times[run.start] for run in runs), default=0.0)
+    scores = {
+        "medical_mean": rounded(medical.mean()),
+        "medical_max": rounded(medical.max()),
+        "longest_medical_stretch_s": rounded(longest),
+    }
+    report = {
+        "classes": list(model.classes),
+        "samples": [
+            {
+                "frame": int(frame),
+                "time_s": rounded(time),
+                "shot": int(shot),
+                "medical": rounded(p),
+                "probabilities": [rounded(q) for q in row],
+                "similarity_to_next": similarity(k, k + 1) if k + 1 < len(medical) else None,
+            }
+            for k, (frame, time, shot, p, row) in enumerate(
+                zip(sample_frames, sample_times, sample_shots, medical, probabilities, strict=True)
+            )
+        ],
+        "stretches": [vars(run) for run in runs],
+        "clips": clips,
+    }
+    output = store.put_bytes(canonical_json(report), "application/json")
+    common: dict[str, Any] = {
+        "scores": scores,
+        "score_models": dict.fromkeys(scores, model.digest),
+        "outputs": {"classification": output},
+    }
+    if clips:
+        return Outcome("kept", detail={"clips": clips}, **common)
+    if scores["medical_max"] < params.medical_threshold:
+        detail = {"metric": "medical_max", "score": scores["medical_max"], "threshold": params.medical_threshold}
+        return Outcome("rejected", "not_medical", detail, **common)
+    detail = {
+        "metric": "longest_medical_stretch_s",
+        "score": scores["longest_medical_stretch_s"],
+        "threshold": params.min_clip_s,
+    }
+    return Outcome("rejected", "no_medical_stretch", detail, **common)
+
+
+def _category(picture: Mapping[str, float], words: Mapping[str, str]) -> dict[str, Any]:
+    """Category of a clip and what decided it. `category_probability` is the picture's, of what the picture shows."""
+    found = category(picture, words["title"], words["tags"], words["description"])
+    return {
+        "category": found.name,
+        "category_by": found.by,
+        "category_words": list(found.words),
+        "category_of_picture": found.picture,
+        "category_probability": rounded(found.picture_probability),
+    }
+
+
+def loaded_model(params: ClassifyParams) -> FrameModel:
+    """The frame model that the parameters name, loaded once per process. Raises as `load_frame_model`."""
+    return _model(params.model, *_parts(params))
+
+
+@cache
+def _model(name: str, head: Path | None, prompts: Path | None) -> FrameModel:
+    return load_frame_model(name, head, prompts)
+
+
+def _parts(params: ClassifyParams) -> tuple[Path | None, Path | None]:
+    """Head file (None: the packaged one) and prompts file."""
+    head = Path(params.frame_head) if params.frame_head else None
+    return head, DEFAULT_PROMPTS if params.frame_judge == "zero_shot" else None
+
+
+def step(params: ClassifyParams) -> Step:
+    """Classify, ready to run."""
+    models = {"frames": frame_model_digest(params.model, *_parts(params))}
+    identity = StepIdentity("classify", 2, params.model_dump(mode="json"), models)
+    return Step(identity, partial(classify, params=params), "processes", params.classify_limit_s)
+
+
+def _work(item: Item, past: Mapping[str, Record]) -> Work:
+    outputs = past["segment"].outputs
+    told = past["download"].detail["metadata"]
+    words = {
+        "title": told["title"] or "",
+        "tags": "\n".join(told["tags"] or ()),
+        "description": (told["description"] or "")[:DESCRIPTION_CHARS],
+    }
+    return Work(item.subject, inputs={"frames": outputs["frames"], "samples": outputs["samples"]}, context=words)
+
+
+def _clips(item: Item, record: Record) -> Iterable[Item]:
+    trail = {**item.trail, "classify": record.id}
+    return [Item(f"{item.subject}/{c['start_frame']}-{c['end_frame']}", trail) for c in record.detail["clips"]]
+
+
+def clip_facts(past: Mapping[str, Record], start_frame: int, end_frame: int) -> dict[str, Any]:
+    """What classify said of the clip with these frames."""
+    return next(
+        c for c in past["classify"].detail["clips"] if (c["start_frame"], c["end_frame"]) == (start_frame, end_frame)
+    )
+
+
+@step_task("classify", "cpu")
+def classify_shard(
+    label: str, upstream: ShardResult, params: ClassifyParams, retry_quarantined: bool = False
+) -> ShardResult:
+    """Classifies a shard of videos; gives the stretches to cut."""
+    return run_in_prefect(step(params), upstream.kept, _work, follow=_clips, retry_quarantined=retry_quarantined)

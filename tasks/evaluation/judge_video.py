@@ -1,0 +1,178 @@
+"""Judge video: two opinions on a video that large models give, medical accuracy by a rubric and VideoScore.
+
+Both are off unless a model is named, and neither is the same as asking people.
+"""
+
+from collections.abc import Sequence
+from functools import cache, partial
+from typing import Any
+
+import numpy as np
+from pydantic import BaseModel, ConfigDict, Field, field_validator
+
+from medgen.canonical import rounded
+from medgen.errors import ItemFailed
+from medgen.ledger import Outcome, StepIdentity, Work
+from medgen.media import Limits, evenly_spaced, pictures
+from medgen.settings import current
+from medgen.shard import Item, ShardResult, Step
+from medgen.store import Store
+from models import ModelUnavailable
+from models.captioning.captioner import OPENAI_PREFIX, TRANSFORMERS_PREFIX, CaptionUnavailable
+from models.encoders import shown_name
+from models.metrics.medical_judge import ERROR_FROM, JUDGED_FRAMES, RUBRIC, judge, judge_digest
+from models.metrics.trace import shrunk
+from models.metrics.video_score import SCORED_FRAMES, VideoScore, video_score_digest
+from tasks.evaluation.measure_video import MAX_FPS, Video, video_file
+from tasks.prefect_step import run_in_prefect, step_task
+
+KEPT_SIDE = 980  # the longest side that Idefics2 takes; the judge sees less
+MAX_S = 120.0
+ACCURACY = "medical_accuracy"
+LEVEL = "medical_error_level"
+
+
+class JudgeParams(BaseModel):
+    """Parameters of the judge of medical accuracy and of VideoScore."""
+
+    model_config = ConfigDict(frozen=True)
+
+    judge_model: str = Field(
+        "", description="Judge of medical accuracy: openai:MODEL or transformers:NAME_OR_FOLDER; empty: none."
+    )
+    judge_votes: int = Field(3, ge=1, le=15, description="Votes on each video, an odd number; the majority counts.")
+    judge_answer_limit_s: float = Field(600.0, gt=0, exclude=True, description="Longest wait for one answer, seconds.")
+    video_score_model: str = Field(
+        "", description="VideoScore: hub name (TIGER-Lab/VideoScore-v1.1) or folder; empty: none."
+    )
+
+    @field_validator("judge_votes")
+    @classmethod
+    def _odd(cls, votes: int) -> int:
+        if votes % 2 == 0:
+            raise ValueError("an even number of votes has no majority")
+        return votes
+
+
+def judge_video(work: Work, store: Store, params: JudgeParams) -> Outcome:
+    """Asks the judge about one video. Scores: medical_accuracy (0 or 1) and medical_error_level (0 to 3).
+
+    Raises:
+        ItemFailed: judge_unavailable; as `medgen.media.pictures`.
+    """
+    chat = _chat(params)
+    frames = spread_frames(work, store, JUDGED_FRAMES)
+    try:
+        found = judge(chat, frames, work.context["prompt"], params.judge_votes)
+    except CaptionUnavailable as error:
+        raise ItemFailed("judge_unavailable", str(error), transient=error.transient) from error
+    names = judged_names(params.judge_model)
+    values = {names[0]: 0.0 if found.wrong else 1.0, names[1]: float(found.level)}
+    digest = judge_digest(chat.digest, params.judge_votes)
+    detail = {
+        "votes": [vote.model_dump() for vote in found.votes],
+        "unusable": found.unusable,
+        "rubric": RUBRIC,
+        "wrong_from": ERROR_FROM,
+        "tokens_in": found.tokens_in,
+        "tokens_out": found.tokens_out,
+    }
+    return Outcome("kept", detail=detail, scores=values, score_models=dict.fromkeys(values, digest), decodes=1)
+
+
+def score_video(work: Work, store: Store, params: JudgeParams) -> Outcome:
+    """Asks VideoScore about one video. Scores: its five dimensions. Raises ItemFailed as `medgen.media.pictures`."""
+    frames = spread_frames(work, store, SCORED_FRAMES)
+    ratings = _video_score(params.video_score_model).scores(frames, work.context["prompt"])
+    shown = shown_name(params.video_score_model)
+    values = {f"videoscore/{name}[{shown}]": rounded(value) for name, value in ratings.items()}
+    digest = video_score_digest(params.video_score_model)
+    return Outcome("kept", scores=values, score_models=dict.fromkeys(values, digest), decodes=1)
+
+
+def judged_names(model: str) -> tuple[str, str]:
+    """Names of the judge's two scores."""
+    prefix = TRANSFORMERS_PREFIX if model.startswith(TRANSFORMERS_PREFIX) else ""
+    shown = shown_name(model.removeprefix(prefix)) if prefix else model.removeprefix(OPENAI_PREFIX)
+    return f"{ACCURACY}[{shown}]", f"{LEVEL}[{shown}]"
+
+
+def spread_frames(work: Work, store: Store, count: int) -> list[np.ndarray]:
+    """`count` evenly spaced frames, or all of fewer, long side at most KEPT_SIDE.
+
+    Raises ItemFailed as `medgen.media.pictures`; undecodable.
+    """
+    limits = Limits(max_duration_s=MAX_S, max_fps=MAX_FPS)
+    source = video_file(work, store)
+    frames = work.context["frames"]
+    wanted = set(evenly_spaced(frames, count))
+    kept = [shrunk(picture.rgb(), KEPT_SIDE) for picture in pictures(source, limits) if picture.index in wanted]
+    if not kept:
+        raise ItemFailed("undecodable", "not one frame could be decoded")
+    return kept
+
+
+@cache
+def _chat(params: JudgeParams) -> Any:
+    """Raises ModelUnavailable when it can't be asked; once for a process, so that no work begins."""
+    name = params.judge_model
+    if name.startswith(TRANSFORMERS_PREFIX):
+        from models.captioning.local_chat import LocalChat
+
+        chat: Any = LocalChat(name.removeprefix(TRANSFORMERS_PREFIX), 1)
+    elif name.startswith(OPENAI_PREFIX):
+        from models.captioning.openai_chat import OpenAIChat
+
+        settings = current()
+        if not (settings.caption_base_url and settings.caption_api_key):
+            raise ModelUnavailable(
+                f"the judge {name} needs MEDGEN_CAPTION_BASE_URL and MEDGEN_CAPTION_API_KEY; "
+                "leave judge_model empty to go without"
+            )
+        key = settings.caption_api_key.get_secret_value()
+        model = name.removeprefix(OPENAI_PREFIX)
+        chat = OpenAIChat(model, settings.caption_base_url, key, time_limit_s=params.judge_answer_limit_s)
+    else:
+        raise ValueError(f"a judge is named 'openai:MODEL' or 'transformers:NAME_OR_FOLDER': {name!r}")
+    chat.ensure_available()
+    return chat
+
+
+@cache
+def _video_score(name: str) -> VideoScore:
+    return VideoScore(name)
+
+
+def judge_step(params: JudgeParams) -> Step:
+    """The judge, ready to run. Raises ModelUnavailable, ValueError."""
+    digest = judge_digest(_chat(params).digest, params.judge_votes)
+    identity = StepIdentity("judge_video", 1, {"judge_votes": params.judge_votes}, {"judge": digest})
+    return Step(identity, partial(judge_video, params=params), "threads")
+
+
+def score_step(params: JudgeParams) -> Step:
+    """VideoScore, ready to run: in this process, because one copy of its weights is enough."""
+    identity = StepIdentity("video_score", 1, {}, {"video_score": video_score_digest(params.video_score_model)})
+    return Step(identity, partial(score_video, params=params), "inline")
+
+
+def _run(step: Step, videos: Sequence[tuple[Video, int]], retry_quarantined: bool) -> ShardResult:
+    works = iter([video.work(prompt=video.prompt, frames=frames) for video, frames in videos])
+    items = [Item(video.subject) for video, _ in videos]
+    return run_in_prefect(step, items, lambda item, past: next(works), retry_quarantined=retry_quarantined)
+
+
+@step_task("judge_video", "network")
+def judge_shard(
+    label: str, videos: Sequence[tuple[Video, int]], params: JudgeParams, retry_quarantined: bool = False
+) -> ShardResult:
+    """Asks the judge about videos, each with its number of frames; the records' ids come in their order."""
+    return _run(judge_step(params), videos, retry_quarantined)
+
+
+@step_task("video_score", "gpu")
+def score_shard(
+    label: str, videos: Sequence[tuple[Video, int]], params: JudgeParams, retry_quarantined: bool = False
+) -> ShardResult:
+    """Asks VideoScore about videos, each with its number of frames; the records' ids come in their order."""
+    return _run(score_step(params), videos, retry_quarantined)

@@ -1,0 +1,109 @@
+"""What failed and why: counts by reason, whether it will be tried again, and an example of each."""
+
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
+
+import pyarrow.compute as pc
+import pyarrow.parquet as pq
+from sqlalchemy import func, select
+from sqlalchemy.orm import Session
+
+from medgen.catalog import StepRun
+from medgen.ledger import Ledger, Record
+from tasks.curation.funnel import STEPS, UNITS
+
+
+def failures(ledger: Ledger, ids: Iterable[int] | None = None) -> list[dict[str, Any]]:
+    """One entry for every step and reason, in the order of the steps, most frequent first.
+
+    An entry tells step, unit, reason, count, retried (whether the next refresh tries it again), example (subject or
+    URL) and message (of the example).
+
+    Args:
+        ids: step runs to look at; by default the newest of every step and subject.
+    """
+    newest = (
+        select(func.max(StepRun.id).label("id"))
+        .where(~StepRun.superseded, StepRun.step != "release")
+        .group_by(StepRun.step, StepRun.subject)
+    )
+    if ids is not None:
+        newest = select(StepRun.id).where(StepRun.id.in_(list(ids)))
+    chosen = newest.subquery()
+    url = StepRun.context["url"].astext
+    with Session(ledger.engine) as session:
+        groups = session.execute(
+            select(StepRun.step, StepRun.reason, StepRun.transient, func.count(), func.max(StepRun.id))
+            .join(chosen, chosen.c.id == StepRun.id)
+            .where(StepRun.status == "failed")
+            .group_by(StepRun.step, StepRun.reason, StepRun.transient)
+        ).all()
+        examples = {
+            run_id: (url_ or subject, message)
+            for run_id, url_, subject, message in session.execute(
+                select(StepRun.id, url, StepRun.subject, StepRun.detail["message"].astext).where(
+                    StepRun.id.in_([group[-1] for group in groups])
+                )
+            )
+        }
+        discovered = session.scalars(
+            select(StepRun.id)
+            .join(chosen, chosen.c.id == StepRun.id)
+            .where(StepRun.step == "discover", StepRun.status == "kept")
+        ).all()
+    found = [
+        _entry(step, reason, transient, count, *examples[run_id]) for step, reason, transient, count, run_id in groups
+    ]
+    found += _bad_rows(ledger, ledger.load(discovered).values())
+    place = {step: number for number, step in enumerate(STEPS)}
+    return sorted(found, key=lambda e: (place.get(e["step"], len(place)), -e["count"], e["reason"]))
+
+
+def _bad_rows(ledger: Ledger, discovered: Iterable[Record]) -> list[dict[str, Any]]:
+    """Rows of listings that could not be read; discover tells of many at once."""
+    found: dict[str, dict[str, Any]] = {}
+    for record in discovered:
+        for verdict, count in record.detail.get("counts", {}).items():
+            status, _, reason = verdict.partition(" ")
+            if status != "failed":
+                continue
+            if reason not in found:
+                found[reason] = _entry("discover", reason, False, 0, *_bad_row(ledger, record, reason))
+            found[reason]["count"] += count
+    return list(found.values())
+
+
+def _bad_row(ledger: Ledger, record: Record, reason: str) -> tuple[str, str]:
+    columns = ["row", "status", "reason", "message"]
+    with pq.ParquetFile(ledger.store.path(record.outputs["verdicts"])) as file:
+        for batch in file.iter_batches(columns=columns):
+            mask = pc.and_(pc.equal(batch["status"], "failed"), pc.equal(batch["reason"], reason))
+            if chosen := batch.filter(mask).slice(0, 1).to_pylist():
+                return f"{record.subject} row {chosen[0]['row']}", chosen[0]["message"]
+    return record.subject, ""
+
+
+def _entry(step: str, reason: str, retried: bool, count: int, example: str, message: str | None) -> dict[str, Any]:
+    return {
+        "step": step,
+        "unit": UNITS.get(step, ""),
+        "reason": reason,
+        "count": count,
+        "retried": retried,
+        "example": example,
+        "message": message or "",
+    }
+
+
+def table_rows(report: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
+    """`failures` with one flat row per reason, for people."""
+    return [
+        {
+            "step": entry["step"],
+            "reason": entry["reason"],
+            "count": entry["count"],
+            "tried again": "next run" if entry["retried"] else "no",
+            "example": f"{entry['example']}: {entry['message']}"[:300],
+        }
+        for entry in report
+    ]

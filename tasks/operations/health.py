@@ -1,0 +1,202 @@
+"""Health: is everything that this installation needs there and working? What to do about what is not."""
+
+import os
+import shutil
+import tempfile
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+from sqlalchemy import text
+
+from medgen.settings import current
+
+GIB = 2**30
+LITTLE_SPACE, NO_SPACE = 20 * GIB, 2 * GIB  # free bytes on the data folder's disk: warn, fail
+CODECS = ("h264", "vp9", "av1", "hevc")
+ANSWER_S = 5.0
+
+
+@dataclass(frozen=True)
+class Finding:
+    """What one check found.
+
+    Args:
+        verdict: ok; weak, when it works with less; broken.
+        advice: what to do; empty when it is ok.
+    """
+
+    name: str
+    verdict: Literal["ok", "weak", "broken"]
+    found: str
+    advice: str = ""
+
+
+def findings() -> Iterator[Finding]:
+    """One finding after the other; a check that fails in an unforeseen way is a finding too."""
+    for name, check in CHECKS.items():
+        try:
+            yield check()
+        except Exception as error:  # noqa: BLE001  (a doctor reports, whatever it is)
+            yield Finding(name, "broken", f"{type(error).__name__}: {error}", "see the message")
+
+
+def _database() -> Finding:
+    from medgen.catalog import CatalogUnreachable, open_catalog
+
+    try:
+        engine = open_catalog()
+    except CatalogUnreachable as error:
+        return Finding("database", "broken", str(error), "start Postgres, or correct MEDGEN_DATABASE_URL")
+    with engine.connect() as connection:
+        version, size = connection.execute(
+            text("SELECT current_setting('server_version'), pg_database_size(current_database())")
+        ).one()
+        revision = connection.scalar(text("SELECT version_num FROM alembic_version"))
+    kind = "embedded" if current().database_url is None else engine.url.host
+    return Finding("database", "ok", f"Postgres {version} ({kind}), tables at {revision}, {size / 2**20:.0f} MiB")
+
+
+def _store() -> Finding:
+    from medgen.errors import ItemFailed
+    from medgen.store import Store
+
+    place = current().s3_endpoint or str(current().store_folder)
+    try:
+        store = Store(current())
+        probe = store.put_bytes(os.urandom(64), "application/octet-stream")
+        try:
+            right = store.actual_digest(probe.sha256) == probe.sha256
+        finally:
+            store.remove(probe.sha256)
+    except ItemFailed as error:
+        return Finding("store", "broken", str(error), "start the S3 server, or correct MEDGEN_S3_*")
+    if not right:
+        return Finding("store", "broken", f"{place} returned other bytes than were written", "check the disk")
+    return Finding("store", "ok", f"{place}: an object written, read back and removed")
+
+
+def _disk() -> Finding:
+    home = current().home
+    home.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryFile(dir=home):
+        pass
+    free = shutil.disk_usage(home).free
+    found = f"{free / GIB:.1f} GiB free at {home}"
+    if free < NO_SPACE:
+        return Finding("disk", "broken", found, "free space, or point MEDGEN_HOME at a larger disk; `medgen gc` helps")
+    if free < LITTLE_SPACE:
+        return Finding("disk", "weak", found, "a night of downloads may need more; set store_quota_bytes")
+    return Finding("disk", "ok", found)
+
+
+def _models() -> Finding:
+    from models import ModelUnavailable
+    from models.encoders import MOBILENET, encoder_digest
+    from models.privacy.faces import faces_digest
+    from models.quality.technical import technical_digest
+    from models.quality.text_reader import text_reader_digest
+    from models.relevance.classifier import text_classifier_digest
+    from models.relevance.dictionary import dictionary_digest
+    from models.segmentation.shots import shots_digest
+
+    checks: dict[str, Callable[[], str]] = {
+        "dictionary": dictionary_digest,
+        "text classifier": text_classifier_digest,
+        "shots": shots_digest,
+        "frame encoder": lambda: encoder_digest(MOBILENET),
+        "faces": faces_digest,
+        "OCR": lambda: text_reader_digest("rapidocr"),
+        "technical quality": technical_digest,
+    }
+    for name, digest in checks.items():
+        try:
+            digest()
+        except ModelUnavailable as error:
+            return Finding("models", "broken", f"{name}: {error}", "run `make setup` again")
+    return Finding("models", "ok", f"the offline defaults are there: {', '.join(checks)}")
+
+
+def _video() -> Finding:
+    import av
+
+    missing = [name for name in CODECS if not _has(name, "r")]
+    if missing or not _has("libx264", "w"):
+        said = ", ".join([*missing, *([] if _has("libx264", "w") else ["libx264 (encoder)"])])
+        return Finding("video codecs", "broken", f"PyAV {av.__version__} lacks {said}", "reinstall av: `make setup`")
+    return Finding("video codecs", "ok", f"PyAV {av.__version__} (FFmpeg inside): {', '.join(CODECS)}, libx264")
+
+
+def _has(codec: str, mode: Literal["r", "w"]) -> bool:
+    import av
+
+    try:
+        av.codec.Codec(codec, mode)
+    except av.codec.codec.UnknownCodecError:
+        return False
+    return True
+
+
+def _tesseract() -> Finding:
+    import pytesseract
+
+    try:
+        version = pytesseract.get_tesseract_version()
+    except pytesseract.TesseractNotFoundError:
+        return Finding(
+            "tesseract", "weak", "not installed", "only text_model=tesseract needs it: apt-get install tesseract-ocr"
+        )
+    return Finding("tesseract", "ok", f"Tesseract {version}")
+
+
+def _prefect() -> Finding:
+    import httpx
+
+    url = os.environ.get("PREFECT_API_URL") or _own_server(current().home / "prefect" / "server")
+    if url is None:
+        return Finding(
+            "prefect", "weak", "no server runs", "commands start one for themselves; `medgen up` keeps one running"
+        )
+    try:
+        answer = httpx.get(f"{url}/health", timeout=ANSWER_S)
+    except httpx.HTTPError as error:
+        return Finding("prefect", "broken", f"{url}: {type(error).__name__}", "start it, or correct PREFECT_API_URL")
+    if answer.status_code != 200:
+        return Finding("prefect", "broken", f"{url} answers {answer.status_code}", "look at the server's log")
+    return Finding("prefect", "ok", url)
+
+
+def _own_server(path: Path) -> str | None:
+    try:
+        return path.read_text().split()[1]
+    except (FileNotFoundError, IndexError):
+        return None
+
+
+def _device() -> Finding:
+    import torch
+
+    if torch.cuda.is_available():
+        free, total = torch.cuda.mem_get_info()
+        return Finding(
+            "device", "ok", f"{torch.cuda.get_device_name()}, {free / GIB:.0f} of {total / GIB:.0f} GiB free"
+        )
+    return Finding(
+        "device",
+        "weak",
+        f"no GPU, {os.cpu_count()} CPU cores",
+        "curation and the preset `nano` need none; other presets of `medgen train` do",
+    )
+
+
+CHECKS: dict[str, Callable[[], Finding]] = {
+    "database": _database,
+    "store": _store,
+    "disk": _disk,
+    "prefect": _prefect,
+    "models": _models,
+    "video codecs": _video,
+    "tesseract": _tesseract,
+    "device": _device,
+}

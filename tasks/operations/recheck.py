@@ -1,0 +1,197 @@
+"""Recheck: whether videos that are kept still exist at their source.
+
+Subject: a video. Each day's check is a record of its own: kept, the source still has it; rejected, it is gone, with
+the source's reason. Only final words count as gone: not found, removed, private. A server that is down, asks to log
+in or refuses for now has not answered, and the last answer stands.
+"""
+
+import re
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from datetime import timedelta
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+from pydantic import Field
+from sqlalchemy import Engine, func, select
+from sqlalchemy.orm import Session, aliased
+from yt_dlp.utils import YoutubeDLError
+
+from medgen.catalog import StepRun, Tombstone, Video, now
+from medgen.errors import ItemFailed
+from medgen.ledger import Ledger, Outcome, StepIdentity, Work
+from medgen.listings.sources import FOLDER_SCHEME, Feed, folder_path
+from medgen.shard import Item, Step, run_shard
+from medgen.store import Store
+from medgen.web.failures import failure_of
+from medgen.web.guard import GuardedYoutubeDL
+from medgen.web.session import WebParams, options_of, page_guard
+from tasks.curation.vanished import RECHECK
+
+SHARD = 256
+# What extractors of yt-dlp say of a video that will not come back; "not available" alone may pass.
+GONE_WORDS = re.compile(
+    r"\b(private video|video is private|made private|removed|deleted|terminated|no longer (available|exists?)"
+    r"|does(n't| not) exist|not found|taken down)\b",
+    re.IGNORECASE,
+)
+GONE = frozenset(["http_404", "http_410"])
+
+
+class RecheckParams(WebParams):
+    """Parameters of recheck. Hosts are held to the policy that a video was downloaded under."""
+
+    recheck_limit_s: float = Field(120.0, gt=0, exclude=True, description="Longest wait for one answer, seconds.")
+
+
+@dataclass(frozen=True)
+class Rechecked:
+    """How many videos were asked for, still there, gone, without an answer; and those that were asked for today."""
+
+    asked: int = 0
+    there: int = 0
+    gone: int = 0
+    unanswered: int = 0
+    reused: int = 0
+
+
+def recheck(work: Work, store: Store, params: RecheckParams) -> Outcome:
+    """Asks the source of one video whether it still exists. Nothing is downloaded.
+
+    Raises:
+        ItemFailed: the source gave no answer that counts.
+    """
+    if work.context["url"].startswith(FOLDER_SCHEME):
+        gone = _gone_from_folder(work.context)
+    else:
+        gone = _gone_from_web(work.context, params)
+    if gone is None:
+        return Outcome("kept", detail={"day": work.context["day"]})
+    return Outcome("rejected", gone.reason, {"day": work.context["day"], "message": gone.message})
+
+
+def _gone_from_folder(context: Mapping[str, Any]) -> ItemFailed | None:
+    folder = Path(context["path"])
+    if not folder.is_dir():
+        raise ItemFailed("folder_missing", f"there is no folder {folder}", transient=True)
+    if folder_path(Feed(context["source"], "folder", folder), context["url"]).exists():
+        return None
+    return ItemFailed("file_gone", "the folder no longer has the file")
+
+
+def _gone_from_web(context: Mapping[str, Any], params: RecheckParams) -> ItemFailed | None:
+    hosts = {"allowed_hosts": tuple(context["allowed_hosts"]), "denied_hosts": tuple(context["denied_hosts"])}
+    guard = page_guard(params.model_copy(update=hosts), params.recheck_limit_s)
+    options = options_of(params) | {
+        "noplaylist": True,
+        "playlist_items": "1",
+        "ignore_no_formats_error": True,  # whether it can be downloaded is not asked
+    }
+    try:
+        with GuardedYoutubeDL(options, guard) as downloader:
+            downloader.extract_info(context["url"], download=False)
+    except YoutubeDLError as error:
+        failure = failure_of(error, guard.trouble)
+        if failure.reason in GONE or (failure.reason == "unavailable" and GONE_WORDS.search(failure.message)):
+            return failure
+        raise failure from error
+    finally:
+        guard.leave()
+    return None
+
+
+def step(params: RecheckParams) -> Step:
+    """Recheck, ready to run."""
+    identity = StepIdentity(RECHECK, 1, params.model_dump(mode="json"), {})
+    return Step(identity, partial(recheck, params=params), "threads")
+
+
+def due(engine: Engine, *, older_than: timedelta = timedelta(0), limit: int | None = None) -> list[tuple[str, int]]:
+    """(video id, id of its download) of kept videos to ask for, those first that were asked for the longest ago.
+
+    Args:
+        older_than: leave out videos that their source was known to have, or not to have, within this time.
+    """
+    fetched, answer = aliased(StepRun), aliased(StepRun)
+    asked = select(StepRun.subject, func.max(StepRun.finished_at).label("at"))
+    asked = asked.where(StepRun.step == RECHECK).group_by(StepRun.subject).subquery()
+    answered = select(answer.subject, func.max(answer.finished_at).label("at"))
+    answered = answered.where(answer.step == RECHECK, answer.status != "failed").group_by(answer.subject).subquery()
+    downloads = select(fetched.subject, func.max(fetched.id).label("id"), func.max(fetched.finished_at).label("at"))
+    downloads = (
+        downloads.where(fetched.step == "download", fetched.status == "kept", ~fetched.superseded)
+        .group_by(fetched.subject)
+        .subquery()
+    )
+    query = (
+        select(downloads.c.subject, downloads.c.id)
+        .outerjoin(asked, asked.c.subject == downloads.c.subject)
+        .outerjoin(answered, answered.c.subject == downloads.c.subject)
+        .outerjoin(Tombstone, Tombstone.video_id == downloads.c.subject)
+        .where(Tombstone.video_id.is_(None))
+        .where(func.greatest(downloads.c.at, answered.c.at) <= now() - older_than)
+        .order_by(func.greatest(downloads.c.at, asked.c.at), downloads.c.subject)
+        .limit(limit)
+    )
+    with Session(engine) as session:
+        return [(subject, run_id) for subject, run_id in session.execute(query)]
+
+
+def recheck_videos(
+    ledger: Ledger,
+    params: RecheckParams,
+    *,
+    older_than: timedelta = timedelta(0),
+    limit: int | None = None,
+    progress: Callable[[int, int], None] | None = None,
+) -> Rechecked:
+    """Asks for kept videos, each at most once a day as long as there was an answer.
+
+    Hosts are held to the policy that the video was downloaded under.
+
+    Args:
+        older_than, limit: as `due`.
+        progress: called with (done, total).
+
+    Raises:
+        ShardFailed: most sources fail for the same passing reason: the network is down more likely than they are.
+    """
+    wanted = due(ledger.engine, older_than=older_than, limit=limit)
+    total = Rechecked()
+    for start in range(0, len(wanted), SHARD):
+        some = dict(wanted[start : start + SHARD])
+        works = _works(ledger, some)
+        items = [Item(video_id, {"download": run_id}) for video_id, run_id in some.items()]
+        result = run_shard(step(params), items, lambda item, past, works=works: works[item.subject], ledger=ledger)
+        ended = ledger.load(trail[RECHECK] for trail in result.ended).values()
+        gone = sum(record.status == "rejected" for record in ended)
+        total = Rechecked(
+            total.asked + result.executed,
+            total.there + len(result.kept),
+            total.gone + gone,
+            total.unanswered + len(ended) - gone,
+            total.reused + result.reused,
+        )
+        if progress:
+            progress(start + len(some), len(wanted))
+    return total
+
+
+def _works(ledger: Ledger, downloads: Mapping[str, int]) -> dict[str, Work]:
+    """video → what recheck sees of it: its URL, where it may be asked for, and the day."""
+    day = now().date().isoformat()
+    with Session(ledger.engine) as session:
+        rows: Sequence[Any] = session.execute(
+            select(Video.id, Video.url, StepRun.context, StepRun.params)
+            .join(StepRun, StepRun.subject == Video.id)
+            .where(StepRun.id.in_(downloads.values()))
+        ).all()
+    works = {}
+    for video_id, url, context, params in rows:
+        if url.startswith(FOLDER_SCHEME):
+            where = {"source": context["source"], "path": context["path"]}
+        else:
+            where = {name: params.get(name, []) for name in ("allowed_hosts", "denied_hosts")}
+        works[video_id] = Work(video_id, context={"url": url, "day": day, **where})
+    return works

@@ -1,0 +1,237 @@
+"""Base model: what a training run starts from. For nano it is made here, its VAE trained on the release.
+
+The transformer is at its seeded random initialisation: to learn it is the training's business. Source videos that
+training holds out, nobody's VAE sees either.
+"""
+
+import tempfile
+from collections.abc import Callable, Sequence
+from concurrent.futures import as_completed
+from functools import partial
+from pathlib import Path
+
+import numpy as np
+from prefect.runtime import flow_run
+from pydantic import BaseModel, ConfigDict, Field
+
+from medgen.canonical import digest_of
+from medgen.catalog import ModelVersion, now
+from medgen.errors import ItemFailed, RunStopped
+from medgen.folders import put_folder
+from medgen.ledger import Ledger, Outcome, Record, StepIdentity, Work, open_ledger
+from medgen.settings import current
+from medgen.shard import worker_pool
+from models.generation.video_diffusion import save_pipeline
+from models.training.clip_frames import Geometry, best_fit, read_frames
+from models.training.holdout import held_out
+from models.training.nano import FPS, FRAMES, HEIGHT, NANO, SAMPLING, TRANSFORMER, VAE, WIDTH, untrained_pipeline
+from models.training.nano import text_encoder_folder as text_encoder
+from tasks.prefect_step import StepProgress, step_task
+from tasks.training.model_files import KIND
+from tasks.training.released import ReleasedClip, released_clips
+
+STEP = "base_model"
+VERSION = 1
+CLIP_LIMIT_S = 300.0  # of decoding one clip
+GEOMETRY = Geometry(FRAMES, HEIGHT, WIDTH)
+
+Progress = Callable[[str, int, int], None]
+
+
+class BaseModelParams(BaseModel):
+    """Parameters of base_model."""
+
+    model_config = ConfigDict(frozen=True)
+
+    base_seed: int = Field(0, ge=0, lt=2**63, description="nano: seed of its weights and of the VAE's training.")
+    vae_steps: int = Field(300, ge=0, description="nano: steps of the VAE's training; 0: a linear transform coder.")
+    vae_clips: int = Field(64, ge=1, description="nano: most clips that the VAE is trained on.")
+    validation_share: float = Field(0.15, ge=0, lt=1, description="Share of source videos held out of training.")
+    split_seed: int = Field(0, ge=0, description="Seed of the choice of held-out videos: the training's.")
+    # Two threads on cores that others use too took six times as long as one.
+    vae_threads: int = Field(
+        1, ge=1, exclude=True, description="nano: threads of the VAE's training; another number, other last digits."
+    )
+
+
+def base_model(
+    ledger: Ledger,
+    release: str,
+    params: BaseModelParams,
+    progress: Progress = lambda stage, done, total: None,
+    *,
+    flow_run_id: str | None = None,
+) -> Record:
+    """The record of the nano base of a release; it is made unless it is there already.
+
+    Outputs: manifest and files of an ordinary diffusers folder. Detail: model (digest), name, psnr_db on clips that the
+    VAE was trained on, psnr_held_out_db on clips of held-out videos (null without any), psnr_start_db of the
+    transform coder that it started as, clips left out with the reason.
+
+    Args:
+        progress: called with (stage, done, total).
+
+    Raises:
+        ItemFailed: unknown_release, empty_release; no_usable_clips when no clip can be read.
+        ModelUnavailable: the text encoder's package is missing.
+    """
+    clips, row = released_clips(ledger, release)
+    fit = [clip for clip in clips if _fits(clip)]
+    away = held_out([clip.video_id for clip in fit], params.validation_share, params.split_seed)
+    shown = _chosen([clip for clip in fit if clip.video_id not in away], params)
+    kept_back = _chosen([clip for clip in fit if clip.video_id in away], params)[:8]
+    identity = StepIdentity(
+        STEP,
+        VERSION,
+        params.model_dump(mode="json") | {"preset": NANO, "sizes": digest_of({"vae": VAE, "transformer": TRANSFORMER})},
+        {"text_encoder": _text_encoder_digest()},
+    )
+    work = Work(
+        f"{NANO}-base-of-{release}",
+        inputs={f"clip:{clip.clip_id}": clip.sha256 for clip in shown},
+        context={"held_out_clips": digest_of([clip.sha256 for clip in kept_back])},
+        parents={"release": row.step_run_id},
+    )
+    earlier = ledger.find([identity.key(work)])
+    if done := ledger.done(earlier):
+        return next(iter(done.values()))
+    if not shown:
+        raise ItemFailed(
+            "no_usable_clips",
+            f"none of the {len(clips)} clips of {release} has both captions and lasts {GEOMETRY.lasts(FPS):.1f} s",
+        )
+    started = now()
+    frames, left_out = _read(ledger, [*shown, *kept_back], progress)
+    outcome = _made(
+        ledger,
+        release,
+        params,
+        [frames.get(c.clip_id) for c in shown],
+        [frames.get(c.clip_id) for c in kept_back],
+        left_out,
+        progress,
+    )
+    return ledger.write(
+        identity,
+        work,
+        outcome,
+        started_at=started,
+        flow_run_id=flow_run_id,
+        earlier=next(iter(earlier.values()), None),
+    )
+
+
+def _fits(clip: ReleasedClip) -> bool:
+    """Whether training would take the clip, as encode decides; else the choice of held-out videos would differ."""
+    size = {"duration_s": clip.duration_s, "width": clip.width, "height": clip.height}
+    return bool(clip.brief.strip() and clip.detailed.strip() and best_fit([GEOMETRY], FPS, **size))
+
+
+def _chosen(clips: Sequence[ReleasedClip], params: BaseModelParams) -> list[ReleasedClip]:
+    """At most `vae_clips` of the clips, by the hash of their bytes and so for no other reason."""
+    return sorted(clips, key=lambda clip: (clip.sha256, clip.clip_id))[: params.vae_clips]
+
+
+def _read(
+    ledger: Ledger, clips: Sequence[ReleasedClip], progress: Progress
+) -> tuple[dict[str, np.ndarray], dict[str, str]]:
+    """(clip id → frames, clip id → why it can't be read), decoded in worker processes."""
+    frames: dict[str, np.ndarray] = {}
+    left_out: dict[str, str] = {}
+    pool = worker_pool(min(current().workers, len(clips)))
+    try:
+        jobs = {
+            pool.schedule(
+                read_frames, args=(ledger.store.path(c.sha256), GEOMETRY, FPS, c.duration_s), timeout=CLIP_LIMIT_S
+            ): c.clip_id
+            for c in clips
+        }
+        for job in as_completed(jobs):
+            try:
+                frames[jobs[job]] = job.result()
+            except ItemFailed as failure:
+                left_out[jobs[job]] = str(failure)
+            except TimeoutError:
+                left_out[jobs[job]] = f"time_limit: decoding took longer than {CLIP_LIMIT_S:.0f} s"
+            progress("decode", len(frames) + len(left_out), len(clips))
+    finally:
+        pool.stop()
+        pool.join()
+    return frames, dict(sorted(left_out.items()))
+
+
+def _made(
+    ledger: Ledger,
+    release: str,
+    params: BaseModelParams,
+    shown: Sequence[np.ndarray | None],
+    kept_back: Sequence[np.ndarray | None],
+    left_out: dict[str, str],
+    progress: Progress,
+) -> Outcome:
+    import torch
+
+    from models.training.nano_vae import psnr, train_vae
+
+    train, test = ([clip for clip in clips if clip is not None] for clips in (shown, kept_back))
+    if not train:
+        raise ItemFailed("no_usable_clips", f"no clip of {release} can be read: {next(iter(left_out.values()))}")
+    threads = torch.get_num_threads()
+    torch.set_num_threads(params.vae_threads)
+    try:
+        pipeline = untrained_pipeline(params.base_seed)
+        trained = train_vae(
+            pipeline.vae,
+            np.stack(train),
+            seed=params.base_seed,
+            steps=params.vae_steps,
+            progress=partial(progress, "train VAE"),
+        )
+        held_out_psnr = round(psnr(pipeline.vae, np.stack(test)), 3) if test else None
+    finally:
+        torch.set_num_threads(threads)
+    if not np.isfinite(trained.psnr_db):
+        raise RunStopped(f"the VAE's training went astray (PSNR {trained.psnr_db}): try another base_seed")
+    with tempfile.TemporaryDirectory(dir=ledger.store.temporary, ignore_cleanup_errors=True) as making:
+        stored = put_folder(ledger.store, save_pipeline(pipeline, Path(making) / NANO, SAMPLING))
+    digest = stored.manifest.sha256
+    version = ModelVersion(
+        digest=digest,
+        name=f"{NANO}-base-{digest[:12]}",
+        kind=KIND,
+        checkpoint_sha256=digest,
+        release_name=release,
+    )
+    detail = {
+        "model": digest,
+        "name": version.name,
+        "release": release,
+        "psnr_db": round(trained.psnr_db, 3),
+        "psnr_start_db": round(trained.psnr_start_db, 3),
+        "psnr_held_out_db": held_out_psnr,
+        "loss": round(float(np.mean(trained.losses[-20:])), 5) if trained.losses else None,
+        "clips": len(train),
+        "held_out_clips": len(test),
+        "left_out": left_out,
+        "threads": params.vae_threads,
+    }
+    return Outcome("kept", detail=detail, outputs=stored.outputs(), rows=[version], decodes=len(shown) + len(kept_back))
+
+
+def _text_encoder_digest() -> str:
+    from models.encoders import file_digest
+
+    folder = text_encoder()
+    names = ("config.json", "model.safetensors", "tokenizer.json")
+    return digest_of({name: file_digest(folder / name) for name in names})
+
+
+@step_task(STEP, "cpu")
+def base_model_task(label: str, release: str, params: BaseModelParams) -> int:
+    """The id of the record of a release's nano base."""
+    shown: dict[str, StepProgress] = {}
+
+    def progress(stage: str, done: int, total: int) -> None:
+        shown.setdefault(stage, StepProgress(stage))(done, total)
+
+    return base_model(open_ledger(), release, params, progress, flow_run_id=flow_run.id).id

@@ -1,0 +1,246 @@
+"""Encode: clips of a release become latents and text embeddings, once per clip, VAE, text encoder and geometry.
+
+Training reads these files many times over and never sees a pixel or a word again.
+"""
+
+import json
+import struct
+import threading
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from functools import cache, partial
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+from pydantic import BaseModel, ConfigDict, Field, field_validator
+
+from medgen.ledger import Ledger, Outcome, Record, StepIdentity, Work
+from medgen.shard import Item, ShardResult, Step, run_shard
+from medgen.store import Store
+from models.generation.video_diffusion import encode_frames, encode_texts, open_pipeline, part_digests
+from models.training.clip_frames import best_fit, read_frames, read_geometries
+from tasks.prefect_step import run_in_prefect, step_task
+from tasks.training.released import ReleasedClip, released_clips
+
+MEDIA_TYPE = "application/vnd.safetensors"
+TIME_LIMIT_S = 1800.0
+EMPTY = "empty_text"  # step and subject of the empty caption's embedding
+
+
+class EncodeParams(BaseModel):
+    """Parameters of encode."""
+
+    model_config = ConfigDict(frozen=True)
+
+    buckets: str = Field(
+        "81x480x832", description="Allowed frames x height x width of clips, comma-separated; each takes the best fit."
+    )
+    fps: float = Field(16.0, gt=0, description="Frames per second that clips are sampled at (Wan: 16).")
+    max_sequence_length: int = Field(512, ge=1, le=4096, description="Tokens of a caption; shorter are zero-padded.")
+    latents_dtype: Literal["float32", "bfloat16"] = Field("float32", description="How latents are kept on disk.")
+    encode_device: Literal["auto", "cpu", "cuda"] = Field(
+        "auto", exclude=True, description="Where clips are encoded; auto: the GPU where there is one."
+    )
+
+    @field_validator("buckets")
+    @classmethod
+    def _buckets(cls, text: str) -> str:
+        return ",".join(str(geometry) for geometry in read_geometries(text))
+
+
+def encode(work: Work, store: Store, params: EncodeParams) -> Outcome:
+    """Encodes one clip and its captions.
+
+    Output `latents`: safetensors with `latents` (C, F, H, W) as the transformer sees them, `brief` and `detailed`
+    (L, D) without padding, and as metadata clip_id, video_id, category, brief, detailed, frames, height, width, fps.
+    Rejected: caption_missing; clip_too_short.
+
+    Raises:
+        ItemFailed: as `models.training.clip_frames.read_frames`.
+    """
+    facts = work.context
+    if missing := [kind for kind in ("brief", "detailed") if not facts[kind].strip()]:
+        return Outcome("rejected", "caption_missing", {"missing": missing})
+    choices = read_geometries(params.buckets)
+    size = {name: facts[name] for name in ("duration_s", "width", "height")}
+    geometry = best_fit(choices, params.fps, **size)
+    if geometry is None:
+        shortest = min(choices, key=lambda g: g.frames)
+        detail = {"metric": "duration_s", "score": size["duration_s"], "threshold": shortest.lasts(params.fps)}
+        return Outcome("rejected", "clip_too_short", detail)
+    frames = read_frames(store.path(work.inputs["clip"]), geometry, params.fps, size["duration_s"])
+    model = _model(str(work.access["base"]), _device(params))
+    latents, (brief, detailed) = model.encode(frames, [facts["brief"], facts["detailed"]], params.max_sequence_length)
+    if not np.isfinite(latents).all():
+        return Outcome("rejected", "latents_not_finite", decodes=1)
+    metadata = {
+        "clip_id": work.subject,
+        **{name: facts[name] for name in ("video_id", "category", "brief", "detailed")},
+        "frames": str(geometry.frames),
+        "height": str(geometry.height),
+        "width": str(geometry.width),
+        "fps": f"{params.fps:g}",
+    }
+    tensors = {"latents": latents, "brief": brief, "detailed": detailed}
+    artifact = store.put_bytes(_safetensors(tensors, metadata, params.latents_dtype), MEDIA_TYPE)
+    detail = {
+        "geometry": str(geometry),
+        "latents": list(latents.shape),
+        "tokens": {"brief": len(brief), "detailed": len(detailed)},
+        "device": model.device,
+    }
+    return Outcome("kept", detail=detail, outputs={"latents": artifact}, decodes=1)
+
+
+def encode_empty(work: Work, store: Store, params: EncodeParams) -> Outcome:
+    """Output `empty`: safetensors with `empty` (L, D), what the text encoder makes of the empty caption."""
+    rows = _model(str(work.access["base"]), "cpu").texts([""], params.max_sequence_length)[0]
+    artifact = store.put_bytes(_safetensors({"empty": rows}, {}, "float32"), MEDIA_TYPE)
+    return Outcome("kept", detail={"tokens": len(rows)}, outputs={"empty": artifact})
+
+
+def step(params: EncodeParams, base: Path) -> Step:
+    """Encode, ready to run with the VAE and text encoder of a pipeline's folder."""
+    found = part_digests(base, ["vae", "text_encoder", "tokenizer"])
+    identity = StepIdentity("encode", 1, params.model_dump(mode="json"), found)
+    # One process holds the GPU: threads decode for it. Without one, each process has its own small models.
+    where: Literal["threads", "processes"] = "threads" if _device(params) == "cuda" else "processes"
+    return Step(identity, partial(encode, params=params), where, TIME_LIMIT_S)
+
+
+def encode_release(
+    ledger: Ledger,
+    release: str,
+    base: Path,
+    params: EncodeParams,
+    *,
+    part: tuple[int, int] = (0, 1),
+    retry_quarantined: bool = False,
+) -> ShardResult:
+    """Encodes the clips of a release for the models in a pipeline's folder.
+
+    Args:
+        part: (n, of): every `of`-th clip from the n-th on, so that several task runs can share a release.
+
+    Raises:
+        ItemFailed: as `released_clips`.
+        ModelUnavailable: the base has no VAE, text encoder or tokenizer.
+    """
+    clips = released_clips(ledger, release)[0][part[0] :: part[1]]
+    return _encode_clips(clips, base, params, retry_quarantined)
+
+
+def _encode_clips(
+    clips: Sequence[ReleasedClip], base: Path, params: EncodeParams, retry_quarantined: bool
+) -> ShardResult:
+    by_id = {clip.clip_id: clip for clip in clips}
+    items = [Item(clip.clip_id, {"release": clip.step_run_id}) for clip in clips]
+
+    def work(item: Item, past: Mapping[str, Record]) -> Work:
+        clip = by_id[item.subject]
+        return Work(
+            clip.clip_id,
+            inputs={"clip": clip.sha256},
+            context={
+                "video_id": clip.video_id,
+                "category": clip.category,
+                "brief": clip.brief,
+                "detailed": clip.detailed,
+                "width": clip.width,
+                "height": clip.height,
+                "duration_s": clip.duration_s,
+            },
+            access={"base": str(base)},
+        )
+
+    return run_in_prefect(step(params, base), items, work, retry_quarantined=retry_quarantined)
+
+
+def empty_text(ledger: Ledger, base: Path, params: EncodeParams) -> Record:
+    """The record whose output `empty` is the empty caption's embedding by the base's text encoder."""
+    found = part_digests(base, ["text_encoder", "tokenizer"])
+    identity = StepIdentity(EMPTY, 1, {"max_sequence_length": params.max_sequence_length}, found)
+    one = Step(identity, partial(encode_empty, params=params), "inline")
+    result = run_shard(
+        one, [Item(EMPTY)], lambda item, past: Work(item.subject, access={"base": str(base)}), ledger=ledger
+    )
+    return ledger.load(result.records)[result.records[0]]
+
+
+@step_task("encode", "gpu")
+def encode_shard(
+    label: str,
+    release: str,
+    base: str,
+    params: EncodeParams,
+    retry_quarantined: bool = False,
+    part: tuple[int, int] = (0, 1),
+) -> ShardResult:
+    """Encodes the clips of a release, or every n-th of them."""
+    from medgen.ledger import open_ledger
+
+    return encode_release(open_ledger(), release, Path(base), params, part=part, retry_quarantined=retry_quarantined)
+
+
+@dataclass(frozen=True)
+class _Model:
+    """VAE and text encoder of a pipeline, used by one thread at a time."""
+
+    pipeline: Any
+    device: str
+    lock: threading.Lock
+
+    def encode(self, frames: np.ndarray, texts: Sequence[str], tokens: int) -> tuple[np.ndarray, list[np.ndarray]]:
+        with self.lock, _one_thread():
+            return encode_frames(self.pipeline.vae, frames), encode_texts(self.pipeline, texts, tokens)
+
+    def texts(self, texts: Sequence[str], tokens: int) -> list[np.ndarray]:
+        with self.lock, _one_thread():
+            return encode_texts(self.pipeline, texts, tokens)
+
+
+@cache
+def _model(base: str, device: str) -> _Model:
+    pipeline = open_pipeline(base, dtype="float32", device=device, parts=("vae", "text_encoder", "tokenizer"))
+    return _Model(pipeline, device, threading.Lock())
+
+
+@contextmanager
+def _one_thread() -> Iterator[None]:
+    """The same sums in the same order, however many cores a machine has."""
+    import torch
+
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(threads)
+
+
+def _device(params: EncodeParams) -> str:
+    if params.encode_device != "auto":
+        return params.encode_device
+    import torch
+
+    return "cuda" if torch.cuda.is_available() else "cpu"
+
+
+def _safetensors(tensors: Mapping[str, np.ndarray], metadata: Mapping[str, str], latents_dtype: str) -> bytes:
+    """The same bytes for the same content: the library writes metadata in random order, so the head is written anew."""
+    import torch
+    from safetensors.torch import save
+
+    converted = {name: torch.from_numpy(np.ascontiguousarray(rows)) for name, rows in tensors.items()}
+    if "latents" in converted:
+        converted["latents"] = converted["latents"].to(getattr(torch, latents_dtype))
+    written = save(converted)
+    (length,) = struct.unpack("<Q", written[:8])
+    head = json.loads(written[8 : 8 + length])
+    if metadata:
+        head["__metadata__"] = dict(metadata)
+    new = json.dumps(head, sort_keys=True, separators=(",", ":")).encode()
+    new += b" " * (-len(new) % 8)
+    return struct.pack("<Q", len(new)) + new + written[8 + length :]

@@ -1,0 +1,136 @@
+"""Lineage of models, both ways: what trained a model, and which models a clip entered."""
+
+from collections.abc import Sequence
+from typing import Any
+
+from sqlalchemy import select
+from sqlalchemy.orm import Session
+
+from medgen.catalog import Clip, Evaluation, ModelVersion, StepInput, StepRun, Video
+from medgen.ledger import Ledger
+from models.training.holdout import held_out
+from tasks.training.model_files import model_on_record, taken_down
+from tasks.training.train import LATENTS, TRAIN
+
+
+def trained_by(ledger: Ledger, name: str) -> dict[str, Any]:
+    """What made a model on record: step, settings, base, release and every clip, with the part that it played.
+
+    Args:
+        name: digest or name of the model, or the beginning of either.
+
+    Returns:
+        JSON facts: digest, name, kind, release, created_at, step (name, id, params, detail, code_version), base (the
+        same facts of the model it started from, without clips; None), clips (clip_id, video_id, url, title, part:
+        trained_on, held_out or quarantined), evaluations, taken_down (videos of the release that were since).
+
+    Raises:
+        ItemFailed: unknown_model, ambiguous_model.
+    """
+    version = model_on_record(ledger, name.removeprefix("medgen:"))
+    facts = _facts(ledger, version)
+    facts["clips"] = _clips(ledger, version.step_run_id) if version.step_run_id else []
+    with Session(ledger.engine) as session:
+        rows = session.scalars(select(Evaluation).where(Evaluation.model_digest == version.digest))
+        facts["evaluations"] = [{"metric": row.metric, "value": row.value} for row in rows]
+    return facts
+
+
+def models_of(ledger: Ledger, clip_id: str) -> list[dict[str, Any]]:
+    """The models that a clip entered: directly, or through the base that they were trained from. Newest last.
+
+    Returns:
+        For each: digest, name, release, part (trained_on, held_out, quarantined), via: the name of the model on
+        the way, or None.
+    """
+    with Session(ledger.engine) as session:
+        runs = session.scalars(
+            select(StepRun)
+            .join(StepInput, StepInput.step_run_id == StepRun.id)
+            .where(StepInput.role == LATENTS + clip_id, StepRun.step == TRAIN, ~StepRun.superseded)
+            .order_by(StepRun.id)
+        ).all()
+        found: list[dict[str, Any]] = []
+        for run in runs:
+            part = _parts(session, run)[clip_id]
+            versions = session.scalars(select(ModelVersion).where(ModelVersion.step_run_id == run.id)).all()
+            found += [_entered(version, part, None) for version in versions]
+        known = {row["digest"] for row in found}
+        for row in found:  # grows while it is gone through: fine-tunes of fine-tunes
+            tuned = session.scalars(
+                select(ModelVersion)
+                .join(StepInput, StepInput.step_run_id == ModelVersion.step_run_id)
+                .where(StepInput.role == "base", StepInput.artifact_sha256 == row["digest"])
+            ).all()
+            found += [_entered(v, row["part"], row["name"]) for v in tuned if v.digest not in known]
+            known.update(v.digest for v in tuned)
+    return found
+
+
+def _entered(version: ModelVersion, part: str, via: str | None) -> dict[str, Any]:
+    return {"digest": version.digest, "name": version.name, "release": version.release_name, "part": part, "via": via}
+
+
+def _facts(ledger: Ledger, version: ModelVersion) -> dict[str, Any]:
+    """A model and, as far as they are on record, the ones it started from."""
+    facts: dict[str, Any] = {
+        "digest": version.digest,
+        "name": version.name,
+        "kind": version.kind,
+        "release": version.release_name,
+        "created_at": version.created_at.isoformat(),
+        "step": None,
+        "base": None,
+        "taken_down": taken_down(ledger, version.release_name),
+    }
+    if version.step_run_id is None:
+        return facts
+    with Session(ledger.engine) as session:
+        run = session.get(StepRun, version.step_run_id)
+        assert run is not None
+        facts["step"] = {
+            "id": run.id, "name": run.step, "params": run.params, "models": run.models, "detail": run.detail,
+            "code_version": run.code_version, "record_hash": run.record_hash,
+        }  # fmt: skip
+        base = session.scalars(
+            select(ModelVersion)
+            .join(StepInput, StepInput.artifact_sha256 == ModelVersion.digest)
+            .where(StepInput.step_run_id == run.id, StepInput.role == "base")
+        ).first()
+        if base is not None:
+            session.expunge(base)
+    if base is not None and base.digest != version.digest:
+        facts["base"] = _facts(ledger, base)
+    return facts
+
+
+def _clips(ledger: Ledger, step_run_id: int) -> list[dict[str, Any]]:
+    """The clips that a training run read, in order of their ids."""
+    with Session(ledger.engine) as session:
+        run = session.get(StepRun, step_run_id)
+        parts = _parts(session, run) if run is not None and run.step == TRAIN else {}
+        rows = session.execute(
+            select(Clip.id, Clip.video_id, Video.url, Video.title)
+            .join(Video, Video.id == Clip.video_id)
+            .where(Clip.id.in_(list(parts)))
+            .order_by(Clip.id)
+        )
+        return [
+            {"clip_id": clip, "video_id": video, "url": url, "title": title, "part": parts[clip]}
+            for clip, video, url, title in rows
+        ]
+
+
+def _parts(session: Session, run: StepRun) -> dict[str, str]:
+    """clip id → trained_on, held_out or quarantined; the split is a function of ids, share and seed."""
+    roles: Sequence[str] = session.scalars(
+        select(StepInput.role).where(StepInput.step_run_id == run.id, StepInput.role.startswith(LATENTS))
+    ).all()
+    clips = [role.removeprefix(LATENTS) for role in roles]
+    videos = dict(session.execute(select(Clip.id, Clip.video_id).where(Clip.id.in_(clips))).all())  # type: ignore[arg-type]
+    away = held_out(list(videos.values()), run.params["validation_share"], run.params["seed"])
+    bad = (run.detail or {}).get("quarantined", {})
+    return {
+        clip: "quarantined" if clip in bad else "held_out" if video in away else "trained_on"
+        for clip, video in videos.items()
+    }

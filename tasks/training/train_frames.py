@@ -1,0 +1,160 @@
+"""Train frames: a labelled folder becomes a head for the frame judge, on record like every other step.
+
+The key holds the encoder, the recipe and the digests and labels of all videos: the same folder is not trained twice.
+"""
+
+import json
+from collections import Counter
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from medgen.canonical import canonical_json, digest_of
+from medgen.catalog import ModelVersion, now
+from medgen.ledger import Ledger, Outcome, Record, StepIdentity, Work
+from medgen.store import Store
+from models.encoders import encoder_digest, shown_name
+from models.segmentation.frames import head_model_digest
+from models.segmentation.train_head import RECIPE, TrainedHead, read_manifest, train
+
+# Output role → name of the file in a folder that the head is handed out to.
+FILES = {"head": "frame_head.safetensors", "scores": "frame_head.json", "model_card": "frame_head.md"}
+
+
+def train_frames(
+    ledger: Ledger,
+    folder: Path,
+    encoder: str,
+    progress: Callable[[str, int, int, str], None] = lambda stage, done, total, item: None,
+) -> tuple[Record, bool]:
+    """The record of the head of that encoder for that folder, and whether it was there already.
+
+    Outputs:
+        head: safetensors, usable as `frame_head`.
+        scores: JSON, leave-one-source-out figures and what the head was trained on.
+        data_list: JSON, the videos with label, sources, licence and sha256, and those left out, with the reason.
+        model_card: Markdown.
+
+    Raises:
+        SourceUnreadable, ModelUnavailable: as `models.segmentation.train_head.train`. Nothing is recorded then.
+    """
+    files, left_out = read_manifest(folder)
+    digest = encoder_digest(encoder)
+    identity = StepIdentity("train_frames", 1, {"encoder": shown_name(encoder), **RECIPE}, {"encoder": digest})
+    context = {"videos": len(files), "data": digest_of({"videos": [f.row() for f in files], "left_out": left_out})}
+    work = Work("frame_head", context=context)
+    earlier = ledger.find([identity.key(work)])
+    if done := ledger.done(earlier):
+        return next(iter(done.values())), True
+    started = now()
+    trained = train(folder, encoder, progress)
+    outcome = _outcome(trained, digest, ledger.store)
+    record = ledger.write(
+        identity,
+        work,
+        outcome,
+        started_at=started,
+        flow_run_id=None,
+        earlier=next(iter(earlier.values()), None),
+    )
+    return record, False
+
+
+def _outcome(trained: TrainedHead, encoder: str, store: Store) -> Outcome:
+    outputs = {
+        "head": store.put_bytes(trained.head, "application/vnd.safetensors"),
+        "scores": store.put_bytes(scores_file(trained), "application/json"),
+        "data_list": store.put_bytes(canonical_json(trained.data_list), "application/json"),
+        "model_card": store.put_bytes(model_card(trained.scores, trained.data_list).encode(), "text/markdown"),
+    }
+    head = outputs["head"].sha256
+    version = ModelVersion(
+        digest=head_model_digest(encoder, head), name=trained.scores["encoder"], kind="frame_head",
+        checkpoint_sha256=head,
+    )  # fmt: skip
+    figures = {k: v for k, v in trained.scores["leave_one_source_out"].items() if isinstance(v, float)}
+    return Outcome(
+        "kept", detail={"model": version.digest, **trained.scores}, scores=figures, outputs=outputs, rows=[version]
+    )
+
+
+def scores_file(trained: TrainedHead) -> bytes:
+    """JSON for people and machines: figures, judgements, and what trained the head."""
+    content = trained.scores | {"trained_on": trained.data_list["videos"], "left_out": trained.data_list["left_out"]}
+    return (json.dumps(content, indent=1, ensure_ascii=False) + "\n").encode()
+
+
+def hand_out(store: Store, outputs: Mapping[str, str], folder: Path) -> dict[str, Path]:
+    """Writes head, scores and model card of a record into a folder; role → file. Raises OSError."""
+    folder.mkdir(parents=True, exist_ok=True)
+    written = {role: folder / name for role, name in FILES.items()}
+    for role, path in written.items():
+        path.write_bytes(store.read(outputs[role]))
+    return written
+
+
+def model_card(scores: Mapping[str, Any], data: Mapping[str, Any]) -> str:
+    """Markdown: what the head is for, how good it is, what it was trained on, what it can't do."""
+    found = scores["leave_one_source_out"]
+    misjudged = [
+        (j["file"], j["medical"], j["probability"]) for j in scores["judged"] if j["file"] in found["misjudged"]
+    ]
+    labels = Counter(video["class"] for video in data["videos"])
+    sources = {label: {tuple(v["source"]) for v in data["videos"] if v["class"] == label} for label in labels}
+    trained_on = [(label, count, len(sources[label])) for label, count in sorted(labels.items())]
+    licences = Counter(video["licence"] or "not stated" for video in data["videos"])
+    category = found["category_accuracy_of_medical_videos"]
+    figures = [
+        ("balanced accuracy by video", found["balanced_accuracy_by_video"]),
+        ("balanced accuracy by frame", found["balanced_accuracy_by_frame"]),
+        ("category right, of medical videos of known kind", "not measured" if category is None else category),
+        ("log loss by frame", found["log_loss"]),
+        ("expected calibration error, logits as fitted", found["calibration_error_before"]),
+        ("expected calibration error, calibrated", found["calibration_error"]),
+    ]
+    return f"""# Frame head for {scores["encoder"]}
+
+A linear layer on frozen embeddings: is a frame medical, and of which kind? Classes: {", ".join(scores["classes"])}.
+P(medical) is 1 − P(non-medical); a video's is the mean over its frames.
+
+- encoder digest `{scores["encoder_digest"]}`
+- {scores["dimension"]} numbers per frame, L2 penalty {scores["penalty"]}, temperature {scores["temperature"]}
+
+## How good it is
+
+Leave one source out: each of {found["videos"]} videos ({found["medical_videos"]} medical) is judged by a head that saw
+no video of its sources, with a penalty and temperature chosen without them.
+
+{_table(("figure", "value"), figures)}
+
+### Misjudged videos
+
+{_table(("video", "truth", "P(medical)"), [(_cell(f), "medical" if m else "not medical", p) for f, m, p in misjudged])}
+
+## What it was trained on
+
+{_table(("class", "videos", "sources"), trained_on)}
+
+{_table(("licence", "videos"), [(_cell(name), count) for name, count in sorted(licences.items())])}
+
+Every video, with source, licence and sha256, stands in the data list. Left out: {len(data["left_out"])}.
+
+## What to keep in mind
+
+- The figures hold for material like the training videos. With few sources they are rough: one video more or less
+  right moves balanced accuracy by {0.5 / max(1, found["medical_videos"]):.3f} (medical) or
+  {0.5 / max(1, found["videos"] - found["medical_videos"]):.3f} (not medical).
+- It chooses material for a data set. It is no medical device and says nothing of a patient.
+"""
+
+
+def _table(head: Sequence[str], rows: Sequence[Sequence[Any]]) -> str:
+    if not rows:
+        return "None."
+    lines = [head, ["---"] * len(head), *rows]
+    return "\n".join("| " + " | ".join(str(cell) for cell in line) + " |" for line in lines)
+
+
+def _cell(text: str) -> str:
+    """Text of others, made harmless for a Markdown table."""
+    return "".join(c if c.isalnum() or c in " .-+_/" else " " for c in text).strip()
