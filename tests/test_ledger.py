@@ -158,18 +158,3 @@ def test_migrations_make_the_tables_that_the_code_declares(home: Path) -> None:
 
     with open_catalog().connect() as connection:
         assert compare_metadata(MigrationContext.configure(connection), Base.metadata) == []
-
-
-def test_imports_point_down_only() -> None:
-    import ast
-
-    order = ["medgen", "models", "tasks", "flows", "apps"]
-    root = Path(__file__).resolve().parent.parent
-    for level, package in enumerate(order):
-        for path in (root / package).rglob("*.py"):
-            for node in ast.walk(ast.parse(path.read_text())):
-                names = [a.name for a in node.names] if isinstance(node, ast.Import) else []
-                names += [node.module or ""] if isinstance(node, ast.ImportFrom) else []
-                for name in names:
-                    top = name.partition(".")[0]
-                    assert top not in order[level + 1 :], f"{path.relative_to(root)} imports {name}"
