@@ -10,7 +10,7 @@ hash chain. A takedown blanks the words of a video's records and keeps their has
 
 import itertools
 import subprocess
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
 from functools import cache
@@ -196,6 +196,37 @@ class Ledger:
         for digest in made:
             self.store.remove(digest)
         return self.find([key])[key]
+
+    def once(
+        self,
+        step: StepIdentity,
+        work: Work,
+        make: Callable[[], Outcome | ItemFailed],
+        *,
+        flow_run_id: str | None = None,
+    ) -> tuple[Record, bool]:
+        """The record of a step on one subject, made only if none stands.
+
+        Args:
+            make: does the work and returns its outcome. What it raises goes through, and nothing is recorded then.
+
+        Returns:
+            The record, and whether it stood already.
+        """
+        earlier = self.find([step.key(work)])
+        for record in self.done(earlier).values():
+            return record, True
+        started = now()
+        outcome = make()
+        record = self.write(
+            step,
+            work,
+            outcome,
+            started_at=started,
+            flow_run_id=flow_run_id,
+            earlier=next(iter(earlier.values()), None),
+        )
+        return record, False
 
     def _write(
         self,

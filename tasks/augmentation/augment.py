@@ -14,7 +14,6 @@ import numpy as np
 from pydantic import Field
 
 from medgen.canonical import canonical_json, digest_of
-from medgen.catalog import now
 from medgen.errors import RunStopped
 from medgen.ledger import Ledger, Outcome, Record, StepIdentity, Work
 from medgen.store import Store
@@ -122,27 +121,19 @@ def augment(
     parents = {f"video/{subject}": run_id for subject, run_id in embedded.items()}
     parents |= {f"fit/{_of(fit)}": record.id for fit, record in zip(fits, records, strict=True)}
     work = Work(f"augment-{digest[:32]}", context={"data": digest, "data_list": digest_of(data_list)}, parents=parents)
-    earlier = ledger.find([identity.key(work)])
-    if done := ledger.done(earlier):
-        return next(iter(done.values())), True
-    started = now()
-    result = summarise(plan, fits, records, read, leaks, params)
-    result |= {
-        "settings": settings,
-        "classifier_digest": classifier_digest(params),
-        "data_digest": digest,
-        "leakage": data_list["leakage"],
-        "left_out": data_list["left_out"],
-    }
-    record = ledger.write(
-        identity,
-        work,
-        _outcome(ledger.store, result, data_list),
-        started_at=started,
-        flow_run_id=flow_run_id,
-        earlier=next(iter(earlier.values()), None),
-    )
-    return record, False
+
+    def compare() -> Outcome:
+        result = summarise(plan, fits, records, read, leaks, params)
+        result |= {
+            "settings": settings,
+            "classifier_digest": classifier_digest(params),
+            "data_digest": digest,
+            "leakage": data_list["leakage"],
+            "left_out": data_list["left_out"],
+        }
+        return _outcome(ledger.store, result, data_list)
+
+    return ledger.once(identity, work, compare, flow_run_id=flow_run_id)
 
 
 def summarise(

@@ -7,14 +7,16 @@ terms over six (arXiv 2507.05675), so that it is shown beside, and each term by 
 
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
+from functools import partial
 from typing import Any
 
 from sqlalchemy import select
 from sqlalchemy.orm import Session
 
 from medgen.canonical import canonical_json, digest_of, rounded
-from medgen.catalog import Evaluation, Score, now
+from medgen.catalog import Evaluation, Score
 from medgen.ledger import Ledger, Outcome, Record, StepIdentity, Work
+from medgen.store import Artifact
 from models.metrics.statistics import Estimate, grouped_interval, holm, paired, share_interval
 from models.metrics.suite import describe
 from models.metrics.trace import (
@@ -350,47 +352,38 @@ def put_on_record(
             context={"system": system.name, "report": artifact.sha256},
             parents={f"video-{place:05}": run for place, run in enumerate(runs)},
         )
-        earlier = ledger.find([identity.key(work)])
-        if done := ledger.done(earlier):
-            found[system.name] = next(iter(done.values())), True
-            continue
-        rows: list[Any] = [
-            Evaluation(
-                model_digest=system.digest if system.on_record else None,
-                metric=metric,
-                value=value["mean"],
-                detail={
-                    **value,
-                    "system": system.name,
-                    "prompts": content["prompts"],
-                    "backbone": content["metrics"].get(metric, {}).get("model"),
-                },
-            )
-            for metric, value in row["values"].items()
-        ]
-        outcome = Outcome(
-            "kept",
-            detail={
-                "system": system.name,
-                "model": system.digest,
-                "prompts": content["prompts"],
-                "videos": row["videos"],
-                "failed": row["failed"],
-                "paper_total": row["paper_total"],
-                "near_copies": row["near_copies"],
-                "against": content["against"],
-            },
-            scores={metric: value["mean"] for metric, value in row["values"].items()},
-            outputs={"report": artifact},
-            rows=rows,
-        )
-        record = ledger.write(
-            identity,
-            work,
-            outcome,
-            started_at=now(),
-            flow_run_id=None,
-            earlier=next(iter(earlier.values()), None),
-        )
-        found[system.name] = record, False
+        found[system.name] = ledger.once(identity, work, partial(_evaluation, system, row, content, artifact))
     return found
+
+
+def _evaluation(system: System, row: Mapping[str, Any], content: Mapping[str, Any], report: Artifact) -> Outcome:
+    rows: list[Any] = [
+        Evaluation(
+            model_digest=system.digest if system.on_record else None,
+            metric=metric,
+            value=value["mean"],
+            detail={
+                **value,
+                "system": system.name,
+                "prompts": content["prompts"],
+                "backbone": content["metrics"].get(metric, {}).get("model"),
+            },
+        )
+        for metric, value in row["values"].items()
+    ]
+    return Outcome(
+        "kept",
+        detail={
+            "system": system.name,
+            "model": system.digest,
+            "prompts": content["prompts"],
+            "videos": row["videos"],
+            "failed": row["failed"],
+            "paper_total": row["paper_total"],
+            "near_copies": row["near_copies"],
+            "against": content["against"],
+        },
+        scores={metric: value["mean"] for metric, value in row["values"].items()},
+        outputs={"report": report},
+        rows=rows,
+    )

@@ -13,6 +13,7 @@ import re
 import secrets
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 from pydantic import ConfigDict, Field
@@ -23,6 +24,7 @@ from medgen.canonical import canonical_json, digest_of
 from medgen.catalog import Evaluation, StepRun, Study, StudyPair, StudyRater, now
 from medgen.errors import RunStopped
 from medgen.ledger import Ledger, Outcome, Record, StepIdentity, Work
+from medgen.store import Artifact
 from tasks.evaluation.anonymise import BlindParams, blind_videos
 from tasks.evaluation.system_videos import SystemVideo, SystemVideos
 
@@ -267,35 +269,31 @@ def record_results(ledger: Ledger, name: str, found: Mapping[str, Any]) -> dict[
             context={"study": name, "system": label, "results": artifact.sha256},
             parents={"study": made_by},
         )
-        rates = {
-            axis: next(row for row in facts["systems"] if row["system"] == label)
-            for axis, facts in block["axes"].items()
-        }
-        rows: list[Any] = [
-            Evaluation(
-                model_digest=system["model"], metric=f"study/{name}/{axis}/win_rate", value=row["win_rate"]["value"],
-                detail={**row, "study": name, "system": label, "raters": block["raters"]},
-            )
-            for axis, row in rates.items()
-            if row["win_rate"]["value"] is not None
-        ]  # fmt: skip
-        earlier = ledger.find([identity.key(work)])
-        done = ledger.done(earlier)
-        records[label] = next(iter(done.values()), None) or ledger.write(
-            identity,
-            work,
-            Outcome(
-                "kept",
-                detail={"study": name, "system": label, "model": system["model"], "raters": block["raters"]},
-                scores={row.metric: row.value for row in rows},
-                outputs={"results": artifact},
-                rows=rows,
-            ),
-            started_at=now(),
-            flow_run_id=None,
-            earlier=next(iter(earlier.values()), None),
-        )
+        records[label], _ = ledger.once(identity, work, partial(_rating, name, system, block, artifact))
     return records
+
+
+def _rating(name: str, system: Mapping[str, Any], block: Mapping[str, Any], results: Artifact) -> Outcome:
+    """What raters said of one system."""
+    label = system["label"]
+    rates = {
+        axis: next(row for row in facts["systems"] if row["system"] == label) for axis, facts in block["axes"].items()
+    }
+    rows: list[Any] = [
+        Evaluation(
+            model_digest=system["model"], metric=f"study/{name}/{axis}/win_rate", value=row["win_rate"]["value"],
+            detail={**row, "study": name, "system": label, "raters": block["raters"]},
+        )
+        for axis, row in rates.items()
+        if row["win_rate"]["value"] is not None
+    ]  # fmt: skip
+    return Outcome(
+        "kept",
+        detail={"study": name, "system": label, "model": system["model"], "raters": block["raters"]},
+        scores={row.metric: row.value for row in rows},
+        outputs={"results": results},
+        rows=rows,
+    )
 
 
 def _study(session: Session, name: str) -> Study:

@@ -15,7 +15,7 @@ from prefect.runtime import flow_run
 from pydantic import BaseModel, ConfigDict, Field
 
 from medgen.canonical import digest_of
-from medgen.catalog import ModelVersion, now
+from medgen.catalog import ModelVersion
 from medgen.errors import ItemFailed, RunStopped
 from medgen.folders import put_folder
 from medgen.ledger import Ledger, Outcome, Record, StepIdentity, Work, open_ledger
@@ -92,33 +92,26 @@ def base_model(
         context={"held_out_clips": digest_of([clip.sha256 for clip in kept_back])},
         parents={"release": row.step_run_id},
     )
-    earlier = ledger.find([identity.key(work)])
-    if done := ledger.done(earlier):
-        return next(iter(done.values()))
-    if not shown:
-        raise ItemFailed(
-            "no_usable_clips",
-            f"none of the {len(clips)} clips of {release} has both captions and lasts {GEOMETRY.lasts(FPS):.1f} s",
+
+    def make() -> Outcome:
+        if not shown:
+            raise ItemFailed(
+                "no_usable_clips",
+                f"none of the {len(clips)} clips of {release} has both captions and lasts {GEOMETRY.lasts(FPS):.1f} s",
+            )
+        frames, left_out = _read(ledger, [*shown, *kept_back], progress)
+        return _made(
+            ledger,
+            release,
+            params,
+            [frames.get(c.clip_id) for c in shown],
+            [frames.get(c.clip_id) for c in kept_back],
+            left_out,
+            progress,
         )
-    started = now()
-    frames, left_out = _read(ledger, [*shown, *kept_back], progress)
-    outcome = _made(
-        ledger,
-        release,
-        params,
-        [frames.get(c.clip_id) for c in shown],
-        [frames.get(c.clip_id) for c in kept_back],
-        left_out,
-        progress,
-    )
-    return ledger.write(
-        identity,
-        work,
-        outcome,
-        started_at=started,
-        flow_run_id=flow_run_id,
-        earlier=next(iter(earlier.values()), None),
-    )
+
+    record, _ = ledger.once(identity, work, make, flow_run_id=flow_run_id)
+    return record
 
 
 def _fits(clip: ReleasedClip) -> bool:

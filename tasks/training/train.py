@@ -29,7 +29,7 @@ from sqlalchemy.orm import Session
 
 import models
 from medgen.canonical import canonical_json
-from medgen.catalog import ModelVersion, now
+from medgen.catalog import ModelVersion
 from medgen.errors import ItemFailed, RunStopped
 from medgen.folders import put_folder
 from medgen.ledger import Ledger, Outcome, Record, StepIdentity, Work
@@ -147,25 +147,19 @@ def train(
         PreflightFailed: nothing was trained. TrainingEnded, and others of `models.training.trainer` by their message:
         the working folder stays, and the same call goes on. Nothing is recorded then.
     """
-    key = identity.key(work)
-    earlier = ledger.find([key])
-    if done := ledger.done(earlier):
-        return next(iter(done.values())), True
-    started, began = now(), time.monotonic()
-    job = _job(ledger, identity, work, params)
-    launch(job, params, report)
-    outcome = _outcome(ledger.store, job, work.subject, params, time.monotonic() - began)
-    record = ledger.write(
-        identity,
-        work,
-        outcome,
-        started_at=started,
-        flow_run_id=flow_run_id,
-        earlier=next(iter(earlier.values()), None),
-    )
-    for name in ("samples", "checkpoints", "model"):
-        shutil.rmtree(job.folder / name, ignore_errors=True)
-    return record, False
+
+    def make() -> Outcome:
+        began = time.monotonic()
+        job = _job(ledger, identity, work, params)
+        launch(job, params, report)
+        return _outcome(ledger.store, job, work.subject, params, time.monotonic() - began)
+
+    record, stood = ledger.once(identity, work, make, flow_run_id=flow_run_id)
+    if not stood:
+        folder = working_folder(identity.key(work))
+        for name in ("samples", "checkpoints", "model"):
+            shutil.rmtree(folder / name, ignore_errors=True)
+    return record, stood
 
 
 @step_task("train", "gpu")

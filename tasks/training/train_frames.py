@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from medgen.canonical import canonical_json, digest_of
-from medgen.catalog import ModelVersion, now
+from medgen.catalog import ModelVersion
 from medgen.ledger import Ledger, Outcome, Record, StepIdentity, Work
 from medgen.store import Store
 from models.encoders import encoder_digest, shown_name
@@ -43,21 +43,7 @@ def train_frames(
     identity = StepIdentity("train_frames", 1, {"encoder": shown_name(encoder), **RECIPE}, {"encoder": digest})
     context = {"videos": len(files), "data": digest_of({"videos": [f.row() for f in files], "left_out": left_out})}
     work = Work("frame_head", context=context)
-    earlier = ledger.find([identity.key(work)])
-    if done := ledger.done(earlier):
-        return next(iter(done.values())), True
-    started = now()
-    trained = train(folder, encoder, progress)
-    outcome = _outcome(trained, digest, ledger.store)
-    record = ledger.write(
-        identity,
-        work,
-        outcome,
-        started_at=started,
-        flow_run_id=None,
-        earlier=next(iter(earlier.values()), None),
-    )
-    return record, False
+    return ledger.once(identity, work, lambda: _outcome(train(folder, encoder, progress), digest, ledger.store))
 
 
 def _outcome(trained: TrainedHead, encoder: str, store: Store) -> Outcome:

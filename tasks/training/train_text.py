@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from medgen.canonical import canonical_json, digest_of
-from medgen.catalog import ModelVersion, now
+from medgen.catalog import ModelVersion
 from medgen.ledger import Ledger, Outcome, Record, StepIdentity, Work
 from medgen.store import Store
 from models.encoders import shown_name
@@ -54,20 +54,12 @@ def train_text(
     identity = StepIdentity("train_text", 1, params, {"encoder": digest})
     listed = [file.row() for file in files]
     work = Work("text_head", context={"rows": sum(f.rows for f in files), "data": digest_of({"files": listed})})
-    earlier = ledger.find([identity.key(work)])
-    if done := ledger.done(earlier):
-        return next(iter(done.values())), True
-    started = now()
-    trained = train(paths, encoder, background, max_background_rate, titles, progress)
-    record = ledger.write(
-        identity,
-        work,
-        _outcome(trained, digest, ledger.store),
-        started_at=started,
-        flow_run_id=None,
-        earlier=next(iter(earlier.values()), None),
-    )
-    return record, False
+
+    def make() -> Outcome:
+        trained = train(paths, encoder, background, max_background_rate, titles, progress)
+        return _outcome(trained, digest, ledger.store)
+
+    return ledger.once(identity, work, make)
 
 
 def _outcome(trained: TrainedHead, encoder: str, store: Store) -> Outcome:
