@@ -3,14 +3,16 @@
 import urllib.request
 from concurrent.futures import ThreadPoolExecutor
 
-from medgen.web.politeness import open_politeness
+from medgen.web.rate_limits import open_rate_limiter
 
 
 def ask(url: str, host: str, times: int, interval_s: float) -> None:
     """Four threads ask `times` times each, at most two at once."""
 
     def one(_: int) -> None:
-        slot = open_politeness().enter(host, simultaneous=2, interval_s=interval_s, slot_wait_s=60, pace_wait_s=60)
+        slot = open_rate_limiter().enter(
+            host, simultaneous=2, interval_s=interval_s, slot_wait_s=60, interval_wait_s=60
+        )
         try:
             with urllib.request.urlopen(url, timeout=30) as answer:
                 answer.read()

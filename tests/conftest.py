@@ -79,13 +79,13 @@ def inline(patch: pytest.MonkeyPatch) -> None:
 def forget_installation() -> None:
     """Makes this process open its settings, catalog, store and pools anew."""
     from medgen import catalog, ledger, settings, shard, store
-    from medgen.web import politeness
+    from medgen.web import rate_limits
     from tasks.curation import discover
 
     shard.close_pools()
-    if politeness.open_politeness.cache_info().currsize:
-        politeness.open_politeness().close()
-        politeness.open_politeness.cache_clear()
+    if rate_limits.open_rate_limiter.cache_info().currsize:
+        rate_limits.open_rate_limiter().close()
+        rate_limits.open_rate_limiter.cache_clear()
     for cached in (ledger.open_ledger, store.open_store, discover.listed):
         cached.cache_clear()
     if catalog.open_catalog.cache_info().currsize:

@@ -27,9 +27,12 @@ from medgen.licences import creative_commons
 from medgen.shard import ShardResult
 from medgen.store import open_store
 from medgen.truncation import missing_bytes
-from medgen.web.budget import bytes_below, night_account, store_account
-from medgen.web.guard import GuardedYoutubeDL, HostPolicy, Refused, retry_after, without_credentials
-from medgen.web.politeness import HostBusy, Politeness, open_politeness
+from medgen.web.failures import Refused, without_credentials
+from medgen.web.guard import retry_after
+from medgen.web.guarded_youtube_dl import GuardedYoutubeDL
+from medgen.web.host_policy import HostPolicy
+from medgen.web.quotas import bytes_below, night_quota, store_quota
+from medgen.web.rate_limits import HostBusy, HostRateLimiter, open_rate_limiter
 from tasks.curation import discover
 from tasks.curation.download import (
     DownloadParams,
@@ -114,8 +117,8 @@ def test_what_does_not_fit_a_budget_waits_for_a_later_run(
     found = discovered(listing_of(rows, tmp_path))
     base = bytes_below(home / "store") if name == "store_quota_bytes" else 0
     limit = base + 5 * max(size.values()) + 100
-    account = store_account(open_catalog(), open_store().folder, limit)
-    account.take(limit)  # as if killed downloads had left it
+    quota = store_quota(open_catalog(), open_store().folder, limit)
+    quota.acquire(limit)  # as if killed downloads had left it
     first = download_shard.fn("s", found, DownloadParams(**site.parameters, **{name: limit}))
     got = records()
     kept = sum(size[url] for url, record in got.items() if record.status == "kept")
@@ -126,7 +129,7 @@ def test_what_does_not_fit_a_budget_waits_for_a_later_run(
     if name == "store_quota_bytes":
         assert bytes_below(home / "store") <= limit
     if name == "night_budget_bytes":
-        assert night_account(open_catalog(), limit).left() <= limit - kept  # what was begun in vain counts too
+        assert night_quota(open_catalog(), limit).left() <= limit - kept  # what was begun in vain counts too
     assert all(site.asked(row["id"]) <= 2 for row in rows)  # none was tried again
     again = download_shard.fn("s", found, DownloadParams(**site.parameters, **{name: 1 << 30}))
     assert again.executed == len(waiting) and len(first.kept) + len(waiting) == len(again.kept) == len(rows)
@@ -143,7 +146,7 @@ def test_a_body_of_unknown_length_stops_at_the_budget(home: Path, tmp_path: Path
 def test_hosts_are_asked_as_politely_by_all_processes_together(home: Path, site: Site) -> None:
     paced, crowded = HOSTS[0], HOSTS[1]
     urls = {host: site.url("/good-1.mp4", host) for host in (paced, crowded)}
-    open_politeness().push("nowhere", 0.0)  # makes the catalog, once
+    open_rate_limiter().back_off("nowhere", 0.0)  # makes the catalog, once
     other = started(ASK, urls[paced], paced, "5", "0.05")
     killed = started(ASK, urls[crowded], crowded, "100000", "0")
 
@@ -152,7 +155,7 @@ def test_hosts_are_asked_as_politely_by_all_processes_together(home: Path, site:
 
     wait_for(lambda: starts(paced) and starts(crowded), "nobody asks")
     # The pace is one for all, and so is a pause that a host asks for.
-    open_politeness().push(paced, 1.0)
+    open_rate_limiter().back_off(paced, 1.0)
     pushed = time.monotonic()
     ask(urls[paced], paced, 5, 0.05)
     assert other.wait(60) == 0
@@ -165,17 +168,19 @@ def test_hosts_are_asked_as_politely_by_all_processes_together(home: Path, site:
     killed.wait()
     ask(urls[crowded], crowded, 5, 0.0)
     assert max(request.at_once for request in site.log) == 2
-    open_politeness().push(paced, 60.0)
+    open_rate_limiter().back_off(paced, 60.0)
     with pytest.raises(HostBusy, match="another"):
-        _enter(open_politeness(), paced, pace_wait_s=0.1)
+        _enter(open_rate_limiter(), paced, interval_wait_s=0.1)
 
 
-def _enter(politeness: Politeness, host: str, **limits: float) -> Any:
-    return politeness.enter(host, simultaneous=1, interval_s=0.0, **({"slot_wait_s": 0.1, "pace_wait_s": 1.0} | limits))
+def _enter(limiter: HostRateLimiter, host: str, **limits: float) -> Any:
+    return limiter.enter(
+        host, simultaneous=1, interval_s=0.0, **({"slot_wait_s": 0.1, "interval_wait_s": 1.0} | limits)
+    )
 
 
 def test_slots_survive_a_lost_connection(home: Path) -> None:
-    mine, theirs = Politeness(open_catalog()), Politeness(open_catalog())
+    mine, theirs = HostRateLimiter(open_catalog()), HostRateLimiter(open_catalog())
     slot = _enter(mine, "a.example")
     with pytest.raises(HostBusy, match="all 1 requests"):
         _enter(theirs, "a.example")

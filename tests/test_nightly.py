@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
 
-from medgen.web.budget import bytes_below
+from medgen.web.quotas import bytes_below
 from tests.conftest import ROOT, kill_everything, medgen, medgen_running
 from tests.site import HOSTS, HUGE, KEPT, LONG, Request, Site
 

@@ -6,13 +6,14 @@ from typing import Any
 from pydantic import BaseModel, ConfigDict, Field
 
 from medgen.settings import current
-from medgen.web.budget import Allowance
-from medgen.web.guard import MAX_PAGE_BYTES, FetchLimits, HostPolicy, Manners, WebGuard
-from medgen.web.politeness import open_politeness
+from medgen.web.guard import MAX_PAGE_BYTES, FetchLimits, WebGuard
+from medgen.web.host_policy import HostPolicy
+from medgen.web.quotas import DownloadQuota
+from medgen.web.rate_limits import RateLimits, open_rate_limiter
 
 
 class WebParams(BaseModel):
-    """Whom to ask on the web, and how politely. Of these only the hosts belong to a step's identity."""
+    """Which hosts to ask on the web, and how often. Of these only the hosts belong to a step's identity."""
 
     model_config = ConfigDict(frozen=True)
 
@@ -41,15 +42,15 @@ class WebParams(BaseModel):
         return HostPolicy(self.allowed_hosts, self.denied_hosts)
 
     @property
-    def manners(self) -> Manners:
+    def rate_limits(self) -> RateLimits:
         """For a guard."""
-        return Manners(open_politeness(), self.per_host_downloads, self.request_interval_s, self.host_wait_limit_s)
+        return RateLimits(open_rate_limiter(), self.per_host_downloads, self.request_interval_s, self.host_wait_limit_s)
 
 
 def page_guard(params: WebParams, deadline_s: float) -> WebGuard:
     """The guard of a session that reads pages and no videos."""
     limits = FetchLimits(MAX_PAGE_BYTES, deadline_s, params.stall_limit_s, min_speed=0.0)
-    return WebGuard(params.hosts, limits, params.manners, Allowance())
+    return WebGuard(params.hosts, limits, params.rate_limits, DownloadQuota())
 
 
 def options_of(params: WebParams) -> dict[str, Any]:

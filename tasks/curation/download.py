@@ -2,7 +2,7 @@
 
 yt-dlp fetches from the web, a copy serves local folders. The file, its digest and what it says of itself go on
 record together with the metadata. Passing troubles are told apart from final ones: only the former are tried again,
-and what merely has to wait (for a budget, for a host) is left to a later run.
+and what merely has to wait (for a quota, for a host) is left to a later run.
 """
 
 import logging
@@ -33,9 +33,10 @@ from medgen.shard import Item, ShardResult, Step
 from medgen.store import Artifact, Store, file_digest, open_store
 from medgen.takedown import forgotten_digests
 from medgen.truncation import missing_bytes
-from medgen.web.budget import STEP, Allowance, Budget, Purse, bytes_below, night_account, store_account
-from medgen.web.failures import failure_of
-from medgen.web.guard import FetchLimits, GuardedYoutubeDL, Stopped, WebGuard, without_credentials
+from medgen.web.failures import Stopped, failure_of, without_credentials
+from medgen.web.guard import FetchLimits, WebGuard
+from medgen.web.guarded_youtube_dl import GuardedYoutubeDL
+from medgen.web.quotas import GRANT_BYTES, DownloadQuota, Quota, ShardQuota, bytes_below, night_quota, store_quota
 from medgen.web.session import WebParams, options_of
 from medgen.workplace import sweep, workplace, workplaces
 from tasks.curation.discover import listed
@@ -114,13 +115,13 @@ def download(
     work: Work,
     store: Store,
     params: DownloadParams,
-    budgets: Sequence[Budget] = (),
+    quotas: Sequence[Quota] = (),
     forgotten: Collection[str] = (),
 ) -> Outcome:
     """Fetches one video and probes it.
 
     Args:
-        budgets: of bytes, beyond those that `params` set for the night and the store.
+        quotas: of bytes, beyond those that `params` set for the night and the store.
         forgotten: digests of files that were taken down, which no other URL brings back.
 
     Raises:
@@ -130,18 +131,18 @@ def download(
     web = not row["url"].startswith(FOLDER_SCHEME)
     if rejection := _early_rejection(row, params, web):
         return rejection
-    allowance = Allowance(_budgets(params, store, budgets, web))
-    allowance.check()
+    quota = DownloadQuota(_quotas(params, store, quotas, web))
+    quota.check()
     outputs: dict[str, Artifact] = {}
     with workplace(store) as folder:
         try:
             if web:
-                video, sound, subtitles, found = _fetched(row, folder, params, allowance)
+                video, sound, subtitles, found = _fetched(row, folder, params, quota)
                 row |= {name: found[name] for name in METADATA if found.get(name) and not row.get(name)}
                 if missing := missing_bytes(video):
                     raise ItemFailed("truncated_file", f"by its own account the file lacks its last {missing} bytes")
             else:
-                video, sound, subtitles = _copied(row, folder, params, allowance), None, None
+                video, sound, subtitles = _copied(row, folder, params, quota), None, None
             if forgotten and file_digest(video)[0] in forgotten:
                 return Outcome("rejected", "copy_of_forgotten", {"message": "the same file was taken down"})
             facts = probe(video, params.limits)
@@ -159,7 +160,7 @@ def download(
         except _Rejected as rejected:
             return rejected.outcome
         finally:
-            allowance.settle(sum(artifact.bytes for artifact in outputs.values()))
+            quota.close(sum(artifact.bytes for artifact in outputs.values()))
     detail = {"metadata": {name: row.get(name) for name in METADATA}, "probe": vars(facts)}
     return Outcome("kept", detail=detail, outputs=outputs)
 
@@ -205,27 +206,27 @@ def _height_outcome(reason: str, height: float, threshold: float) -> Outcome:
     return Outcome("rejected", reason, {"metric": "height", "score": float(height), "threshold": float(threshold)})
 
 
-def _budgets(params: DownloadParams, store: Store, others: Sequence[Budget], web: bool) -> list[Budget]:
+def _quotas(params: DownloadParams, store: Store, others: Sequence[Quota], web: bool) -> list[Quota]:
     """Those that a download draws on: copies of local files cost the store's room alone."""
     found = list(others) if web else []
     if params.night_budget_bytes and web:
-        found.append(night_account(open_catalog(), params.night_budget_bytes))
+        found.append(night_quota(open_catalog(), params.night_budget_bytes))
     if params.store_quota_bytes:
-        found.append(store_account(open_catalog(), store.folder, params.store_quota_bytes))
+        found.append(store_quota(open_catalog(), store.folder, params.store_quota_bytes))
     return found
 
 
-def _copied(row: Mapping[str, Any], folder: Path, params: DownloadParams, allowance: Allowance) -> Path:
+def _copied(row: Mapping[str, Any], folder: Path, params: DownloadParams, quota: DownloadQuota) -> Path:
     source = folder_path(Feed(row["source"], "folder", Path(row["path"])), row["url"])
     target = folder / "video"
     try:
         size = source.stat().st_size
         if size > params.max_bytes:
             raise ItemFailed("file_too_large", f"{size} bytes, allowed {params.max_bytes}")
-        allowance.check(size)
+        quota.check(size)
         with source.open("rb") as read, target.open("wb") as written:
-            while piece := read.read(STEP):
-                allowance.spend_all(len(piece))
+            while piece := read.read(GRANT_BYTES):
+                quota.acquire_all(len(piece))
                 written.write(piece)
         return target
     except (FileNotFoundError, PermissionError) as error:
@@ -233,11 +234,11 @@ def _copied(row: Mapping[str, Any], folder: Path, params: DownloadParams, allowa
 
 
 def _fetched(
-    row: Mapping[str, Any], folder: Path, params: DownloadParams, allowance: Allowance
+    row: Mapping[str, Any], folder: Path, params: DownloadParams, quota: DownloadQuota
 ) -> tuple[Path, Path | None, Path | None, dict[str, Any]]:
     """(video file, file of its sound where that stands apart, WebVTT file or None, metadata as the site tells it)."""
     limits = FetchLimits(params.max_bytes, params.download_limit_s, params.stall_limit_s, params.min_speed)
-    guard = WebGuard(params.hosts, limits, params.manners, allowance)
+    guard = WebGuard(params.hosts, limits, params.rate_limits, quota)
 
     def watch(state: Mapping[str, Any]) -> None:  # all fragments of a stream together
         if (state.get("downloaded_bytes") or 0) > params.max_bytes:
@@ -286,7 +287,7 @@ def _fetched(
     except _Rejected:
         raise
     except YoutubeDLError as error:
-        raise failure_of(error, guard.trouble) from error
+        raise failure_of(error, guard.last_error) from error
     finally:
         guard.leave()
     info = (list(info.get("entries") or ()) or [info])[0]
@@ -384,13 +385,13 @@ def _used(store: Store) -> int:
     A file on its way from one to the other is never missed, but may count twice.
     """
     downloads = workplaces(store)
-    return len(downloads) * STEP + sum(map(bytes_below, downloads)) + bytes_below(store.folder)
+    return len(downloads) * GRANT_BYTES + sum(map(bytes_below, downloads)) + bytes_below(store.folder)
 
 
-def step(params: DownloadParams, budgets: Sequence[Budget] = (), forgotten: Collection[str] = ()) -> Step:
+def step(params: DownloadParams, quotas: Sequence[Quota] = (), forgotten: Collection[str] = ()) -> Step:
     """Download, ready to run."""
     identity = StepIdentity("download", 2, params.model_dump(mode="json"), {})
-    return Step(identity, partial(download, params=params, budgets=budgets, forgotten=forgotten), "threads", lane=_host)
+    return Step(identity, partial(download, params=params, quotas=quotas, forgotten=forgotten), "threads", lane=_host)
 
 
 def _host(work: Work) -> str:
@@ -423,10 +424,10 @@ def download_shard(
     store = open_store()
     sweep(store)
     if params.store_quota_bytes:
-        store_account(open_catalog(), store.folder, params.store_quota_bytes).measure(lambda: _used(store))
-    budgets = [Purse("byte_budget_shard", params.shard_budget_bytes)] if params.shard_budget_bytes else []
+        store_quota(open_catalog(), store.folder, params.store_quota_bytes).measure(lambda: _used(store))
+    quotas = [ShardQuota("byte_budget_shard", params.shard_budget_bytes)] if params.shard_budget_bytes else []
     return run_in_prefect(
-        step(params, budgets, forgotten_digests(open_catalog())),
+        step(params, quotas, forgotten_digests(open_catalog())),
         upstream.kept,
         _work,
         retry_quarantined=retry_quarantined,

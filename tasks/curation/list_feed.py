@@ -30,9 +30,10 @@ from medgen.ledger import Ledger, Outcome, Record, StepIdentity, Work
 from medgen.listings.rows import LISTING, column_mapping, parse_duration, storable_text
 from medgen.listings.sources import Feed, Shard, artifact_shard
 from medgen.store import ArtifactLost, Store
-from medgen.web.budget import Allowance
-from medgen.web.failures import failure_of
-from medgen.web.guard import MAX_PAGE_BYTES, FetchLimits, GuardedYoutubeDL, Refused, WebGuard
+from medgen.web.failures import Refused, failure_of
+from medgen.web.guard import MAX_PAGE_BYTES, FetchLimits, WebGuard
+from medgen.web.guarded_youtube_dl import GuardedYoutubeDL
+from medgen.web.quotas import DownloadQuota
 from medgen.web.session import WebParams, options_of
 
 log = logging.getLogger(__name__)
@@ -233,7 +234,7 @@ class _Reading:
         except ItemFailed as failure:
             self.failure = failure
         except (YoutubeDLError, OSError, http.client.HTTPException) as error:
-            self.failure = self.guard.too_many or failure_of(error, self.guard.trouble)
+            self.failure = self.guard.too_many or failure_of(error, self.guard.last_error)
         except ODD_PAGE as error:
             self.failure = ItemFailed("feed_unreadable", f"{self.url}: {type(error).__name__}: {error}"[:500])
         finally:
@@ -269,7 +270,7 @@ class _FeedGuard(WebGuard):
 
     def __init__(self, params: ListParams) -> None:
         limits = FetchLimits(MAX_PAGE_BYTES, params.feed_limit_s, params.stall_limit_s, min_speed=0.0)
-        super().__init__(params.hosts, limits, params.manners, Allowance())
+        super().__init__(params.hosts, limits, params.rate_limits, DownloadQuota())
         self.max_requests = params.max_feed_requests
         self.requests = 0
         self.too_many: ItemFailed | None = None

@@ -25,7 +25,7 @@ from medgen.listings.sources import FOLDER_SCHEME, Feed, folder_path
 from medgen.shard import Item, Step, run_shard
 from medgen.store import Store
 from medgen.web.failures import failure_of
-from medgen.web.guard import GuardedYoutubeDL
+from medgen.web.guarded_youtube_dl import GuardedYoutubeDL
 from medgen.web.session import WebParams, options_of, page_guard
 from tasks.curation.vanished import RECHECK
 
@@ -92,7 +92,7 @@ def _gone_from_web(context: Mapping[str, Any], params: RecheckParams) -> ItemFai
         with GuardedYoutubeDL(options, guard) as downloader:
             downloader.extract_info(context["url"], download=False)
     except YoutubeDLError as error:
-        failure = failure_of(error, guard.trouble)
+        failure = failure_of(error, guard.last_error)
         if failure.reason in GONE or (failure.reason == "unavailable" and GONE_WORDS.search(failure.message)):
             return failure
         raise failure from error

@@ -1,14 +1,15 @@
-"""Politeness: how many requests a host gets at once, and how often, from all workers of an installation together.
+"""Rate limits: how many requests a host gets at once, and how often, from all workers of an installation together.
 
 Both limits live in Postgres, which every worker can reach. A request holds one of a host's slots, which are advisory
-locks of the session of its process: when a process is killed, Postgres frees them at once. The pace of a host is one
-row of `HostPace`, which says when the host may be asked again.
+locks of the session of its process: when a process is killed, Postgres frees them at once. The interval between
+requests is kept in one row of `HostPace` per host, which says when the host may be asked again.
 """
 
 import hashlib
 import random
 import threading
 import time
+from dataclasses import dataclass
 from functools import cache
 
 from sqlalchemy import Connection, Engine, NullPool, TextClause, create_engine, text
@@ -27,7 +28,7 @@ _CLAIM = text(
     RETURNING host"""
 )
 _WAIT = text("SELECT extract(epoch FROM next_at - clock_timestamp())::float FROM host_pace WHERE host = :host")
-_PUSH = text(
+_BACK_OFF = text(
     """INSERT INTO host_pace (host, next_at) VALUES (:host, clock_timestamp() + make_interval(secs => :seconds))
     ON CONFLICT (host) DO UPDATE SET next_at = greatest(host_pace.next_at, excluded.next_at)
     RETURNING host"""
@@ -41,8 +42,8 @@ class HostBusy(Exception):
 class Slot:
     """The right to one request. Releasing it twice is harmless."""
 
-    def __init__(self, politeness: "Politeness", key: int, session: int) -> None:
-        self._politeness, self._key, self._session = politeness, key, session
+    def __init__(self, limiter: "HostRateLimiter", key: int, session: int) -> None:
+        self._limiter, self._key, self._session = limiter, key, session
         self._lock = threading.Lock()
         self._released = False
 
@@ -51,53 +52,55 @@ class Slot:
         with self._lock:
             released, self._released = self._released, True
         if not released:
-            self._politeness._release(self._key, self._session)
+            self._limiter._release(self._key, self._session)
 
 
-class Politeness:
-    """Grants requests. Safe for any number of threads and processes; needs one connection a process.
+class HostRateLimiter:
+    """Grants requests, one slot each. Safe for any number of threads and processes; needs one connection a process.
 
     Advisory locks belong to a session: a connection pooler between workers and Postgres must not share sessions.
     """
 
     def __init__(self, engine: Engine) -> None:
         self._engine = create_engine(engine.url, poolclass=NullPool, isolation_level="AUTOCOMMIT")
-        self._changed = threading.Condition()  # guards all below; told when this process frees a slot
+        self._changed = threading.Condition()  # guards all below; notified when this process frees a slot
         self._connection: Connection | None = None
         self._session = 0  # counts connections: slots of a lost one are gone
         self._held: set[int] = set()
 
-    def enter(self, host: str, *, simultaneous: int, interval_s: float, slot_wait_s: float, pace_wait_s: float) -> Slot:
+    def enter(
+        self, host: str, *, simultaneous: int, interval_s: float, slot_wait_s: float, interval_wait_s: float
+    ) -> Slot:
         """Waits until `host` may be asked, and takes one of its slots.
 
         Args:
             simultaneous: requests under way at once, over all workers.
             interval_s: seconds from the start of a request to the start of the next.
-            slot_wait_s, pace_wait_s: longest waits for a slot, and for the host's next instant.
+            slot_wait_s, interval_wait_s: longest waits for a slot, and for the host's next instant.
 
         Raises:
-            HostBusy: the wait would be longer. It tells host and seconds.
+            HostBusy: the wait would be longer. Names host and seconds.
         """
-        slot = self._slot(host, simultaneous, slot_wait_s)
+        slot = self._take_slot(host, simultaneous, slot_wait_s)
         try:
-            self._pace(host, interval_s, pace_wait_s)
+            self._wait_for_interval(host, interval_s, interval_wait_s)
         except BaseException:
             slot.release()
             raise
         return slot
 
-    def push(self, host: str, seconds: float) -> None:
+    def back_off(self, host: str, seconds: float) -> None:
         """Nobody asks `host` for the next `seconds`; requests under way go on."""
         with self._changed:
-            self._run(_PUSH, host=host, seconds=seconds)
+            self._run(_BACK_OFF, host=host, seconds=seconds)
 
     def close(self) -> None:
         """Frees all slots of this process."""
         with self._changed:
-            self._forget_session()
+            self._drop_session()
             self._changed.notify_all()
 
-    def _slot(self, host: str, simultaneous: int, longest_s: float) -> Slot:
+    def _take_slot(self, host: str, simultaneous: int, longest_s: float) -> Slot:
         keys = [_key(host, number) for number in range(simultaneous)]
         deadline = time.monotonic() + longest_s
         with self._changed:
@@ -112,7 +115,7 @@ class Politeness:
                     raise HostBusy(f"all {simultaneous} requests at once of host {host} were taken for {longest_s:g} s")
                 self._changed.wait(min(left, random.uniform(*LOOK_AGAIN_S)))
 
-    def _pace(self, host: str, interval_s: float, longest_s: float) -> None:
+    def _wait_for_interval(self, host: str, interval_s: float, longest_s: float) -> None:
         deadline = time.monotonic() + longest_s
         while True:
             with self._changed:
@@ -137,22 +140,32 @@ class Politeness:
         except DBAPIError as error:
             if not error.connection_invalidated:
                 raise
-            self._forget_session()
+            self._drop_session()
         return self._connected().execute(statement, values).scalar()
 
     def _connected(self) -> Connection:
         if self._connection is None:
             self._connection = self._engine.connect()
-            # A pace that a crash of the server forgets does no harm; waiting for its disk at each request would.
+            # An interval that a crash of the server forgets does no harm; waiting for its disk at each request would.
             self._connection.execute(text("SET synchronous_commit = off"))
             self._session += 1
         return self._connection
 
-    def _forget_session(self) -> None:
+    def _drop_session(self) -> None:
         if self._connection is not None:
             self._connection.close()
             self._connection = None
         self._held.clear()
+
+
+@dataclass
+class RateLimits:
+    """How a download asks hosts: see `HostRateLimiter.enter`."""
+
+    limiter: HostRateLimiter
+    simultaneous: int
+    interval_s: float
+    interval_wait_s: float
 
 
 def _key(host: str, number: int) -> int:
@@ -162,6 +175,6 @@ def _key(host: str, number: int) -> int:
 
 
 @cache
-def open_politeness() -> Politeness:
-    """The politeness of this installation, one per process."""
-    return Politeness(open_catalog())
+def open_rate_limiter() -> HostRateLimiter:
+    """The rate limiter of this installation, one per process."""
+    return HostRateLimiter(open_catalog())
