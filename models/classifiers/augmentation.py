@@ -260,7 +260,8 @@ def _signed(difference: Mapping[str, float]) -> str:
 
 def _confusions(predicted: np.ndarray, truth: Sequence[int], sources: Sequence[str], classes: int) -> np.ndarray:
     """float64 (arms, seeds, sources, classes, classes): how often a truth (row) was found to be what (column)."""
-    names = sorted({source for source, seen in zip(sources, (predicted >= 0).any(axis=(0, 1)), strict=True) if seen})
+    tested = np.any(predicted >= 0, axis=(0, 1)).tolist()
+    names = sorted({source for source, was_tested in zip(sources, tested, strict=True) if was_tested})
     place = {name: number for number, name in enumerate(names)}
     counts = np.zeros((*predicted.shape[:2], len(names), classes, classes))
     for video, (true, source) in enumerate(zip(truth, sources, strict=True)):

@@ -9,6 +9,7 @@ trained on for longer. On one CPU the same seed gives the same classifier.
 """
 
 import json
+import logging
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cache
@@ -106,12 +107,12 @@ def fit_frozen(
         for rows in batches:
             loss = torch.nn.functional.cross_entropy(model(x[rows]), y[rows])
             optimizer.zero_grad()
-            loss.backward()
+            torch.autograd.backward(loss)
             optimizer.step()
             schedule.step()
     model.eval()
     with torch.inference_mode():
-        return model(unseen).softmax(dim=1).numpy()
+        return np.asarray(model(unseen).softmax(dim=1))
 
 
 def _pca(train: np.ndarray, seed: int) -> tuple[np.ndarray, np.ndarray, float]:
@@ -304,7 +305,7 @@ def fit_whole(
             pixels = normalised([train(row) for row in rows]).to(device)
             loss = torch.nn.functional.cross_entropy(model(pixels), y[rows].to(device))
             optimizer.zero_grad(set_to_none=True)
-            loss.backward()
+            torch.autograd.backward(loss)
             torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
             optimizer.step()
             schedule.step()
@@ -313,8 +314,10 @@ def fit_whole(
     found = []
     with torch.inference_mode():
         for start in range(0, tests, PREDICT_BATCH):
-            rows = range(start, min(tests, start + PREDICT_BATCH))
-            found.append(model(normalised([test(row) for row in rows]).to(device)).softmax(dim=1).float().cpu().numpy())
+            batch = range(start, min(tests, start + PREDICT_BATCH))
+            found.append(
+                model(normalised([test(video) for video in batch]).to(device)).softmax(dim=1).float().cpu().numpy()
+            )
     return np.concatenate(found) if found else np.zeros((0, classes), np.float32)
 
 
@@ -366,13 +369,15 @@ def _network(network: Network, classes: int) -> tuple[Any, Any, Callable[[Sequen
 def _transformers_classifier(name: str, folder: Path, classes: int) -> Any:
     import torch
     from transformers import AutoModelForVideoClassification
-    from transformers.utils import logging
+    from transformers.utils import logging as transformers_logging
 
     config = _config(name)
     config.id2label = {number: str(number) for number in range(classes)}
     config.label2id = {label: number for number, label in config.id2label.items()}
-    told = logging.get_verbosity()
-    logging.set_verbosity_error()  # that the last layer is new is meant; anything else missing is an error below
+    verbosity = transformers_logging.get_verbosity()
+    transformers_logging.set_verbosity(
+        logging.ERROR
+    )  # that the last layer is new is meant; anything else missing is an error below
     try:
         model, loaded = AutoModelForVideoClassification.from_pretrained(
             folder,
@@ -386,7 +391,7 @@ def _transformers_classifier(name: str, folder: Path, classes: int) -> Any:
     except (OSError, ValueError, RuntimeError, SafetensorError) as error:
         raise ModelUnavailable(f"the video classifier {name!r} cannot be loaded: {error}") from error
     finally:
-        logging.set_verbosity(told)
+        transformers_logging.set_verbosity(verbosity)
     mismatched = [key[0] if isinstance(key, tuple) else key for key in loaded["mismatched_keys"]]
     lost = sorted(key for key in [*loaded["missing_keys"], *mismatched] if not key.startswith(NEW_LAYERS))
     if lost:

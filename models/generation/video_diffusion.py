@@ -22,7 +22,7 @@ from models.encoders import file_digest
 
 if TYPE_CHECKING:
     import torch
-    from diffusers import DiffusionPipeline
+    from diffusers.pipelines.pipeline_utils import DiffusionPipeline
 
 # It asks for kernels from the hub as it is imported, by way of diffusers, and complains that it gets none.
 logging.getLogger("bitsandbytes").setLevel(logging.ERROR)
@@ -90,7 +90,7 @@ def open_pipeline(
         ModelUnavailable: it can't be had, is no pipeline of diffusers or holds no safetensors weights.
     """
     import torch
-    from diffusers import DiffusionPipeline
+    from diffusers.pipelines.pipeline_utils import DiffusionPipeline
 
     folder = pipeline_folder(name)
     present = check_pipeline(folder, str(name))
@@ -100,7 +100,7 @@ def open_pipeline(
         types["vae"] = torch.float32
     try:
         with quiet():
-            pipeline = DiffusionPipeline.from_pretrained(
+            pipeline: Any = DiffusionPipeline.from_pretrained(
                 folder, dtype=types, use_safetensors=True, local_files_only=True, trust_remote_code=False, **left_out
             )
     except torch.OutOfMemoryError:
@@ -108,7 +108,8 @@ def open_pipeline(
     except (OSError, ValueError, KeyError, AttributeError, TypeError, RuntimeError, ImportError) as error:
         raise ModelUnavailable(f"the pipeline {str(name)!r} in {folder} cannot be loaded: {error}") from error
     pipeline.set_progress_bar_config(disable=True)
-    return pipeline.to(device)
+    placed: DiffusionPipeline = pipeline.to(device)
+    return placed
 
 
 @contextmanager
@@ -137,7 +138,7 @@ def pipeline_folder(name: str | Path) -> Path:
     """Where the pipeline's files lie. Raises ModelUnavailable: it is nowhere to be had."""
     if Path(name).is_dir():
         return Path(name)
-    from diffusers import DiffusionPipeline
+    from diffusers.pipelines.pipeline_utils import DiffusionPipeline
 
     reason: Exception | None = None
     for cached_only in (True, False):
@@ -238,7 +239,7 @@ def encode_frames(vae: Any, frames: np.ndarray) -> np.ndarray:
     with torch.inference_mode():
         latents = vae.encode(video.to(first.device, first.dtype) / 127.5 - 1.0).latent_dist.mode()
         mean, std = _scale(vae, latents)
-        return ((latents - mean) / std)[0].float().cpu().numpy()
+        return np.asarray(((latents - mean) / std)[0].float().cpu())
 
 
 def decode_latents(vae: Any, latents: np.ndarray) -> np.ndarray:

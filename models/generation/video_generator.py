@@ -19,7 +19,7 @@ from models import ModelUnavailable
 from models.generation.video_diffusion import INDEX, as_uint8, check_pipeline, open_pipeline, read_sampling
 
 if TYPE_CHECKING:
-    from diffusers import DiffusionPipeline
+    from diffusers.pipelines.pipeline_utils import DiffusionPipeline
 
 # Frames per second of what a pipeline makes, as the examples in diffusers 0.42 save it.
 FPS = {
@@ -115,11 +115,12 @@ def text_to_video_class(folder: Path, name: str) -> type["DiffusionPipeline"]:
         ModelUnavailable: this diffusers does not know it.
     """
     import diffusers
+    from diffusers.pipelines.pipeline_utils import DiffusionPipeline
 
     check_pipeline(folder, name)
     kind = json.loads((folder / INDEX).read_bytes())["_class_name"]
     cls = getattr(diffusers, kind, None)
-    if not (isinstance(cls, type) and issubclass(cls, diffusers.DiffusionPipeline)):
+    if not (isinstance(cls, type) and issubclass(cls, DiffusionPipeline)):
         raise ModelUnavailable(f"{name!r} is a {kind}: diffusers {diffusers.__version__} knows no such pipeline")
     takes = inspect.signature(cls.__call__).parameters
     needs = [other for other in OTHER_INPUTS if other in takes and takes[other].default is inspect.Parameter.empty]
@@ -268,22 +269,25 @@ def _set_backend(part: Any, backend: str) -> None:
 
 def _cache_config(options: GeneratorOptions, pipeline: Any) -> Any:
     """diffusers' configuration of a cache, with the settings that its documentation recommends."""
-    import diffusers
+    from diffusers.hooks.faster_cache import FasterCacheConfig
+    from diffusers.hooks.first_block_cache import FirstBlockCacheConfig
+    from diffusers.hooks.pyramid_attention_broadcast import PyramidAttentionBroadcastConfig
+    from diffusers.hooks.taylorseer_cache import TaylorSeerCacheConfig
 
     def timestep() -> Any:
         return pipeline._current_timestep
 
     if options.cache == "first_block":
-        return diffusers.FirstBlockCacheConfig(threshold=options.cache_threshold)
+        return FirstBlockCacheConfig(threshold=options.cache_threshold)
     if options.cache == "pyramid_attention_broadcast":
-        return diffusers.PyramidAttentionBroadcastConfig(
+        return PyramidAttentionBroadcastConfig(
             spatial_attention_block_skip_range=2,
             spatial_attention_timestep_skip_range=(100, 800),
             current_timestep_callback=timestep,
         )
     if options.cache == "taylorseer":
-        return diffusers.TaylorSeerCacheConfig()
-    return diffusers.FasterCacheConfig(
+        return TaylorSeerCacheConfig()
+    return FasterCacheConfig(
         spatial_attention_block_skip_range=2,
         spatial_attention_timestep_skip_range=(-1, 681),
         attention_weight_callback=lambda _: 0.3,

@@ -43,20 +43,21 @@ class DisFlow:
     """DIS optical flow, preset medium, on grey levels."""
 
     def __init__(self) -> None:
-        self.dis = cv2.DISOpticalFlow_create(cv2.DISOPTICAL_FLOW_PRESET_MEDIUM)
+        self.dis = cv2.DISOpticalFlow.create(cv2.DISOPTICAL_FLOW_PRESET_MEDIUM)
 
     def __call__(self, before: np.ndarray, after: np.ndarray) -> np.ndarray:
         """See `Flow`."""
         grey = [cv2.cvtColor(frame, cv2.COLOR_RGB2GRAY) for frame in (before, after)]
+        height, width = before.shape[:2]
         # Below 32 pixels DIS has no level to work on.
-        scale = max(1.0, 32 / min(before.shape[:2]))
+        scale = max(1.0, 32 / min(height, width))
         if scale > 1:
-            size = tuple(math.ceil(side * scale) for side in before.shape[1::-1])
+            size = (math.ceil(width * scale), math.ceil(height * scale))
             grey = [cv2.resize(frame, size, interpolation=cv2.INTER_LINEAR) for frame in grey]
-        found = self.dis.calc(grey[0], grey[1], None)
+        flow = self.dis.calc(grey[0], grey[1], None)  # type: ignore[call-overload]  # None: no first guess
         if scale > 1:
-            found = cv2.resize(found, before.shape[1::-1], interpolation=cv2.INTER_LINEAR) / np.float32(scale)
-        return found
+            flow = cv2.resize(flow, (width, height), interpolation=cv2.INTER_LINEAR) / np.float32(scale)
+        return np.asarray(flow)
 
 
 class RaftFlow:
@@ -200,7 +201,7 @@ class OnnxInterpolator:
             self.session = onnxruntime.InferenceSession(str(file), options, providers=["CPUExecutionProvider"])
         except Exception as error:  # onnxruntime raises classes of its own for each fault of a file
             raise ModelUnavailable(f"{file} cannot be loaded as an ONNX model: {error}") from error
-        self.inputs = [one.name for one in self.session.get_inputs()]
+        self.inputs = [tensor.name for tensor in self.session.get_inputs()]
         if len(self.inputs) not in (2, 3):
             raise ModelUnavailable(
                 f"{file} takes {len(self.inputs)} inputs; an interpolator takes two frames (and 0.5)"
@@ -214,9 +215,9 @@ class OnnxInterpolator:
             np.pad(f, pads, mode="edge").transpose(2, 0, 1)[None].astype(np.float32) / 255 for f in (before, after)
         ]
         given = [*frames, np.full((1, 1, 1, 1), 0.5, np.float32)]
-        found = self.session.run(None, dict(zip(self.inputs, given, strict=False)))[0]
-        middle = np.clip(found[0].transpose(1, 2, 0)[:height, :width] * 255, 0, 255)
-        return np.rint(np.nan_to_num(middle)).astype(np.uint8)
+        outputs = self.session.run(None, dict(zip(self.inputs, given, strict=False)))
+        middle = np.clip(outputs[0][0].transpose(1, 2, 0)[:height, :width] * 255, 0, 255)
+        return np.asarray(np.rint(np.nan_to_num(middle)), np.uint8)
 
 
 def load_interpolator(name: str) -> Interpolator:

@@ -112,7 +112,7 @@ def _linked(games: np.ndarray) -> np.ndarray:
     reach = (games > 0) | np.eye(games.shape[-1], dtype=bool)
     for _ in range(int(np.ceil(np.log2(max(2, games.shape[-1]))))):
         reach = (reach.astype(int) @ reach.astype(int)) > 0
-    return reach.all((1, 2))
+    return np.asarray(reach.all((1, 2)))
 
 
 def draw_weights(clusters: int, seed: int, draws: int = DRAWS) -> np.ndarray:

@@ -73,7 +73,7 @@ def scorer_class() -> Any:
     import torch
     from transformers.models.idefics2.modeling_idefics2 import Idefics2Model, Idefics2PreTrainedModel
 
-    class Idefics2ForSequenceClassification(Idefics2PreTrainedModel):
+    class Idefics2ForSequenceClassification(Idefics2PreTrainedModel):  # type: ignore[no-untyped-call]  # its base's
         """Logits (N, num_labels) of the last token of each row."""
 
         def __init__(self, config: Any) -> None:
@@ -81,7 +81,7 @@ def scorer_class() -> Any:
             self.num_labels = config.num_labels
             self.model = Idefics2Model(config)
             self.score = torch.nn.Linear(config.text_config.hidden_size, self.num_labels, bias=False)
-            self.post_init()
+            self.post_init()  # type: ignore[no-untyped-call]  # as all models of transformers end
 
         def forward(self, attention_mask: Any, **inputs: Any) -> Any:
             hidden = self.model(attention_mask=attention_mask, **inputs).last_hidden_state
@@ -110,7 +110,9 @@ class VideoScore:
                     f"{name!r} is a {config.model_type} with {config.num_labels} outputs, no VideoScore (idefics2 with "
                     f"{len(DIMENSIONS)}); {WITHOUT}"
                 )
-            self.processor = AutoProcessor.from_pretrained(folder, local_files_only=True, do_image_splitting=False)
+            self.processor = AutoProcessor.from_pretrained(  # type: ignore[no-untyped-call]  # has no types
+                folder, local_files_only=True, do_image_splitting=False
+            )
             self.model, report = scorer_class().from_pretrained(
                 folder, use_safetensors=True, local_files_only=True, dtype=dtype, output_loading_info=True
             )

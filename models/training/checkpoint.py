@@ -132,7 +132,7 @@ def newest_checkpoint(parent: Path, run: Mapping[str, Any]) -> Checkpoint | None
 def _whole(folder: Path) -> dict[str, Any]:
     """The state of a checkpoint whose files are as they were written. Raises ValueError."""
     try:
-        state = json.loads((folder / STATE).read_text())
+        state: dict[str, Any] = json.loads((folder / STATE).read_text())
         if state["format"] != FORMAT:
             raise ValueError(f"its format is {state['format']!r}; this program reads {FORMAT}")
         if f"{PREFIX}{int(state['step']):08d}" != folder.name or not isinstance(state["run"], dict):

@@ -192,4 +192,4 @@ def configured(preset: str, overrides: dict[str, Any] | None = None) -> TrainCon
     """
     if preset not in PRESETS:
         raise ValueError(f"no preset {preset!r}; there are {', '.join(PRESETS)}")
-    return TrainConfig(**{**PRESETS[preset], **(overrides or {})})  # type: ignore[index]
+    return TrainConfig(**{**PRESETS[preset], **(overrides or {})})

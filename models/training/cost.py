@@ -46,7 +46,7 @@ class Architecture:
             config["freq_dim"],
             config["in_channels"],
             config["out_channels"],
-            tuple(config["patch_size"]),  # type: ignore[arg-type]
+            tuple(config["patch_size"]),
             config["cross_attn_norm"],
         )
 

@@ -10,11 +10,12 @@ same machine ended 8 dB lower.
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import torch
-from diffusers import AutoencoderKLWan
 from diffusers.models.autoencoders.autoencoder_kl_wan import (
+    AutoencoderKLWan,
     WanAttentionBlock,
     WanResample,
     WanResidualBlock,
@@ -84,7 +85,7 @@ def train_vae(
             group["lr"] = LEARNING_RATE * min(1.0, (step + 1) / 20) * (0.02 + 0.98 * _cosine(step / steps))
         loss = _loss(vae, _crops(videos, random), random)
         optimiser.zero_grad()
-        loss.backward()
+        torch.autograd.backward(loss)
         torch.nn.utils.clip_grad_norm_(vae.parameters(), 1.0)
         optimiser.step()
         losses.append(float(loss.detach()))
@@ -99,7 +100,7 @@ def measure_latents(vae: AutoencoderKLWan, clips: np.ndarray) -> None:
     with torch.inference_mode():
         latents = torch.cat([vae.encode(video[None]).latent_dist.mode() for video in _as_videos(clips)])
     mean, std = latents.mean(dim=(0, 2, 3, 4)), latents.std(dim=(0, 2, 3, 4)).clamp(min=1e-3)
-    vae.register_to_config(
+    vae.register_to_config(  # type: ignore[no-untyped-call]  # has no types
         latents_mean=[round(float(value), 5) for value in mean], latents_std=[round(float(value), 5) for value in std]
     )
 
@@ -145,13 +146,13 @@ def _loss(vae: AutoencoderKLWan, videos: torch.Tensor, random: torch.Generator) 
     """Absolute and squared error, error of the gradients in space, and the posterior's divergence from N(0, 1)."""
     posterior = vae.encode(videos).latent_dist
     latents = posterior.mean + posterior.std * torch.randn(posterior.mean.shape, generator=random)
-    back = vae.decode(latents).sample
-    divergence = 0.5 * (posterior.mean.square() + posterior.var - 1 - posterior.logvar).mean()
-    edges = sum((back.diff(dim=dim) - videos.diff(dim=dim)).abs().mean() for dim in (-1, -2))
+    back: torch.Tensor = vae.decode(latents).sample
+    divergence: torch.Tensor = 0.5 * (posterior.mean.square() + posterior.var - 1 - posterior.logvar).mean()
+    across, down = ((back.diff(dim=dim) - videos.diff(dim=dim)).abs().mean() for dim in (-1, -2))
     return (
         functional.l1_loss(back, videos)
         + SQUARE_WEIGHT * functional.mse_loss(back, videos)
-        + EDGE_WEIGHT * edges
+        + EDGE_WEIGHT * (across + down)
         + KL_WEIGHT * divergence
     )
 
@@ -165,11 +166,13 @@ def start_as_transform(vae: AutoencoderKLWan, clips: np.ndarray) -> None:
     component stands twice, with either sign.
     """
     _start_branches(vae)
-    encoder, decoder = vae.encoder, vae.decoder
-    width, depth = vae.config.base_dim, vae.config.z_dim
+    # The layers' own layers are looked up by name, which has no types.
+    encoder: Any = vae.encoder
+    decoder: Any = vae.decoder
+    width, depth = vae.config["base_dim"], vae.config["z_dim"]
     fine = decoder.up_blocks[0].upsamplers[0].resample[1].out_channels - 1  # components of a patch in the decoder
     pairs = (width - 1) // 2
-    patches = patchify(_as_videos(clips), vae.config.patch_size)  # (N, C, F, h, w)
+    patches = patchify(_as_videos(clips), vae.config["patch_size"])  # type: ignore[no-untyped-call]  # (N, C, F, h, w)
     mean = patches.mean(dim=(0, 2, 3, 4))
     basis = _principal(_rows(patches) - mean)[:, : width - 1]
     _now(encoder.conv_in)[: basis.shape[1]] = basis.T
@@ -178,7 +181,7 @@ def start_as_transform(vae: AutoencoderKLWan, clips: np.ndarray) -> None:
     parts = torch.einsum("ncfhw,ck->nkfhw", patches - mean[:, None, None, None], basis)
 
     # Blocks of 2 x 2 patches, each component with either sign.
-    down = next(block for block in encoder.down_blocks if isinstance(block, WanResample))
+    down: Any = next(block for block in encoder.down_blocks if isinstance(block, WanResample))
     count = parts.shape[1]
     blocks = torch.cat([parts[..., y::2, x::2] for y in (0, 1) for x in (0, 1)], dim=1)
     spatial = _principal(_rows(blocks))[:, :pairs]
@@ -216,17 +219,17 @@ def start_as_transform(vae: AutoencoderKLWan, clips: np.ndarray) -> None:
     _now(decoder.conv_in)[:depth] = torch.diag(scale)
     decoder.conv_in.bias[-1] = REFERENCE
     up = decoder.up_blocks[0].upsamplers[0]
-    for frame, sign in ((0, -1.0), (1, 1.0)):
+    for frame, direction in ((0, -1.0), (1, 1.0)):
         out = _now(up.time_conv)[frame * width : (frame + 1) * width]
         out[slow, slow] = 1.0
         for index in range(quick):
-            out[index, SLOW + index] = sign / stretch[index]
+            out[index, SLOW + index] = direction / stretch[index]
         out[-1, -1] = 1.0
     still = torch.zeros_like(code[:, :depth])
     still[:, :, :1] = latents[:, :, :1]
-    for frame, sign in ((1, -1.0), (2, 1.0)):
+    for frame, direction in ((1, -1.0), (2, 1.0)):
         still[:, :SLOW, frame::2] = joined[:, :SLOW]
-        still[:, :quick, frame::2] += sign * joined[:, SLOW:depth] / stretch[:, None, None, None]
+        still[:, :quick, frame::2] += direction * joined[:, SLOW:depth] / stretch[:, None, None, None]
     weight, bias = _least_squares(still, parts[:, :fine])
     up.resample[1].weight[:fine, :depth] = weight
     up.resample[1].bias[:fine] = bias
@@ -244,15 +247,14 @@ def _start_branches(vae: AutoencoderKLWan) -> None:
     """Zeroes what residual branches add and all convolutions on the main path; fits the norms to the reference."""
     for module in vae.modules():
         if isinstance(module, WanResidualBlock):
-            torch.nn.init.zeros_(module.conv2.weight)
-            torch.nn.init.zeros_(module.conv2.bias)
+            _zero(module.conv2)
             _fit_norm(module.norm1, 2.0)
         elif isinstance(module, WanAttentionBlock):
-            torch.nn.init.zeros_(module.proj.weight)
-            torch.nn.init.zeros_(module.proj.bias)
+            _zero(module.proj)
             _fit_norm(module.norm, 2.0)
-    path = [vae.quant_conv, vae.post_quant_conv]
-    for half in (vae.encoder, vae.decoder):
+    path: list[Any] = [vae.quant_conv, vae.post_quant_conv]
+    halves: tuple[Any, Any] = (vae.encoder, vae.decoder)
+    for half in halves:
         path += [half.conv_in, half.conv_out]
         _fit_norm(half.norm_out, 1.0)
         for module in half.modules():
@@ -261,8 +263,13 @@ def _start_branches(vae: AutoencoderKLWan) -> None:
             elif isinstance(module, WanResidualBlock) and isinstance(module.conv_shortcut, torch.nn.Conv3d):
                 path.append(module.conv_shortcut)
     for convolution in path:
-        torch.nn.init.zeros_(convolution.weight)
-        torch.nn.init.zeros_(convolution.bias)
+        _zero(convolution)
+
+
+def _zero(convolution: Any) -> None:
+    """Zeroes weights and biases."""
+    torch.nn.init.zeros_(convolution.weight)
+    torch.nn.init.zeros_(convolution.bias)
 
 
 def _fit_norm(norm: WanRMS_norm, spread: float) -> None:
@@ -291,8 +298,7 @@ def _rows(maps: torch.Tensor) -> torch.Tensor:
 
 def _principal(rows: torch.Tensor) -> torch.Tensor:
     """Principal directions as columns, the strongest first; signs so that each sums to at least 0."""
-    _, vectors = torch.linalg.eigh((rows.T @ rows).double() / len(rows))
-    vectors = vectors.flip(1)
+    vectors: torch.Tensor = torch.linalg.eigh((rows.T @ rows).double() / len(rows))[1].flip(1)
     return (vectors * torch.where(vectors.sum(dim=0) < 0, -1.0, 1.0)).float()
 
 

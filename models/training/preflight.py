@@ -14,7 +14,7 @@ from pathlib import Path
 import numpy as np
 import psutil
 import torch
-from diffusers import WanTransformer3DModel
+from diffusers.models.transformers.transformer_wan import WanTransformer3DModel
 
 from models.generation.video_diffusion import decode_latents, encode_frames, open_pipeline, pipeline_folder
 from models.training.config import TrainConfig

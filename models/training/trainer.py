@@ -24,8 +24,9 @@ import torch
 from accelerate import Accelerator, PartialState
 from accelerate.state import AcceleratorState
 from accelerate.utils import DistributedType, InitProcessGroupKwargs, broadcast_object_list
-from diffusers import WanPipeline, WanTransformer3DModel
+from diffusers.models.transformers.transformer_wan import WanTransformer3DModel
 from diffusers.optimization import get_scheduler
+from diffusers.pipelines.wan.pipeline_wan import WanPipeline
 from diffusers.training_utils import EMAModel, cast_training_params
 from peft import LoraConfig, set_peft_model_state_dict
 from peft.utils import get_peft_model_state_dict
@@ -109,9 +110,10 @@ def load_transformer(folder: Path, dtype: torch.dtype) -> WanTransformer3DModel:
     """
     check_kind(folder)
     try:
-        return WanTransformer3DModel.from_pretrained(
+        transformer: WanTransformer3DModel = WanTransformer3DModel.from_pretrained(
             folder, subfolder="transformer", torch_dtype=dtype, use_safetensors=True, low_cpu_mem_usage=True
         )
+        return transformer
     except (OSError, ValueError, KeyError, SafetensorError, RuntimeError) as error:
         raise ModelUnavailable(f"the transformer of {folder} can't be loaded: {error}") from error
 
@@ -198,7 +200,7 @@ def losses_of(model: Any, batch: Mapping[str, Tensor], device: torch.device) -> 
 
 
 def _compute_dtype(model: Any) -> torch.dtype:
-    weight = getattr(model, "module", model).patch_embedding.weight
+    weight: Tensor = getattr(model, "module", model).patch_embedding.weight
     return weight.dtype
 
 
@@ -239,22 +241,22 @@ class Trainer:
     def _read_samples(self) -> None:
         """Training and held-out samples; refuses what can't work."""
         config, structure = self.config, self.model.config
-        if self.empty.shape[1] != structure.text_dim:
+        if self.empty.shape[1] != structure["text_dim"]:
             raise TrainingStopped(
                 f"the captions' embeddings are {self.empty.shape[1]} wide and the transformer takes "
-                f"{structure.text_dim}: the clips were encoded for another base; encode them for {self.job.base}"
+                f"{structure['text_dim']}: the clips were encoded for another base; encode them for {self.job.base}"
             )
         train, away = split_by_video(self.job.samples, config.validation_share, config.seed)
         memory = int(config.cache_latents_gb * 2**30)
-        self.train = SampleSet(train, structure.in_channels, structure.text_dim, memory)
-        self.held_out = SampleSet(away, structure.in_channels, structure.text_dim, memory)
+        self.train = SampleSet(train, structure["in_channels"], structure["text_dim"], memory)
+        self.held_out = SampleSet(away, structure["in_channels"], structure["text_dim"], memory)
         if not len(self.train):
             reasons = "; ".join(f"{clip} {why}" for clip, why in list(self.train.quarantined.items())[:3])
             raise NothingToTrainOn(
                 f"none of {len(self.job.samples)} encoded clips can be trained on"
                 + (f": {reasons}" if reasons else ": the release has no clips that could be encoded")
             )
-        _, patch_height, patch_width = structure.patch_size
+        _, patch_height, patch_width = structure["patch_size"]
         for _, _, height, width in self.train.buckets():
             if height % patch_height or width % patch_width:
                 raise TrainingStopped(
@@ -511,7 +513,8 @@ class Trainer:
 
     def _optimizer_state(self, weight: torch.nn.Parameter) -> dict[str, Tensor]:
         inner = getattr(self.optimizer, "optimizer", self.optimizer)
-        return inner.state[weight]
+        state: dict[str, Tensor] = inner.state[weight]
+        return state
 
     def _resume(self) -> None:
         """Goes on from the newest whole checkpoint."""
@@ -682,7 +685,7 @@ def deliver_model(
             else:
                 merged.load_state_dict(dict(weights), strict=True)
             if dtype != torch.float32:
-                merged.to(dtype)
+                merged.to(dtype)  # type: ignore[arg-type]  # its decorator loses `self`
             merged.save_pretrained(making / "transformer")
             # Nothing of it changed, and the library would write down where the base lay.
             shutil.copyfile(base / "transformer" / "config.json", making / "transformer" / "config.json")
@@ -722,11 +725,11 @@ def merge_adapter(model: WanTransformer3DModel, weights: Mapping[str, Tensor], c
     """W ← W + alpha/rank·B·A in each adapted module; the model is a plain one again afterwards."""
     add_lora(model, config)
     state = get_peft_model_state_dict(model, state_dict=dict(weights))
-    told = set_peft_model_state_dict(model, state)
-    if told.unexpected_keys:
-        raise TrainingStopped(f"the adapter has weights that the model lacks: {told.unexpected_keys[:3]}")
-    model.fuse_lora()
-    model.unload_lora()
+    loaded: Any = set_peft_model_state_dict(model, state)
+    if loaded.unexpected_keys:
+        raise TrainingStopped(f"the adapter has weights that the model lacks: {loaded.unexpected_keys[:3]}")
+    model.fuse_lora()  # type: ignore[no-untyped-call]  # has no types
+    model.unload_lora()  # type: ignore[no-untyped-call]  # has no types
 
 
 @contextmanager

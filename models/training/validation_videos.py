@@ -33,7 +33,7 @@ class PromptVideos:
         self.texts = padded(texts, config.max_sequence_length)
         self.empty = padded([empty], config.max_sequence_length)
         del pipeline
-        self.pipeline = open_pipeline(base, parts=("vae", "scheduler"))
+        self.pipeline: Any = open_pipeline(base, parts=("vae", "scheduler"))
         self.config, self.device = config, device
 
     def make(self, transformer: Any, folder: Path, *, write: bool = True) -> list[Path]:
