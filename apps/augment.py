@@ -1,17 +1,13 @@
 """`medgen augment`."""
 
-import json
-import sys
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
-from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
-out = Console()
-err = Console(stderr=True)
+from apps.console import Json, out, parse_settings, print_json, report_expected_errors
 
 
 def augment(
@@ -51,13 +47,12 @@ def augment(
     ] = None,
     retry_quarantined: Annotated[bool, typer.Option(help="Try videos again that failed for good.")] = False,
     target: Annotated[Path | None, typer.Option("--out", help="Folder for result, report, plot and data list.")] = None,
-    as_json: Annotated[bool, typer.Option("--json", help="Print facts as JSON for machines.")] = False,
+    as_json: Json = False,
 ) -> None:
     """Does synthetic data help a classifier? Real only against real + synthetic, oversampling and augmentation."""
-    from apps.cli import parse_settings, plain_errors
     from apps.run_flow import run_flow
 
-    with plain_errors(OSError):
+    with report_expected_errors(OSError):
         arguments: dict[str, Any] = {
             "labelled": _absolute(data),
             "synthetic": _absolute(synthetic),
@@ -77,12 +72,12 @@ def augment(
         files = _handed_out(summary, target) if target else {}
         if as_json:
             facts = summary | {"files": files}
-            sys.stdout.write(json.dumps(facts, indent=1, ensure_ascii=False) + "\n")
+            print_json(facts)
             return
-        show(summary, files)
+        print_augmentation(summary, files)
 
 
-def show(summary: dict[str, Any], files: dict[str, str]) -> None:
+def print_augmentation(summary: dict[str, Any], files: dict[str, str]) -> None:
     """Prints the tables, what to keep in mind, and the sentence."""
     from models.classifiers.augmentation_report import comparison_rows, table_rows
 

@@ -7,7 +7,6 @@ from pathlib import Path
 from typing import Any
 
 import yaml
-from rich.console import Console
 
 from medgen.errors import RunStopped
 from medgen.settings import current
@@ -17,8 +16,6 @@ POOL = "medgen"  # as in prefect.yaml
 TAG = "medgen"
 AUTOMATIONS = ROOT / "infra" / "automations.yaml"
 NOTIFIER = "medgen"  # name of the notification block that automations write to, where there is one
-
-out = Console()
 
 
 class DeploymentRefused(RunStopped):
@@ -98,13 +95,3 @@ def _register_automations(client: Any, deployments: Mapping[str, Any]) -> None:
 def tag_limits() -> dict[str, int]:
     """Task runs at once of each tag, on one machine."""
     return {"network": current().download_workers, "cpu": 2 * current().workers, "gpu": 1}
-
-
-def deploy() -> None:
-    """Register work pool, limits, deployments and automations with the Prefect server at PREFECT_API_URL."""
-    from apps.cli import plain_errors
-    from apps.prefect_server import prefect_server
-
-    with plain_errors(), prefect_server(current().home) as url:
-        register(tag_limits())
-        out.print(f"registered with {url}: see `prefect deployment ls` and `prefect automation ls`", soft_wrap=True)

@@ -1,17 +1,13 @@
 """`medgen evaluate`."""
 
-import json
-import sys
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
-from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
-out = Console()
-err = Console(stderr=True)
+from apps.console import Json, err, out, parse_settings, print_json, report_expected_errors
 
 
 def evaluate(
@@ -34,17 +30,16 @@ def evaluate(
     ] = None,
     retry_quarantined: Annotated[bool, typer.Option(help="Try videos again that failed for good.")] = False,
     fields: Annotated[bool, typer.Option("--fields", help="List every parameter with its default, and stop.")] = False,
-    as_json: Annotated[bool, typer.Option("--json", help="Print facts as JSON for machines.")] = False,
+    as_json: Json = False,
 ) -> None:
     """Measure generated videos and compare systems: leaderboard, tests against a baseline, near copies, report.
 
     Models make the videos of the prompts first; folders are measured as they are. A folder's prompts.csv (columns
     file, prompt) says what each video should show; without it a file is matched by the prompt's id in its name.
     """
-    from apps.cli import parse_settings, plain_errors
     from apps.run_flow import run_flow
 
-    with plain_errors():
+    with report_expected_errors():
         if fields:
             _show_fields(as_json)
             return
@@ -60,12 +55,12 @@ def evaluate(
         }
         summary = run_flow("evaluate", arguments, quiet=as_json)
         if as_json:
-            sys.stdout.write(json.dumps(summary, indent=1, ensure_ascii=False, default=str) + "\n")
+            print_json(summary)
             return
-        show(summary)
+        print_evaluation(summary)
 
 
-def show(summary: dict[str, Any]) -> None:
+def print_evaluation(summary: dict[str, Any]) -> None:
     """Prints leaderboard, tests, near copies and where the report lies."""
     from flows.evaluate import leaderboard_rows, paired_rows
 
@@ -109,7 +104,7 @@ def _show_fields(as_json: bool) -> None:
 
     if as_json:
         properties = EvaluateParameters.model_json_schema()["properties"]
-        sys.stdout.write(json.dumps(properties, indent=1, ensure_ascii=False) + "\n")
+        print_json(properties)
         return
     table = Table("name", "default", "meaning")
     for name, field in EvaluateParameters.model_fields.items():

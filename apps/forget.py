@@ -44,12 +44,12 @@ def forget(
 
     A URL that was never listed gets a tombstone too. Killed halfway: run it again, or `medgen gc`.
     """
-    from apps.cli import plain_errors
-    from apps.life import Unknown
+    from apps.console import report_expected_errors
+    from apps.history import Unknown
     from medgen.ledger import open_ledger
     from tasks.operations import takedown as step
 
-    with plain_errors(NotForgotten, Unknown):
+    with report_expected_errors(NotForgotten, Unknown):
         if tell:
             _list(as_json)
             return
@@ -82,7 +82,7 @@ def locate(ledger: "Ledger", name: str) -> tuple[str, str]:
     """
     from sqlalchemy.orm import Session
 
-    from apps.life import Unknown, find
+    from apps.history import Unknown, find
     from medgen.catalog import Tombstone, Video
     from medgen.listings.sources import FOLDER_SCHEME
     from tasks.curation.discover import video_id
@@ -187,13 +187,13 @@ def recheck(
     as_json: Annotated[bool, typer.Option("--json", help="Print facts as JSON for machines.")] = False,
 ) -> None:
     """Ask the sources of kept videos whether they still exist; mark those that vanished."""
-    from apps.cli import parse_settings, plain_errors
+    from apps.console import parse_settings, report_expected_errors
     from medgen.ledger import open_ledger
     from medgen.shard import ShardFailed
     from medgen.takedown import stamp
     from tasks.operations import recheck as step
 
-    with plain_errors(ShardFailed):
+    with report_expected_errors(ShardFailed):
         params = step.RecheckParams(**parse_settings(settings or []))
         ledger = open_ledger()
         with Progress(console=err, disable=as_json, transient=True) as bars:

@@ -1,17 +1,13 @@
 """`medgen generate`."""
 
-import json
-import sys
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import typer
-from rich.console import Console
 from rich.markup import escape
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
-out = Console()
-err = Console(stderr=True)
+from apps.console import Json, err, out, print_json, report_expected_errors
 
 FAST = "Fast paths"
 
@@ -61,12 +57,11 @@ def generate(
     vae_tiling: Annotated[bool, typer.Option(help="Decode in tiles, with less memory.", rich_help_panel=FAST)] = False,
     vae_slicing: Annotated[bool, typer.Option(help="Decode videos one by one.", rich_help_panel=FAST)] = False,
     retry_quarantined: Annotated[bool, typer.Option(help="Try prompts again that failed for good.")] = False,
-    as_json: Annotated[bool, typer.Option("--json", help="Print facts as JSON for machines.")] = False,
+    as_json: Json = False,
 ) -> None:
     """Make videos of prompts. Kill it whenever you like; run it again to go on. Nothing is made twice."""
-    from apps.cli import plain_errors
 
-    with plain_errors():
+    with report_expected_errors():
         chosen = _prompts(prompt, prompts, limit)
         with err.status("loading diffusers"):
             from medgen.ledger import open_ledger
@@ -141,7 +136,7 @@ def _print(result: Any, made: Any, files: list[Path], failed: Any, as_json: bool
         ]
         faults = [{"subject": r.subject, "reason": r.reason, "message": r.detail.get("message")} for r in failed]
         facts = {"executed": result.executed, "reused": result.reused, "videos": videos, "failed": faults}
-        sys.stdout.write(json.dumps(facts, indent=1, ensure_ascii=False) + "\n")
+        print_json(facts)
         return
     for file in files:
         out.print(escape(str(file)), highlight=False, soft_wrap=True)

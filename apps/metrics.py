@@ -11,10 +11,9 @@ import typer
 from prometheus_client import CollectorRegistry, start_http_server
 from prometheus_client.core import GaugeMetricFamily, Metric
 from prometheus_client.registry import Collector
-from rich.console import Console
 from sqlalchemy import Engine, text
 
-out = Console()
+from apps.console import out, report_expected_errors
 
 # Counts over all that stands. Superseded attempts are left out.
 _STEP_RUNS = "SELECT step, status, count(*) FROM step_run WHERE NOT superseded GROUP BY step, status"
@@ -77,12 +76,11 @@ def metrics(
     host: Annotated[str, typer.Option(help="Address to listen on.")] = "127.0.0.1",
 ) -> None:
     """Serve figures of the installation to Prometheus, at /metrics. Ctrl-C stops."""
-    from apps.cli import plain_errors
     from medgen.catalog import open_catalog
     from medgen.settings import current
 
     signal.signal(signal.SIGTERM, signal.default_int_handler)  # a service manager's way to say Ctrl-C
-    with plain_errors(OSError):
+    with report_expected_errors(OSError):
         engine = open_catalog()
         server, _ = start_http_server(port, host, registry(engine, str(current().home)))
         out.print(f"http://{host}:{server.server_port}/metrics   (Ctrl-C stops)", soft_wrap=True)

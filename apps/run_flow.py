@@ -5,14 +5,12 @@ import logging
 import os
 from typing import Any
 
-from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
+from apps.console import err
 from medgen.errors import ItemFailed, RunStopped
 from medgen.settings import current
 from models import ModelUnavailable
-
-err = Console(stderr=True)
 
 
 def run_flow(name: str, arguments: dict[str, Any], *, quiet: bool) -> dict[str, Any]:
@@ -40,7 +38,7 @@ def run_flow(name: str, arguments: dict[str, Any], *, quiet: bool) -> dict[str, 
         module.PARAMETERS(**arguments)
         state.stop()
         for handler in [*logging.getLogger().handlers, *logging.getLogger("prefect").handlers]:
-            handler.addFilter(_no_foreseen_trouble)
+            handler.addFilter(without_expected_errors)
         columns = (TextColumn("{task.description:<10}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
         with Progress(*columns, console=err, disable=quiet, transient=True) as bars:
             prefect_step.watchers.append(_Bars(bars))
@@ -52,8 +50,8 @@ def run_flow(name: str, arguments: dict[str, Any], *, quiet: bool) -> dict[str, 
                 APILogHandler().flush()  # before the server goes
 
 
-def _no_foreseen_trouble(record: logging.LogRecord) -> bool:
-    """Foreseen troubles end the command in one plain line; the log of the run in Prefect keeps the traceback."""
+def without_expected_errors(record: logging.LogRecord) -> bool:
+    """A log filter: expected errors end the command in one plain line; the run's log in Prefect keeps the traceback."""
     return not (record.exc_info and isinstance(record.exc_info[1], RunStopped | ItemFailed | ModelUnavailable))
 
 

@@ -6,12 +6,10 @@ from pathlib import Path
 from typing import Annotated, Any
 
 import typer
-from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
-out = Console()
-err = Console(stderr=True)
+from apps.console import Json, err, out, parse_settings, print_json, report_expected_errors
 
 
 def train(
@@ -33,7 +31,7 @@ def train(
     samples: Annotated[bool, typer.Option(help="Make a video of each category with the trained model.")] = True,
     check: Annotated[bool, typer.Option("--check", help="Only pre-flight: what would go wrong?")] = False,
     fields: Annotated[bool, typer.Option("--fields", help="List the preset's fields and values, and stop.")] = False,
-    as_json: Annotated[bool, typer.Option("--json", help="Print facts as JSON for machines.")] = False,
+    as_json: Json = False,
 ) -> None:
     """Train a text-to-video model on a release. Kill it whenever you like; run it again to go on.
 
@@ -44,10 +42,9 @@ def train(
     --check, copy the working folder, and run `accelerate launch … -m models.training FOLDER/job.json` on each; then
     run this command again to take the model in.
     """
-    from apps.cli import plain_errors
     from apps.run_flow import run_flow
 
-    with plain_errors(ValueError):
+    with report_expected_errors(ValueError):
         if fields:
             _show_fields(preset, settings or [], as_json)
             return
@@ -75,9 +72,9 @@ def train(
         finally:
             watchers.clear()
         if as_json:
-            sys.stdout.write(json.dumps(summary, indent=1, ensure_ascii=False, default=str) + "\n")
+            print_json(summary)
             return
-        show(summary)
+        print_training(summary)
 
 
 # Arguments of the flow, not fields of a preset, that --set sets all the same.
@@ -86,7 +83,6 @@ RUN_FIELDS = ("base_seed", "vae_steps", "vae_clips", "encode_shards", "sample_pr
 
 def _about_the_run(settings: list[str]) -> dict[str, Any]:
     """Those of the NAME=VALUE pairs that set an argument of the flow."""
-    from apps.cli import parse_settings
 
     return parse_settings([text for text in settings if text.partition("=")[0] in RUN_FIELDS])
 
@@ -121,7 +117,7 @@ class _Teller:
             )
 
 
-def show(summary: dict[str, Any]) -> None:
+def print_training(summary: dict[str, Any]) -> None:
     """Prints losses, what was left out, and how to use the model."""
     if "model" not in summary:
         failed = [check["name"] for check in summary["checks"] if check["verdict"] == "fail"]

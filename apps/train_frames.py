@@ -1,18 +1,15 @@
 """`medgen train-frames`."""
 
 import json
-import sys
 from pathlib import Path
 from typing import Annotated
 
 import typer
-from rich.console import Console
 from rich.markup import escape
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 from rich.table import Table
 
-out = Console()
-err = Console(stderr=True)
+from apps.console import Json, err, out, print_json, report_expected_errors
 
 
 def train_frames(
@@ -26,14 +23,13 @@ def train_frames(
     target: Annotated[Path, typer.Option("--out", help="Folder for the head, its scores and its model card.")] = Path(
         "frame_head"
     ),
-    as_json: Annotated[bool, typer.Option("--json", help="Print facts as JSON for machines.")] = False,
+    as_json: Json = False,
 ) -> None:
     """Train a head that tells medical frames from others; validate it by leaving out one source at a time."""
-    from apps.cli import plain_errors
     from medgen.ledger import open_ledger
     from tasks.training import train_frames as step
 
-    with plain_errors(OSError):
+    with report_expected_errors(OSError):
         columns = (TextColumn("{task.description:<10}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
         with Progress(*columns, console=err, disable=as_json, transient=True) as bars:
             stages: dict[str, int] = {}
@@ -55,7 +51,7 @@ def train_frames(
                 "files": {role: str(path) for role, path in files.items()},
                 "left_out": left_out,
             }
-            sys.stdout.write(json.dumps(facts, indent=1, ensure_ascii=False) + "\n")
+            print_json(facts)
             return
         found = record.detail["leave_one_source_out"]
         for name, reason in left_out.items():

@@ -1,18 +1,15 @@
 """`medgen train-text`."""
 
 import json
-import sys
 from pathlib import Path
 from typing import Annotated
 
 import typer
-from rich.console import Console
 from rich.markup import escape
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 from rich.table import Table
 
-out = Console()
-err = Console(stderr=True)
+from apps.console import Json, err, out, print_json, report_expected_errors
 
 
 def train_text(
@@ -36,14 +33,13 @@ def train_text(
     target: Annotated[Path, typer.Option("--out", help="Folder for the head, its scores and its model card.")] = Path(
         "text_head"
     ),
-    as_json: Annotated[bool, typer.Option("--json", help="Print facts as JSON for machines.")] = False,
+    as_json: Json = False,
 ) -> None:
     """Train a head that tells medical listings from others by their text; cross-validate it by groups."""
-    from apps.cli import plain_errors
     from medgen.ledger import open_ledger
     from tasks.training import train_text as step
 
-    with plain_errors(OSError):
+    with report_expected_errors(OSError):
         columns = (TextColumn("{task.description:<10}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
         with Progress(*columns, console=err, disable=as_json, transient=True) as bars:
             stages: dict[str, int] = {}
@@ -65,7 +61,7 @@ def train_text(
                 "files": {role: str(path) for role, path in files.items()},
                 "data_list": json.loads(ledger.store.read(record.outputs["data_list"])),
             }
-            sys.stdout.write(json.dumps(facts, indent=1, ensure_ascii=False) + "\n")
+            print_json(facts)
             return
         table = Table("cross-validated", "rows", "F1", "recall", "false alarms")
         for name, own in record.detail["cross_validation"]["by_file"].items():

@@ -18,9 +18,9 @@ from sqlalchemy.exc import SQLAlchemyError
 from starlette.testclient import TestClient
 
 from apps.audit import search
+from apps.audit.application import create_site
 from apps.audit.reading import TooSlow
 from apps.audit.search import Filters
-from apps.audit.site import create_site
 from medgen.catalog import Standing
 from medgen.ledger import Ledger, open_ledger
 from tasks.operations.takedown import forget

@@ -15,7 +15,7 @@ import av
 import numpy as np
 import pytest
 
-from apps.status import newest, verdicts
+from apps.verdicts import newest, verdicts
 from medgen.ledger import open_ledger
 from medgen.shard import ShardResult
 from medgen.verify import verify

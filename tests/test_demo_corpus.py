@@ -15,7 +15,7 @@ import av
 import numpy as np
 import pytest
 
-from apps.cli import DEMO_LICENCES
+from apps.demo import DEMO_LICENCES
 from apps.demo_corpus import FPS, PUBLISHED, SUBTITLES, TRAINING_CLASSES, build_corpus, serve, write_listing
 
 # name → (width, height, frames)

@@ -20,7 +20,7 @@ from hypothesis import strategies as st
 from sqlalchemy import func, select
 from sqlalchemy.orm import Session
 
-from apps.status import newest, verdicts
+from apps.verdicts import newest, verdicts
 from medgen.catalog import open_catalog
 from medgen.ledger import Record, open_ledger
 from medgen.licences import creative_commons

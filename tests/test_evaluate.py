@@ -13,8 +13,8 @@ import pytest
 from scipy import stats
 from sqlalchemy.orm import Session
 
-from apps.evaluate import show
-from apps.run_flow import _no_foreseen_trouble
+from apps.evaluate import print_evaluation
+from apps.run_flow import without_expected_errors
 from flows.evaluate import EvaluateParameters, check
 from medgen.catalog import Evaluation
 from medgen.errors import ItemFailed, RunStopped
@@ -334,18 +334,18 @@ def test_the_command_compares_systems_and_a_second_run_does_nothing(
     assert first["leaderboard"][0]["near_copies"] >= 1
     assert first["retrieval"]["Calm"]["videos"] == 4 and first["retrieval"]["Calm"]["chance"] == 0.5
     assert html.count("<video") >= 8 and "near copy" in html and "<script" not in html
-    show(first)
+    print_evaluation(first)
     told = capsys.readouterr()
     assert "Leaderboard" in told.out and str(report) in told.out and "broken.mp4" in told.err
 
 
-def test_a_foreseen_trouble_leaves_no_traceback_on_the_console() -> None:
+def test_an_expected_error_leaves_no_traceback_on_the_console() -> None:
     def record(error: Exception) -> logging.LogRecord:
         return logging.LogRecord("prefect.flow_runs", logging.ERROR, "", 0, "", (), (type(error), error, None))
 
-    assert not _no_foreseen_trouble(record(RunStopped("the disk is full")))
-    assert not _no_foreseen_trouble(record(ItemFailed("unknown_release", "no such release")))
-    assert _no_foreseen_trouble(record(KeyError("x")))
+    assert not without_expected_errors(record(RunStopped("the disk is full")))
+    assert not without_expected_errors(record(ItemFailed("unknown_release", "no such release")))
+    assert without_expected_errors(record(KeyError("x")))
 
 
 def test_what_can_not_work_is_said_before_any_work(systems: Path, home: Path, tmp_path: Path) -> None:

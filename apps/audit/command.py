@@ -4,12 +4,10 @@ import secrets
 from typing import Annotated
 
 import typer
-from rich.console import Console
 from rich.markup import escape
 
 from apps.audit.access import is_loopback
-
-out = Console()
+from apps.console import out, report_expected_errors
 
 
 def audit(
@@ -27,11 +25,10 @@ def audit(
 
     import uvicorn
 
-    from apps.audit.site import create_site
-    from apps.cli import plain_errors
+    from apps.audit.application import create_site
     from medgen.errors import RunStopped
 
-    with plain_errors():
+    with report_expected_errors():
         loopback = is_loopback(host)
         if token is not None and len(token) < 8:
             raise RunStopped("the token is too short: take at least 8 characters")

@@ -20,7 +20,7 @@ from apps.audit.lineage import clip_lineage
 from apps.audit.release_page import described, outputs_of, release_of
 from apps.audit.search_page import filters_of
 from apps.audit.site import Site, site_of
-from apps.life import Unknown
+from apps.history import Unknown
 from medgen.catalog import StepRun
 
 router = APIRouter()

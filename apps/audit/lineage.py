@@ -9,7 +9,7 @@ from sqlalchemy.orm import Session
 
 from apps.audit.model_page import model_of
 from apps.audit.release_page import release_of
-from apps.life import Unknown, story_of
+from apps.history import Unknown, history_of
 from medgen.catalog import (
     Clip,
     Evaluation,
@@ -201,12 +201,12 @@ class ClipLineage:
     """All records behind a clip, and what it went into.
 
     Args:
-        story: as `apps.life.story_of` gives it.
+        history: as `apps.history.history_of` gives it.
         inputs: step run id → its rows (role, artifact, parent).
         releases, models, evaluations: rows.
     """
 
-    story: Mapping[str, Any]
+    history: Mapping[str, Any]
     inputs: Mapping[int, Sequence[Mapping[str, Any]]]
     source: Mapping[str, Any]
     releases: Sequence[Mapping[str, Any]]
@@ -216,16 +216,16 @@ class ClipLineage:
 
 def clip_lineage(ledger: Ledger, clip_id: str) -> ClipLineage:
     """Raises `Unknown`."""
-    story = story_of(ledger, "clip", clip_id)
-    names = [release["name"] for release in story["releases"]]
+    history = history_of(ledger, "clip", clip_id)
+    names = [release["name"] for release in history["releases"]]
     with Session(ledger.engine) as session:
         connection = session.connection()
         inputs: dict[int, list[Mapping[str, Any]]] = {}
-        query = select(StepInput.__table__).where(StepInput.step_run_id.in_([s["id"] for s in story["steps"]]))
+        query = select(StepInput.__table__).where(StepInput.step_run_id.in_([s["id"] for s in history["steps"]]))
         for row in connection.execute(query.order_by(StepInput.step_run_id, StepInput.role)).mappings():
             inputs.setdefault(row["step_run_id"], []).append(dict(row))
         source = connection.execute(
-            select(Source.__table__).where(Source.name == story["video"]["source_name"])
+            select(Source.__table__).where(Source.name == history["video"]["source_name"])
         ).mappings()
         found = dict(source.one())
         releases = connection.execute(
@@ -233,7 +233,7 @@ def clip_lineage(ledger: Ledger, clip_id: str) -> ClipLineage:
         ).mappings()
         releases = [dict(row) for row in releases]
         models, evaluations = trained_on(connection, names)
-    return ClipLineage(story, inputs, found, releases, models, evaluations)
+    return ClipLineage(history, inputs, found, releases, models, evaluations)
 
 
 def trained_on(connection: Connection, names: Sequence[str]) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:

@@ -11,7 +11,7 @@ from starlette.responses import Response
 from apps.audit.lineage import KINDS, Graph, Node, graph_of
 from apps.audit.shown_text import plain
 from apps.audit.site import query, site_of
-from apps.life import Unknown
+from apps.history import Unknown
 
 router = APIRouter()
 

@@ -13,7 +13,7 @@ from sqlalchemy.orm import Session
 from starlette.responses import FileResponse, Response
 
 from apps.audit.site import Site, site_of
-from apps.life import Unknown
+from apps.history import Unknown
 from medgen.catalog import Artifact, Clip, StepOutput, StepRun, Tombstone
 from medgen.errors import ItemFailed
 from medgen.media import Limits, pictures

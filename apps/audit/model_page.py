@@ -8,7 +8,7 @@ from sqlalchemy.orm import Session
 from starlette.responses import Response
 
 from apps.audit.site import site_of
-from apps.life import Unknown
+from apps.history import Unknown
 from medgen.catalog import Evaluation, ModelVersion, StepInput, StepOutput, StepRun
 from medgen.verify import record_faults
 

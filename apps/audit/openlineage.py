@@ -22,9 +22,9 @@ NAMESPACE = "medgen"
 def clip_events(lineage: ClipLineage) -> list[dict[str, Any]]:
     """A START and an end event for every step run behind a clip, oldest first."""
     events = []
-    by_id = {step["id"]: step for step in lineage.story["steps"]}
-    clip, video = lineage.story["clip"], lineage.story["video"]
-    for step in lineage.story["steps"]:
+    by_id = {step["id"]: step for step in lineage.history["steps"]}
+    clip, video = lineage.history["clip"], lineage.history["video"]
+    for step in lineage.history["steps"]:
         read = [
             _dataset(f"artifact/{i['artifact_sha256']}")
             for i in lineage.inputs.get(step["id"], ())

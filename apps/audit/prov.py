@@ -20,9 +20,9 @@ PREFIX = {kind: f"urn:medgen:{kind}:" for kind in KINDS} | {"medgen": "urn:medge
 def clip_document(lineage: ClipLineage) -> dict[str, Any]:
     """The PROV-JSON document of a clip: every record behind it and everything that it went into."""
     made = _Document()
-    story, video, clip = lineage.story, lineage.story["video"], lineage.story["clip"]
-    by_id = {step["id"]: step for step in story["steps"]}
-    for step in story["steps"]:
+    history, video, clip = lineage.history, lineage.history["video"], lineage.history["clip"]
+    by_id = {step["id"]: step for step in history["steps"]}
+    for step in history["steps"]:
         run = f"run:{step['record_hash']}"
         made.add(
             "activity",
@@ -73,7 +73,7 @@ def clip_document(lineage: ClipLineage) -> dict[str, Any]:
         made.relate(
             "wasGeneratedBy", {"prov:entity": own, "prov:activity": f"run:{by_id[clip['step_run_id']]['record_hash']}"}
         )
-    for caption in story["captions"]:
+    for caption in history["captions"]:
         if caption["step_run_id"] not in by_id:
             continue
         text = f"artifact:caption-{caption['step_run_id']}-{caption['kind']}"

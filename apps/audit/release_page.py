@@ -17,7 +17,7 @@ from starlette.responses import Response
 
 from apps.audit import charts
 from apps.audit.site import query, site_of
-from apps.life import Unknown
+from apps.history import Unknown
 from medgen.catalog import Clip, ModelVersion, Release, ReleaseClip, Standing, StepOutput, StepRun, Tombstone
 from medgen.errors import ItemFailed
 from medgen.store import Store

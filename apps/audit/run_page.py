@@ -8,9 +8,9 @@ from sqlalchemy import ColumnElement, func, literal, select, text, tuple_
 from sqlalchemy.orm import Session, aliased
 from starlette.responses import Response
 
-from apps.audit.clip_page import tell_steps
+from apps.audit.decisions import describe_steps
 from apps.audit.site import site_of
-from apps.life import Unknown
+from apps.history import Unknown
 from medgen.catalog import Artifact, Clip, Release, Score, StepInput, StepOutput, StepRun, Video
 from medgen.verify import record_faults
 
@@ -154,7 +154,7 @@ def step(request: Request, step_run_id: Annotated[int, Path(ge=1, lt=2**62)]) ->
         "scores": [{"metric": s.metric, "value": s.value, "model": s.model_digest} for s in scores],
         "outputs": [],
     }
-    tell_steps([told], faults)
+    describe_steps([told], faults)
     said = {
         name: json.dumps(told[name], indent=1, sort_keys=True, ensure_ascii=False)
         for name in ("detail", "params", "context", "models")

@@ -1,36 +1,17 @@
-"""The site as a FastAPI application: what all pages share, and the pages."""
+"""What every page of the site needs: the catalog to read, the store, the templates; and how addresses are written."""
 
-import logging
 from collections.abc import Mapping
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
-from urllib.parse import quote, urlencode
+from urllib.parse import urlencode
 
-import pyarrow as pa
-import pyarrow.compute as pc
-from fastapi import FastAPI, Request
-from fastapi.exceptions import RequestValidationError
-from fastapi.staticfiles import StaticFiles
-from jinja2 import ChainableUndefined, Environment, FileSystemLoader
+from fastapi import Request
+from jinja2 import Environment
 from sqlalchemy import Engine
-from sqlalchemy.exc import DataError, OperationalError, SQLAlchemyError
-from starlette.exceptions import HTTPException
-from starlette.responses import HTMLResponse, PlainTextResponse, Response
+from starlette.responses import HTMLResponse
 
-from apps.audit import charts, shown_text
-from apps.audit.access import Access
-from apps.audit.reading import TooSlow, read_only_engine
-from apps.audit.reasons import in_words
-from apps.life import Unknown
-from medgen import __version__
-from medgen.errors import ItemFailed
 from medgen.ledger import Ledger
-from medgen.store import Store, open_store
-
-log = logging.getLogger(__name__)
-
-FOLDER = Path(__file__).parent
+from medgen.store import Store
 
 
 @dataclass(frozen=True)
@@ -57,113 +38,11 @@ class Site:
 
 def site_of(request: Request) -> Site:
     """The site that a request came to."""
-    return request.app.state.site
-
-
-def create_site(token: str | None = None, *, loopback: bool = True) -> FastAPI:
-    """The site over this installation's catalog and store.
-
-    Args:
-        token, loopback: as `Access`.
-    """
-    from apps.audit import (
-        clip_page,
-        exports,
-        home_page,
-        lineage_page,
-        media,
-        model_page,
-        release_page,
-        run_page,
-        search_page,
-        takedown_page,
-        video_page,
-    )
-
-    pc.equal(pa.array(["a"]), "a")  # pyarrow's first comparison loads pandas: now, not while somebody waits
-    app = FastAPI(title="medgen audit", docs_url=None, redoc_url=None, openapi_url=None)
-    app.state.site = Site(Ledger(read_only_engine(), open_store()), _templates())
-    for page in (
-        home_page, search_page, clip_page, video_page, release_page, model_page, run_page, lineage_page,
-        takedown_page, exports, media,
-    ):  # fmt: skip
-        app.include_router(page.router)
-    app.mount("/static", StaticFiles(directory=FOLDER / "static"))
-    app.add_exception_handler(Unknown, _unknown)
-    app.add_exception_handler(HTTPException, _refused)
-    app.add_exception_handler(RequestValidationError, _malformed)
-    app.add_exception_handler(TooSlow, _too_slow)
-    app.add_exception_handler(SQLAlchemyError, _catalog_trouble)
-    app.add_exception_handler(ItemFailed, _store_trouble)
-    app.add_middleware(Access, token=token, loopback=loopback)
-    return app
-
-
-def _templates() -> Environment:
-    made = Environment(
-        loader=FileSystemLoader(FOLDER / "templates"),
-        autoescape=True,
-        undefined=ChainableUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
-    made.filters |= {
-        "words": shown_text.words,
-        "plain": shown_text.plain,
-        "number": shown_text.number,
-        "moment": shown_text.moment,
-        "size": shown_text.size,
-        "clock": shown_text.clock,
-        "in_words": in_words,
-        "segment": lambda value: quote(str(value), safe=""),
-    }
-    made.globals |= {"version": __version__, "query": query, "charts": charts}
-    return made
+    site: Site = request.app.state.site
+    return site
 
 
 def query(values: Mapping[str, Any] | None = None, **more: Any) -> str:
     """A query string of what is set; empty when nothing is."""
     given = {k: v for k, v in {**(values or {}), **more}.items() if v not in ("", None)}
     return "?" + urlencode(given) if given else ""
-
-
-def _trouble(request: Request, status: int, title: str, message: str) -> Response:
-    if request.url.path.endswith((".json", ".csv", ".parquet", ".jsonl", ".jpg", ".mp4")):
-        return PlainTextResponse(f"{title}: {message}", status)
-    return site_of(request).page("error.html", status, title=title, message=message)
-
-
-async def _unknown(request: Request, error: Exception) -> Response:
-    return _trouble(request, 404, "Not on record", str(error))
-
-
-async def _refused(request: Request, error: Exception) -> Response:
-    assert isinstance(error, HTTPException)
-    titles = {404: "Not on record", 405: "This site only shows"}
-    told = "There is nothing at this address." if error.detail == "Not Found" else str(error.detail)
-    return _trouble(request, error.status_code, titles.get(error.status_code, "That can't be shown"), told)
-
-
-async def _malformed(request: Request, error: Exception) -> Response:
-    assert isinstance(error, RequestValidationError)
-    told = "; ".join(f"{e['loc'][-1]}: {e['msg']}" for e in error.errors()[:5])
-    return _trouble(request, 422, "The question can't be understood", told)
-
-
-async def _too_slow(request: Request, error: Exception) -> Response:
-    return _trouble(request, 503, "That took too long", "Ask for less at once: set another filter, or a range of days.")
-
-
-async def _catalog_trouble(request: Request, error: Exception) -> Response:
-    if isinstance(error, DataError):
-        return _trouble(request, 400, "The question can't be understood", "The catalog can't hold such a value.")
-    if isinstance(error, OperationalError) and "statement timeout" in str(error.orig):
-        return await _too_slow(request, error)
-    log.error("the catalog: %s", error)
-    return _trouble(request, 503, "The catalog does not answer", "Try again; the log of `medgen audit` says more.")
-
-
-async def _store_trouble(request: Request, error: Exception) -> Response:
-    assert isinstance(error, ItemFailed)
-    lost = error.reason == "artifact_lost"
-    return _trouble(request, 404 if lost else 503, "The file can't be had", error.message)

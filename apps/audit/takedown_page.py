@@ -10,7 +10,7 @@ from sqlalchemy import Connection, select, tuple_
 from starlette.responses import JSONResponse, Response
 
 from apps.audit.site import site_of
-from apps.life import Unknown
+from apps.history import Unknown
 from medgen.catalog import Tombstone
 from medgen.takedown import stamp
 

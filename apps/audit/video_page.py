@@ -1,18 +1,19 @@
 """A video and a source: what was listed, what was decided, which clips were cut."""
 
-from typing import Annotated, Any
+from typing import Annotated
 
 from fastapi import APIRouter, Path, Query, Request
-from sqlalchemy import select
+from sqlalchemy import func, select
 from sqlalchemy.orm import Session
 from starlette.responses import Response
 
 from apps.audit import search
-from apps.audit.clip_page import neighbours, strip_of, tell_steps, why
+from apps.audit.decisions import describe_steps, explanation_of
 from apps.audit.search import Filters
-from apps.audit.site import site_of
-from apps.life import Unknown, story_of
-from medgen.catalog import ReleaseClip, Source, Standing
+from apps.audit.site import Site, site_of
+from apps.audit.timeline import clips_of_video, strip_of
+from apps.history import Unknown, history_of
+from medgen.catalog import ReleaseClip, Source, Standing, Video
 from medgen.verify import record_faults
 
 router = APIRouter()
@@ -22,10 +23,10 @@ router = APIRouter()
 def video(request: Request, video_id: Annotated[str, Path(max_length=200)]) -> Response:
     """The page of a video."""
     site = site_of(request)
-    story = story_of(site.ledger, "video", video_id)
+    history = history_of(site.ledger, "video", video_id)
     with Session(site.engine) as session:
-        clips = neighbours(session, video_id)
-        faults = record_faults(session, [step["id"] for step in story["steps"]])
+        clips = clips_of_video(session, video_id)
+        faults = record_faults(session, [step["id"] for step in history["steps"]])
         held = select(ReleaseClip.release_name).where(ReleaseClip.clip_id.in_([c["id"] for c in clips])).distinct()
         releases = sorted(session.scalars(held))
         uncut = session.execute(
@@ -33,16 +34,16 @@ def video(request: Request, video_id: Annotated[str, Path(max_length=200)]) -> R
             .where(Standing.video_id == video_id, Standing.kind == "stretch")
             .limit(50)
         ).all()
-    tell_steps(story["steps"], faults)
+    describe_steps(history["steps"], faults)
     return site.page(
         "video.html",
-        story=story,
-        why=why(story),
+        history=history,
+        why=explanation_of(history),
         clips=clips,
         uncut=uncut,
         faults=faults,
         releases=releases,
-        strip=strip_of(site.store, story["steps"], clips, None),
+        strip=strip_of(site.store, history["steps"], clips, None),
         description=_description(site, video_id),
     )
 
@@ -55,21 +56,17 @@ def source(request: Request, name: Annotated[str, Query(max_length=2000)] = "") 
         if not name:
             rows = connection.execute(select(Source.__table__).order_by(Source.name).limit(500)).mappings().all()
             return site.page("sources.html", sources=rows)
-        found = connection.execute(select(Source.__table__).where(Source.name == name)).mappings().first()
-        if found is None:
+        row = connection.execute(select(Source.__table__).where(Source.name == name)).mappings().first()
+        if row is None:
             raise Unknown(f"there is no source {name[:80]}")
         filters = Filters(source=name[:300])
         return site.page(
-            "source.html", source=found, filters=filters, page=search.search(connection, filters), wrong=[], after=""
+            "source.html", source=row, filters=filters, page=search.search(connection, filters), wrong=[], after=""
         )
 
 
-def _description(site: Any, video_id: str) -> str:
+def _description(site: Site, video_id: str) -> str:
     """At most as much of it as a page shows: a hostile one may be large."""
-    from sqlalchemy import func
-
-    from medgen.catalog import Video
-
     with site.engine.connect() as connection:
         query = select(func.left(Video.description, 20_000)).where(Video.id == video_id)
         return connection.scalar(query) or ""

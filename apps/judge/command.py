@@ -6,20 +6,17 @@ from pathlib import Path
 from typing import Annotated, Any
 
 import typer
-from rich.console import Console
 from rich.markup import escape
 from rich.progress import Progress
 from rich.table import Table
 
+from apps.console import Json, err, out, parse_settings, print_json, report_expected_errors
 from apps.judge.labels import BadManifest, read_labels
-
-out = Console()
-err = Console(stderr=True)
 
 
 def judge(
     folder: Annotated[Path, typer.Argument(help="Folder of videos with a MANIFEST.csv of labels.")],
-    as_json: Annotated[bool, typer.Option("--json", help="Print facts as JSON for machines.")] = False,
+    as_json: Json = False,
     report: Annotated[Path | None, typer.Option(help="Write an HTML report with pictures of the mistakes.")] = None,
     settings: Annotated[
         list[str] | None,
@@ -31,12 +28,11 @@ def judge(
     Columns of MANIFEST.csv: file; and, as far as known, is_medical, kind, has_black_border,
     has_subtitles_or_heavy_text, n_hard_cuts, cut_times_s, quality_note, source, correct. Others are ignored.
     """
-    from apps.cli import parse_settings, plain_errors
     from apps.judge.measure import JudgeParameters, measure_all
     from apps.judge.report import write_report
     from apps.judge.score import agreement, score
 
-    with plain_errors(BadManifest):
+    with report_expected_errors(BadManifest):
         labels = read_labels(folder)
         parameters = JudgeParameters(**parse_settings(settings or []))
         with Progress(console=err, disable=as_json, transient=True) as bars:
@@ -52,7 +48,7 @@ def judge(
                 "notes": notes,
                 "files": {name: verdict.facts() for name, verdict in verdicts.items()},
             }
-            sys.stdout.write(json.dumps(facts, indent=1, ensure_ascii=False) + "\n")
+            print_json(facts)
             return
         _print(answers, agreements, notes)
         if report is not None:
@@ -67,15 +63,14 @@ def sample(
     ] = None,
     release: Annotated[str | None, typer.Option(help="Name of the release; the newest by default.")] = None,
     seed: Annotated[int, typer.Option(help="Of the random choice.")] = 0,
-    as_json: Annotated[bool, typer.Option("--json", help="Print facts as JSON for machines.")] = False,
+    as_json: Json = False,
 ) -> None:
     """Lay out kept and rejected clips of a release to be labelled; `medgen judge` then scores the labels."""
-    from apps.cli import plain_errors
     from apps.judge.sample import NothingToSample
     from apps.judge.sample import sample as lay_out
     from medgen.ledger import open_ledger
 
-    with plain_errors(NothingToSample, FileExistsError):
+    with report_expected_errors(NothingToSample, FileExistsError):
         folder = target or Path(f"sample-{step}")
         counts = lay_out(open_ledger(), step, count, folder, release, seed)
         if as_json:

@@ -1,6 +1,5 @@
 """`medgen study`: new, open, invite, list, results, withdraw."""
 
-import json
 import socket
 import sys
 from datetime import UTC, datetime
@@ -8,13 +7,11 @@ from pathlib import Path
 from typing import Annotated, Any
 
 import typer
-from rich.console import Console
 from rich.markup import escape
 from rich.progress import Progress
 from rich.table import Table
 
-out = Console()
-err = Console(stderr=True)
+from apps.console import Json, err, out, print_json, report_expected_errors
 
 study_app = typer.Typer(
     help="Let people compare videos of several systems, side by side and blind.", no_args_is_help=True
@@ -34,7 +31,6 @@ videos, in a form that does not name you.
 Some videos may show surgery, blood or wounds. What they show may be wrong: nothing in them is to be learned from or \
 followed in treatment."""
 
-Json = Annotated[bool, typer.Option("--json", help="Print facts as JSON for machines.")]
 Name = Annotated[str, typer.Argument(metavar="NAME", help="Name of the study.")]
 Url = Annotated[str, typer.Option(help="Where raters reach the pages: the beginning of their links.")]
 DEFAULT_URL = "http://127.0.0.1:8008"
@@ -67,14 +63,13 @@ def new(
 
     The links are shown once: only digests of them are kept.
     """  # fmt: skip
-    from apps.cli import plain_errors
     from medgen.errors import RunStopped
     from medgen.ledger import open_ledger
     from models.generation.prompt_set import load_prompts
     from tasks.evaluation.study import StudyParams, new_study
     from tasks.evaluation.system_videos import videos_of
 
-    with plain_errors():
+    with report_expected_errors():
         params = StudyParams(raters=raters, pairs=pairs, checks=checks, study_seed=seed)
         wanted = load_prompts(prompts) if prompts else []
         text = _consent(consent)
@@ -92,7 +87,7 @@ def new(
         links = {str(rater): f"{url.rstrip('/')}/r/{token}" for rater, token in made.tokens.items()}
         if as_json:
             facts = {"study": name, "pairs": made.pairs, "checks": made.checks, "links": links}
-            _print_json(facts | {"left_out": made.left_out, "looks": made.looks})
+            print_json(facts | {"left_out": made.left_out, "looks": made.looks})
             return
         out.print(f"[bold]{name}[/]: {made.pairs} pairs and {made.checks} attention checks", highlight=False)
         for label, why in made.left_out.items():
@@ -114,12 +109,11 @@ def open_study(
     """Serve the pages of a study until Ctrl-C. Answers are saved one by one; stop and open again as you like."""
     import uvicorn
 
-    from apps.cli import plain_errors
     from apps.study.results import read_ratings
     from apps.study.site import study_site
     from medgen.ledger import open_ledger
 
-    with plain_errors(OSError):
+    with report_expected_errors(OSError):
         ledger = open_ledger()
         raters = sum(rater.withdrawn_at is None for rater in read_ratings(ledger.engine, name).raters)
         # No access log: the links in it hold the raters' tokens.
@@ -145,15 +139,14 @@ def invite_rater(
     as_json: Json = False,
 ) -> None:
     """Make a link: for one more rater, or a new one for a rater who lost theirs (the old one then ends)."""
-    from apps.cli import plain_errors
     from medgen.ledger import open_ledger
     from tasks.evaluation.study import invite
 
-    with plain_errors():
+    with report_expected_errors():
         number, token = invite(open_ledger(), name, rater)
         link = f"{url.rstrip('/')}/r/{token}"
         if as_json:
-            _print_json({"study": name, "rater": number, "link": link})
+            print_json({"study": name, "rater": number, "link": link})
             return
         _print_links({str(number): link})
 
@@ -164,12 +157,11 @@ def list_studies(as_json: Json = False) -> None:
     from sqlalchemy import select
     from sqlalchemy.orm import Session
 
-    from apps.cli import plain_errors
     from apps.study.results import read_ratings
     from medgen.catalog import Study
     from medgen.ledger import open_ledger
 
-    with plain_errors():
+    with report_expected_errors():
         engine = open_ledger().engine
         with Session(engine) as session:
             names = session.scalars(select(Study.name).order_by(Study.created_at, Study.name)).all()
@@ -183,7 +175,7 @@ def list_studies(as_json: Json = False) -> None:
                  "created_at": ratings.study.created_at.astimezone(UTC).isoformat()}
             )  # fmt: skip
         if as_json:
-            _print_json(rows)
+            print_json(rows)
             return
         table = Table("study", "systems", "pairs with checks", "raters", "answers", "made")
         for row in rows:
@@ -207,19 +199,18 @@ def show_results(
     as_json: Json = False,
 ) -> None:
     """Win rates with intervals, Bradley–Terry ranking, agreement of raters, attention checks. Any time, also midway."""
-    from apps.cli import plain_errors
     from apps.study.export import export
     from apps.study.results import read_ratings, results
     from medgen.ledger import open_ledger
     from tasks.evaluation.study import record_results
 
-    with plain_errors(OSError):
+    with report_expected_errors(OSError):
         ratings = read_ratings(open_ledger().engine, name)
         found = results(ratings)
         recorded = record_results(open_ledger(), name, found) if record else {}
         written = export(ratings, found, folder) if folder else []
         if as_json:
-            _print_json(found)
+            print_json(found)
             return
         _print_results(found)
         for label, run in recorded.items():
@@ -239,12 +230,11 @@ def withdraw(
     from sqlalchemy import delete
     from sqlalchemy.orm import Session
 
-    from apps.cli import plain_errors
     from medgen.catalog import StudyAnswer, StudyRater
     from medgen.errors import RunStopped
     from medgen.ledger import open_ledger
 
-    with plain_errors():
+    with report_expected_errors():
         engine = open_ledger().engine
         if not yes:
             if not sys.stdin.isatty():
@@ -258,7 +248,7 @@ def withdraw(
             mine = (StudyAnswer.study_name == name) & (StudyAnswer.rater == rater)
             removed = session.execute(delete(StudyAnswer).where(mine)).rowcount
         if as_json:
-            _print_json({"study": name, "rater": rater, "answers_removed": removed})
+            print_json({"study": name, "rater": rater, "answers_removed": removed})
             return
         out.print(f"removed {removed} answers of rater {rater}; exports that were handed on hold them still")
 
@@ -290,10 +280,6 @@ def _print_links(links: dict[str, str]) -> None:
     out.print("Send each rater their own link. They are shown only now:")
     for rater, link in links.items():
         out.print(f"  rater {rater}  {link}", soft_wrap=True, highlight=False)
-
-
-def _print_json(facts: Any) -> None:
-    sys.stdout.write(json.dumps(facts, indent=1, ensure_ascii=False) + "\n")
 
 
 def _print_results(found: dict[str, Any]) -> None:

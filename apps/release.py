@@ -1,0 +1,145 @@
+"""`medgen release`: list, show, approve."""
+
+import json
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+from rich.markup import escape
+from rich.table import Table
+
+from apps.console import Json, out, print_json, report_expected_errors, stop
+from apps.funnel import print_funnel
+
+if TYPE_CHECKING:  # loaded when a command needs it
+    from medgen.ledger import Ledger
+
+release_app = typer.Typer(help="Look at releases.", no_args_is_help=True)
+
+
+@release_app.command("list")
+def release_list(as_json: Json = False) -> None:
+    """List all releases."""
+    with report_expected_errors():
+        rows = _releases()
+        if as_json:
+            print_json(rows)
+            return
+        table = Table("name", "clips", "made", "digest")
+        for row in rows:
+            table.add_row(row["name"], str(row["clips"]), row["created_at"][:19], row["digest"])
+        out.print(table)
+
+
+@release_app.command("show")
+def release_show(name: str, as_json: Json = False) -> None:
+    """Show a release: its policy, funnel, clips and folder."""
+    with report_expected_errors():
+        release = next((row for row in _releases() if row["name"] == name), None)
+        if release is None:
+            stop(f"no release goes by {name!r}; see `medgen release list`")
+        release |= _contents(release)
+        if as_json:
+            print_json(release)
+        else:
+            _print_release(release)
+
+
+@release_app.command("approve")
+def release_approve(
+    name: str,
+    by: Annotated[str, typer.Option(help="Who approves.")],
+    note: Annotated[str, typer.Option(help="What was looked at, and why it is fit for use.")] = "",
+    as_json: Json = False,
+) -> None:
+    """Approve a release that waits for it: it is laid out, and models may be trained on it."""
+    from medgen.ledger import open_ledger
+    from tasks.curation.approve import approve
+
+    with report_expected_errors():
+        record, folder = approve(open_ledger(), name, by, note)
+        if as_json:
+            print_json({"release": name, "by": record.detail["by"], "folder": str(folder), "step_run": record.id})
+            return
+        out.print(f"{name} approved by {escape(record.detail['by'])}; it lies in {escape(str(folder))}", soft_wrap=True)
+
+
+def clips_of(release: str) -> list[str]:
+    """Ids of the clips that a release holds, in order."""
+    from sqlalchemy import select
+    from sqlalchemy.orm import Session
+
+    from medgen.catalog import ReleaseClip, open_catalog
+
+    with Session(open_catalog()) as session:
+        members = select(ReleaseClip.clip_id).where(ReleaseClip.release_name == release).order_by(ReleaseClip.clip_id)
+        return list(session.scalars(members))
+
+
+def _releases() -> list[dict[str, Any]]:
+    """All releases, oldest first."""
+    from sqlalchemy import select
+    from sqlalchemy.orm import Session
+
+    from medgen.catalog import Release, open_catalog
+
+    with Session(open_catalog()) as session:
+        rows = session.scalars(select(Release).order_by(Release.created_at, Release.name)).all()
+        return [
+            {
+                "name": row.name,
+                "digest": row.digest,
+                "clips": row.clips,
+                "created_at": row.created_at.isoformat(),
+                "policy": row.policy,
+                "record_root": row.record_root,
+                "step_run_id": row.step_run_id,
+            }
+            for row in rows
+        ]
+
+
+def _contents(release: dict[str, Any]) -> dict[str, Any]:
+    """Folder, funnel, clips and takedowns of a release."""
+    from medgen.errors import ItemFailed
+    from medgen.ledger import open_ledger
+    from tasks.curation.release import lay_out, read_funnel
+
+    ledger, name = open_ledger(), release["name"]
+    record = ledger.load([release["step_run_id"]])[release["step_run_id"]]
+    try:
+        folder = str(lay_out(ledger.store, name, record.outputs["manifest"]))
+    except ItemFailed as failure:
+        if failure.reason != "release_not_approved":
+            raise
+        folder = "awaits approval"
+    taken_down = _taken_down(ledger, name, record.outputs["manifest"])
+    return {"folder": folder, "funnel": read_funnel(record), "clip_ids": clips_of(name), "taken_down": taken_down}
+
+
+def _taken_down(ledger: "Ledger", release: str, manifest: str) -> dict[str, Any] | None:
+    """The release's TAKEDOWN.json, from the catalog."""
+    from sqlalchemy.orm import Session
+
+    from medgen.takedown import release_takedown
+
+    with Session(ledger.engine) as session:
+        takedown = release_takedown(session, release, json.loads(ledger.store.read(manifest))["files"])
+    if takedown is None:
+        return None
+    notice: dict[str, Any] = json.loads(takedown.notice)
+    return notice
+
+
+def _print_release(release: dict[str, Any]) -> None:
+    out.print(
+        f"[bold]{release['name']}[/]  {release['clips']} clips\nsha256 {release['digest']}\n{escape(release['folder'])}"
+    )
+    for takedown in release["taken_down"]["takedowns"] if release["taken_down"] else ():
+        out.print(
+            f"[red]taken down[/] {takedown['forgotten_at'][:19]}: video {takedown['video_id']}, "
+            f"{len(takedown['clips'])} clips: {escape(takedown['reason'])}",
+            soft_wrap=True,
+        )
+    print_funnel(release["funnel"])
+    out.print("clips:", ", ".join(release["clip_ids"]) or "none")
+    out.print("policy:", json.dumps(release["policy"], indent=1, sort_keys=True), markup=False)
