@@ -9,15 +9,15 @@ from hypothesis import strategies as st
 from sklearn.metrics import cohen_kappa_score
 
 from models.metrics.rating_statistics import (
+    DRAWS,
     bradley_terry,
     bradley_terry_samples,
     cohen_kappa,
-    draw_weights,
     fleiss_interval,
     fleiss_kappa,
-    interval,
-    share_interval,
+    ratio_interval,
 )
+from models.metrics.statistics import bootstrap_weights, percentile_interval
 
 COUNTS = st.lists(st.lists(st.integers(0, 4), min_size=3, max_size=3), min_size=1, max_size=12).map(np.array)
 
@@ -98,15 +98,15 @@ def test_intervals_cover_and_are_the_same_twice() -> None:
     covered = 0
     for trial in range(200):
         wins = (generator.random(60) < 0.3).astype(float)
-        low, high = share_interval(wins, np.ones(60), draw_weights(60, trial, 400))
+        low, high = ratio_interval(wins, np.ones(60), bootstrap_weights(60, trial, 400))
         covered += low <= 0.3 <= high
     assert covered >= 175  # of 200, nominally 190
-    weights = draw_weights(12, 5)
-    assert (weights == draw_weights(12, 5)).all() and (weights.sum(1) == 12).all()
+    weights = bootstrap_weights(12, 5, DRAWS)
+    assert (weights == bootstrap_weights(12, 5, DRAWS)).all() and (weights.sum(1) == 12).all()
     counts = generator.multinomial(3, [0.5, 0.3, 0.2], size=12)
     low, high = fleiss_interval(counts, weights)
     assert low <= fleiss_kappa(counts) <= high
-    assert all(math.isnan(edge) for edge in interval(np.array([np.nan])))
+    assert all(math.isnan(edge) for edge in percentile_interval(np.array([np.nan])))
     per_prompt = np.zeros((12, 2, 2))
     per_prompt[:, 0, 1], per_prompt[:, 1, 0] = 2, 1
     assert bradley_terry_samples(per_prompt, weights)[:, 0] == pytest.approx(np.log(24.5 / 12.5) / 2)

@@ -1,6 +1,5 @@
 """Verdicts beside labels: precision, recall and F1 per question, with the misjudged files named."""
 
-import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from operator import attrgetter
@@ -9,9 +8,9 @@ from typing import Any
 from apps.judge.labels import Cuts, Label
 from apps.judge.measure import Verdict
 from medgen.canonical import rounded
+from models.metrics.statistics import share_interval
 
 CUT_TOLERANCE_S = 0.2  # labels are read off a player: a few frames
-Z = 1.96
 
 
 @dataclass(frozen=True)
@@ -120,10 +119,8 @@ def interval(successes: int, failures: int) -> tuple[float, float] | None:
     n = successes + failures
     if not n:
         return None
-    share = successes / n
-    middle = (share + Z**2 / (2 * n)) / (1 + Z**2 / n)
-    half = Z * math.sqrt(share * (1 - share) / n + Z**2 / (4 * n**2)) / (1 + Z**2 / n)
-    return rounded(max(0.0, middle - half)), rounded(min(1.0, middle + half))
+    share = share_interval(successes, n)
+    return rounded(share.low or 0.0), rounded(share.high or 0.0)
 
 
 def _yes_no(

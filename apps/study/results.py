@@ -4,7 +4,7 @@ Definitions, which an independent count must meet:
 
 - A vote is one rater's answer on one rated pair and one axis. Attention checks are no votes.
 - The win rate of a system is its wins over all votes on pairs that it is in; "both lose" counts among the votes.
-- Intervals come from drawing prompts with all their pairs and votes (see `models.metrics.rating_statistics`): with two
+- Intervals come from drawing prompts with all their pairs and votes (see `models.metrics.statistics`): with two
   systems that is drawing pairs. They hold for other prompts of this kind, not for other raters.
 - In the Bradley–Terry ranking "both lose" is half a win for each side, since it prefers neither.
 - Fleiss' κ is over pairs that two or more raters answered, with the categories first, second and neither; Cohen's κ
@@ -25,7 +25,7 @@ from sqlalchemy.orm import Session
 
 from medgen.catalog import Study, StudyAnswer, StudyPair, StudyRater
 from medgen.errors import RunStopped
-from models.metrics import rating_statistics as statistics
+from models.metrics import rating_statistics, statistics
 from tasks.evaluation.study import AXES, CHOICES
 
 MIN_CHECKS_RIGHT = 0.8
@@ -81,7 +81,7 @@ def results(ratings: Ratings) -> dict[str, Any]:
         "systems": list(ratings.study.systems),
         "pairs": kinds.count("rated"),
         "checks": kinds.count("check"),
-        "interval": statistics.LEVEL,
+        "interval": statistics.CONFIDENCE,
         "raters": [_rater(ratings, rater) for rater in ratings.raters],
         "all_raters": _over(ratings, standing),
         "attentive_raters": _over(ratings, attentive) if attentive != standing else None,
@@ -129,7 +129,7 @@ def _axis(ratings: Ratings, answers: Sequence[StudyAnswer], raters: Sequence[int
         counts[row[answer.pair], CHOICES.index(getattr(answer, axis))] += 1
     prompts = {text: index for index, text in enumerate(sorted({pair.prompt for pair in pairs}))}
     cluster = np.array([prompts[pair.prompt] for pair in pairs], int)
-    weights = statistics.draw_weights(len(prompts), ratings.study.seed)
+    weights = statistics.bootstrap_weights(len(prompts), ratings.study.seed, rating_statistics.DRAWS)
     sides = np.array([(place[pair.first_system], place[pair.second_system]) for pair in pairs], int)
     return {
         "votes": int(counts.sum()),
@@ -143,8 +143,8 @@ def _axis(ratings: Ratings, answers: Sequence[StudyAnswer], raters: Sequence[int
             if ((sides == (place[a], place[b])).all(1)).any()
         ],
         "bradley_terry": _ranking(counts, sides, systems, cluster, weights),
-        "fleiss_kappa": _number(statistics.fleiss_kappa(counts))
-        | _interval(statistics.fleiss_interval(counts, weights[:, cluster])),
+        "fleiss_kappa": _number(rating_statistics.fleiss_kappa(counts))
+        | _interval(rating_statistics.fleiss_interval(counts, weights[:, cluster])),
         "cohen_kappa": [
             {"raters": [a, b], **_cohen(answers, a, b, axis)} for a, b in itertools.combinations(raters, 2)
         ],
@@ -190,9 +190,9 @@ def _ranking(
     rows = np.arange(len(counts))
     wins[rows, sides[:, 0], sides[:, 1]] = counts[:, 0] + counts[:, 2] / 2
     wins[rows, sides[:, 1], sides[:, 0]] = counts[:, 1] + counts[:, 2] / 2
-    grouped = statistics.per_cluster(cluster, wins, weights.shape[1])
-    strengths = statistics.bradley_terry(wins.sum(0))
-    samples = statistics.bradley_terry_samples(grouped, weights)
+    grouped = rating_statistics.per_cluster(cluster, wins, weights.shape[1])
+    strengths = rating_statistics.bradley_terry(wins.sum(0))
+    samples = rating_statistics.bradley_terry_samples(grouped, weights)
     ranks = (samples[:, None, :] > samples[:, :, None]).sum(2) + 1.0
     ranks[~np.isfinite(samples)] = np.nan
     order = sorted(range(len(systems)), key=lambda index: (-np.nan_to_num(strengths[index], nan=-1e9), index))
@@ -200,13 +200,13 @@ def _ranking(
     for index in order:
         strength = float(strengths[index])
         known = math.isfinite(strength)
-        low, high = statistics.interval(ranks[:, index])
+        low, high = statistics.percentile_interval(ranks[:, index])
         listed.append(
             {
                 "system": systems[index],
                 "rank": 1 + int((strengths > strength).sum()) if known else None,
                 "rank_interval": [round(low), round(high)] if math.isfinite(low) else None,
-                "log_strength": _number(strength) | _interval(statistics.interval(samples[:, index])),
+                "log_strength": _number(strength) | _interval(statistics.percentile_interval(samples[:, index])),
                 "beats_average": 1 / (1 + math.exp(-strength)) if known else None,
             }
         )
@@ -216,7 +216,7 @@ def _ranking(
 def _cohen(answers: Sequence[StudyAnswer], a: int, b: int, axis: str) -> dict[str, Any]:
     of = {rater: {x.pair: getattr(x, axis) for x in answers if x.rater == rater} for rater in (a, b)}
     both = sorted(of[a].keys() & of[b].keys())
-    value = statistics.cohen_kappa(np.array([of[a][p] for p in both]), np.array([of[b][p] for p in both]))
+    value = rating_statistics.cohen_kappa(np.array([of[a][p] for p in both]), np.array([of[b][p] for p in both]))
     return {"pairs": len(both), **_number(value)}
 
 
@@ -227,8 +227,10 @@ def _share(hits: np.ndarray, of: np.ndarray, cluster: np.ndarray, weights: np.nd
 
 def _difference(hits: np.ndarray, of: np.ndarray, cluster: np.ndarray, weights: np.ndarray) -> dict[str, Any]:
     number = weights.shape[1]
-    low_high = statistics.share_interval(
-        statistics.per_cluster(cluster, hits, number), statistics.per_cluster(cluster, of, number), weights
+    low_high = rating_statistics.ratio_interval(
+        rating_statistics.per_cluster(cluster, hits, number),
+        rating_statistics.per_cluster(cluster, of, number),
+        weights,
     )
     return _number(float(hits.sum() / of.sum()) if of.sum() else math.nan) | _interval(low_high)
 

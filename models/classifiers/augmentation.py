@@ -18,6 +18,7 @@ from typing import Any, Literal
 import numpy as np
 
 from medgen.canonical import rounded
+from models.metrics.statistics import bootstrap_weights, percentile_interval
 
 Kind = Literal["real", "synthetic", "oversampled", "standard"]
 NAMES: dict[Kind, str] = {
@@ -27,7 +28,6 @@ NAMES: dict[Kind, str] = {
     "standard": "real + standard augmentation",
 }
 ADDING: tuple[Kind, ...] = ("synthetic", "oversampled", "standard")
-LEVEL = 0.95
 FEW_SOURCES = 10  # with fewer test sources a bootstrap's intervals are known to be too narrow
 SPLIT_ATTEMPTS = 25
 METRICS = ("accuracy", "macro_f1")
@@ -184,9 +184,9 @@ def figures(
     """
     counts = _confusions(predicted, truth, sources, len(classes))
     groups = counts.shape[2]
-    chance = np.random.default_rng(seed)
-    of_seeds = chance.multinomial(counts.shape[1], np.full(counts.shape[1], 1 / counts.shape[1]), size=draws)
-    of_sources = chance.multinomial(groups, np.full(groups, 1 / groups), size=draws)
+    rng = np.random.default_rng(seed)
+    of_seeds = bootstrap_weights(counts.shape[1], rng, draws)
+    of_sources = bootstrap_weights(groups, rng, draws)
     point = [_measured(c, np.ones((1, groups)), np.ones((1, c.shape[0]))) for c in counts]
     drawn = [_measured(c, of_sources, of_seeds) for c in counts]
     rows = []
@@ -318,6 +318,5 @@ def _recall(value: float, draws: np.ndarray) -> dict[str, float] | None:
 
 
 def _interval(value: float, draws: np.ndarray) -> dict[str, float]:
-    tail = 100 * (1 - LEVEL) / 2
-    low, high = np.nanpercentile(draws, (tail, 100 - tail)) if np.isfinite(draws).any() else (value, value)
+    low, high = percentile_interval(draws) if np.isfinite(draws).any() else (value, value)
     return {"value": rounded(float(value)), "low": rounded(float(low)), "high": rounded(float(high))}

@@ -1,12 +1,13 @@
 """Statistics of side-by-side ratings: win rates, Bradley–Terry strengths, agreement of raters.
 
-Counts are arrays; nothing here knows where they come from. Intervals are percentile bootstraps (Efron and Tibshirani
-1993, chapter 13) that draw whole clusters, so that several ratings of one prompt never count as independent.
+Counts are arrays; nothing here knows where they come from. Intervals are those of `models.metrics.statistics`: they
+draw whole clusters, so that several ratings of one prompt never count as independent.
 """
 
 import numpy as np
 
-LEVEL = 0.95  # coverage of all intervals
+from models.metrics.statistics import percentile_interval
+
 DRAWS = 2000  # bootstrap samples; percentiles of 95 % rest on 50 of them at each end
 PRIOR_WINS = 0.5  # see `bradley_terry`
 MM_STEPS = 10_000
@@ -61,10 +62,9 @@ def cohen_kappa(first: np.ndarray, second: np.ndarray) -> float:
     categories, codes = np.unique(np.concatenate([first, second]), return_inverse=True)
     if len(categories) < 2:
         return float("nan")
-    table = np.zeros((len(categories), len(categories)))
-    np.add.at(table, (codes[: len(first)], codes[len(first) :]), 1 / len(first))
-    chance = float(table.sum(1) @ table.sum(0))
-    return float((np.trace(table) - chance) / (1 - chance))
+    from sklearn.metrics import cohen_kappa_score
+
+    return float(cohen_kappa_score(codes[: len(first)], codes[len(first) :]))
 
 
 def bradley_terry(wins: np.ndarray, prior: float = PRIOR_WINS) -> np.ndarray:
@@ -115,29 +115,15 @@ def _linked(games: np.ndarray) -> np.ndarray:
     return np.asarray(reach.all((1, 2)))
 
 
-def draw_weights(clusters: int, seed: int, draws: int = DRAWS) -> np.ndarray:
-    """(draws, clusters) how often each cluster is in a bootstrap sample of as many clusters."""
-    return np.random.default_rng(seed).multinomial(clusters, np.full(clusters, 1 / clusters), size=draws)
-
-
-def interval(samples: np.ndarray) -> tuple[float, float]:
-    """The middle LEVEL of bootstrap values; those that are not defined are left out. NaN when none is."""
-    defined = np.asarray(samples)[np.isfinite(samples)]
-    if not len(defined):
-        return float("nan"), float("nan")
-    low, high = np.quantile(defined, [(1 - LEVEL) / 2, (1 + LEVEL) / 2])
-    return float(low), float(high)
-
-
-def share_interval(hits: np.ndarray, of: np.ndarray, weights: np.ndarray) -> tuple[float, float]:
+def ratio_interval(hits: np.ndarray, of: np.ndarray, weights: np.ndarray) -> tuple[float, float]:
     """Interval of Σ hits / Σ of, both (clusters,), under bootstrap `weights` (draws, clusters)."""
     with np.errstate(divide="ignore", invalid="ignore"):
-        return interval((weights @ hits) / (weights @ of))
+        return percentile_interval((weights @ hits) / (weights @ of))
 
 
 def fleiss_interval(counts: np.ndarray, weights: np.ndarray) -> tuple[float, float]:
     """Interval of Fleiss' κ of items (items, categories) under bootstrap `weights` (draws, items)."""
-    return interval(_fleiss(np.asarray(counts, float), weights))
+    return percentile_interval(_fleiss(np.asarray(counts, float), weights))
 
 
 def bradley_terry_samples(wins: np.ndarray, weights: np.ndarray, prior: float = PRIOR_WINS) -> np.ndarray:

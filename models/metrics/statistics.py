@@ -1,6 +1,9 @@
-"""How sure is a mean, a difference, a share? Bootstrap, sign flips, and Wilson's interval."""
+"""How sure is a mean, a difference, a share? Bootstraps, permutation tests, and Wilson's interval.
 
-import math
+Bootstraps are percentile bootstraps (Efron and Tibshirani 1993, chapter 13) that draw whole clusters, so that several
+values of one prompt or source never count as independent. SciPy is imported where it is needed: it takes a second.
+"""
+
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from itertools import product
@@ -8,6 +11,7 @@ from itertools import product
 import numpy as np
 
 RESAMPLES = 10_000
+SHUFFLES = 9_999
 EXACT_UP_TO = 13  # pairs: 2^13 sign patterns are all tried
 CONFIDENCE = 0.95
 
@@ -53,10 +57,41 @@ def grouped_interval(groups: Sequence[Sequence[float]], seed: int = 0) -> Estima
     mean, n = float(sums.sum() / counts.sum()), int(counts.sum())
     if len(filled) == 1:
         return Estimate(mean, None, None, n)
-    drawn = np.random.default_rng(seed).integers(0, len(filled), (RESAMPLES, len(filled)))
-    edge = 50 * (1 - CONFIDENCE)
-    low, high = np.percentile(sums[drawn].sum(axis=1) / counts[drawn].sum(axis=1), (edge, 100 - edge))
-    return Estimate(mean, float(low), float(high), n)
+    from scipy.stats import bootstrap
+
+    interval = bootstrap(
+        (sums, counts),
+        _ratio_of_sums,
+        paired=True,
+        vectorized=True,
+        n_resamples=RESAMPLES,
+        confidence_level=CONFIDENCE,
+        method="percentile",
+        rng=np.random.default_rng(seed),
+    ).confidence_interval
+    return Estimate(mean, float(interval.low), float(interval.high), n)
+
+
+def _ratio_of_sums(sums: np.ndarray, counts: np.ndarray, axis: int = -1) -> np.ndarray:
+    return np.asarray(sums.sum(axis=axis) / counts.sum(axis=axis))
+
+
+def bootstrap_weights(clusters: int, seed: int | np.random.Generator, draws: int) -> np.ndarray:
+    """(draws, clusters) how often each cluster is in a bootstrap sample of as many clusters.
+
+    Drawn here and not by `scipy.stats.bootstrap`, because several statistics are computed on the same draws (which
+    pairs them), and over two factors at once; and because other draws would change the intervals of results on record.
+    """
+    return np.random.default_rng(seed).multinomial(clusters, np.full(clusters, 1 / clusters), size=draws)
+
+
+def percentile_interval(samples: np.ndarray) -> tuple[float, float]:
+    """The middle CONFIDENCE of bootstrap values; those that are not defined are left out. NaN when none is."""
+    defined = np.asarray(samples)[np.isfinite(samples)]
+    if not len(defined):
+        return float("nan"), float("nan")
+    low, high = np.quantile(defined, [(1 - CONFIDENCE) / 2, (1 + CONFIDENCE) / 2])
+    return float(low), float(high)
 
 
 def paired(values: Sequence[float], baseline: Sequence[float], seed: int = 0) -> Paired:
@@ -66,7 +101,11 @@ def paired(values: Sequence[float], baseline: Sequence[float], seed: int = 0) ->
 
 
 def sign_flip_p(differences: Sequence[float] | np.ndarray, seed: int = 0) -> float | None:
-    """Two-sided p of the sign-flip permutation test of a mean of 0; all patterns are tried where they are few."""
+    """Two-sided p of the sign-flip permutation test of a mean of 0; all patterns are tried where they are few.
+
+    `scipy.stats.permutation_test(permutation_type="samples")` agrees, but draws other patterns for the same seed, which
+    would change p-values on record, and tells equal sums apart by rounding errors.
+    """
     data = np.asarray(differences, np.float64)
     if data.size < 2:
         return None
@@ -77,6 +116,18 @@ def sign_flip_p(differences: Sequence[float] | np.ndarray, seed: int = 0) -> flo
         return float((np.abs(signs @ data) >= seen - slack).mean())
     signs = np.random.default_rng(seed).integers(0, 2, (RESAMPLES - 1, data.size)) * 2.0 - 1.0
     return float(((np.abs(signs @ data) >= seen - slack).sum() + 1) / RESAMPLES)
+
+
+def shuffled_p(values: np.ndarray, others: np.ndarray, seed: int = 0, shuffles: int = SHUFFLES) -> float:
+    """p of a permutation test: how often shuffled `values` (n,) equal `others` (n,) in at least as many places.
+
+    The values as they are count as one of the shuffles. `scipy.stats.permutation_test` draws other shuffles for the
+    same seed, which would change p-values on record.
+    """
+    equal = int((values == others).sum())
+    rng = np.random.default_rng(seed)
+    as_good = sum(int((rng.permutation(values) == others).sum()) >= equal for _ in range(shuffles))
+    return (as_good + 1) / (shuffles + 1)
 
 
 def holm(p_values: Mapping[str, float]) -> dict[str, float]:
@@ -92,8 +143,7 @@ def share_interval(right: int, asked: int) -> Estimate:
     """A share with Wilson's score interval (Wilson 1927). Raises ValueError unless 0 <= right <= asked, asked >= 1."""
     if not 0 <= right <= asked or asked < 1:
         raise ValueError(f"no share: {right} of {asked}")
-    z = 1.959963984540054  # of 95 %
-    share = right / asked
-    middle = (share + z * z / (2 * asked)) / (1 + z * z / asked)
-    half = z / (1 + z * z / asked) * math.sqrt(share * (1 - share) / asked + z * z / (4 * asked**2))
-    return Estimate(share, max(0.0, middle - half), min(1.0, middle + half), asked)
+    from scipy.stats import binomtest
+
+    interval = binomtest(right, asked).proportion_ci(CONFIDENCE, method="wilson")
+    return Estimate(right / asked, float(interval.low), float(interval.high), asked)

@@ -15,6 +15,7 @@ from medgen.canonical import digest_of, rounded
 from models.duplicates.fingerprint import FINGERPRINT, HASH_SIDE, Fingerprint, fingerprint
 from models.duplicates.near_duplicates import NEAR_DUPLICATES, compare
 from models.encoders import Encoder
+from models.metrics.statistics import shuffled_p
 
 TRACE_FRAMES = 8
 GREY_WIDTH = 160
@@ -163,8 +164,5 @@ def retrieve(
         _, name, found = max((similarity(features, of), name, of_category) for name, of_category, of in clips)
         pairs.append((category, found, name))
     wanted, got = (np.array([pair[at] for pair in pairs]) for at in (0, 1))
-    right = int((wanted == got).sum())
-    rng = np.random.default_rng(seed)
-    tries = 9_999
-    as_good = sum(int((rng.permutation(wanted) == got).sum()) >= right for _ in range(tries))
-    return Retrieval(right, len(pairs), tuple(sorted(known)), 1 / len(known), (as_good + 1) / (tries + 1), tuple(pairs))
+    right, p = int((wanted == got).sum()), shuffled_p(wanted, got, seed)
+    return Retrieval(right, len(pairs), tuple(sorted(known)), 1 / len(known), p, tuple(pairs))
