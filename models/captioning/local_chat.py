@@ -95,10 +95,9 @@ class LocalChat:
         answers = []
         for question, row, mask in zip(questions, made[:, asked:].tolist(), inputs["attention_mask"], strict=True):
             stops = [index for index, token in enumerate(row) if token in ends]
-            said = row[: stops[0]] if stops else row
-            said = said[: question.max_tokens]
-            text = processor.tokenizer.decode(said, skip_special_tokens=True)
-            answers.append(Answer(text, int(mask.sum()), len(said), cut_off=not stops))
+            tokens = (row[: stops[0]] if stops else row)[: question.max_tokens]
+            text = processor.tokenizer.decode(tokens, skip_special_tokens=True)
+            answers.append(Answer(text, int(mask.sum()), len(tokens), cut_off=not stops))
         return answers
 
     @cached_property
@@ -111,8 +110,10 @@ class LocalChat:
         torch.set_num_threads(1)
         cuda = torch.cuda.is_available()
         try:
-            processor = AutoProcessor.from_pretrained(self.folder, local_files_only=True, trust_remote_code=False)
-            model = AutoModelForImageTextToText.from_pretrained(
+            processor: Any = AutoProcessor.from_pretrained(  # type: ignore[no-untyped-call]  # by transformers
+                self.folder, local_files_only=True, trust_remote_code=False
+            )
+            model: Any = AutoModelForImageTextToText.from_pretrained(
                 self.folder,
                 local_files_only=True,
                 use_safetensors=True,

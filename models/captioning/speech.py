@@ -138,7 +138,7 @@ class Whisper:
         cuda = torch.cuda.is_available()
         try:
             processor = WhisperProcessor.from_pretrained(self.folder, local_files_only=True)
-            model = WhisperForConditionalGeneration.from_pretrained(
+            model: Any = WhisperForConditionalGeneration.from_pretrained(
                 self.folder,
                 local_files_only=True,
                 use_safetensors=True,

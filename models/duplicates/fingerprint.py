@@ -13,7 +13,6 @@ import zlib
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cache
-from typing import Any
 
 import cv2
 import numpy as np
@@ -89,8 +88,12 @@ class Fingerprint:
         if len(data) < 12:
             raise ValueError("not a fingerprint of this kind")
         frames, steps = (int(n) for n in np.frombuffer(data, np.int32, 2, 4))
-        shapes = ((frames, HASH_SIDE**2 // 8), ((frames + 1) // 2, len(PARTS), PART_BITS // 8), (frames,))
-        shapes = (*shapes, (steps, CELLS * CELLS))
+        shapes: tuple[tuple[int, ...], ...] = (
+            (frames, HASH_SIDE**2 // 8),
+            ((frames + 1) // 2, len(PARTS), PART_BITS // 8),
+            (frames,),
+            (steps, CELLS * CELLS),
+        )
         if min(frames, steps) < 1 or len(data) != 12 + sum(math.prod(shape) for shape in shapes):
             raise ValueError("not a fingerprint of this kind")
         blocks, at = [], 12
@@ -138,8 +141,9 @@ def _phash(frame: np.ndarray) -> np.ndarray:
     import imagehash
     from PIL import Image
 
-    found: Any = imagehash.phash(Image.fromarray(np.ascontiguousarray(frame)), hash_size=HASH_SIDE)
-    return found.hash.ravel()[_by_frequency()]
+    phash = imagehash.phash(Image.fromarray(np.ascontiguousarray(frame)), hash_size=HASH_SIDE)
+    bits: np.ndarray = phash.hash.ravel()[_by_frequency()]
+    return bits
 
 
 @cache
@@ -147,4 +151,5 @@ def _by_frequency() -> np.ndarray:
     """Places of the hash's bits by frequency; the constant term, which is always set, comes last."""
     down, across = (axis.ravel() for axis in np.mgrid[:HASH_SIDE, :HASH_SIDE])
     order = np.lexsort((across, np.maximum(down, across), down + across))
-    return np.roll(order, -1)
+    places: np.ndarray = np.roll(order, -1)
+    return places

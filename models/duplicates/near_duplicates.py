@@ -199,7 +199,9 @@ def _at(course: np.ndarray, places: np.ndarray) -> np.ndarray:
     """The course between its steps."""
     before = np.minimum(places.astype(int), max(0, len(course) - 2))
     share = (places - before)[:, None].astype(np.float32)
-    return course[before] * (1 - share) + course[np.minimum(before + 1, len(course) - 1)] * share
+    after = np.minimum(before + 1, len(course) - 1)
+    between: np.ndarray = course[before] * (1 - share) + course[after] * share
+    return between
 
 
 def _cropped(a: np.ndarray, b: np.ndarray) -> float:
@@ -220,8 +222,9 @@ def _same_changes(a: np.ndarray, b: np.ndarray) -> float:
 
 def _changes(course: np.ndarray) -> np.ndarray:
     """The course without its mean picture and without what all cells do: every fade to black brightens alike."""
-    moving = course - course.mean(axis=0)
-    return moving - moving.mean(axis=1, keepdims=True)
+    moving: np.ndarray = course - course.mean(axis=0)
+    moving -= moving.mean(axis=1, keepdims=True)
+    return moving
 
 
 def _likely_crops(a: np.ndarray, b: np.ndarray) -> list[tuple[np.ndarray, np.ndarray]]:
@@ -315,4 +318,5 @@ def _meetings(seekers: np.ndarray, shown: np.ndarray) -> np.ndarray:
     counts = np.maximum(0, end - start)
     places = np.repeat(start - np.concatenate([[0], np.cumsum(counts)[:-1]]), counts) + np.arange(counts.sum())
     low = np.uint64(0xFFFFFFFF)
-    return np.repeat(seekers & low, counts) << np.uint64(32) | (shown[places] & low)
+    pairs: np.ndarray = np.repeat(seekers & low, counts) << np.uint64(32) | (shown[places] & low)
+    return pairs

@@ -18,7 +18,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from medgen.canonical import digest_of
 from models import ModelUnavailable
-from models.encoders import file_digest
+from models.hub_files import file_digest
 
 if TYPE_CHECKING:
     import torch

@@ -15,7 +15,7 @@ import numpy as np
 
 from medgen.canonical import digest_of
 from models import ModelUnavailable
-from models.encoders import file_digest
+from models.hub_files import file_digest
 
 DIS = "dis"
 RAFTS = ("raft_large", "raft_small")

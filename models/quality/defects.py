@@ -208,7 +208,8 @@ def _noise(grey: np.ndarray) -> float:
 def _block_means(values: np.ndarray) -> np.ndarray:
     rows, columns = values.shape[0] // NOISE_BLOCK, values.shape[1] // NOISE_BLOCK
     area = values[: rows * NOISE_BLOCK, : columns * NOISE_BLOCK]
-    return area.reshape(rows, NOISE_BLOCK, columns, NOISE_BLOCK).mean(axis=(1, 3))
+    means: np.ndarray = area.reshape(rows, NOISE_BLOCK, columns, NOISE_BLOCK).mean(axis=(1, 3))
+    return means
 
 
 def _sharpness(grey: np.ndarray) -> float:
@@ -227,7 +228,7 @@ def _sharpness(grey: np.ndarray) -> float:
         return MAX_SHARPNESS
     steep = edges & (slope >= np.percentile(slope[edges], 90))
     width = float(np.percentile(spread[steep] / np.maximum(slope[steep], 1e-3), 10))
-    return min(MAX_SHARPNESS, min(grey.shape) / width)
+    return min(MAX_SHARPNESS, float(min(grey.shape)) / width)
 
 
 _SLOPE = np.array([[-0.5, 0.0, 0.5]], np.float32)

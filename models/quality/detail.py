@@ -85,4 +85,5 @@ def _bands(rows: int, columns: int, height: int, width: int) -> np.ndarray:
     down, across = np.arange(rows) / (2 * rows), np.arange(columns) / (2 * columns)
     cycles = np.hypot(down[:, None], across[None]) * np.sqrt(height * width)
     band = np.floor(BANDS * np.log2(np.maximum(cycles, 1e-9) / COARSEST)).astype(np.int64) + 1
-    return np.clip(band, 0, OCTAVES * BANDS).ravel()
+    clipped: np.ndarray = np.clip(band, 0, OCTAVES * BANDS).ravel()
+    return clipped

@@ -143,12 +143,17 @@ def _similarity(before: np.ndarray, after: np.ndarray) -> np.ndarray | None:
     corners = cv2.goodFeaturesToTrack(before, 200, 0.01, 5)
     if corners is None or len(corners) < 8:
         return None
-    moved, found, _ = cv2.calcOpticalFlowPyrLK(before, after, corners, None, winSize=(15, 15), maxLevel=3)
-    kept = found.ravel() == 1
+    moved, tracked, _ = cv2.calcOpticalFlowPyrLK(
+        before, after, corners, np.empty_like(corners), winSize=(15, 15), maxLevel=3
+    )
+    kept = tracked.ravel() == 1
     if kept.sum() < 8:
         return None
     # OpenCV seeds its sampling with the same number on every call, so the answer is repeatable.
-    return cv2.estimateAffinePartial2D(corners[kept], moved[kept], method=cv2.RANSAC, ransacReprojThreshold=0.5)[0]
+    transform: np.ndarray | None = cv2.estimateAffinePartial2D(
+        corners[kept], moved[kept], method=cv2.RANSAC, ransacReprojThreshold=0.5
+    )[0]
+    return transform
 
 
 def _common_shift(before: np.ndarray, after: np.ndarray, window: np.ndarray) -> float:

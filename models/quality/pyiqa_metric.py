@@ -86,7 +86,7 @@ class PyiqaMetric:
         try:
             with torch.inference_mode():
                 score = float(self._net(batch))
-        except torch.linalg.LinAlgError:  # NIQE on a frame without texture
+        except torch.linalg.LinAlgError:  # type: ignore[attr-defined]  # torch exports it; NIQE without texture
             score = math.nan
         if not math.isfinite(score):
             return greatest if self.lower_is_better else least

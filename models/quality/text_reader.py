@@ -138,11 +138,13 @@ class _RapidOcr:
         return read
 
     def _read_frame(self, frame: np.ndarray, before: np.ndarray | None, known: list[TextBox]) -> list[TextBox]:
+        from rapidocr.ch_ppocr_det.utils import TextDetOutput
+
         picture = cv2.cvtColor(frame, cv2.COLOR_RGB2BGR)
-        found = self._engine(picture, use_rec=False)
-        if found.boxes is None or not len(found.boxes):
-            return []
-        boxes = [_unread(corners, float(score)) for corners, score in zip(found.boxes, found.scores, strict=True)]
+        detected = self._engine(picture, use_rec=False)
+        if not isinstance(detected, TextDetOutput) or detected.boxes is None or detected.scores is None:
+            return []  # without text the engine gives an output of another type
+        boxes = [_unread(corners, float(score)) for corners, score in zip(detected.boxes, detected.scores, strict=True)]
         texts: list[tuple[str, float] | None] = [None] * len(boxes)
         for i, box in enumerate(boxes):
             same = next((k for k in known if _same_place(k, box)), None)
@@ -150,9 +152,9 @@ class _RapidOcr:
                 texts[i] = (same.text, same.confidence)
         unread = [i for i, text in enumerate(texts) if text is None]
         if unread:
-            crops = self._engine.crop_text_regions(picture, found.boxes[unread])
+            crops = self._engine.crop_text_regions(picture, detected.boxes[unread])
             recognised = self._engine.recognize_txt(crops)
-            for i, text, score in zip(unread, recognised.txts, recognised.scores, strict=True):
+            for i, text, score in zip(unread, recognised.txts or (), recognised.scores, strict=True):
                 texts[i] = (text.strip(), rounded(float(score)))
         lines = [
             TextBox(text[0], text[1], box.x, box.y, box.width, box.height, box.detection, box.angle)

@@ -246,7 +246,7 @@ def rare(name: str, language: str) -> bool:
 def _zipf(word: str, language: str) -> float:
     from wordfreq import zipf_frequency
 
-    return zipf_frequency(word, language)
+    return float(zipf_frequency(word, language))
 
 
 def _version(package: str) -> str:
@@ -264,8 +264,11 @@ def _plain_pickle(package: str, name: str) -> dict[str, Any]:
     # Found without importing the package, which would load the file with everything that it may hold.
     for path in importlib.metadata.files(package.replace("_", "-")) or []:
         if path.name == name:
-            with bz2.open(path.locate()) as stream:
-                return _PlainUnpickler(stream).load()
+            with bz2.open(Path(path.locate())) as stream:
+                content = _PlainUnpickler(stream).load()
+            if not isinstance(content, dict):
+                raise ValueError(f"{name} in package {package} holds no dict")
+            return content
     raise FileNotFoundError(f"{name} in package {package}")
 
 

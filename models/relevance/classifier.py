@@ -19,7 +19,8 @@ from safetensors import SafetensorError, safe_open
 
 from medgen.canonical import digest_of
 from models import ModelUnavailable
-from models.encoders import file_digest, shown_name
+from models.encoders import shown_name
+from models.hub_files import file_digest
 from models.relevance.features import COLUMNS, FEATURES_VERSION, batches, features_of, words_of
 from models.text_encoders import MINILM_INT8, TextEncoder, load_text_encoder, text_encoder_digest
 
@@ -82,13 +83,15 @@ class TitleScorer:
 def length_weight(words: np.ndarray) -> np.ndarray:
     """float64 (N,): what the sum of a text's feature weights is multiplied by, from its number of words."""
     count = np.maximum(words, 1)
-    return 1 / np.sqrt(count * np.maximum(count / LONG_TEXT, 1))
+    weight: np.ndarray = 1 / np.sqrt(count * np.maximum(count / LONG_TEXT, 1))
+    return weight
 
 
 def likenesses(embeddings: np.ndarray, landmarks: np.ndarray, gamma: float) -> np.ndarray:
     """float32 (N, K): exp(-gamma |x - l|²) of embeddings (N, D) of length 1 or 0 and landmarks int16 (K, D)."""
     products = np.rint(embeddings * np.float32(SCALE)) @ landmarks.T.astype(np.float32)
-    return np.exp((products * np.float32(1 / SCALE**2) - np.float32(1)) * np.float32(2 * gamma))
+    likeness: np.ndarray = np.exp((products * np.float32(1 / SCALE**2) - np.float32(1)) * np.float32(2 * gamma))
+    return likeness
 
 
 @dataclass(frozen=True)
@@ -185,7 +188,8 @@ class TextClassifier:
 def in_doubt(quick: np.ndarray, bounds: Sequence[tuple[float, float]], kind: np.ndarray) -> np.ndarray:
     """bool (N,): which quick probabilities lie strictly between the bounds of their kind, an index into `bounds`."""
     low, high = np.array(bounds)[kind].T
-    return (quick > low) & (quick < high)
+    between: np.ndarray = (quick > low) & (quick < high)
+    return between
 
 
 def context_of(description: str, tags: str) -> str:

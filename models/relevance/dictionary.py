@@ -217,12 +217,13 @@ class MedicalDictionary:
         """Which occurrences lie inside a negative context."""
         negative = self._negative[pattern]
         if not negative.any():
-            return negative
+            return np.zeros(len(negative), bool)
         order = np.argsort(start[negative], kind="stable")
         starts = start[negative][order]
         reach = np.maximum.accumulate(end[negative][order])  # furthest end of the contexts begun so far
         begun = np.searchsorted(starts, start, side="right")
-        return (begun > 0) & (reach[begun - 1] >= end)
+        hidden: np.ndarray = (begun > 0) & (reach[begun - 1] >= end)
+        return hidden
 
 
 @lru_cache(maxsize=1)

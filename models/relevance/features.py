@@ -118,7 +118,8 @@ def _hash(sums: np.ndarray, start: np.ndarray, end: np.ndarray, salt: int = 0) -
 def _mixed(x: np.ndarray) -> np.ndarray:
     x = (x ^ (x >> np.uint64(30))) * _MIX_1
     x = (x ^ (x >> np.uint64(27))) * _MIX_2
-    return x ^ (x >> np.uint64(31))
+    x ^= x >> np.uint64(31)
+    return x
 
 
 _cached_powers: list[np.ndarray] = [np.ones(0, np.uint64), np.ones(0, np.uint64)]

@@ -26,7 +26,8 @@ from medgen.canonical import rounded
 from medgen.errors import SourceUnreadable
 from medgen.listings.rows import storable_text
 from medgen.listings.sources import SUFFIXES
-from models.encoders import file_digest, shown_name
+from models.encoders import shown_name
+from models.hub_files import file_digest
 from models.relevance.classifier import (
     DEFAULT_MODEL,
     HEAD_CARD,
@@ -65,6 +66,7 @@ DOUBT_WITH_CONTEXT = (0.2, 0.8)
 MOST_CONTEXT = 0.4
 # Phrases that stand below videos of every kind. Rows without a description are trained with one that is made of the
 # title and some of these, so that neither having a description nor such phrases speak for or against medicine.
+# The file's bytes are part of every recipe, so its first line keeps this module's former name.
 PHRASES = Path(__file__).parents[1] / "prompts" / "description_phrases_v1.txt"
 
 RECIPE = {
@@ -137,7 +139,7 @@ def read_labels(
             too_many_rows, too_few_rows.
     """
     texts: list[LabelledText] = []
-    files = []
+    files: list[LabelFile] = []
     for path in paths:
         if path.stem in {file.name for file in files}:
             raise SourceUnreadable("file_twice", f"two label files are named {path.stem}: names tell files apart")
@@ -251,7 +253,7 @@ class _Instances:
             counted = sparse.csr_array((ones, (text, column)), shape=(words.texts, COLUMNS))
             counts = np.bincount(words.text, minlength=words.texts)
             features.append(sparse.diags_array(length_weight(counts)) @ counted)
-        self.features: Any = sparse.vstack(features).tocsr().astype(np.float32)
+        self.features: Any = sparse.vstack(features, format="csr").astype(np.float32)
         self.embeddings = encoder.embed(titles)
         self.count = len(texts)
         self.row = np.tile(np.arange(self.count), 2)
@@ -337,12 +339,14 @@ def _logistic(
 
 
 def _score_words(instances: _Instances, chosen: np.ndarray, scorer: WordScorer) -> np.ndarray:
-    return instances.features[chosen] @ scorer.lexical.astype(np.float64) + scorer.bias
+    scores: np.ndarray = instances.features[chosen] @ scorer.lexical.astype(np.float64) + scorer.bias
+    return scores
 
 
 def _score_titles(instances: _Instances, chosen: np.ndarray, scorer: TitleScorer) -> np.ndarray:
     likeness = likenesses(instances.embeddings[chosen], scorer.landmarks, scorer.gamma)
-    return _score_words(instances, chosen, scorer.words) + likeness.astype(np.float64) @ scorer.kernel
+    scores: np.ndarray = _score_words(instances, chosen, scorer.words) + likeness.astype(np.float64) @ scorer.kernel
+    return scores
 
 
 @dataclass(frozen=True)
@@ -386,11 +390,11 @@ def validate(
         progress(number, FOLDS)
         own = np.flatnonzero(fold == number)
         with_context = own[rows.has_context[own]]
-        for strength, scorer in fit_words(instances, fold != number, STRENGTHS).items():
-            words[strength].title[own] = _score_words(instances, own, scorer)
-            words[strength].context[with_context] = _score_words(instances, instances.count + with_context, scorer)
-        for strength, scorer in fit_titles(instances, fold != number, STRENGTHS).items():
-            titles[strength][own] = _score_titles(instances, own, scorer)
+        for strength, by_words in fit_words(instances, fold != number, STRENGTHS).items():
+            words[strength].title[own] = _score_words(instances, own, by_words)
+            words[strength].context[with_context] = _score_words(instances, instances.count + with_context, by_words)
+        for strength, by_title in fit_titles(instances, fold != number, STRENGTHS).items():
+            titles[strength][own] = _score_titles(instances, own, by_title)
     progress(FOLDS, FOLDS)
     every = np.ones(len(texts), bool)
     figures = {}
@@ -595,9 +599,9 @@ def train(
         texts, instances, background, max_background_rate, lambda done, total: progress("validating", done, total)
     )
     every = np.ones(len(texts), bool)
-    words = fit_words(instances, every, [best.words_strength])[best.words_strength]
-    titles = fit_titles(instances, every, [best.titles_strength])[best.titles_strength]
-    head = Head(words, titles, best.quick, best.careful, DOUBT, DOUBT_WITH_CONTEXT)
+    word_scorer = fit_words(instances, every, [best.words_strength])[best.words_strength]
+    title_scorer = fit_titles(instances, every, [best.titles_strength])[best.titles_strength]
+    head = Head(word_scorer, title_scorer, best.quick, best.careful, DOUBT, DOUBT_WITH_CONTEXT)
     card = {
         "encoder": shown_name(encoder),
         "encoder_digest": digest,
@@ -610,7 +614,7 @@ def train(
         scores={
             **card,
             "strengths": [best.words_strength, best.titles_strength],
-            "landmarks": len(titles.kernel),
+            "landmarks": len(title_scorer.kernel),
             "rule": rule,
             "cross_validation": figures[WAYS[0]],
             "ways": {way: _headline(own, background) for way, own in figures.items()},

@@ -211,16 +211,16 @@ def _content_mask(mask: np.ndarray, inner: tuple[int, int, int, int]) -> Literal
     if not outlines:
         return "none"
     hull = cv2.convexHull(max(outlines, key=cv2.contourArea))
-    filled = cv2.fillConvexPoly(np.zeros_like(content), hull, 1)
+    filled = cv2.fillConvexPoly(np.zeros_like(content), hull, 1).astype(bool)
     side = max(4, round(min(size) * CORNER))
     corners = (filled[:side, :side], filled[:side, -side:], filled[-side:, :side], filled[-side:, -side:])
     covered = sum(1 - float(corner.mean()) >= 0.4 for corner in corners)
     area = int(filled.sum())
     # Three corners are enough: the fourth may hold text or a mark.
-    if covered < 3 or area < 0.4 * filled.size or int((content & filled).sum()) < SOLID * area:
+    if covered < 3 or area < 0.4 * filled.size or int(content[filled].sum()) < SOLID * area:
         return "none"
     (middle_x, middle_y), radius = cv2.minEnclosingCircle(hull)
-    disc = cv2.circle(np.zeros_like(content), (round(middle_x), round(middle_y)), round(radius), 1, -1)
+    disc = cv2.circle(np.zeros_like(content), (round(middle_x), round(middle_y)), round(radius), 1, -1).astype(bool)
     overlap = int((disc & filled).sum()) / int((disc | filled).sum())
     if overlap >= ROUND:
         return "circle"

@@ -22,11 +22,11 @@ from models.encoders import (
     ClipEncoder,
     Encoder,
     encoder_digest,
-    file_digest,
     load_encoder,
     shown_name,
     tokenizer_digest,
 )
+from models.hub_files import file_digest
 
 NON_MEDICAL = "non-medical"
 # The key of a head file's metadata. One key only: safetensors writes several in random order.
@@ -145,13 +145,14 @@ def head_model_digest(encoder: str, head: str) -> str:
 
 def head_logits(head: dict[str, np.ndarray], embeddings: np.ndarray) -> np.ndarray:
     """float32 (N, K): the linear head on standardised embeddings (N, D)."""
-    return ((embeddings - head["mean"]) / head["std"] @ head["weight"].T + head["bias"]).astype(np.float32)
+    logits: np.ndarray = (embeddings - head["mean"]) / head["std"] @ head["weight"].T + head["bias"]
+    return logits.astype(np.float32)
 
 
 def softmax(logits: np.ndarray) -> np.ndarray:
     """float32 (N, K), rows adding up to 1."""
-    powers = np.exp(logits - logits.max(axis=1, keepdims=True))
-    return (powers / powers.sum(axis=1, keepdims=True)).astype(np.float32)
+    powers: np.ndarray = np.exp(logits - logits.max(axis=1, keepdims=True))
+    return np.asarray(powers / powers.sum(axis=1, keepdims=True), np.float32)
 
 
 def head_probabilities(head: dict[str, np.ndarray], embeddings: np.ndarray) -> np.ndarray:

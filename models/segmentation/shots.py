@@ -78,12 +78,15 @@ class Boundary:
     score: float
 
 
+Why = Literal["lighting", "flash", "dark spell", "occlusion"]
+
+
 @dataclass(frozen=True)
 class Rejected:
     """A change at `frame` that is no boundary, and why. `back` is the frame at which the old picture is there again."""
 
     frame: int
-    why: Literal["lighting", "flash", "dark spell", "occlusion"]
+    why: Why
     back: int
     score: float
 
@@ -327,7 +330,7 @@ class ShotDetector:
             return None
         luma = float(np.mean([self._at(t).luma for t in range(frame, back)]))
         if unseen:
-            why = "flash" if luma > before.luma + 20 else "dark spell" if luma < before.luma / 2 else "occlusion"
+            why: Why = "flash" if luma > before.luma + 20 else "dark spell" if luma < before.luma / 2 else "occlusion"
             return Rejected(frame, why, back, score)
         changes = [t for t in self._changes if frame <= t <= back]
         if len(changes) > 2:
@@ -549,7 +552,8 @@ def _blend(a: np.ndarray, middle: np.ndarray, b: np.ndarray) -> tuple[float, flo
 
 def _chroma(rgb: np.ndarray) -> np.ndarray:
     values = rgb.astype(np.float32) + 8
-    return values / values.sum(axis=2, keepdims=True)
+    chroma: np.ndarray = values / values.sum(axis=2, keepdims=True)
+    return chroma
 
 
 def _colour_distance(a: np.ndarray, b: np.ndarray) -> float:

@@ -22,7 +22,8 @@ from safetensors.numpy import save
 from medgen.canonical import rounded
 from medgen.errors import ItemFailed, SourceUnreadable
 from medgen.media import Limits, pictures
-from models.encoders import MOBILENET, Encoder, encoder_digest, file_digest, load_encoder, shown_name
+from models.encoders import MOBILENET, Encoder, encoder_digest, load_encoder, shown_name
+from models.hub_files import file_digest
 from models.segmentation.category import PICTURE_CATEGORIES
 from models.segmentation.frames import HEAD_CARD, NON_MEDICAL, head_logits, softmax
 
@@ -244,7 +245,9 @@ def _varied(frame: np.ndarray, random: np.random.Generator) -> np.ndarray:
         view = cv2.resize(cv2.resize(view, small, interpolation=cv2.INTER_AREA), (view.shape[1], view.shape[0]))
     if random.random() < 0.5:
         _, jpeg = cv2.imencode(".jpg", view, [cv2.IMWRITE_JPEG_QUALITY, int(random.integers(20, 90))])
-        view = cv2.imdecode(jpeg, cv2.IMREAD_COLOR)  # both ways as if BGR: the order of channels comes back
+        decoded = cv2.imdecode(jpeg, cv2.IMREAD_COLOR)  # both ways as if BGR: the order of channels comes back
+        assert decoded is not None  # it was encoded just now
+        view = decoded
     if random.random() < 0.2:
         bar = int(random.uniform(0.05, 0.2) * min(view.shape[:2]))
         sides = (bar, bar, 0, 0) if random.random() < 0.5 else (0, 0, bar, bar)
@@ -294,10 +297,10 @@ def fit(
             logits = inputs @ matrix.T + bias
             each = torch.logsumexp(logits, dim=1) - torch.logsumexp(logits + barred, dim=1)
             total = (weights * each).sum() + penalty / 2 * matrix.square().sum()
-            total.backward()
+            total.backward()  # type: ignore[no-untyped-call]  # by torch
             return float(total.detach())
 
-        optimizer.step(loss)
+        optimizer.step(loss)  # type: ignore[no-untyped-call]  # by torch
         arrays = {"weight": matrix.detach().numpy() @ axes.T, "bias": bias.detach().numpy(), "mean": mean, "std": std}
         heads[penalty] = {name: np.ascontiguousarray(array, dtype=np.float32) for name, array in arrays.items()}
     return heads

@@ -21,7 +21,7 @@ from typing import Any, Literal
 from medgen.errors import ItemFailed, SourceUnreadable
 from medgen.ledger import Ledger, Record
 from medgen.listings.sources import VIDEO_SUFFIXES
-from models.encoders import file_digest
+from models.hub_files import file_digest
 from tasks.training.released import released_clips
 
 MOST_LABEL = 100  # characters

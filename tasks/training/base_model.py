@@ -212,7 +212,7 @@ def _made(
 
 
 def _text_encoder_digest() -> str:
-    from models.encoders import file_digest
+    from models.hub_files import file_digest
 
     folder = text_encoder()
     names = ("config.json", "model.safetensors", "tokenizer.json")

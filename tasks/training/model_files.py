@@ -14,8 +14,8 @@ from medgen.folders import lay_out
 from medgen.ledger import Ledger
 from medgen.settings import current
 from models import ModelUnavailable
-from models.encoders import file_digest
 from models.generation.video_diffusion import pipeline_digest, pipeline_folder
+from models.hub_files import file_digest
 
 log = logging.getLogger(__name__)
 
