@@ -22,7 +22,7 @@ from medgen.media import Limits, pictures
 from models.duplicates.fingerprint import fingerprint
 from models.duplicates.near_duplicates import compare
 from models.quality.defects import measure_defects
-from models.quality.detail import measure_detail
+from models.quality.spatial_detail import measure_spatial_detail
 from models.segmentation.train_head import read_manifest
 
 STEP_S = 0.24  # as the pipeline samples a clip
@@ -249,5 +249,5 @@ RANKS = (
     Rank("more pixels, then more bytes", lambda v: (v.frames[0].shape[0] * v.frames[0].shape[1], v.bytes)),
     Rank("more bytes", lambda v: v.bytes),
     Rank("sharper edges at a common size (models/quality/defects.py)", _sharpness),
-    Rank("more detail above noise (models/quality/detail.py)", lambda v: measure_detail(v.frames)),
+    Rank("more detail above noise (models/quality/spatial_detail.py)", lambda v: measure_spatial_detail(v.frames)),
 )

@@ -189,7 +189,7 @@ def _detector(make: Callable[[], ContentDetector]) -> Method:
 def _ours(frames: Sequence[np.ndarray], fps: float, *, gradual: bool) -> list[int]:
     detector = ShotDetector(fps, gradual=gradual)
     for index, frame in enumerate(frames):
-        detector.look(index, frame)
+        detector.process_frame(index, frame)
     return [boundary.frame for boundary in detector.boundaries() if boundary.kind == "cut"]
 
 

@@ -12,7 +12,7 @@ import pytest
 from medgen.media import Limits, pictures
 from models.duplicates.fingerprint import Fingerprint, fingerprint
 from models.duplicates.near_duplicates import Candidate, compare, duplicates
-from models.quality.detail import measure_detail
+from models.quality.spatial_detail import measure_spatial_detail
 from tasks.curation.deduplicate import find_copies
 
 
@@ -143,7 +143,7 @@ def encoded(frames: list[np.ndarray], folder: Path, crf: int, scale: float = 1.0
 
 def test_the_original_shows_more_detail_than_its_copies(sharp: dict[str, list[np.ndarray]], tmp_path: Path) -> None:
     for name, frames in sharp.items():
-        original = measure_detail(encoded(frames, tmp_path, 18)[::4])
+        original = measure_spatial_detail(encoded(frames, tmp_path, 18)[::4])
         copies = {
             "enlarged": encoded(frames, tmp_path, 18, 2.0),
             "enlarged and compressed": encoded(encoded(frames, tmp_path, 35, 2.0), tmp_path, 18),
@@ -154,11 +154,11 @@ def test_the_original_shows_more_detail_than_its_copies(sharp: dict[str, list[np
             ),
         }
         for kind, copy in copies.items():
-            assert measure_detail(copy[::4]) < original, (name, kind)
-    assert measure_detail([np.full((480, 640, 3), 90, np.uint8)]) == 0.0
+            assert measure_spatial_detail(copy[::4]) < original, (name, kind)
+    assert measure_spatial_detail([np.full((480, 640, 3), 90, np.uint8)]) == 0.0
     for wrong in ([], [np.zeros((480, 640), np.uint8)], [np.zeros((16, 16, 3), np.uint8)], [np.zeros((64, 64, 3))]):
         with pytest.raises(ValueError, match="frames"):
-            measure_detail(wrong)
+            measure_spatial_detail(wrong)
 
 
 def test_the_copy_that_stays_is_clean_first_and_shows_most_second(films: dict[str, np.ndarray]) -> None:

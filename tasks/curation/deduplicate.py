@@ -52,7 +52,7 @@ def find_copies(records: dict[str, tuple[Record, Record]]) -> dict[str, dict[str
 
     Args:
         records: clip → its records of cut and quality. The better of two copies has nothing written over it, then
-            shows more detail whatever its size (`models.quality.detail`), then has more bits per second, then the
+            shows more detail whatever its size (`models.quality.spatial_detail`), then has more bits per second, then the
             smaller id.
     """
     candidates = []

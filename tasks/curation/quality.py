@@ -27,10 +27,10 @@ from models.privacy.faces import faces_digest, load_faces
 from models.privacy.identifiers import IDENTIFIERS, identifiers
 from models.quality.aesthetic import aesthetic_digest, load_aesthetic
 from models.quality.defects import defects_digest, measure_defects
-from models.quality.detail import DETAIL, measure_detail
 from models.quality.dover import Dover, dover_digest, load_dover
 from models.quality.motion import measure_motion
 from models.quality.overlay_text import judge_overlay, overlay_rules_digest
+from models.quality.spatial_detail import SPATIAL_DETAIL, measure_spatial_detail
 from models.quality.technical import load_technical, technical_digest
 from models.quality.text_reader import load_text_reader, text_reader_digest
 from tasks.prefect_step import run_in_prefect, step_task
@@ -80,7 +80,7 @@ def quality(work: Work, store: Store, params: QualityParams) -> Outcome:
     """
     meter = Meter(work.context["frames"], work.context["fps"], params)
     for picture in pictures(store.path(work.inputs["clip"]), Limits(max_pixels=params.max_pixels)):
-        meter.look(picture.index, picture)
+        meter.process_frame(picture.index, picture)
     found = meter.measured()
     return Outcome(
         "kept",
@@ -98,7 +98,7 @@ class Meter:
     Scores: words (the paper's count), overlay_words, imaging_words, scene_words (over five frames), overlay_share (of
     the picture's area, 0..1), technical, aesthetic (means of five frames, or DOVER's, on the scale of their model,
     which the detail names), motion_change (0..255), motion_moving_fraction (0..1), camera_shift (fraction of the width
-    per step), the fields of `models.quality.defects.Defects`, detail (see `models.quality.detail`), short_side
+    per step), the fields of `models.quality.defects.Defects`, detail (see `models.quality.spatial_detail`), short_side
     (pixels), identifiers (text boxes that name a patient, over five frames), faces (most on one frame), face_frames (of
     five).
     """
@@ -112,7 +112,7 @@ class Meter:
         self.sharp: list[np.ndarray] = []
         self.small: list[np.ndarray] = []
 
-    def look(self, place: int, picture: Picture) -> None:
+    def process_frame(self, place: int, picture: Picture) -> None:
         """Takes the picture at `place` (from 0) of the clip."""
         if place in self.wanted:
             self.sharp.append(picture.rgb())
@@ -146,14 +146,14 @@ class Meter:
             "motion_moving_fraction": rounded(motion.moving_fraction),
             "camera_shift": rounded(motion.camera_shift),
             "short_side": float(min(self.sharp[0].shape[:2])),
-            "detail": measure_detail(self.sharp),
+            "detail": measure_spatial_detail(self.sharp),
             "identifiers": float(sum(one.strong for one in named)),
             **asdict(defects),
         }
         read_by = digest_of([reader.digest, overlay_rules_digest()])
         models = dict.fromkeys(("words", "overlay_words", "imaging_words", "scene_words", "overlay_share"), read_by)
         models |= {"identifiers": digest_of([reader.digest, IDENTIFIERS])}
-        models |= dict.fromkeys(asdict(defects), defects_digest()) | {"detail": DETAIL}
+        models |= dict.fromkeys(asdict(defects), defects_digest()) | {"detail": SPATIAL_DETAIL}
         detail: dict[str, Any] = {
             "motion": asdict(motion),
             "text": [asdict(line) for line in text.lines[:TOLD]],
@@ -237,7 +237,7 @@ def step(params: QualityParams) -> Step:
         "identifiers": IDENTIFIERS,
         "fingerprint": FINGERPRINT,
         "defects": defects_digest(),
-        "detail": DETAIL,
+        "detail": SPATIAL_DETAIL,
     }
     for kind, name, digest in (
         ("technical", params.technical_model, technical_digest),

@@ -19,7 +19,8 @@ from medgen.ledger import Outcome, Record, StepIdentity, Work
 from medgen.media import Limits, Picture, pictures, time_base
 from medgen.shard import Item, ShardResult, Step
 from medgen.store import Store
-from models.segmentation.shots import Boundary, Rejected, ShotDetector, shots_digest
+from models.segmentation.shot_window import Boundary, DiscardedChange
+from models.segmentation.shots import ShotDetector, shots_digest
 from tasks.prefect_step import run_in_prefect, step_task
 
 DETECT_WIDTH = 256  # pixels: cuts are looked for in small pictures
@@ -49,13 +50,13 @@ class Seen:
         times: (presentation time in stream ticks, seconds) of every frame.
         samples: index and JPEG of the kept frames.
         boundaries: between shots, in order.
-        passed_over: changes that are no boundaries, and why.
+        discarded: changes that are no boundaries, and why.
     """
 
     times: list[tuple[int, float]]
     samples: list[tuple[int, bytes]]
     boundaries: list[Boundary]
-    passed_over: list[Rejected]
+    discarded: list[DiscardedChange]
 
 
 def look_through(path: Path, fps: float, params: SegmentParams) -> Seen:
@@ -73,10 +74,10 @@ def look_through(path: Path, fps: float, params: SegmentParams) -> Seen:
             samples.append((picture.index, _jpeg(picture, params)))
         frame = picture.frame
         height = max(2, round(frame.height * DETECT_WIDTH / frame.width))
-        detector.look(picture.index, frame.to_ndarray(format="bgr24", width=DETECT_WIDTH, height=height))
+        detector.process_frame(picture.index, frame.to_ndarray(format="bgr24", width=DETECT_WIDTH, height=height))
     if not times:
         raise ItemFailed("undecodable", "not one frame could be decoded")
-    return Seen(times, samples, detector.boundaries(), detector.rejected)
+    return Seen(times, samples, detector.boundaries(), detector.discarded)
 
 
 def segment(work: Work, store: Store, params: SegmentParams) -> Outcome:
@@ -109,7 +110,7 @@ def segment(work: Work, store: Store, params: SegmentParams) -> Outcome:
         "frames": len(seen.times),
         "samples": len(seen.samples),
         "boundaries": [asdict(boundary) for boundary in seen.boundaries[:TOLD]],
-        "passed_over": [asdict(change) for change in seen.passed_over[:TOLD]],
+        "passed_over": [asdict(change) for change in seen.discarded[:TOLD]],
     }
     return Outcome("kept", detail=detail, outputs=outputs, decodes=1)
 

@@ -1,8 +1,9 @@
 """How much detail does a picture really show, however many pixels it has?
 
-For telling an original from its copies. Detail is contrast at each scale of the picture, as far as it stands out of
-noise: an enlarged copy has more pixels and nothing to fill them with, a reduced one has lost its finest scales, and
-compression blurs the scales before them. Scales are told in cycles per picture, so that copies of any size compare.
+For telling an original from its copies; recorded as the score "detail". Detail is contrast at each scale of the
+picture, as far as it stands out of noise: an enlarged copy has more pixels and nothing to fill them with, a reduced one
+has lost its finest scales, and compression blurs the scales before them. Scales are given in cycles per picture, so
+that copies of any size compare.
 """
 
 from collections.abc import Sequence
@@ -26,16 +27,16 @@ MIN_SIDE = 32
 # An enlarged copy keeps its original's detail almost whole. So that it does not win by rounding, four times the pixels
 # must show 0.4 % more detail.
 PIXELS = 0.003
-DETAIL = digest_of(
+SPATIAL_DETAIL = digest_of(
     {
-        "name": "detail",
+        "name": "detail",  # on record by this name
         "version": 1,
         "settings": [TILES, LEFT_OUT, COARSEST, OCTAVES, BANDS, REFERENCE, NOISE, FLAT, MIN_SIDE, PIXELS],
     }
 )
 
 
-def measure_detail(frames: Sequence[np.ndarray]) -> float:
+def measure_spatial_detail(frames: Sequence[np.ndarray]) -> float:
     """Detail of a clip: contrast above noise, summed over octaves. Rounded to 4 decimals; 0 for empty pictures.
 
     Comparable between copies of one video only. Noise and sharpening count as detail. Measured in the discrete cosine
@@ -70,13 +71,13 @@ def _power(grey: np.ndarray) -> np.ndarray:
     rows, columns = height // TILES // 2 * 2, width // TILES // 2 * 2  # OpenCV transforms even sizes
     bands = _bands(rows, columns, height, width)
     tiles = grey[: TILES * rows, : TILES * columns].astype(np.float32)
-    found = np.empty((TILES * TILES, OCTAVES * BANDS))
+    powers = np.empty((TILES * TILES, OCTAVES * BANDS))
     for place in range(TILES * TILES):
         top, left = place // TILES * rows, place % TILES * columns
         waves = cv2.dct(np.ascontiguousarray(tiles[top : top + rows, left : left + columns]))
         power = np.bincount(bands, np.square(waves).ravel(), OCTAVES * BANDS + 1)
-        found[place] = power[1:] * (BANDS / (rows * columns))
-    return found
+        powers[place] = power[1:] * (BANDS / (rows * columns))
+    return powers
 
 
 @lru_cache(64)
