@@ -52,8 +52,8 @@ def find_copies(records: dict[str, tuple[Record, Record]]) -> dict[str, dict[str
 
     Args:
         records: clip → its records of cut and quality. The better of two copies has nothing written over it, then
-            shows more detail whatever its size (`models.quality.spatial_detail`), then has more bits per second, then the
-            smaller id.
+            shows more detail whatever its size (`models.quality.spatial_detail`), then has more bits per second, then
+            the smaller id.
     """
     candidates = []
     for clip, (cut, quality) in records.items():
