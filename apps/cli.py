@@ -15,7 +15,6 @@ from apps.deploy import deploy
 from apps.discover import discover
 from apps.doctor import doctor
 from apps.evaluate import evaluate
-from apps.forget import forget, recheck
 from apps.gc import gc
 from apps.generate import generate
 from apps.judge.command import judge, sample
@@ -25,6 +24,7 @@ from apps.release import release_app
 from apps.show import show
 from apps.status import status
 from apps.study.command import study_app
+from apps.takedown import forget, recheck
 from apps.train import train
 from apps.train_frames import train_frames
 from apps.train_text import train_text

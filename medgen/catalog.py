@@ -2,7 +2,7 @@
 
 The ledger writes these tables; everything else reads them. Rows are added and never changed: a repeated attempt
 is a new step run beside the one that it supersedes. Only a takedown blanks words, and leaves a seal (see
-`medgen.takedown`), and what raters answer may be revised. Only the last three tables hold passing facts of operation,
+`medgen.takedown`), and what raters answer may be revised. Only the last three tables hold transient facts of operation,
 and `standing` repeats what the others say, to be searched: triggers keep it (migration 0003), nobody else writes it.
 """
 

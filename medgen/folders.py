@@ -61,7 +61,7 @@ def put_folder(store: Store, folder: Path, wanted: Callable[[str], bool] = lambd
     return StoredFolder(manifest, files)
 
 
-def lay_out(store: Store, manifest_sha256: str, target: Path) -> Path:
+def materialize(store: Store, manifest_sha256: str, target: Path) -> Path:
     """The folder as ordinary files at `target`; made when it isn't there. Returns `target`.
 
     Files are hard links into the store where the file system allows, copies elsewhere: do not write to them.

@@ -15,7 +15,7 @@ from sqlalchemy.orm import Session
 from medgen.catalog import Artifact
 from medgen.ledger import Ledger
 from medgen.settings import current
-from medgen.takedown import dead
+from medgen.takedown import deletable
 from medgen.workplace import in_use, none_begins
 
 
@@ -37,7 +37,7 @@ def collect_garbage(ledger: Ledger, *, grace_s: float, dry_run: bool = False) ->
     limit = time.time() - grace_s
     objects = scratch = size = 0
     with Session(ledger.engine) as session:
-        removed = dead(session)
+        removed = deletable(session)
         known = set(session.scalars(select(Artifact.sha256))) - removed
     for digest, written, length in (*ledger.store.digests(), *_cached(ledger)):
         if digest in removed or (digest not in known and written < limit):

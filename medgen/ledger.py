@@ -27,7 +27,7 @@ from medgen.catalog import Artifact as ArtifactRow
 from medgen.catalog import Base, Caption, Score, StepInput, StepOutput, StepRun, now, open_catalog
 from medgen.errors import ItemFailed
 from medgen.store import Artifact, Store, open_store
-from medgen.takedown import FORGET, FORGOTTEN, forgotten_subjects, held
+from medgen.takedown import TAKEDOWN_STEP, TAKEN_DOWN, referenced, taken_down_subjects
 
 Status = Literal["kept", "rejected", "failed"]
 
@@ -157,7 +157,7 @@ class Ledger:
     def forgotten(self, subjects: Iterable[str]) -> set[str]:
         """Those of `subjects` that belong to a video that was taken down."""
         with Session(self.engine) as session:
-            return forgotten_subjects(session, subjects)
+            return taken_down_subjects(session, subjects)
 
     def done(self, records: Mapping[str, Record]) -> dict[str, Record]:
         """Those of `records` (by key) that stand: decided, or quarantined, with their outputs still in the store."""
@@ -188,10 +188,10 @@ class Ledger:
         """
         with Session(self.engine) as session, session.begin():
             made: set[str] = set()
-            if step.name != FORGET and forgotten_subjects(session, [work.subject], wait=True):
+            if step.name != TAKEDOWN_STEP and taken_down_subjects(session, [work.subject], wait=True):
                 made = set() if isinstance(outcome, ItemFailed) else {a.sha256 for a in outcome.outputs.values()}
-                made -= held(session, made)
-                work, outcome = replace(work, inputs={}, context={}), Outcome("rejected", FORGOTTEN)
+                made -= referenced(session, made)
+                work, outcome = replace(work, inputs={}, context={}), Outcome("rejected", TAKEN_DOWN)
             key = self._write(session, step, work, outcome, started_at, flow_run_id, earlier)
         for digest in made:
             self.store.remove(digest)

@@ -76,8 +76,11 @@ class Picture:
 
 
 def decode_jpeg(jpeg: bytes) -> np.ndarray:
-    """uint8 RGB (H, W, 3) of a JPEG that segment kept."""
-    return cv2.cvtColor(cv2.imdecode(np.frombuffer(jpeg, np.uint8), cv2.IMREAD_COLOR), cv2.COLOR_BGR2RGB)
+    """uint8 RGB (H, W, 3) of a JPEG that segment kept. Raises ValueError for other bytes."""
+    pixels = cv2.imdecode(np.frombuffer(jpeg, np.uint8), cv2.IMREAD_COLOR)
+    if pixels is None:
+        raise ValueError("the bytes are no JPEG")
+    return cv2.cvtColor(pixels, cv2.COLOR_BGR2RGB)
 
 
 @contextmanager
@@ -174,6 +177,7 @@ def cut(
     x, y, width, height = crop or (0, 0, first.frame.width, first.frame.height)
     width, height = width - width % 2, height - height % 2
     base = first.frame.time_base
+    assert base is not None  # every frame of a stream has it
     count, last = 0, None
     with av.open(str(target), "w", format="mp4", container_options={"movflags": "faststart"}) as out:
         # No macroblock tree: with B-frames x264's assembly for it reads memory that nobody has set (seen with

@@ -6,7 +6,7 @@ from functools import cache
 import pyarrow as pa
 
 
-def hand_back() -> None:
+def trim_heap() -> None:
     """Gives freed memory of Arrow's pool and of the C heap back.
 
     For workers that live long: else each keeps the most that a shard, or the making of a model, ever took. Compiling

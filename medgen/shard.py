@@ -27,7 +27,7 @@ from medgen.errors import ItemFailed
 from medgen.ledger import Ledger, Outcome, Record, StepIdentity, Work, open_ledger
 from medgen.settings import current
 from medgen.store import Store, open_store
-from medgen.takedown import FORGOTTEN
+from medgen.takedown import TAKEN_DOWN
 
 log = logging.getLogger(__name__)
 
@@ -206,7 +206,7 @@ def _outcomes(
     """As `_execute`; subjects that were taken down are refused unseen."""
     for key, work in todo.items():
         if work.subject in gone:
-            yield key, Outcome("rejected", FORGOTTEN), now()
+            yield key, Outcome("rejected", TAKEN_DOWN), now()
     yield from _execute(step, {k: work for k, work in todo.items() if work.subject not in gone}, store)
 
 

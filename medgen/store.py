@@ -258,7 +258,7 @@ def through_outages(operation: Callable[[], T], endpoint: str, bucket: str) -> T
     """
     try:
         for attempt in Retrying(
-            retry=retry_if_exception(_passing),
+            retry=retry_if_exception(_is_transient),
             stop=stop_after_delay(OUTAGE_S),
             wait=wait_exponential(multiplier=0.2, max=5) + wait_random(0, 1),
             reraise=True,
@@ -288,7 +288,7 @@ def suppress_codes(*codes: str) -> Iterator[None]:
             raise
 
 
-def _passing(error: BaseException) -> bool:
+def _is_transient(error: BaseException) -> bool:
     if isinstance(error, S3Error):
         return error.code in ("InternalError", "ServiceUnavailable", "SlowDown", "XMinioServerNotInitialized")
     return isinstance(error, urllib3.exceptions.HTTPError | MinioException | ConnectionError)

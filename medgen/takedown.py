@@ -1,7 +1,7 @@
-"""Takedowns: which videos are forgotten, which bytes must be gone, and what their releases still hold.
+"""Takedowns: which videos are taken down, which bytes must be gone, and what their releases still hold.
 
 A tombstone is the first thing that a takedown writes and the last word on a video: from then on the ledger records
-nothing about it but refusals (`forgotten_subjects`), whoever works on it at that moment.
+nothing about it but refusals (`taken_down_subjects`), whoever works on it at that moment.
 
 What is proven afterwards. Records are blanked, not deleted: ids, numbers, verdicts, times and the record's hash stay,
 texts go (`blanked`). A blanked record no longer gives its hash, so the takedown first checks it, then seals it: the
@@ -10,8 +10,8 @@ hash-chained like any other. So `verify` still proves that every other record is
 one is as the takedown left it, and that the records after it name the hash that it had. That the blanked content is
 what is left of the content behind the old hash is the word of the takedown alone.
 
-Tables that name many videos (what discover read, what a release lists) are replaced by copies without the forgotten
-one, under a new record of the same step that supersedes the old one; nothing of these records is blanked.
+Tables that name many videos (what discover read, what a release lists) are replaced by copies without that
+video, under a new record of the same step that supersedes the old one; nothing of these records is blanked.
 """
 
 import json
@@ -32,8 +32,8 @@ from sqlalchemy.orm import Session, aliased
 from medgen.catalog import Clip, ModelVersion, Release, ReleaseClip, StepInput, StepOutput, StepRun, Tombstone, Video
 from medgen.store import Store
 
-FORGET = "forget"  # the step that a takedown is on record as
-FORGOTTEN = "forgotten"  # the reason of whatever is refused for a tombstone's sake
+TAKEDOWN_STEP = "forget"  # the step that a takedown is on record as
+TAKEN_DOWN = "forgotten"  # the reason of what is refused because of a tombstone
 NOTICE = "TAKEDOWN.json"
 MANY = 10_000  # digests or ids in one query
 
@@ -72,30 +72,30 @@ class Takedown(BaseModel):
     looked_to: int = 0  # newest step run whose tables were looked through
 
 
-def forgotten(engine: Engine) -> frozenset[str]:
+def taken_down_videos(engine: Engine) -> frozenset[str]:
     """Ids of all videos with a tombstone. About 1 s for 300,000, measured on two busy cores."""
     with engine.connect() as connection:
         return frozenset(connection.scalars(select(Tombstone.video_id)))
 
 
-def forgotten_urls(engine: Engine) -> frozenset[str]:
+def taken_down_urls(engine: Engine) -> frozenset[str]:
     """URLs of all videos with a tombstone."""
     with engine.connect() as connection:
         return frozenset(connection.scalars(select(Tombstone.url)))
 
 
-def forgotten_digests(engine: Engine) -> frozenset[str]:
-    """sha256 of the files that forgotten videos were, so that the same bytes are refused under another URL.
+def taken_down_digests(engine: Engine) -> frozenset[str]:
+    """sha256 of the downloaded files of videos that were taken down, so that another URL does not bring them back.
 
-    Files that a video which is not forgotten has too are left out: they were allowed to stay.
+    Files that another video has too, one that was not taken down, are left out: they were allowed to stay.
     """
     with Session(engine) as session:
-        found = set(session.scalars(select(func.jsonb_array_elements_text(Tombstone.detail["files"]))))
-        return frozenset(found - held(session, found))
+        files = set(session.scalars(select(func.jsonb_array_elements_text(Tombstone.detail["files"]))))
+        return frozenset(files - referenced(session, files))
 
 
-def forgotten_subjects(session: Session, subjects: Iterable[str], *, wait: bool = False) -> set[str]:
-    """Those of `subjects` (ids of videos and clips, and stretches ``VIDEO/a-b``) that belong to a forgotten video.
+def taken_down_subjects(session: Session, subjects: Iterable[str], *, wait: bool = False) -> set[str]:
+    """Those of `subjects` (ids of videos and clips, and stretches ``VIDEO/a-b``) whose video was taken down.
 
     Args:
         wait: hold the gate until the session's transaction ends: no tombstone is set between this answer and the
@@ -113,16 +113,16 @@ def forgotten_subjects(session: Session, subjects: Iterable[str], *, wait: bool 
     return set(session.scalars(query)) if wanted else set()
 
 
-def _array(values: list[str]) -> ColumnElement[list[str]]:
+def _array(values: list[str]) -> ColumnElement[Sequence[str]]:
     return cast(values, ARRAY(Text))
 
 
 def _storable(subject: str) -> bool:
-    """Whether it can be a subject on record; names of sources come here as people wrote them."""
+    """Whether a text can be a subject on record; names of sources come here as people wrote them."""
     return "\0" not in subject and subject.isprintable()
 
 
-def entomb(engine: Engine, urls: Mapping[str, str], reason: str) -> None:
+def create_tombstones(engine: Engine, urls: Mapping[str, str], reason: str) -> None:
     """Sets tombstones for video id → URL; one that stands stays as it is. Waits for records that are being written."""
     with Session(engine) as session, session.begin():
         session.execute(text("SELECT pg_advisory_xact_lock(:key)"), {"key": GATE_LOCK})
@@ -130,42 +130,42 @@ def entomb(engine: Engine, urls: Mapping[str, str], reason: str) -> None:
         session.execute(upsert(Tombstone).on_conflict_do_nothing(), rows)
 
 
-def tombstones(session: Session, *, unfinished: bool = False) -> list[Tombstone]:
-    """All tombstones, oldest first; or those alone whose takedown was cut short."""
+def list_tombstones(session: Session, *, unfinished: bool = False) -> list[Tombstone]:
+    """All tombstones, or only those whose takedown was cut short; oldest first."""
     query = select(Tombstone).order_by(Tombstone.forgotten_at, Tombstone.video_id)
     if unfinished:
-        told = Tombstone.detail
+        report = Tombstone.detail
         query = query.where(
             ~select(StepRun.id)
             .where(
-                StepRun.step == FORGET,
+                StepRun.step == TAKEDOWN_STEP,
                 StepRun.subject == Tombstone.video_id,
                 ~StepRun.superseded,
-                StepRun.detail == told,
-                told["url"].as_string() == Tombstone.url,
-                told["reason"].as_string() == Tombstone.reason,
-                cast(told["forgotten_at"].as_string(), Tombstone.forgotten_at.type) == Tombstone.forgotten_at,
+                StepRun.detail == report,
+                report["url"].as_string() == Tombstone.url,
+                report["reason"].as_string() == Tombstone.reason,
+                cast(report["forgotten_at"].as_string(), Tombstone.forgotten_at.type) == Tombstone.forgotten_at,
             )
             .exists()
         )
     return list(session.scalars(query))
 
 
-def held(session: Session, digests: Iterable[str]) -> set[str]:
-    """Those of `digests` that must stay: a step made them for something not forgotten, or a living video's step or a
-    model needs them. That a step over many videos (a release, a training run) read the bytes does not hold them."""
-    return set(holders(session, digests, most=1))
+def referenced(session: Session, digests: Iterable[str]) -> set[str]:
+    """Those of `digests` that must stay: a step made them for something that was not taken down, or a step of another
+    video, or a model, needs them. That a step over many videos (a release, a training run) read them does not count."""
+    return set(referenced_by(session, digests, most=1))
 
 
-def holders(
+def referenced_by(
     session: Session, digests: Iterable[str], *, most: int = 3, besides: Iterable[str] = ()
 ) -> dict[str, list[str]]:
-    """Digest → subjects, at most `most`, for whose sake the bytes must stay; see `held`.
+    """Digest → subjects, at most `most`, for whose sake the bytes must stay; see `referenced`.
 
     Args:
-        besides: ids of videos that count as forgotten too.
+        besides: ids of videos that count as taken down too.
     """
-    found: dict[str, list[str]] = {}
+    subjects: dict[str, list[str]] = {}
     made = select(StepOutput.artifact_sha256.label("digest"), StepOutput.step_run_id)
     read = select(StepInput.artifact_sha256.label("digest"), StepInput.step_run_id)
     wanted = sorted(set(digests))
@@ -187,31 +187,31 @@ def holders(
             if not is_output:
                 query = query.join(Video, Video.id == owner)
             for digest, subject in session.execute(query):
-                names = found.setdefault(digest, [])
+                names = subjects.setdefault(digest, [])
                 if len(names) < most and subject not in names:
                     names.append(subject)
         models = select(ModelVersion.checkpoint_sha256, ModelVersion.name)
         for digest, name in session.execute(models.where(ModelVersion.checkpoint_sha256 == any_(_array(some)))):
-            found.setdefault(digest, [name])
-    return found
+            subjects.setdefault(digest, [name])
+    return subjects
 
 
-def dead(session: Session, video_ids: Sequence[str] | None = None) -> set[str]:
-    """Digests that takedowns (all, or those of some videos) removed and that nothing has needed since."""
+def deletable(session: Session, video_ids: Sequence[str] | None = None) -> set[str]:
+    """Digests that takedowns (all, or those of some videos) removed and that nothing else references."""
     condition = true() if video_ids is None else Tombstone.video_id.in_(video_ids)
     removed = set(session.scalars(select(func.jsonb_array_elements_text(Tombstone.detail["removed"])).where(condition)))
     replaced = session.scalars(select(func.jsonb_object_keys(Tombstone.detail["replaced"])).where(condition))
-    return (removed - held(session, removed)) | set(replaced)
+    return (removed - referenced(session, removed)) | set(replaced)
 
 
 def seals(session: Session) -> dict[int, str]:
     """Id of a blanked step run → its seal, from the records of all takedowns."""
-    details = session.scalars(select(StepRun.detail["sealed"]).where(StepRun.step == FORGET, ~StepRun.superseded))
-    return {int(run_id): seal for sealed in details for run_id, seal in (sealed or {}).items()}
+    query = select(StepRun.detail["sealed"]).where(StepRun.step == TAKEDOWN_STEP, ~StepRun.superseded)
+    return {int(run_id): seal for sealed in session.scalars(query) for run_id, seal in (sealed or {}).items()}
 
 
 def blanked(value: Any, name: str = "") -> Any:
-    """JSON facts without the words of their source: every text becomes empty unless its name is in `PLAIN`.
+    """JSON facts without the words of their source: every text becomes empty unless its key is in `PLAIN`.
 
     The shape, numbers and truth values stay, so that an auditor still sees scores and thresholds.
     """
@@ -238,8 +238,8 @@ class ReleaseTakedown:
     changes: Mapping[str, str | None]
     notice: bytes
 
-    def settle(self, store: Store, folder: Path) -> None:
-        """Makes a folder that was laid out before the takedown what it is to be. Repeating it is harmless."""
+    def apply(self, store: Store, folder: Path) -> None:
+        """Brings a folder that was made before the takedown up to date. Repeating it is harmless."""
         _write(folder / NOTICE, self.notice)
         for path, digest in self.changes.items():
             if digest is None:
@@ -251,8 +251,8 @@ class ReleaseTakedown:
 def release_takedown(session: Session, name: str, files: Sequence[Mapping[str, Any]]) -> ReleaseTakedown | None:
     """What takedowns changed of a release; None when no video of it was taken down.
 
-    Follows from the catalog alone: the clips of forgotten videos, and the tables of the record that superseded the
-    release's own. So a folder can't excuse damage by a notice of its own.
+    It follows from the catalog alone: the clips of videos that were taken down, and the tables of the record that
+    superseded the release's own. So a notice in a folder can't excuse damage to it.
 
     Args:
         files: of the manifest: path and sha256.
@@ -283,7 +283,7 @@ def release_takedown(session: Session, name: str, files: Sequence[Mapping[str, A
         return None
     changes = {file["path"]: instead.get(file["sha256"]) for file in files if file["sha256"] in instead}
     changes |= {file["path"]: None for file in files if Path(file["path"]).stem in clips}
-    graves = session.scalars(
+    tombstones = session.scalars(
         select(Tombstone).where(Tombstone.video_id.in_(videos)).order_by(Tombstone.forgotten_at, Tombstone.video_id)
     )
     notice = {
@@ -292,12 +292,12 @@ def release_takedown(session: Session, name: str, files: Sequence[Mapping[str, A
         "digest": release.digest,
         "takedowns": [
             {
-                "video_id": grave.video_id,
-                "reason": grave.reason,
-                "forgotten_at": stamp(grave.forgotten_at),
-                "clips": sorted(clip for clip, video in clips.items() if video == grave.video_id),
+                "video_id": tombstone.video_id,
+                "reason": tombstone.reason,
+                "forgotten_at": stamp(tombstone.forgotten_at),
+                "clips": sorted(clip for clip, video in clips.items() if video == tombstone.video_id),
             }
-            for grave in graves
+            for tombstone in tombstones
         ],
         "files": [
             {"path": file["path"], "sha256": file["sha256"], "now": changes[file["path"]]}
@@ -319,7 +319,7 @@ def _outputs(session: Session, run_id: int) -> dict[str, str]:
 
 
 def _write(path: Path, content: bytes | Path) -> None:
-    """Puts a file in the place of another in one move; never through it, for it may be a link into the store."""
+    """Replaces a file in one move. It is never written through, because it may be a hard link into the store."""
     making = path.with_name(f".{path.name}.making")
     making.unlink(missing_ok=True)
     if isinstance(content, bytes):

@@ -15,13 +15,26 @@ from sqlalchemy import func, select
 from sqlalchemy.orm import Session
 
 from medgen.canonical import digest_of
-from medgen.catalog import Artifact, Base, Caption, Clip, Release, ReleaseClip, Score, StepInput, StepOutput, StepRun
+from medgen.catalog import (
+    Artifact,
+    Base,
+    Caption,
+    Clip,
+    Release,
+    ReleaseClip,
+    Score,
+    StepInput,
+    StepOutput,
+    StepRun,
+    Tombstone,
+)
 from medgen.errors import ItemFailed
 from medgen.ledger import Ledger, record_hash
 from medgen.store import file_digest
-from medgen.takedown import NOTICE, dead, release_takedown, seals, tombstones
+from medgen.takedown import NOTICE, deletable, list_tombstones, release_takedown, seals
 
 BATCH = 1000
+_PartOfRun = type[StepInput] | type[StepOutput] | type[Score] | type[Caption]
 
 
 def verify(
@@ -53,9 +66,9 @@ def _records(ledger: Ledger, tell: Callable[[str, int, int], None]) -> Iterator[
         sealed = seals(session)
         done, last = 0, 0
         while runs := session.scalars(select(StepRun).where(StepRun.id > last).order_by(StepRun.id).limit(BATCH)).all():
-            for one in rehashed(session, runs):
-                name = f"step run {one.run.id} ({one.run.step} {one.run.subject})"
-                yield from (f"{name}: {fault}" for fault in _faults(one, sealed))
+            for record in rehashed(session, runs):
+                name = f"step run {record.run.id} ({record.run.step} {record.run.subject})"
+                yield from (f"{name}: {fault}" for fault in _faults(record, sealed))
             done, last = done + len(runs), runs[-1].id
             tell("records", done, total)
             session.expunge_all()
@@ -64,23 +77,23 @@ def _records(ledger: Ledger, tell: Callable[[str, int, int], None]) -> Iterator[
 def record_faults(session: Session, ids: Sequence[int]) -> dict[int, str | None]:
     """Id of a step run → what is wrong with its record; None: it is as it was written, or as a takedown left it."""
     runs = session.scalars(select(StepRun).where(StepRun.id.in_(ids)).order_by(StepRun.id)).all()
-    again = list(rehashed(session, runs))
-    # Seals are asked for only when something differs: most records were never blanked.
-    sealed = seals(session) if any(one.found != one.run.record_hash for one in again) else {}
-    return {one.run.id: "; ".join(_faults(one, sealed)) or None for one in again}
+    records = list(rehashed(session, runs))
+    # Seals are read only when something differs: most records were never blanked.
+    sealed = seals(session) if any(record.actual_hash != record.run.record_hash for record in records) else {}
+    return {record.run.id: "; ".join(_faults(record, sealed)) or None for record in records}
 
 
-def _faults(one: "Rehashed", sealed: Mapping[int, str]) -> Iterator[str]:
-    run = one.run
-    if one.gone:
-        yield f"the records of {', '.join(one.gone)} before it are gone"
+def _faults(record: "Rehashed", sealed: Mapping[int, str]) -> Iterator[str]:
+    run = record.run
+    if record.lost_parents:
+        yield f"the records of {', '.join(record.lost_parents)} before it are gone"
     elif run.id in sealed:
-        if one.seal != sealed[run.id]:
+        if record.seal != sealed[run.id]:
             yield "its content was changed after a takedown blanked it"
     else:
-        if one.found != run.record_hash:
+        if record.actual_hash != run.record_hash:
             yield "its content, or that of a record before it, was changed after it was written"
-        if _key(run, one.inputs) != run.key:
+        if _key(run, record.inputs) != run.key:
             yield "its key does not follow from its content"
 
 
@@ -90,19 +103,19 @@ class Rehashed:
 
     Args:
         inputs: its rows of `step_input`.
-        gone: roles of parents that are no longer on record; then `found` is empty.
-        found: the hash that its content gives now.
+        lost_parents: roles of parents that are no longer on record; then `actual_hash` is empty.
+        actual_hash: the record hash that its content gives now.
     """
 
     run: StepRun
     inputs: Sequence[dict[str, Any]]
-    gone: Sequence[str]
-    found: str
+    lost_parents: Sequence[str]
+    actual_hash: str
 
     @property
     def seal(self) -> str:
         """sha256 over the hash that the record was written with and the one that its content gives now."""
-        return digest_of([self.run.record_hash, self.found])
+        return digest_of([self.run.record_hash, self.actual_hash])
 
 
 def rehashed(session: Session, runs: Sequence[StepRun]) -> Iterator[Rehashed]:
@@ -113,18 +126,18 @@ def rehashed(session: Session, runs: Sequence[StepRun]) -> Iterator[Rehashed]:
     )
     parent_ids = {row["parent_id"] for rows in inputs.values() for row in rows if row["parent_id"]}
     hashes = session.execute(select(StepRun.id, StepRun.record_hash).where(StepRun.id.in_(parent_ids)))
-    parents = {run_id: found for run_id, found in hashes}
+    parents = {run_id: record_hash_ for run_id, record_hash_ in hashes}
     for run in runs:
-        mine = inputs.get(run.id, [])
-        gone = [row["role"] for row in mine if row["parent_id"] and row["parent_id"] not in parents]
+        own = inputs.get(run.id, [])
+        lost = [row["role"] for row in own if row["parent_id"] and row["parent_id"] not in parents]
         rows = (outputs.get(run.id, []), scores.get(run.id, []), captions.get(run.id, []))
-        yield Rehashed(run, mine, gone, "" if gone else record_hash(_values(run), mine, *rows, parents))
+        yield Rehashed(run, own, lost, "" if lost else record_hash(_values(run), own, *rows, parents))
 
 
-def _by_run(session: Session, table: type[Base], ids: Sequence[int]) -> dict[int, list[dict[str, Any]]]:
+def _by_run(session: Session, table: _PartOfRun, ids: Sequence[int]) -> dict[int, list[dict[str, Any]]]:
     rows: dict[int, list[dict[str, Any]]] = {}
-    for row in session.scalars(select(table).where(table.step_run_id.in_(ids))):  # type: ignore[attr-defined]
-        rows.setdefault(row.step_run_id, []).append(_values(row))  # type: ignore[attr-defined]
+    for run_id, row in session.execute(select(table.step_run_id, table).where(table.step_run_id.in_(ids))):
+        rows.setdefault(run_id, []).append(_values(row))
     return rows
 
 
@@ -149,7 +162,7 @@ def _key(run: StepRun, inputs: Sequence[dict[str, Any]]) -> str:
 def _artifacts(ledger: Ledger, tell: Callable[[str, int, int], None], read: bool) -> Iterator[str]:
     with Session(ledger.engine) as session:
         digests = list(session.scalars(select(Artifact.sha256).order_by(Artifact.sha256)))
-        removed = dead(session)
+        removed = deletable(session)
     back = removed - ledger.store.missing(removed)
     for number, digest in enumerate(digests, start=1):
         tell("artifacts", number, len(digests))
@@ -192,11 +205,11 @@ def _releases(ledger: Ledger, folder: Path, tell: Callable[[str, int, int], None
                 yield f"release {release.name}: its digest differs from its record"
             if members != release.clips:
                 yield f"release {release.name}: {members} clips on record where {release.clips} were released"
-            yield from _laid_out(session, release, folder / release.name)
+            yield from _release_files(session, release, folder / release.name)
             tell("releases", number, number)
 
 
-def _laid_out(session: Session, release: Release, folder: Path) -> Iterator[str]:
+def _release_files(session: Session, release: Release, folder: Path) -> Iterator[str]:
     """The files of a release against its manifest. A removed folder is no fault: refresh lays it out."""
     if not folder.exists():
         return
@@ -222,22 +235,26 @@ def _laid_out(session: Session, release: Release, folder: Path) -> Iterator[str]
 
 def _takedowns(ledger: Ledger) -> Iterator[str]:
     with Session(ledger.engine) as session:
-        for grave in tombstones(session, unfinished=True):
+        for tombstone in list_tombstones(session, unfinished=True):
             yield (
-                f"takedown of {grave.video_id}: not finished, or its tombstone was changed; "
+                f"takedown of {tombstone.video_id}: not finished, or its tombstone was changed; "
                 "`medgen gc` or `medgen forget` finishes it"
             )
-        for grave in tombstones(session):
-            for run_id in grave.detail.get("altered", ()):
+        for tombstone in list_tombstones(session):
+            for run_id in tombstone.detail.get("altered", ()):
                 yield f"step run {run_id}: was changed after it was written, before a takedown blanked it"
 
 
 def taken_down(ledger: Ledger) -> list[str]:
-    """What is missing because it was taken down, a sentence for each video: no faults."""
+    """What is missing because it was taken down, a sentence for each video. None of it is a fault."""
     with Session(ledger.engine) as session:
-        return [
-            f"video {grave.video_id}: taken down {grave.forgotten_at:%Y-%m-%d}; {grave.detail.get('artifacts', 0)} "
-            f"artifacts removed, {len(grave.detail.get('sealed', ()))} records redacted, "
-            f"{len(grave.detail.get('releases', ()))} releases changed"
-            for grave in tombstones(session)
-        ]
+        return [_takedown_summary(tombstone) for tombstone in list_tombstones(session)]
+
+
+def _takedown_summary(tombstone: Tombstone) -> str:
+    report = tombstone.detail
+    return (
+        f"video {tombstone.video_id}: taken down {tombstone.forgotten_at:%Y-%m-%d}; {report.get('artifacts', 0)} "
+        f"artifacts removed, {len(report.get('sealed', ()))} records redacted, "
+        f"{len(report.get('releases', ()))} releases changed"
+    )

@@ -23,7 +23,7 @@ from apps.audit.reading import TooSlow
 from apps.audit.search import Filters
 from medgen.catalog import Standing
 from medgen.ledger import Ledger, open_ledger
-from tasks.operations.takedown import forget
+from tasks.operations.takedown import take_down
 from tests.audit_addresses import hostile_addresses
 from tests.browser import chromium
 from tests.conftest import free_port, numbered_video
@@ -246,7 +246,7 @@ def test_what_the_triggers_keep_is_what_the_records_say(hostile: Ledger) -> None
     with hostile.engine.connect() as connection:
         video, url = connection.execute(text("SELECT id, url FROM video ORDER BY id LIMIT 1")).one()
     for taken_down in ({}, {video: url}):
-        forget(hostile, taken_down, "asked")
+        take_down(hostile, taken_down, "asked")
         with hostile.engine.begin() as connection:
             kept = connection.execute(text(told)).all()
             connection.execute(text("SELECT rebuild_standing()"))
@@ -259,7 +259,7 @@ def test_a_takedown_shows_and_an_altered_record_does_too(client: TestClient, hos
             text("SELECT v.id, v.url, c.id FROM video v JOIN clip c ON c.video_id = v.id ORDER BY v.id, c.id LIMIT 1")
         ).one()
         other = connection.scalar(text("SELECT id FROM clip WHERE video_id <> :v ORDER BY id LIMIT 1"), {"v": video})
-    forget(hostile, {video: url}, "asked by <b>the owner</b>")
+    take_down(hostile, {video: url}, "asked by <b>the owner</b>")
     page = client.get(f"/clips/{clip}").text
     assert "Its video was taken down" in page and "records are as they were written" in page
     assert (

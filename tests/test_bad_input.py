@@ -40,7 +40,7 @@ def final(step: str, reason: str) -> tuple[str, str, str, bool]:
     return step, "failed", reason, False
 
 
-def passing(reason: str) -> tuple[str, str, str, bool]:
+def transient(reason: str) -> tuple[str, str, str, bool]:
     """The verdict on a download that may succeed later."""
     return "download", "failed", reason, True
 
@@ -283,9 +283,9 @@ SERVED: dict[str, tuple[Answer | str, tuple[str, str, str | None, bool]]] = {
     "404": (Answer(status=404), final("download", "http_404")),
     "410": (Answer(status=410), final("download", "http_410")),
     "403": (Answer(status=403), final("download", "http_403")),
-    "500": (Answer(status=500), passing("http_500")),
-    "silent": (Answer(hangs=True), passing("network_error")),
-    "cut-short": (Answer(b"\0" * 1000, promised=5000), passing("cut_short")),
+    "500": (Answer(status=500), transient("http_500")),
+    "silent": (Answer(hangs=True), transient("network_error")),
+    "cut-short": (Answer(b"\0" * 1000, promised=5000), transient("cut_short")),
     "endless": (Answer(b"\0" * 65536, endless=True), final("download", "file_too_large")),
     "endless-page": (Answer(b"<html><p>" + b"." * 65536, type="text/html", endless=True),
                      final("download", "file_too_large")),
@@ -323,7 +323,7 @@ NOWHERE: dict[str, tuple[str, str, str | None, bool]] = {
     "http://[::1/x.mp4": final("discover", "unsupported_url"),
     "http://127.0.0.1:99999/x.mp4": final("discover", "unsupported_url"),
     "http://127.0.0.1:1\r\nHost: localhost/x.mp4": final("discover", "unsupported_url"),
-    "http://127.0.0.1:1/x.mp4": passing("network_error"),
+    "http://127.0.0.1:1/x.mp4": transient("network_error"),
     "http://127.0.0.1.nip.invalid/x.mp4": final("download", "host_refused"),
     "http://user:word@localhost/x.mp4": final("discover", "credentials_in_url"),
     "http://127.0.0.1@localhost/x.mp4": final("discover", "credentials_in_url"),
@@ -404,7 +404,7 @@ LINKS: dict[str, tuple[str, tuple[str, str, str | None, bool] | None]] = {
     "passwd.mp4": ("/etc/passwd", final("discover", "outside_folder")),
     "device.mp4": ("/dev/zero", final("discover", "outside_folder")),
     "loop.mp4": ("loop.mp4", final("discover", "outside_folder")),
-    "dangling.mp4": ("nothing.mp4", passing("file_unreadable")),
+    "dangling.mp4": ("nothing.mp4", transient("file_unreadable")),
     "outside-folder": ("../outside", None),
 }
 

@@ -6,7 +6,7 @@ import pytest
 
 from medgen.canonical import canonical_json
 from medgen.errors import ItemFailed
-from medgen.folders import lay_out, put_folder
+from medgen.folders import materialize, put_folder
 from medgen.settings import current
 from medgen.store import Store
 
@@ -21,7 +21,7 @@ def test_a_folder_comes_back_as_it_was_and_has_one_digest(home: Path, tmp_path: 
     first, second = put_folder(store, folder), put_folder(store, folder)
     assert first == second
     assert set(first.outputs()) == {"manifest", "model_index.json", "vae/weights.safetensors"}
-    out = lay_out(store, first.manifest.sha256, tmp_path / "out" / "model")
+    out = materialize(store, first.manifest.sha256, tmp_path / "out" / "model")
     assert (out / "vae" / "weights.safetensors").read_bytes() == b"\x00" * 100
     assert put_folder(store, out) == first
     only = put_folder(store, folder, lambda path: path.endswith(".json"))
@@ -34,5 +34,5 @@ def test_a_manifest_cannot_lead_out_of_its_folder(home: Path, tmp_path: Path, pa
     inner = store.put_bytes(b"x", "text/plain")
     manifest = store.put_bytes(canonical_json({"files": [{"path": path, "sha256": inner.sha256}]}), "application/json")
     with pytest.raises(ItemFailed, match="bad_manifest"):
-        lay_out(store, manifest.sha256, tmp_path / "out")
+        materialize(store, manifest.sha256, tmp_path / "out")
     assert not (tmp_path / "out").exists()

@@ -64,7 +64,7 @@ def test_failures_are_isolated_quarantined_and_retried(home: Path, monkeypatch: 
     bad = frozenset({"p1", "t1"})
     result = run(["a", "p1", "t1", "b"], step(fail=bad))
     assert [item.subject for item in result.kept] == ["a", "b"] and len(result.ended) == 2
-    assert calls.count("p1") == 1 and calls.count("t1") == 3  # only passing failures are tried again
+    assert calls.count("p1") == 1 and calls.count("t1") == 3  # only transient failures are tried again
     again = run(["a", "p1", "t1", "b"], step())  # t1 has got better; p1 stays quarantined
     assert set(calls) == {"t1"} and again.executed == 1
     assert [item.subject for item in again.kept] == ["a", "t1", "b"]

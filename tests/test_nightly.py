@@ -165,12 +165,12 @@ def test_a_site_that_misbehaves_gets_one_verdict_each_and_nights_do_only_what_is
         assert {entry["reason"]: entry["count"] for entry in failures} == reasons
         retried = {entry["reason"] for entry in failures if entry["retried"]}
         assert retried == {"http_429", "http_503", "too_slow", "cut_short", "network_error", "disk_quota"}
-        passing = {url for url, (_, reason) in expected.items() if reason in retried}
+        transient = {url for url, (_, reason) in expected.items() if reason in retried}
         before = len(site.log)
         again = told(home, *refresh)
-        assert videos(site.log[before:], site) == passing
+        assert videos(site.log[before:], site) == transient
         # The release stands on the records of the failures too, which are new ones; it comes out the same.
-        assert (again["executed"], again["digest"]) == (len(passing) + 1, first["digest"])
+        assert (again["executed"], again["digest"]) == (len(transient) + 1, first["digest"])
 
         # A night with five new videos in the channel, one of which becomes a clip.
         site.published += 5

@@ -30,13 +30,13 @@ from medgen.postgres import embedded_url
 from medgen.settings import current
 from medgen.shard import ShardResult
 from medgen.store import Store, _name, open_store
-from medgen.takedown import NAME, NOTICE, PLAIN, blanked, forgotten, forgotten_digests
+from medgen.takedown import NAME, NOTICE, PLAIN, blanked, taken_down_digests, taken_down_videos
 from medgen.verify import verify
 from tasks.curation import caption, classify, cut, decide, deduplicate, download, privacy, quality, release, segment
 from tasks.curation.discover import video_id
 from tasks.curation.vanished import vanished
 from tasks.operations.recheck import RecheckParams, due, recheck_videos
-from tasks.operations.takedown import finish, forget
+from tasks.operations.takedown import finish, take_down
 from tests.conftest import ROOT, S3Server, discover_source, forget_installation, inline, numbered_video
 from tests.test_bad_input import Answer, Server
 
@@ -108,7 +108,7 @@ class Made:
             return session.scalars(select(Clip.id).where(Clip.video_id == self.id(name))).one()
 
     def urls(self, *names: str) -> dict[str, str]:
-        """As `forget` wants them."""
+        """As `take_down` wants them."""
         return {self.id(name): self.url(name) for name in names}
 
 
@@ -251,7 +251,7 @@ def test_what_is_forgotten_is_gone_everywhere_and_stays_gone(
 
     (planned,) = facts("forget", gone[:9], "--dry-run")
     assert set(planned["removed"]) == own and planned["clips"] == [clip] and planned["models"] == ["nano-1"]
-    assert forgotten(open_catalog()) == frozenset() and held_anywhere(own) == own
+    assert taken_down_videos(open_catalog()) == frozenset() and held_anywhere(own) == own
     medgen("forget", gone, code=1)  # nobody said yes
 
     (told,) = facts("forget", made.url("gone"), "--yes", "--reason", "asked")
@@ -261,8 +261,8 @@ def test_what_is_forgotten_is_gone_everywhere_and_stays_gone(
     assert in_catalog(SECRET) == [] and in_files(SECRET) == []
     assert held_anywhere(own) == set() and held_anywhere(living) == living
     assert open_store().missing(own | living) == own
-    assert forgotten(open_catalog()) == {gone, made.id("words")}
-    assert forgotten_digests(open_catalog()) == {hashlib.sha256(made.server.answers["/gone.mp4"].body).hexdigest()}
+    assert taken_down_videos(open_catalog()) == {gone, made.id("words")}
+    assert taken_down_digests(open_catalog()) == {hashlib.sha256(made.server.answers["/gone.mp4"].body).hexdigest()}
 
     # The release says what is missing, also when it is laid out again; a release that lacks more is damaged.
     for _ in range(2):
@@ -287,8 +287,8 @@ def test_what_is_forgotten_is_gone_everywhere_and_stays_gone(
     listed = {entry["url"]: entry for entry in facts("status", "--all")["items"]}
     assert (listed[made.url("gone")]["status"], listed[made.url("gone")]["reason"]) == ("rejected", "forgotten")
     assert len(listed) == 4 and listed[made.url("left")]["clips"] == 1
-    graves = facts("forget", "--list")
-    assert [(g["url"], g["finished"]) for g in graves] == [(made.url("gone"), True), (made.url("words"), True)]
+    tombstones = facts("forget", "--list")
+    assert [(g["url"], g["finished"]) for g in tombstones] == [(made.url("gone"), True), (made.url("words"), True)]
     assert "asked too" in medgen("forget", "--list")
 
     # Twice is harmless, and so is gc.
@@ -313,22 +313,22 @@ def test_bytes_that_another_video_has_stay_until_that_is_forgotten_too(made: Mad
     shared, own = left & right, left - right
     video = hashlib.sha256(made.server.answers["/left.mp4"].body).hexdigest()
     assert video in shared and len(shared) >= 4 and own
-    (told,) = forget(open_ledger(), made.urls("left"), "asked")
+    (told,) = take_down(open_ledger(), made.urls("left"), "asked")
     assert set(told.kept_for_others) == shared and set(told.removed) == own
     names = {made.id("right"), made.clip("right")}
     assert all({subject.partition("/")[0] for subject in who} <= names for who in told.kept_for_others.values())
-    assert held_anywhere(left | right) == right and forgotten_digests(open_catalog()) == frozenset()
+    assert held_anywhere(left | right) == right and taken_down_digests(open_catalog()) == frozenset()
     clips = {path.stem for path in (made.folder / "clips").iterdir()}
     assert clips == {made.clip("gone"), made.clip("right")}  # the same bytes, but not the same clip
     assert faults(made) == []
-    forget(open_ledger(), made.urls("right"), "asked")
-    assert held_anywhere(left | right) == set() and forgotten_digests(open_catalog()) == {video}
+    take_down(open_ledger(), made.urls("right"), "asked")
+    assert held_anywhere(left | right) == set() and taken_down_digests(open_catalog()) == {video}
     assert {path.stem for path in (made.folder / "clips").iterdir()} == {made.clip("gone")}
     assert faults(made) == []
 
 
 def test_two_at_once_leave_what_one_after_the_other_leaves(made: Made) -> None:
-    told = forget(open_ledger(), made.urls("left", "right"), "asked")
+    told = take_down(open_ledger(), made.urls("left", "right"), "asked")
     both = artifacts_of(made, "left", "right")
     assert held_anywhere(both) == set() and not any(one.kept_for_others for one in told)
     assert len(json.loads((made.folder / NOTICE).read_text())["takedowns"]) == 2
@@ -354,8 +354,8 @@ def deadly(function):
     return call
 
 for owner, name in ((Store, "put_file"), (Store, "remove"), (Ledger, "write"), (medgen.takedown, "_write"),
-                    (takedown, "_note"), (takedown, "rehashed"),
-                    (takedown, "dead")):
+                    (takedown, "_save_report"), (takedown, "rehashed"),
+                    (takedown, "deletable")):
     setattr(owner, name, deadly(getattr(owner, name)))
 
 deed, after = 1, 2
@@ -364,7 +364,7 @@ for kills in range(int(sys.argv[3])):
     if child == 0:
         left = deed
         from medgen.ledger import open_ledger
-        takedown.forget(open_ledger(), {sys.argv[1]: sys.argv[2]}, "asked")
+        takedown.take_down(open_ledger(), {sys.argv[1]: sys.argv[2]}, "asked")
         os._exit(0)
     _, status = os.waitpid(child, 0)
     if os.WIFEXITED(status):
@@ -395,7 +395,7 @@ def test_what_was_cut_short_gc_finishes(made: Made, monkeypatch: pytest.MonkeyPa
 
     with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
         patch.setattr(Store, "remove", remove_three)
-        forget(open_ledger(), made.urls("gone"), "asked")
+        take_down(open_ledger(), made.urls("gone"), "asked")
     assert len(held_anywhere(own)) >= 3 and in_catalog(SECRET) == []
     found = " ".join(faults(made))
     assert "not finished" in found and "was taken down, but is in the store" in found
@@ -412,7 +412,7 @@ def test_a_video_in_flight_does_not_come_back(made: Made) -> None:
     """All that a running refresh may do after the takedown, with what it had found before."""
     own, living = artifacts_of(made, "gone"), artifacts_of(made, "left", "right")
     work = Work(made.id("gone"), context={"title": SECRET})
-    forget(open_ledger(), made.urls("gone"), "asked")
+    take_down(open_ledger(), made.urls("gone"), "asked")
     discovered, fetched, segmented, classified, cut_out, measured, decided, unique, guarded, captioned, _ = made.results
     for upstream, step, params in (
         (discovered, download.download_shard, PARAMS),
@@ -447,7 +447,7 @@ def test_a_video_in_flight_does_not_come_back(made: Made) -> None:
 
 def test_what_a_step_in_flight_wrote_of_it_is_found_by_gc(made: Made, tmp_path: Path) -> None:
     """Discover read the listing before the tombstone came and recorded it after."""
-    forget(open_ledger(), made.urls("gone"), "asked")
+    take_down(open_ledger(), made.urls("gone"), "asked")
     again = tmp_path / "again.jsonl"
     again.write_text(made.listing.read_text())
     discover_source(str(again))
@@ -468,7 +468,7 @@ def test_what_a_step_in_flight_wrote_of_it_is_found_by_gc(made: Made, tmp_path: 
     ],
 )
 def test_a_takedown_excuses_nothing_else(made: Made, tampering: str, named: str) -> None:
-    forget(open_ledger(), made.urls("gone"), "asked")
+    take_down(open_ledger(), made.urls("gone"), "asked")
     with open_catalog().begin() as connection:
         connection.execute(text(tampering), {"v": made.id("gone")})
     assert any(named in fault for fault in faults(made)), faults(made)
@@ -477,12 +477,12 @@ def test_a_takedown_excuses_nothing_else(made: Made, tampering: str, named: str)
 def test_records_altered_before_a_takedown_stay_under_suspicion(made: Made) -> None:
     with open_catalog().begin() as connection:
         connection.execute(text("UPDATE caption SET text = text || '!'"))
-    (told,) = forget(open_ledger(), made.urls("gone"), "asked")
+    (told,) = take_down(open_ledger(), made.urls("gone"), "asked")
     assert len(told.altered) == 1 and f"step run {told.altered[0]}: was changed" in " ".join(faults(made))
 
 
 def test_damage_to_a_release_is_no_takedown(made: Made) -> None:
-    forget(open_ledger(), made.urls("gone"), "asked")
+    take_down(open_ledger(), made.urls("gone"), "asked")
     clip = made.folder / "clips" / f"{made.clip('left')}.mp4"
     clip.unlink()
     notice = json.loads((made.folder / NOTICE).read_text())
@@ -508,7 +508,7 @@ def test_what_names_no_video_is_refused_in_one_line(home: Path) -> None:
         assert "a reason is" in medgen("forget", "http://host/x.mp4", "--yes", "--reason", reason, code=1)
     assert "name at least one" in medgen("forget", "--yes", code=1)
     assert "say --yes" in medgen("forget", "http://host/x.mp4", code=1)
-    assert forgotten(open_catalog()) == frozenset() and records() == 0
+    assert taken_down_videos(open_catalog()) == frozenset() and records() == 0
 
 
 def test_a_url_never_seen_is_never_taken(made: Made, tmp_path: Path) -> None:
@@ -561,7 +561,7 @@ def test_sources_are_asked_once_a_day_and_what_vanished_is_marked(made: Made, mo
     assert recheck_videos(ledger, params, limit=2).asked == 2
     recheck_videos(ledger, params)
     assert vanished(open_catalog()).keys() == {made.id("right")}  # the other is back
-    forget(ledger, made.urls("right"), "asked")
+    take_down(ledger, made.urls("right"), "asked")
     assert vanished(open_catalog()) == {} and made.id("right") not in dict(due(open_catalog()))
     assert facts("recheck", "--limit", "1")["vanished"] == {} and "exist" in medgen("recheck")
     assert faults(made) == []

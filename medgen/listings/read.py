@@ -10,6 +10,7 @@ import shutil
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 from urllib.parse import quote
 
 import pyarrow as pa
@@ -133,7 +134,8 @@ def _folder(shard: Shard) -> Iterator[Batch]:
     folder = Path(shard.location)
     relatives = files_of(folder)
     for start in range(0, len(relatives), BATCH_ROWS):
-        rows, failures = [], {}
+        rows: list[dict[str, Any]] = []
+        failures: dict[int, ItemFailed] = {}
         for number, relative in enumerate(relatives[start : start + BATCH_ROWS], start=start + 1):
             try:
                 rows.append(_video_file(shard.source, folder, relative))

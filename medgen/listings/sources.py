@@ -500,7 +500,7 @@ class _S3File(io.RawIOBase):
         try:
             data = through_outages(lambda: self._fetch(self.position, wanted), self.endpoint, self.bucket)
         except S3Error as error:
-            raise self._changed(error.code) from error
+            raise self._changed(str(error.code)) from error
         memoryview(buffer).cast("B")[:wanted] = data
         self.position += wanted
         return wanted

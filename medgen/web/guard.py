@@ -178,7 +178,7 @@ class WebGuard:
         headers = answer.headers
         del headers["Content-Encoding"], headers["Content-Length"]
         unpacked = addinfourl(BytesIO(data), headers, answer.url, answer.status)
-        unpacked.msg = answer.msg  # urllib reads it
+        unpacked.msg = answer.msg  # type: ignore[attr-defined]  # urllib sets and reads it on every response
         return unpacked
 
     # --- while a body is read
@@ -241,7 +241,7 @@ class GuardedResponse(http.client.HTTPResponse):
     abandoned = False
     window_s, window_bytes = 0.0, 0  # since the speed was last looked at
 
-    def read(self, amount: int | None = None) -> bytes:  # type: ignore[override]
+    def read(self, amount: int | None = None) -> bytes:
         if self.guard is None:
             return super().read(amount)
         if self.abandoned:

@@ -14,7 +14,7 @@ from urllib.parse import urlsplit
 import yt_dlp
 from yt_dlp.extractor import gen_extractor_classes
 from yt_dlp.networking import RequestDirector
-from yt_dlp.networking import _urllib as yt_dlp_urllib
+from yt_dlp.networking import _urllib as yt_dlp_urllib  # type: ignore[attr-defined]  # the stubs leave it out
 from yt_dlp.networking.exceptions import HTTPError, TransportError
 
 from medgen.errors import ItemFailed
@@ -30,23 +30,23 @@ class GuardedYoutubeDL(yt_dlp.YoutubeDL):
 
     def __init__(self, options: dict[str, Any], guard: WebGuard) -> None:
         self._guard = guard
-        super().__init__(options)
+        super().__init__(options)  # type: ignore[arg-type]  # the stubs' TypedDict of options is private
         guard.proxies = _proxy_hosts(self.proxies)
 
     def add_default_info_extractors(self) -> None:
         # As yt-dlp does, but without comparing all their names with each other, which costs half of a small download.
         for extractor in gen_extractor_classes():
-            if extractor._ENABLED:
-                self.add_info_extractor(extractor)
+            if extractor._ENABLED:  # type: ignore[attr-defined]  # the stubs leave it out
+                self.add_info_extractor(extractor)  # type: ignore[arg-type]  # it takes classes too
 
     def build_request_director(self, handlers: Any, preferences: Any = None) -> RequestDirector:
         guard = self._guard
 
-        class UrllibRH(yt_dlp_urllib.UrllibRH):
+        class UrllibRH(yt_dlp_urllib.UrllibRH):  # type: ignore[misc]  # the stubs leave it out
             def _create_instance(
                 self, proxies: Any, cookiejar: Any, legacy_ssl_support: Any = None
             ) -> urllib.request.OpenerDirector:
-                opener = super()._create_instance(proxies, cookiejar, legacy_ssl_support)
+                opener: urllib.request.OpenerDirector = super()._create_instance(proxies, cookiejar, legacy_ssl_support)
                 context = self._make_sslcontext(legacy_ssl_support=legacy_ssl_support)
                 opener.add_handler(_Gate(guard, context, self.source_address))
                 return opener
@@ -58,7 +58,7 @@ class GuardedYoutubeDL(yt_dlp.YoutubeDL):
                 return _contexts[legacy]
 
             def _prepare_headers(self, _: Any, headers: Any) -> None:
-                headers.setdefault("Accept-Encoding", "gzip, deflate")  # what `_decoded` unpacks
+                headers.setdefault("Accept-Encoding", "gzip, deflate")  # what `WebGuard` decompresses
 
             def _send(self, request: Any) -> Any:
                 try:
@@ -74,7 +74,7 @@ class GuardedYoutubeDL(yt_dlp.YoutubeDL):
                         raise Refused(error.failure) from error
                     raise
 
-        return super().build_request_director([UrllibRH], preferences)
+        return super().build_request_director([UrllibRH], preferences)  # type: ignore[list-item]  # it takes classes
 
 
 class _Gate(urllib.request.BaseHandler):
@@ -98,10 +98,12 @@ class _Gate(urllib.request.BaseHandler):
     https_response = http_response
 
     def http_open(self, request: urllib.request.Request) -> http.client.HTTPResponse:
-        return self._transport.http_open(request)
+        response: http.client.HTTPResponse = self._transport.http_open(request)
+        return response
 
     def https_open(self, request: urllib.request.Request) -> http.client.HTTPResponse:
-        return self._transport.https_open(request)
+        response: http.client.HTTPResponse = self._transport.https_open(request)
+        return response
 
     def ftp_request(self, request: urllib.request.Request) -> urllib.request.Request:
         url = without_credentials(request.full_url)[:200]
@@ -110,14 +112,14 @@ class _Gate(urllib.request.BaseHandler):
     data_request = ftp_request
 
 
-class _Transport(yt_dlp_urllib.HTTPHandler):
+class _Transport(yt_dlp_urllib.HTTPHandler):  # type: ignore[misc]  # the stubs leave it out
     """yt-dlp's connections, made by the guard."""
 
     def __init__(self, guard: WebGuard, **arguments: Any) -> None:
         super().__init__(**arguments)
         self._guard = guard
 
-    def _make_conn_class(self, base: type[http.client.HTTPConnection], request: Any) -> Callable[..., Any]:  # type: ignore[override]
+    def _make_conn_class(self, base: type[http.client.HTTPConnection], request: Any) -> Callable[..., Any]:
         guard = self._guard
 
         class Connection(base):  # type: ignore[valid-type, misc]
@@ -127,7 +129,8 @@ class _Transport(yt_dlp_urllib.HTTPHandler):
                 self._create_connection = guard.connect
                 super().connect()
 
-        return yt_dlp_urllib.HTTPHandler._make_conn_class(Connection, request)
+        connection: Callable[..., Any] = yt_dlp_urllib.HTTPHandler._make_conn_class(Connection, request)
+        return connection
 
 
 def _proxy_hosts(proxies: Mapping[str, str | None]) -> frozenset[str]:

@@ -11,6 +11,7 @@ import threading
 import time
 from dataclasses import dataclass
 from functools import cache
+from typing import Any
 
 from sqlalchemy import Connection, Engine, NullPool, TextClause, create_engine, text
 from sqlalchemy.exc import DBAPIError
@@ -121,7 +122,7 @@ class HostRateLimiter:
             with self._changed:
                 if self._run(_CLAIM, host=host, interval=interval_s):
                     return
-                wait = self._run(_WAIT, host=host) or 0.0
+                wait: float = self._run(_WAIT, host=host) or 0.0
             if time.monotonic() + wait > deadline:
                 raise HostBusy(f"host {host} is not to be asked for another {wait:.0f} s")
             time.sleep(max(wait, 0.0) + random.uniform(0.0, 0.005))
@@ -133,7 +134,7 @@ class HostRateLimiter:
                 self._run(_FREE_SLOT, key=key)
                 self._changed.notify_all()
 
-    def _run(self, statement: TextClause, **values: object) -> object:
+    def _run(self, statement: TextClause, **values: object) -> Any:
         """First column of the first row. A lost connection is made anew, once; its slots are lost with it."""
         try:
             return self._connected().execute(statement, values).scalar()

@@ -91,7 +91,7 @@ class OpenAIChat:
         """
         try:
             self._try(Question("Answer with one word.", "Hello", max_tokens=PROBE_TOKENS), PROBE_SECONDS)
-        except _Passing as error:
+        except _Transient as error:
             if error.unreachable:
                 raise ModelUnavailable(f"{self.name}: no answer from {self._host}; {OFFLINE_CHOICE}") from None
         except CaptionUnavailable as error:
@@ -104,7 +104,7 @@ class OpenAIChat:
             self._wait_for_turn(deadline)
             try:
                 return self._try(question, min(self._try_limit_s, deadline - time.monotonic()))
-            except _Passing as error:
+            except _Transient as error:
                 # Jitter: threads that failed together must not come back together.
                 pause = min(60.0, self._first_pause_s * 2 ** (attempt - 1)) * random.uniform(0.75, 1.25)
                 if error.retry_after_s is not None:
@@ -126,7 +126,7 @@ class OpenAIChat:
             time.sleep(pause)
 
     def _try(self, question: Question, seconds: float) -> Answer:
-        """One request. Raises _Passing, or CaptionUnavailable when asking again cannot help."""
+        """One request. Raises _Transient, or CaptionUnavailable when asking again cannot help."""
         import httpx2
         import openai
 
@@ -136,20 +136,20 @@ class OpenAIChat:
         except openai.APIStatusError as error:
             message = f"{self.name} answered HTTP {error.status_code}: {self._redacted(error.message)}"
             if error.status_code in (408, 409, 429) or error.status_code >= 500:
-                raise _Passing(message, _retry_after_s(error)) from None
+                raise _Transient(message, _retry_after_s(error)) from None
             raise CaptionUnavailable(message, transient=False) from None
         except (openai.APITimeoutError, httpx2.TimeoutException, TimeoutError):
-            raise _Passing(f"{self.name} did not answer in time") from None
+            raise _Transient(f"{self.name} did not answer in time") from None
         except openai.APIConnectionError:
-            raise _Passing(f"{self.name} could not be reached", unreachable=True) from None
+            raise _Transient(f"{self.name} could not be reached", unreachable=True) from None
         except httpx2.TransportError:
-            raise _Passing(f"{self.name} broke off its answer") from None
+            raise _Transient(f"{self.name} broke off its answer") from None
         except openai.OpenAIError as error:
             message = f"{self.name} could not be asked: {type(error).__name__}"
             raise CaptionUnavailable(message, transient=False) from None
         except ValidationError:
             # A proxy's page or a truncated body: a fault of the moment more often than a lasting one.
-            raise _Passing(f"{self.name} answered something other than a chat completion") from None
+            raise _Transient(f"{self.name} answered something other than a chat completion") from None
         choice, usage = completion.choices[0], completion.usage or _Usage()
         return Answer(
             choice.message.content or "",
@@ -184,7 +184,7 @@ class OpenAIChat:
                 if time.monotonic() > end:
                     raise TimeoutError
                 if len(body) > MAX_REPLY_BYTES:
-                    raise _Passing(f"{self.name} answered more than {MAX_REPLY_BYTES} bytes")
+                    raise _Transient(f"{self.name} answered more than {MAX_REPLY_BYTES} bytes")
             return bytes(body)
 
     def _redacted(self, message: str) -> str:
@@ -196,7 +196,7 @@ def openai_digest(model: str) -> str:
     return digest_of({"name": f"{OPENAI_PREFIX}{model}", "jpeg": JPEG_QUALITY})
 
 
-class _Passing(Exception):
+class _Transient(Exception):
     """Asking again may help."""
 
     def __init__(self, message: str, retry_after_s: float | None = None, unreachable: bool = False) -> None:

@@ -7,7 +7,7 @@ from sqlalchemy.orm import Session
 from medgen.catalog import Release, now
 from medgen.errors import ItemFailed
 from medgen.ledger import Ledger, Outcome, Record, StepIdentity, Work
-from tasks.curation.release import APPROVE, lay_out
+from tasks.curation.release import APPROVE, materialize
 
 
 def approve(ledger: Ledger, name: str, by: str, note: str = "") -> tuple[Record, Path]:
@@ -30,4 +30,4 @@ def approve(ledger: Ledger, name: str, by: str, note: str = "") -> tuple[Record,
     record = next(iter(known.values()), None) or ledger.write(
         identity, work, Outcome("kept", detail={"by": by.strip(), "note": note}), started_at=now(), flow_run_id=None
     )
-    return record, lay_out(ledger.store, name, made.outputs["manifest"])
+    return record, materialize(ledger.store, name, made.outputs["manifest"])

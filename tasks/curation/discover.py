@@ -26,10 +26,10 @@ from medgen.ledger import Outcome, Record, StepIdentity, Work
 from medgen.listings.read import batches
 from medgen.listings.rows import LISTING, Batch, Listed, column_mapping, parse_row
 from medgen.listings.sources import Shard
-from medgen.memory import hand_back
+from medgen.memory import trim_heap
 from medgen.shard import Item, ShardResult, Step
 from medgen.store import Artifact, Store, open_store
-from medgen.takedown import FORGOTTEN, forgotten_urls
+from medgen.takedown import TAKEN_DOWN, taken_down_urls
 from models.relevance.classifier import DEFAULT_MODEL, TextClassifier, load_text_classifier, text_classifier_digest
 from models.relevance.dictionary import (
     STRONG_WEIGHT,
@@ -115,7 +115,7 @@ def discover(work: Work, store: Store, params: DiscoverParams) -> Outcome:
         outputs = {"verdicts": store.put_file(scratch, PARQUET), "hits": _stored(hits, store)}
     finally:
         scratch.unlink(missing_ok=True)
-        hand_back()
+        trim_heap()
     return Outcome(
         "kept",
         detail={
@@ -155,7 +155,7 @@ class Judge:
         text = not by_hand and params.meaning_filter == "listings"
         self.dictionary = _dictionary() if words else None
         self.classifier, self.meaning_threshold = classifier_of(params) if text else (None, 0.0)
-        hand_back()  # loading models leaves as much as they need
+        trim_heap()  # loading models leaves as much as they need
         self.word_threshold = params.word_threshold
         self.counts: Counter[str] = Counter()
         self._seen: dict[str, int] = {}
@@ -169,7 +169,7 @@ class Judge:
             status = "rejected" if failure.reason == "not_a_video_name" else "failed"
             ends.end(number - batch.first, status, failure.reason, failure.message)
         gone = np.array(pc.is_in(rows["url"], value_set=self.forgotten))  # a null URL is in no set
-        ends.end_all(gone, FORGOTTEN)
+        ends.end_all(gone, TAKEN_DOWN)
         tags = pc.fill_null(pc.binary_join(rows["tags"], "\n"), "")
         words = np.full(rows.num_rows, np.nan, np.float32)
         meaning = np.full(rows.num_rows, np.nan, np.float32)
@@ -195,7 +195,7 @@ class Judge:
                 ends.end(index, "failed", failure.reason, failure.message)
                 continue
             if video_id(listed.url) in self._forgotten_ids:  # its URL is written a little differently
-                ends.end(index, "rejected", FORGOTTEN, "taken down")
+                ends.end(index, "rejected", TAKEN_DOWN, "taken down")
                 gone[index] = True
                 continue
             if listed.url in self._seen:
@@ -335,8 +335,8 @@ def step(params: DiscoverParams) -> Step:
 def _work(listing: Listing, columns: Sequence[str], forgotten: Collection[str], item: Item) -> Work:
     shard = listing.shards.get(item.subject)
     if shard is None or shard.fault:
-        trouble = {"unreadable": shard.fault if shard else listing.trouble, "passing": listing.passing}
-        return Work(item.subject, context=trouble)
+        error = {"unreadable": shard.fault if shard else listing.error, "passing": listing.transient}
+        return Work(item.subject, context=error)
     content = {name: getattr(shard, name) for name in ("source", "kind", "digest", "row_groups")}
     if shard.kind == "folder":
         content["location"] = shard.location  # where its videos are copied from
@@ -357,10 +357,10 @@ def discover_shards(
     label: str, listing: Listing, params: DiscoverParams, columns: Sequence[str] = (), retry_quarantined: bool = False
 ) -> ShardResult:
     """Discovers shards of one source; gives their kept videos."""
-    forgotten = forgotten_urls(open_catalog())
+    forgotten = taken_down_urls(open_catalog())
     return run_in_prefect(
         step(params),
-        [Item(subject) for subject in listing.shards or ([listing.source] if listing.trouble else [])],
+        [Item(subject) for subject in listing.shards or ([listing.source] if listing.error else [])],
         lambda item, past: _work(listing, columns, forgotten, item),
         follow=_videos,
         retry_quarantined=retry_quarantined,

@@ -1,7 +1,7 @@
 """Download: the bytes of a listed video, under the policy for licence, resolution, duration and hosts.
 
 yt-dlp fetches from the web, a copy serves local folders. The file, its digest and what it says of itself go on
-record together with the metadata. Passing troubles are told apart from final ones: only the former are tried again,
+record together with the metadata. Transient failures differ from final ones: only the former are tried again,
 and what merely has to wait (for a quota, for a host) is left to a later run.
 """
 
@@ -31,7 +31,7 @@ from medgen.listings.sources import FOLDER_SCHEME, Feed, folder_path
 from medgen.media import Limits, Probe, pictures, probe
 from medgen.shard import Item, ShardResult, Step
 from medgen.store import Artifact, Store, file_digest, open_store
-from medgen.takedown import forgotten_digests
+from medgen.takedown import taken_down_digests
 from medgen.truncation import missing_bytes
 from medgen.web.failures import Stopped, failure_of, without_credentials
 from medgen.web.guard import FetchLimits, WebGuard
@@ -427,7 +427,7 @@ def download_shard(
         store_quota(open_catalog(), store.folder, params.store_quota_bytes).measure(lambda: _used(store))
     quotas = [ShardQuota("byte_budget_shard", params.shard_budget_bytes)] if params.shard_budget_bytes else []
     return run_in_prefect(
-        step(params, quotas, forgotten_digests(open_catalog())),
+        step(params, quotas, taken_down_digests(open_catalog())),
         upstream.kept,
         _work,
         retry_quarantined=retry_quarantined,

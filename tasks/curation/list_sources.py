@@ -25,16 +25,16 @@ class Listing:
 
     Args:
         source: what the source goes by; as it was given, when it can't be opened.
-        trouble: ``reason: message``; empty when all went well.
-        passing: the trouble may pass: the next run tries again.
+        error: ``reason: message``; empty when all went well.
+        transient: the error may pass: the next run tries again.
         by_words: False when rows are judged by their meaning alone.
     """
 
     source: str
     uri: str = ""
     shards: Mapping[str, Shard] = field(default_factory=dict)
-    trouble: str = ""
-    passing: bool = False
+    error: str = ""
+    transient: bool = False
     by_words: bool = True
 
     def groups(self) -> list["Listing"]:
@@ -48,7 +48,7 @@ class Listing:
                 room = GROUP_BYTES
             groups[-1][subject] = shard
             room -= size
-        return [replace(self, shards=group, trouble="") for group in groups] or [self]
+        return [replace(self, shards=group, error="") for group in groups] or [self]
 
 
 def listing_of(feed: Feed, found: Sequence[Shard]) -> Listing:
@@ -70,11 +70,11 @@ def list_source(label: str, source: str, params: ListParams) -> Listing:
         if feed.kind == "web":
             found = list_feed(open_ledger(), feed, params, flow_run.id)
             if found.failure and not found.shards:
-                return Listing(feed.name, feed.uri, trouble=str(found.failure), passing=True)
+                return Listing(feed.name, feed.uri, error=str(found.failure), transient=True)
             return listing_of(feed, found.shards)
         return listing_of(feed, shards(feed, KnownFiles(open_catalog())))
     except (SourceUnreadable, OSError) as error:
-        return Listing(storable_text(source), trouble=storable_text(error))
+        return Listing(storable_text(source), error=storable_text(error))
 
 
 def source_name(text: str) -> str:

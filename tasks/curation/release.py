@@ -28,7 +28,7 @@ from medgen.ledger import Ledger, Outcome, Record, StepIdentity, Work, open_ledg
 from medgen.settings import current
 from medgen.shard import Item, ShardResult, Step, run_shard
 from medgen.store import Artifact, Store
-from medgen.takedown import FORGOTTEN, release_takedown
+from medgen.takedown import TAKEN_DOWN, release_takedown
 from models.captioning.checks import MOST_VIDEOS, repeated
 from tasks.curation.funnel import funnel, markdown, picture
 from tasks.curation.vanished import vanished
@@ -192,7 +192,7 @@ def _content(
     rows = [row for row in rows if row["clip_id"] not in times]
     dropped = Counter(row["reason"] for row in left)
     if len(living) < len(clips):
-        dropped[FORGOTTEN] = len(clips) - len(living)
+        dropped[TAKEN_DOWN] = len(clips) - len(living)
     table = funnel(
         [r for r in records.values() if r.step == "discover"], [r for r in records.values() if r.step != "discover"]
     )
@@ -372,7 +372,7 @@ def awaits_approval(session: Session, release: Release) -> bool:
     return session.scalar(approved.limit(1)) is None
 
 
-def lay_out(store: Store, name: str, manifest_sha256: str) -> Path:
+def materialize(store: Store, name: str, manifest_sha256: str) -> Path:
     """The release as ordinary files in its folder; made when it isn't there.
 
     Clips are hard links into the store where the file system allows, copies elsewhere. What was taken down since the
@@ -410,7 +410,7 @@ def lay_out(store: Store, name: str, manifest_sha256: str) -> Path:
             except OSError:
                 shutil.copyfile(source, to)
         if taken:
-            taken.settle(store, folder)
+            taken.apply(store, folder)
         try:
             folder.rename(target)
         except OSError:
@@ -447,7 +447,7 @@ def make_release(
     name = record.detail["name"]
     with Session(ledger.engine) as session:
         waits = awaits_approval(session, session.get_one(Release, name))
-    return result, record, None if waits else lay_out(ledger.store, name, record.outputs["manifest"])
+    return result, record, None if waits else materialize(ledger.store, name, record.outputs["manifest"])
 
 
 def read_funnel(record: Record) -> list[dict[str, Any]]:

@@ -6,7 +6,7 @@ from sqlalchemy import Engine, func, select
 from sqlalchemy.orm import Session, aliased
 
 from medgen.catalog import StepRun, Tombstone
-from medgen.takedown import FORGOTTEN
+from medgen.takedown import TAKEN_DOWN
 
 RECHECK = "recheck"
 
@@ -27,7 +27,7 @@ def vanished(engine: Engine, video_id: str | None = None) -> dict[str, datetime]
     query = (
         select(StepRun.subject, func.min(StepRun.finished_at))
         .outerjoin(Tombstone, Tombstone.video_id == StepRun.subject)
-        .where(StepRun.step == RECHECK, StepRun.status == "rejected", ~StepRun.superseded, StepRun.reason != FORGOTTEN)
+        .where(StepRun.step == RECHECK, StepRun.status == "rejected", ~StepRun.superseded, StepRun.reason != TAKEN_DOWN)
         .where(Tombstone.video_id.is_(None), ~seen_since.exists())
         .group_by(StepRun.subject)
     )

@@ -20,7 +20,7 @@ from yt_dlp.utils import YoutubeDLError
 
 from medgen.catalog import StepRun, Tombstone, Video, now
 from medgen.errors import ItemFailed
-from medgen.ledger import Ledger, Outcome, StepIdentity, Work
+from medgen.ledger import Ledger, Outcome, Record, StepIdentity, Work
 from medgen.listings.sources import FOLDER_SCHEME, Feed, folder_path
 from medgen.shard import Item, Step, run_shard
 from medgen.store import Store
@@ -114,13 +114,21 @@ def due(engine: Engine, *, older_than: timedelta = timedelta(0), limit: int | No
         older_than: leave out videos that their source was known to have, or not to have, within this time.
     """
     fetched, answer = aliased(StepRun), aliased(StepRun)
-    asked = select(StepRun.subject, func.max(StepRun.finished_at).label("at"))
-    asked = asked.where(StepRun.step == RECHECK).group_by(StepRun.subject).subquery()
-    answered = select(answer.subject, func.max(answer.finished_at).label("at"))
-    answered = answered.where(answer.step == RECHECK, answer.status != "failed").group_by(answer.subject).subquery()
-    downloads = select(fetched.subject, func.max(fetched.id).label("id"), func.max(fetched.finished_at).label("at"))
+    asked = (
+        select(StepRun.subject, func.max(StepRun.finished_at).label("at"))
+        .where(StepRun.step == RECHECK)
+        .group_by(StepRun.subject)
+        .subquery()
+    )
+    answered = (
+        select(answer.subject, func.max(answer.finished_at).label("at"))
+        .where(answer.step == RECHECK, answer.status != "failed")
+        .group_by(answer.subject)
+        .subquery()
+    )
     downloads = (
-        downloads.where(fetched.step == "download", fetched.status == "kept", ~fetched.superseded)
+        select(fetched.subject, func.max(fetched.id).label("id"), func.max(fetched.finished_at).label("at"))
+        .where(fetched.step == "download", fetched.status == "kept", ~fetched.superseded)
         .group_by(fetched.subject)
         .subquery()
     )
@@ -155,7 +163,7 @@ def recheck_videos(
         progress: called with (done, total).
 
     Raises:
-        ShardFailed: most sources fail for the same passing reason: the network is down more likely than they are.
+        ShardFailed: most sources fail for the same transient reason: the network is down more likely than they are.
     """
     wanted = due(ledger.engine, older_than=older_than, limit=limit)
     total = Rechecked()
@@ -163,7 +171,7 @@ def recheck_videos(
         some = dict(wanted[start : start + SHARD])
         works = _works(ledger, some)
         items = [Item(video_id, {"download": run_id}) for video_id, run_id in some.items()]
-        result = run_shard(step(params), items, lambda item, past, works=works: works[item.subject], ledger=ledger)
+        result = run_shard(step(params), items, partial(_work, works), ledger=ledger)
         ended = ledger.load(trail[RECHECK] for trail in result.ended).values()
         gone = sum(record.status == "rejected" for record in ended)
         total = Rechecked(
@@ -176,6 +184,10 @@ def recheck_videos(
         if progress:
             progress(start + len(some), len(wanted))
     return total
+
+
+def _work(works: Mapping[str, Work], item: Item, past: Mapping[str, Record]) -> Work:
+    return works[item.subject]
 
 
 def _works(ledger: Ledger, downloads: Mapping[str, int]) -> dict[str, Work]:

@@ -10,7 +10,7 @@ from sqlalchemy.orm import Session
 from medgen.canonical import digest_of
 from medgen.catalog import Clip, ModelVersion, ReleaseClip, Tombstone
 from medgen.errors import ItemFailed
-from medgen.folders import lay_out
+from medgen.folders import materialize
 from medgen.ledger import Ledger
 from medgen.settings import current
 from models import ModelUnavailable
@@ -42,7 +42,9 @@ def model_folder(ledger: Ledger, name: str) -> tuple[Path, str]:
     if name.startswith(ON_RECORD):
         version = model_on_record(ledger, name.removeprefix(ON_RECORD))
         _tell_of_takedowns(ledger, version)
-        return lay_out(ledger.store, str(version.checkpoint_sha256), models_folder() / version.digest), version.digest
+        return materialize(
+            ledger.store, str(version.checkpoint_sha256), models_folder() / version.digest
+        ), version.digest
     try:
         folder = pipeline_folder(name)
         digest = pipeline_digest(folder)

@@ -24,7 +24,7 @@ MAX_URL = 8192  # characters
 MAX_REASON = 1000
 
 
-class NotForgotten(RuntimeError):
+class NotTakenDown(RuntimeError):
     """Nothing was taken down, and why."""
 
 
@@ -35,9 +35,9 @@ def forget(
     reason: Annotated[
         str, typer.Option(help="Goes on record and into the releases' TAKEDOWN.json: name nobody in it.")
     ] = "not stated",
-    dry_run: Annotated[bool, typer.Option("--dry-run", help="Only tell what would be removed.")] = False,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Only say what would be removed.")] = False,
     yes: Annotated[bool, typer.Option("--yes", "-y", help="Don't ask.")] = False,
-    tell: Annotated[bool, typer.Option("--list", help="List what was taken down.")] = False,
+    list_all: Annotated[bool, typer.Option("--list", help="List what was taken down.")] = False,
     as_json: Annotated[bool, typer.Option("--json", help="Print facts as JSON for machines.")] = False,
 ) -> None:
     """Take videos down: their bytes and words go, a tombstone stays, no later refresh takes them again.
@@ -47,35 +47,35 @@ def forget(
     from apps.console import report_expected_errors
     from apps.history import Unknown
     from medgen.ledger import open_ledger
-    from tasks.operations import takedown as step
+    from tasks.operations import takedown
 
-    with report_expected_errors(NotForgotten, Unknown):
-        if tell:
+    with report_expected_errors(NotTakenDown, Unknown):
+        if list_all:
             _list(as_json)
             return
         reason = reason.strip()
         if not 0 < len(reason) <= MAX_REASON or not reason.isprintable():
-            raise NotForgotten(f"a reason is one line of 1 to {MAX_REASON} characters")
+            raise NotTakenDown(f"a reason is one line of 1 to {MAX_REASON} characters")
         ledger = open_ledger()
         urls = dict(locate(ledger, name) for name in names or ())
         if not urls:
-            raise NotForgotten("name at least one video: its URL or its id (`medgen forget --help`)")
+            raise NotTakenDown("name at least one video: its URL or its id (`medgen forget --help`)")
         if dry_run or not (yes or as_json):
-            planned = step.survey(ledger, urls)
+            planned = takedown.survey(ledger, urls)
             if dry_run:
                 _print(planned, as_json, done=False)
                 return
             _print(planned, False, done=False)
             if not sys.stdin.isatty():
-                raise NotForgotten("this can't be undone: say --yes")
+                raise NotTakenDown("this can't be undone: say --yes")
             typer.confirm("This can't be undone. Go on?", abort=True)
         elif not yes:
-            raise NotForgotten("this can't be undone: say --yes")
-        _print(step.forget(ledger, urls, reason), as_json, done=True)
+            raise NotTakenDown("this can't be undone: say --yes")
+        _print(takedown.take_down(ledger, urls, reason), as_json, done=True)
 
 
 def locate(ledger: "Ledger", name: str) -> tuple[str, str]:
-    """(video id, URL) of what a person names: a known video, or a URL that may be listed one day.
+    """(video id, URL) of the video that a person names: a known one, or a URL that may be listed one day.
 
     Raises:
         Unknown: no video, and no URL of one, goes by that name.
@@ -91,8 +91,8 @@ def locate(ledger: "Ledger", name: str) -> tuple[str, str]:
     if not name.strip() or len(name) > MAX_URL or not name.isprintable():
         raise Unknown(f"{shown} is neither the URL nor the id of a video")
     with Session(ledger.engine) as session:
-        if grave := session.get(Tombstone, name):
-            return grave.video_id, grave.url
+        if tombstone := session.get(Tombstone, name):
+            return tombstone.video_id, tombstone.url
     if "://" in name or name.startswith(FOLDER_SCHEME):
         if not name.startswith(FOLDER_SCHEME) and not _is_url(name):
             raise Unknown(f"{shown} is no http or https URL")
@@ -116,63 +116,65 @@ def _list(as_json: bool) -> None:
     from sqlalchemy.orm import Session
 
     from medgen.catalog import open_catalog
-    from medgen.takedown import stamp, tombstones
+    from medgen.takedown import list_tombstones, stamp
 
     with Session(open_catalog()) as session:
-        graves = tombstones(session)
-        cut_short = {grave.video_id for grave in tombstones(session, unfinished=True)}
+        tombstones = list_tombstones(session)
+        cut_short = {tombstone.video_id for tombstone in list_tombstones(session, unfinished=True)}
     if as_json:
         names = ("artifacts", "bytes", "clips", "releases", "models")
         _json(
             [
-                {"video_id": grave.video_id, "url": grave.url, "reason": grave.reason}
-                | {"forgotten_at": stamp(grave.forgotten_at), "finished": grave.video_id not in cut_short}
-                | {name: grave.detail[name] for name in names if name in grave.detail}
-                for grave in graves
+                {"video_id": tombstone.video_id, "url": tombstone.url, "reason": tombstone.reason}
+                | {"forgotten_at": stamp(tombstone.forgotten_at), "finished": tombstone.video_id not in cut_short}
+                | {name: tombstone.detail[name] for name in names if name in tombstone.detail}
+                for tombstone in tombstones
             ]
         )
         return
     table = Table("video", "taken down", "url", "reason", "artifacts", "releases")
-    for grave in graves:
-        state = "" if grave.video_id not in cut_short else "\nnot finished: run `medgen gc`"
+    for tombstone in tombstones:
+        state = "" if tombstone.video_id not in cut_short else "\nnot finished: run `medgen gc`"
         table.add_row(
-            grave.video_id,
-            stamp(grave.forgotten_at)[:19] + state,
-            escape(grave.url),
-            escape(grave.reason),
-            str(grave.detail.get("artifacts", 0)),
-            escape(", ".join(grave.detail.get("releases", ()))),
+            tombstone.video_id,
+            stamp(tombstone.forgotten_at)[:19] + state,
+            escape(tombstone.url),
+            escape(tombstone.reason),
+            str(tombstone.detail.get("artifacts", 0)),
+            escape(", ".join(tombstone.detail.get("releases", ()))),
         )
     out.print(table)
 
 
-def _print(found: "Sequence[Takedown]", as_json: bool, *, done: bool) -> None:
+def _print(reports: "Sequence[Takedown]", as_json: bool, *, done: bool) -> None:
     if as_json:
-        _json([one.model_dump(mode="json", exclude={"sealed"}) | {"advice": advice(one)} for one in found])
+        _json([report.model_dump(mode="json", exclude={"sealed"}) | {"advice": advice(report)} for report in reports])
         return
-    for one in found:
+    for report in reports:
         word = "removed" if done else "would remove"
-        out.print(f"[bold]{one.video_id}[/]  {escape(one.url)}", soft_wrap=True)
-        if one.forgotten_at:
-            out.print(f"taken down {one.forgotten_at[:19]}: {escape(one.reason)}", soft_wrap=True)
-        elif not one.artifacts:
+        out.print(f"[bold]{report.video_id}[/]  {escape(report.url)}", soft_wrap=True)
+        if report.forgotten_at:
+            out.print(f"taken down {report.forgotten_at[:19]}: {escape(report.reason)}", soft_wrap=True)
+        elif not report.artifacts:
             out.print("nothing of it is in the store; its tombstone keeps it from ever being taken")
-        out.print(f"{word} {one.artifacts} artifacts, {one.bytes} bytes, {len(one.clips)} clips", highlight=False)
-        for line in advice(one):
+        out.print(
+            f"{word} {report.artifacts} artifacts, {report.bytes} bytes, {len(report.clips)} clips", highlight=False
+        )
+        for line in advice(report):
             out.print(f"• {escape(line)}", soft_wrap=True)
 
 
-def advice(found: "Takedown") -> list[str]:
+def advice(report: "Takedown") -> list[str]:
     """What else there is to do after a takedown, a sentence each."""
     lines = []
-    for digest, subjects in found.kept_for_others.items():
+    for digest, subjects in report.kept_for_others.items():
         others = ", ".join(subjects)
         lines.append(f"artifact {digest[:12]} stays, because {others} has the same bytes: forget that too if need be")
-    for name, clips in found.releases.items():
+    for name, clips in report.releases.items():
         what = f"held {clips} clips of it" if clips else "listed it among the rejected"
         lines.append(f"release {name} {what}: copies that were handed on must be recalled; make a new release")
-    lines += [f"model {name} was trained on it: withdraw the model, or train it again" for name in found.models]
-    lines += [f"step run {run_id} was altered even before: see `medgen verify`" for run_id in found.altered]
+    lines += [f"model {name} was trained on it: withdraw the model, or train it again" for name in report.models]
+    lines += [f"step run {run_id} was altered even before: see `medgen verify`" for run_id in report.altered]
     return lines
 
 
