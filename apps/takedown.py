@@ -193,6 +193,7 @@ def recheck(
     from medgen.ledger import open_ledger
     from medgen.shard import ShardFailed
     from medgen.takedown import stamp
+    from tasks.curation.vanished import vanished
     from tasks.operations import recheck as step
 
     with report_expected_errors(ShardFailed):
@@ -207,7 +208,7 @@ def recheck(
                 limit=limit,
                 progress=lambda done, total: bars.update(bar, completed=done, total=total),
             )
-        gone = {video_id: stamp(when) for video_id, when in step.vanished(ledger.engine).items()}
+        gone = {video_id: stamp(when) for video_id, when in vanished(ledger.engine).items()}
         if as_json:
             _json(vars(found) | {"vanished": gone})
             return

@@ -1,4 +1,58 @@
-"""Failures of single items and of whole runs. Everything else that is raised is a fault of the program."""
+"""Errors of the project.
+
+`ItemFailed` is the failure of one item: it goes on record, and the others go on. `RunStopped` ends a run and tells
+people what to do. The others have callers that know them. Everything else that is raised is a fault of the program.
+
+Each stands below its base class, beside the module that defines it:
+
+    DownloadCancelled
+        Stopped                     medgen.web.failures
+    Exception
+        HostBusy                    medgen.web.rate_limits
+        ItemFailed                  medgen.errors
+            ArtifactLost            medgen.store
+            SourceUnreadable        medgen.errors
+            StoreUnavailable        medgen.store
+    LookupError
+        NothingToSample             apps.judge.sample
+        Unknown                     apps.life
+    RequestError
+        Refused                     medgen.web.failures
+    RuntimeError
+        CaptionUnavailable          models.captioning.captioner
+            JudgeUnusable           models.metrics.medical_judge
+        CatalogUnreachable          medgen.catalog
+        ModelUnavailable            models
+            NotTextToVideo          models.generation.video_generator
+            OptionUnavailable       models.generation.video_generator
+        NotTakenDown                apps.takedown
+        OutOfMemory                 models.generation.video_generator
+        RunStopped                  medgen.errors
+            CannotAugment           tasks.augmentation.augment
+            CheckpointNotWritten    models.training.checkpoint
+            DeploymentRefused       apps.deployments
+            DiscoveryFailed         flows.discover
+            FunnelDeparted          tasks.curation.funnel_guard
+            NothingToTrainOn        models.training.samples
+            PreflightFailed         models.training.job
+            RecordsDamaged          flows.verify
+            RefreshFailed           flows.refresh
+            ServerDidNotStart       apps.prefect_server
+            TrainingEnded           tasks.training.train
+            TrainingStopped         models.training.trainer
+                OutOfMemory         models.training.trainer
+            Unwell                  flows.doctor
+            WrongCheckpoint         models.training.checkpoint
+        ShardFailed                 medgen.shard
+        SpeechUnavailable           models.captioning.speech
+        TooSlow                     apps.audit.reading
+    ValueError
+        BadManifest                 apps.judge.labels
+        BadSample                   models.training.samples
+        CannotCompare               models.classifiers.augmentation
+        CaptionRejected             models.captioning.captioner
+        TooShort                    models.metrics.suite
+"""
 
 
 class ItemFailed(Exception):
@@ -9,7 +63,7 @@ class ItemFailed(Exception):
         message: what a person needs to know: the thing and why.
         transient: True when the same work may succeed later; False quarantines the item.
         later: True when nothing is wrong but its time has not come: not tried again within the run, and no sign
-            of trouble in its shard. Such a failure is transient.
+            of a fault in its shard. Such a failure is transient.
     """
 
     def __init__(self, reason: str, message: str, *, transient: bool = False, later: bool = False) -> None:

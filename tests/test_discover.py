@@ -128,7 +128,7 @@ def test_only_what_is_new_is_read(home: Path, shards: Path, monkeypatch: pytest.
         read.append(path.name)
         return file_digest(path)
 
-    monkeypatch.setattr("medgen.listings.sources.file_digest", digest)
+    monkeypatch.setattr("medgen.listings.shards.file_digest", digest)
     _, hits, second = judged(shards)
     assert sorted(read) == ["part-002.parquet", "part-005.parquet", f"part-{SHARDS:03d}.parquet"]
     assert (second.executed, second.reused) == (2, SHARDS - 1)

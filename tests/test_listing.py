@@ -23,10 +23,13 @@ from hypothesis import strategies as st
 
 from medgen.catalog import open_catalog
 from medgen.errors import ItemFailed, SourceUnreadable
-from medgen.listings import sources, text_rows
+from medgen.listings import csv_rows, jsonl_rows, sources, text_blocks
+from medgen.listings import shards as listing_shards
 from medgen.listings.read import batches
 from medgen.listings.rows import ALIASES, LISTING, Listed, column_mapping, parse_row
-from medgen.listings.sources import KnownFiles, Shard, open_feed, shards
+from medgen.listings.shard_file import Shard
+from medgen.listings.shards import KnownFiles, shards
+from medgen.listings.sources import open_feed
 from medgen.settings import current
 from medgen.store import s3_client
 from tests.conftest import ROOT, S3Server
@@ -119,7 +122,7 @@ def expected(row: Mapping[str, Any]) -> Listed | tuple[str, str]:
 def test_the_same_rows_from_every_format(
     home: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, rows: list[dict[str, Any]], block: int
 ) -> None:
-    monkeypatch.setattr(text_rows, "BLOCK_BYTES", block)
+    monkeypatch.setattr(text_blocks, "BLOCK_BYTES", block)
     wanted = [expected(row) for row in rows]
     for kind in FORMATS:
         for suffix in COMPRESSIONS:
@@ -145,12 +148,12 @@ def test_rows_do_not_depend_on_the_parser_or_the_blocks(
 ) -> None:
     path = tmp_path / f"listing.{kind}"
     path.write_bytes((b"url,title\n" if kind == "csv" else b"") + b"".join(pieces))
-    monkeypatch.setattr(text_rows, "BLOCK_BYTES", block)
+    monkeypatch.setattr(text_blocks, "BLOCK_BYTES", block)
     fast = read_file(path)
     with monkeypatch.context() as slow:
-        slow.setattr(text_rows, "_arrow_json", lambda *_: None)
-        slow.setattr(text_rows, "_arrow_csv", lambda *_: None)
-        slow.setattr(text_rows, "BLOCK_BYTES", 4 << 20)
+        slow.setattr(jsonl_rows, "_arrow_json", lambda *_: None)
+        slow.setattr(csv_rows, "_arrow_csv", lambda *_: None)
+        slow.setattr(text_blocks, "BLOCK_BYTES", 4 << 20)
         assert reasons(fast) == reasons(wanted := read_file(path))
     assert [row for row in fast if isinstance(row, Listed)] == [row for row in wanted if isinstance(row, Listed)]
 
@@ -189,7 +192,7 @@ BAD_LINES: dict[str, list[tuple[bytes, str | None]]] = {
 
 @pytest.mark.parametrize("kind", BAD_LINES)
 def test_a_bad_row_costs_only_itself(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, kind: str) -> None:
-    monkeypatch.setattr(text_rows, "BLOCK_BYTES", 100_000)
+    monkeypatch.setattr(text_blocks, "BLOCK_BYTES", 100_000)
     good = GOOD if kind == "csv" else b'{"url": "http://a.example/1", "title": "Laparoscopy"}'
     lines, wanted = [], []
     for line, reason in BAD_LINES[kind]:
@@ -206,7 +209,7 @@ def test_a_bad_row_costs_only_itself(tmp_path: Path, monkeypatch: pytest.MonkeyP
 
 
 def test_csv_quotes_can_not_take_forever(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(text_rows, "MAX_REREADS", 5)
+    monkeypatch.setattr(csv_rows, "MAX_REREADS", 5)
     path = tmp_path / "listing.csv"
     path.write_bytes(b"url,title\n" + b'a",",b\n' * 600_000 + b'"\n' + GOOD)
     found = read_file(path)
@@ -361,7 +364,7 @@ def test_kinds_of_folders(home: Path, tmp_path: Path) -> None:
 
 
 def test_known_files_are_not_read_again(home: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(sources, "SHARD_ROWS", 5)
+    monkeypatch.setattr(listing_shards, "SHARD_ROWS", 5)
     folder = tmp_path / "listings"
     folder.mkdir()
     for name in ("a.parquet", "b.parquet.zst", "c.csv"):
@@ -375,8 +378,8 @@ def test_known_files_are_not_read_again(home: Path, tmp_path: Path, monkeypatch:
     numbers = [int(row["url"][-2:].strip("/")) for s in first[:3] for b in batches(s) for row in b.rows.to_pylist()]
     assert numbers == list(range(14)) and [b.first for s in first[:3] for b in batches(s)] == [1, 7, 13]
     read_now: list[str] = []
-    digest = sources.file_digest
-    monkeypatch.setattr(sources, "file_digest", lambda path: read_now.append(path.name) or digest(path))
+    digest = listing_shards.file_digest
+    monkeypatch.setattr(listing_shards, "file_digest", lambda path: read_now.append(path.name) or digest(path))
     assert shards(open_feed(str(folder)), known) == first and read_now == []
     stale = first[-1]
     write(folder / "c.csv", [{"url": "http://a.example/new"}])
@@ -393,7 +396,7 @@ def test_listings_in_s3(home: Path, tmp_path: Path, s3: S3Server, monkeypatch: p
         shards(open_feed("s3://listings/a.csv"))
     for name, value in s3.environment.items():
         monkeypatch.setenv(name, value)
-    monkeypatch.setattr(sources, "SHARD_ROWS", 1_000)
+    monkeypatch.setattr(listing_shards, "SHARD_ROWS", 1_000)
     current.cache_clear()
     client = s3_client(current())
     client.make_bucket("listings")
@@ -412,8 +415,8 @@ def test_listings_in_s3(home: Path, tmp_path: Path, s3: S3Server, monkeypatch: p
     assert all(read(shard) == wanted for shard in whole)
     pieces = [b.rows["url"] for s in found if s.row_groups for b in batches(s)]
     assert pa.chunked_array(pieces).to_pylist() == [row["url"] for row in rows]
-    assert {s.digest for s in found} == {sources.file_digest(tmp_path / key[4:])[0] for key in keys}
-    monkeypatch.setattr(sources, "_digest", lambda shard: pytest.fail(f"{shard.name} was read again"))
+    assert {s.digest for s in found} == {listing_shards.file_digest(tmp_path / key[4:])[0] for key in keys}
+    monkeypatch.setattr(listing_shards, "_digest", lambda shard: pytest.fail(f"{shard.name} was read again"))
     assert shards(open_feed("s3://listings/now/"), known) == found
     (one,) = shards(open_feed("me=s3://listings/now/part csv.csv"), known)
     assert (one.source, one.name, one.location) == ("me", "part csv.csv", "s3://listings/now/part csv.csv")
@@ -429,7 +432,8 @@ def test_listings_in_s3(home: Path, tmp_path: Path, s3: S3Server, monkeypatch: p
 MEASURE = """
 import resource, sys
 from medgen.listings.read import batches
-from medgen.listings.sources import open_feed, shards
+from medgen.listings.shards import shards
+from medgen.listings.sources import open_feed
 import pyarrow.dataset, pyarrow.compute
 before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
 rows = failures = 0

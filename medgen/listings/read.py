@@ -17,22 +17,12 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from medgen.errors import ItemFailed, SourceUnreadable
-from medgen.listings.rows import (
-    LISTING,
-    Batch,
-    conform,
-    resolve,
-    storable_text,
-)
-from medgen.listings.sources import (
-    FOLDER_SCHEME,
-    VIDEO_SUFFIXES,
-    Shard,
-    files_of,
-    is_inside,
-    open_bytes,
-)
-from medgen.listings.text_rows import csv_batches, jsonl_batches
+from medgen.listings.conform import conform
+from medgen.listings.csv_rows import csv_batches
+from medgen.listings.jsonl_rows import jsonl_batches
+from medgen.listings.rows import LISTING, Batch, resolve, storable_text
+from medgen.listings.shard_file import Shard, open_bytes
+from medgen.listings.sources import FOLDER_SCHEME, VIDEO_SUFFIXES, files_of, is_inside
 from medgen.store import open_store
 
 BATCH_ROWS = 32_768

@@ -25,7 +25,7 @@ from medgen.errors import ItemFailed, SourceUnreadable
 from medgen.ledger import Outcome, Record, StepIdentity, Work
 from medgen.listings.read import batches
 from medgen.listings.rows import LISTING, Batch, Listed, column_mapping, parse_row
-from medgen.listings.sources import Shard
+from medgen.listings.shard_file import Shard
 from medgen.memory import trim_heap
 from medgen.shard import Item, ShardResult, Step
 from medgen.store import Artifact, Store, open_store

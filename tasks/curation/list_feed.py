@@ -28,7 +28,9 @@ from medgen.catalog import StepRun, now
 from medgen.errors import ItemFailed
 from medgen.ledger import Ledger, Outcome, Record, StepIdentity, Work
 from medgen.listings.rows import LISTING, column_mapping, parse_duration, storable_text
-from medgen.listings.sources import Feed, Shard, artifact_shard
+from medgen.listings.shard_file import Shard
+from medgen.listings.shards import artifact_shard
+from medgen.listings.sources import Feed
 from medgen.store import ArtifactLost, Store
 from medgen.web.failures import Refused, failure_of
 from medgen.web.guard import MAX_PAGE_BYTES, FetchLimits, WebGuard

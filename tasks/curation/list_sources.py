@@ -11,7 +11,9 @@ from medgen.catalog import Source, open_catalog
 from medgen.errors import SourceUnreadable
 from medgen.ledger import open_ledger
 from medgen.listings.rows import storable_text
-from medgen.listings.sources import Feed, KnownFiles, Shard, open_feed, shards
+from medgen.listings.shard_file import Shard
+from medgen.listings.shards import KnownFiles, shards
+from medgen.listings.sources import Feed, open_feed
 from tasks.curation.list_feed import ListParams, list_feed
 from tasks.prefect_step import step_task
 
