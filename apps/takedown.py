@@ -1,24 +1,21 @@
 """`medgen forget` and `medgen recheck`."""
 
-import json
 import sys
 from collections.abc import Sequence
 from datetime import timedelta
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated
 from urllib.parse import urlsplit
 
 import typer
-from rich.console import Console
 from rich.markup import escape
 from rich.progress import Progress
 from rich.table import Table
 
+from apps.console import err, out, print_json
+
 if TYPE_CHECKING:  # loaded when a command needs them: they bring yt-dlp and Prefect along
     from medgen.ledger import Ledger
     from medgen.takedown import Takedown
-
-out = Console()
-err = Console(stderr=True)
 
 MAX_URL = 8192  # characters
 MAX_REASON = 1000
@@ -123,7 +120,7 @@ def _list(as_json: bool) -> None:
         cut_short = {tombstone.video_id for tombstone in list_tombstones(session, unfinished=True)}
     if as_json:
         names = ("artifacts", "bytes", "clips", "releases", "models")
-        _json(
+        print_json(
             [
                 {"video_id": tombstone.video_id, "url": tombstone.url, "reason": tombstone.reason}
                 | {"forgotten_at": stamp(tombstone.forgotten_at), "finished": tombstone.video_id not in cut_short}
@@ -148,7 +145,9 @@ def _list(as_json: bool) -> None:
 
 def _print(reports: "Sequence[Takedown]", as_json: bool, *, done: bool) -> None:
     if as_json:
-        _json([report.model_dump(mode="json", exclude={"sealed"}) | {"advice": advice(report)} for report in reports])
+        print_json(
+            [report.model_dump(mode="json", exclude={"sealed"}) | {"advice": advice(report)} for report in reports]
+        )
         return
     for report in reports:
         word = "removed" if done else "would remove"
@@ -210,7 +209,7 @@ def recheck(
             )
         gone = {video_id: stamp(when) for video_id, when in vanished(ledger.engine).items()}
         if as_json:
-            _json(vars(found) | {"vanished": gone})
+            print_json(vars(found) | {"vanished": gone})
             return
         out.print(
             f"asked for {found.asked} videos, {found.reused} more were asked for today: "
@@ -220,7 +219,3 @@ def recheck(
         )
         for video_id, when in sorted(gone.items()):
             out.print(f"{video_id} vanished, found {when[:19]}", highlight=False)
-
-
-def _json(value: Any) -> None:
-    sys.stdout.write(json.dumps(value, indent=1, ensure_ascii=False, default=str) + "\n")

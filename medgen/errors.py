@@ -15,7 +15,7 @@ Each stands below its base class, beside the module that defines it:
             StoreUnavailable        medgen.store
     LookupError
         NothingToSample             apps.judge.sample
-        Unknown                     apps.life
+        Unknown                     apps.history
     RequestError
         Refused                     medgen.web.failures
     RuntimeError
