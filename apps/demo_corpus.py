@@ -32,7 +32,7 @@ import av
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 from pydicom.data import get_testdata_file
-from pydicom.pixels import pixel_array
+from pydicom.pixels.utils import pixel_array
 
 from apps.demo_scans import Scroll, VolumeName, data_file
 
@@ -539,7 +539,7 @@ def _there_and_back() -> Iterator[Image.Image]:
 def _sample_frames(name: str, box: Box, size: tuple[int, int], count: int) -> Iterator[Image.Image]:
     with av.open(os.fspath(_sample(name))) as container:
         for frame in islice(container.decode(video=0), count):
-            yield frame.to_image().resize(size, Image.Resampling.BILINEAR, box=box)
+            yield Image.fromarray(frame.to_ndarray(format="rgb24")).resize(size, Image.Resampling.BILINEAR, box=box)
 
 
 def _dicom(name: str) -> Path:
@@ -566,7 +566,7 @@ def _encode(frames: Frames, crf: int, path: Path) -> None:
         for index, picture in enumerate(frames()):
             if index == 0:
                 stream.width, stream.height = picture.size
-            container.mux(stream.encode(av.VideoFrame.from_image(picture)))
+            container.mux(stream.encode(av.VideoFrame.from_ndarray(np.asarray(picture), format="rgb24")))
         container.mux(stream.encode())
 
 

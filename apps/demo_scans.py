@@ -95,18 +95,20 @@ def _volume(name: VolumeName) -> np.ndarray:
         return _grey(_canonical(data_file("nibabel", "tests/data/example4d.nii.gz"))[..., 0], 0)
     if name == "tissues":
         grey, white = (_tissue(short)[..., None] for short in ("gm", "wm"))
-        return grey * np.float32(_GREY_MATTER) + white * np.float32(_WHITE_MATTER)
+        colours: np.ndarray = grey * np.array(_GREY_MATTER, np.float32) + white * np.array(_WHITE_MATTER, np.float32)
+        return colours
     if name == "grey-matter":
         grey = _icbm("gm")[..., None]
         # Black, red, yellow, white: the "hot" colours of most viewers.
-        return np.clip(grey * np.float32(3 / grey.max()) - np.float32((0, 1, 2)), 0, 1) * np.float32(255)
+        return np.clip(grey * np.float32(3 / grey.max()) - np.array((0, 1, 2), np.float32), 0, 1) * np.float32(255)
     return _aorta()
 
 
 def _tissue(short: str) -> np.ndarray:
     """Probability of a tissue, 0..1, with the faint ends of the scale cut off."""
     values = _icbm(short)
-    return np.clip((values / values.max() - _FAINT) / np.float32(1 - 2 * _FAINT), 0, 1)
+    shares: np.ndarray = np.clip((values / values.max() - _FAINT) / np.float32(1 - 2 * _FAINT), 0, 1)
+    return shares
 
 
 def _icbm(short: str) -> np.ndarray:
@@ -114,7 +116,9 @@ def _icbm(short: str) -> np.ndarray:
 
 
 def _canonical(path: Path) -> np.ndarray:
-    return nibabel.as_closest_canonical(nibabel.load(path)).get_fdata(dtype=np.float32)
+    image = nibabel.as_closest_canonical(nibabel.load(path))  # type: ignore[no-untyped-call]  # has no types
+    values: np.ndarray = image.get_fdata(dtype=np.float32)
+    return values
 
 
 def _grey(values: np.ndarray, darkest: float) -> np.ndarray:

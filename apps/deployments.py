@@ -4,12 +4,17 @@ import subprocess
 import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING
+from uuid import UUID
 
 import yaml
 
 from medgen.errors import RunStopped
 from medgen.settings import current
+
+if TYPE_CHECKING:  # Prefect reads its settings once, when it is imported
+    from prefect.client.orchestration import SyncPrefectClient
+    from prefect.client.schemas.responses import DeploymentResponse
 
 ROOT = Path(__file__).resolve().parent.parent
 POOL = "medgen"  # as in prefect.yaml
@@ -51,7 +56,7 @@ def register(limits: Mapping[str, int]) -> None:
             flow = client.read_flow(deployment.flow_id).name
             names[f"{flow}/{deployment.name}"] = deployment.id
             # Prefect lets unknown parameters pass and then crashes the run: have them refused when a run is asked for.
-            schema = {**deployment.parameter_openapi_schema, "additionalProperties": False}
+            schema = {**(deployment.parameter_openapi_schema or {}), "additionalProperties": False}
             client.request(
                 "PATCH",
                 "/deployments/{id}",
@@ -61,14 +66,14 @@ def register(limits: Mapping[str, int]) -> None:
         _register_automations(client, names)
 
 
-def our_deployments(client: Any) -> Sequence[Any]:
+def our_deployments(client: "SyncPrefectClient") -> Sequence["DeploymentResponse"]:
     """The deployments of prefect.yaml that Prefect's server knows."""
     from prefect.client.schemas.filters import DeploymentFilter
 
     return client.read_deployments(deployment_filter=DeploymentFilter.model_validate({"tags": {"all_": [TAG]}}))
 
 
-def _register_automations(client: Any, deployments: Mapping[str, Any]) -> None:
+def _register_automations(client: "SyncPrefectClient", deployments: Mapping[str, UUID]) -> None:
     from prefect.events.schemas.automations import AutomationCore
 
     notifiers = [
@@ -82,8 +87,8 @@ def _register_automations(client: Any, deployments: Mapping[str, Any]) -> None:
             if name := action.pop("deployment", None):
                 action |= {"source": "selected", "deployment_id": str(deployments[name])}
         if message and notifiers:
-            said = {"type": "send-notification", "subject": entry["name"], "body": message}
-            entry["actions"] += [said | {"block_document_id": str(block)} for block in notifiers]
+            notice = {"type": "send-notification", "subject": entry["name"], "body": message}
+            entry["actions"] += [notice | {"block_document_id": str(block)} for block in notifiers]
         wanted = AutomationCore.model_validate(entry)
         known = client.read_automations_by_name(wanted.name)
         if known:

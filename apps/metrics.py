@@ -66,9 +66,9 @@ class InstallationCollector(Collector):
 
 def registry(engine: Engine, home: str) -> CollectorRegistry:
     """A registry with the installation's figures alone."""
-    found = CollectorRegistry()
-    found.register(InstallationCollector(engine, home))
-    return found
+    figures = CollectorRegistry()
+    figures.register(InstallationCollector(engine, home))
+    return figures
 
 
 def metrics(

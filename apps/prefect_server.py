@@ -143,9 +143,9 @@ def _worker_process(home: Path, limit: int) -> Iterator[subprocess.Popen[bytes]]
                 process.wait(STOP_LIMIT_S)
             with suppress(psutil.NoSuchProcess):
                 family += family[0].children(recursive=True)  # a run that it was just starting
-            for one in family:
+            for member in family:
                 with suppress(psutil.NoSuchProcess):
-                    one.kill()
+                    member.kill()
             psutil.wait_procs(family[1:], STOP_LIMIT_S)  # nobody is left who could use the database
         process.wait()
 
@@ -201,7 +201,8 @@ def _stop(folder: Path, pid: int) -> None:
 def _healthy(url: str) -> bool:
     try:
         with urllib.request.urlopen(f"{url}/health", timeout=2) as answer:
-            return answer.status == 200
+            status: int = answer.status
+            return status == 200
     except (urllib.error.URLError, OSError):
         return False
 
@@ -214,4 +215,5 @@ def _taken(port: int) -> bool:
 def _free_port() -> int:
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
-        return probe.getsockname()[1]
+        port: int = probe.getsockname()[1]
+        return port

@@ -43,7 +43,8 @@ def run_flow(name: str, arguments: dict[str, Any], *, quiet: bool) -> dict[str, 
         with Progress(*columns, console=err, disable=quiet, transient=True) as bars:
             prefect_step.watchers.append(_Bars(bars))
             try:
-                return getattr(module, name)(**arguments)
+                summary: dict[str, Any] = getattr(module, name)(**arguments)
+                return summary
             finally:
                 prefect_step.watchers.clear()
                 close_pools()

@@ -1,6 +1,6 @@
 """`medgen show`."""
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Annotated, Any
 
 import typer
@@ -29,7 +29,8 @@ def show(
     with report_expected_errors(Unknown):
         ledger = open_ledger()
         try:
-            facts, print_facts = history(ledger, name), print_history
+            facts = history(ledger, name)
+            print_facts: Callable[[Mapping[str, Any]], None] = print_history
         except Unknown as unknown:
             try:
                 facts, print_facts = trained_by(ledger, name), print_model_history

@@ -148,7 +148,7 @@ def _show_fields(preset: str, settings: list[str], as_json: bool) -> None:
     from models.training.config import TrainConfig
     from tasks.training.train import TrainParams
 
-    config = TrainParams(preset=preset, overrides=tuple(settings)).config()  # type: ignore[arg-type]
+    config = TrainParams(preset=preset, overrides=tuple(settings)).config()
     if as_json:
         sys.stdout.write(
             json.dumps({name: getattr(config, name) for name in TrainConfig.model_fields}, indent=1) + "\n"

@@ -6,10 +6,10 @@ from typing import Annotated
 
 import typer
 from rich.markup import escape
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 from rich.table import Table
 
 from apps.console import Json, err, out, print_json, report_expected_errors
+from apps.progress import stage_bars
 
 
 def train_frames(
@@ -30,17 +30,11 @@ def train_frames(
     from tasks.training import train_frames as step
 
     with report_expected_errors(OSError):
-        columns = (TextColumn("{task.description:<10}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
-        with Progress(*columns, console=err, disable=as_json, transient=True) as bars:
-            stages: dict[str, int] = {}
-
-            def show(stage: str, done: int, total: int, item: str) -> None:
-                if stage not in stages:
-                    stages[stage] = bars.add_task(stage, total=total)
-                bars.update(stages[stage], completed=done, total=total)
-
-            ledger = open_ledger()
-            record, reused = step.train_frames(ledger, folder, encoder, show)
+        ledger = open_ledger()
+        with stage_bars(quiet=as_json) as show:
+            record, reused = step.train_frames(
+                ledger, folder, encoder, lambda stage, done, total, item: show(stage, done, total)
+            )
         files = step.hand_out(ledger.store, record.outputs, target)
         left_out = json.loads(ledger.store.read(record.outputs["data_list"]))["left_out"]
         if as_json:
@@ -53,15 +47,15 @@ def train_frames(
             }
             print_json(facts)
             return
-        found = record.detail["leave_one_source_out"]
+        validation = record.detail["leave_one_source_out"]
         for name, reason in left_out.items():
             err.print(f"left out {escape(name)}: {escape(reason)}", soft_wrap=True, highlight=False)
         table = Table("leave one source out", "value")
-        for name, value in found.items():
+        for name, value in validation.items():
             if isinstance(value, int | float):
                 table.add_row(name.replace("_", " "), str(value))
         out.print(table)
-        for name, probability in found["misjudged"].items():
+        for name, probability in validation["misjudged"].items():
             out.print(f"misjudged: {escape(name)}  P(medical) {probability}", highlight=False, soft_wrap=True)
         out.print(
             f"{'known already' if reused else 'trained'}: [bold]{escape(str(files['head']))}[/]\n"

@@ -6,10 +6,10 @@ from typing import Annotated
 
 import typer
 from rich.markup import escape
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 from rich.table import Table
 
-from apps.console import Json, err, out, print_json, report_expected_errors
+from apps.console import Json, out, print_json, report_expected_errors
+from apps.progress import stage_bars
 
 
 def train_text(
@@ -40,18 +40,10 @@ def train_text(
     from tasks.training import train_text as step
 
     with report_expected_errors(OSError):
-        columns = (TextColumn("{task.description:<10}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
-        with Progress(*columns, console=err, disable=as_json, transient=True) as bars:
-            stages: dict[str, int] = {}
-
-            def show(stage: str, done: int, total: int) -> None:
-                if stage not in stages:
-                    stages[stage] = bars.add_task(stage, total=total)
-                bars.update(stages[stage], completed=done, total=total)
-
-            ledger = open_ledger()
-            named = [name.strip() for name in titles.split(",") if name.strip()]
-            record, reused = step.train_text(ledger, labels, encoder, background, max_background_rate, named, show)
+        ledger = open_ledger()
+        columns = [name.strip() for name in titles.split(",") if name.strip()]
+        with stage_bars(quiet=as_json) as show:
+            record, reused = step.train_text(ledger, labels, encoder, background, max_background_rate, columns, show)
         files = step.hand_out(ledger.store, record.outputs, target)
         if as_json:
             facts = {

@@ -31,7 +31,10 @@ def bar(metric: str, score: float, threshold: float, passes_when: str, passed: b
     low = min(0.0, score, threshold)
     high = max(score, threshold, low + 1e-9)
     high = 1.0 if low >= 0 and high <= 1.0 and max(score, threshold) > 0.25 else low + (high - low) * 1.15
-    place = lambda value: round(100 * (value - low) / (high - low), 2)  # noqa: E731
+
+    def place(value: float) -> float:
+        return round(100 * (value - low) / (high - low), 2)
+
     at = place(threshold)
     good = (0.0, at) if passes_when == "at most" else (at, 100.0)
     verdict = "passed" if passed else "failed"
@@ -40,15 +43,15 @@ def bar(metric: str, score: float, threshold: float, passes_when: str, passed: b
 
 def comparisons(step: Mapping[str, Any]) -> list[dict[str, Any]]:
     """Every score of a step run that was held against a threshold, with its bar."""
-    found = []
+    checks = []
     for check in step["detail"].get("checks") or []:
         if all(isinstance(check.get(k), int | float) for k in ("score", "threshold")) and check.get("passes_when"):
-            found.append(dict(check))
+            checks.append(dict(check))
     detail = step["detail"]
-    if not found and all(isinstance(detail.get(k), int | float) for k in ("score", "threshold")):
+    if not checks and all(isinstance(detail.get(k), int | float) for k in ("score", "threshold")):
         lower = detail["score"] > detail["threshold"]
         passed = step["status"] == "kept"
-        found.append(
+        checks.append(
             {
                 "reason": step["reason"],
                 "metric": detail.get("metric") or (step["reason"] or "score"),
@@ -58,10 +61,10 @@ def comparisons(step: Mapping[str, Any]) -> list[dict[str, Any]]:
                 "passed": passed,
             }
         )
-    for check in found:
+    for check in checks:
         names = ("metric", "score", "threshold", "passes_when", "passed")
         check["bar"] = bar(*(check[name] for name in names))
-    return found
+    return checks
 
 
 @dataclass(frozen=True)
@@ -100,12 +103,15 @@ def strip(
     end = max([seconds, *(s["time_s"] for s in samples), *(c["end_s"] for c in clips)], default=0.0)
     if end <= 0:
         return None
-    x = lambda t: round(1000 * t / end, 2)  # noqa: E731
+
+    def x(time_s: float) -> float:
+        return round(1000 * time_s / end, 2)
+
     shots: list[tuple[float, float, int]] = []
     edges = [0.0]
-    for one, other in itertools.pairwise(samples):
-        if one["shot"] != other["shot"]:
-            edges.append((one["time_s"] + other["time_s"]) / 2)
+    for before, after in itertools.pairwise(samples):
+        if before["shot"] != after["shot"]:
+            edges.append((before["time_s"] + after["time_s"]) / 2)
     edges.append(end)
     if samples:
         shots = [(x(a), round(x(b) - x(a), 2), k) for k, (a, b) in enumerate(itertools.pairwise(edges))]
@@ -169,14 +175,14 @@ def histogram(values: Any, bins: int = 24) -> dict[str, Any] | None:
     Args:
         values: float array; what is not finite is left out.
     """
-    found = np.asarray(values, float)
-    found = found[np.isfinite(found)]
-    if not len(found):
+    finite = np.asarray(values, float)
+    finite = finite[np.isfinite(finite)]
+    if not len(finite):
         return None
-    low, high = float(found.min()), float(found.max())
+    low, high = float(finite.min()), float(finite.max())
     if high <= low:
         high = low + 1.0
-    count, edges = np.histogram(found, bins=bins, range=(low, high))
+    count, edges = np.histogram(finite, bins=bins, range=(low, high))
     top = max(1, int(count.max()))
     width = 100 / bins
     bars = [
@@ -189,14 +195,14 @@ def histogram(values: Any, bins: int = 24) -> dict[str, Any] | None:
         }
         for k, n in enumerate(count.tolist())
     ]
-    quartiles = np.percentile(found, [25, 50, 75])
+    quartiles = np.percentile(finite, [25, 50, 75])
     return {
         "bars": bars,
         "low": low,
-        "high": float(found.max()),
+        "high": float(finite.max()),
         "median": float(quartiles[1]),
         "quartiles": (float(quartiles[0]), float(quartiles[2])),
-        "count": len(found),
+        "count": len(finite),
     }
 
 

@@ -293,7 +293,7 @@ def _words(q: str) -> ColumnElement[bool]:
     last = re.search(r"(\w{2,})$", q)
     found: ColumnElement[bool] = Standing.words.op("@@")(query)
     if last and '"' not in q and " -" not in f" {q}" and " or " not in q.lower():
-        begun = func.to_tsquery(text("'simple'"), f"{last[1]}:*")
+        begun: ColumnElement[Any] = func.to_tsquery(text("'simple'"), f"{last[1]}:*")
         if before := q[: last.start()].strip():
             begun = func.websearch_to_tsquery(text("'simple'"), before).op("&&")(begun)
         found = Standing.words.op("@@")(begun)

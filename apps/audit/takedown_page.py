@@ -6,7 +6,7 @@ from datetime import datetime
 from typing import Annotated, Any
 
 from fastapi import APIRouter, Path, Query, Request
-from sqlalchemy import Connection, select, tuple_
+from sqlalchemy import Connection, literal, select, tuple_
 from starlette.responses import JSONResponse, Response
 
 from apps.audit.site import site_of
@@ -29,7 +29,9 @@ def takedowns(request: Request, after: Annotated[str, Query(max_length=700)] = "
         .limit(PAGE + 1)
     )
     if start := _parse(after):
-        query = query.where(tuple_(Tombstone.forgotten_at, Tombstone.video_id) < tuple_(*start))
+        query = query.where(
+            tuple_(Tombstone.forgotten_at, Tombstone.video_id) < tuple_(literal(start[0]), literal(start[1]))
+        )
     with site.engine.connect() as connection:
         rows = connection.execute(query).all()
     more = None
