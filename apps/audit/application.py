@@ -17,6 +17,7 @@ from starlette.responses import PlainTextResponse, Response
 from apps.audit import (
     charts,
     clip_page,
+    compare_page,
     exports,
     home_page,
     lineage_page,
@@ -43,8 +44,8 @@ log = logging.getLogger(__name__)
 
 FOLDER = Path(__file__).parent
 PAGES = (
-    home_page, search_page, clip_page, video_page, release_page, model_page, run_page, lineage_page, takedown_page,
-    exports, media,
+    home_page, search_page, clip_page, video_page, release_page, compare_page, model_page, run_page, lineage_page,
+    takedown_page, exports, media,
 )  # fmt: skip
 
 

@@ -64,52 +64,7 @@ def croissant(
         schema: of its metadata table.
         licences: licence → clips; each clip stands under its own.
     """
-    distribution: list[dict[str, Any]] = [
-        {
-            "@type": "cr:FileObject",
-            "@id": path,
-            "name": path,
-            "description": about,
-            "contentUrl": path,
-            "encodingFormat": media_type,
-            "sha256": outputs[role],
-        }
-        for role, (path, media_type, about) in FILES.items()
-        if role in outputs
-    ]
-    distribution.append(
-        {
-            "@type": "cr:FileObject",
-            "@id": "release",
-            "name": "release",
-            "description": "The folder of the release.",
-            "contentUrl": ".",
-            "encodingFormat": "application/x-directory",
-            # A folder has no bytes of its own: its manifest stands for it.
-            "sha256": release["digest"],
-        }
-    )
-    distribution.append(
-        {
-            "@type": "cr:FileSet",
-            "@id": "clips",
-            "name": "clips",
-            "description": "The clips, H.264 in MP4.",
-            "containedIn": {"@id": "release"},
-            "encodingFormat": "video/mp4",
-            "includes": "clips/*.mp4",
-        }
-    )
-    fields = [
-        {
-            "@type": "cr:Field",
-            "@id": f"clips-metadata/{column.name}",
-            "name": column.name,
-            "dataType": _type(column.type),
-            "source": {"fileObject": {"@id": "metadata.parquet"}, "extract": {"column": column.name}},
-        }
-        for column in (schema or ())
-    ]
+    fields = _fields(schema)
     return {
         "@context": CONTEXT,
         "@type": "sc:Dataset",
@@ -125,7 +80,7 @@ def croissant(
         "datePublished": release["created_at"].date().isoformat(),
         "creator": {"@type": "sc:Organization", "name": "whoever ran medgen"},
         "isLiveDataset": False,
-        "distribution": distribution,
+        "distribution": _distribution(release, outputs),
         "recordSet": [
             {
                 "@type": "cr:RecordSet",
@@ -138,6 +93,56 @@ def croissant(
         if fields
         else [],
     }
+
+
+def _distribution(release: Mapping[str, Any], outputs: Mapping[str, str]) -> list[dict[str, Any]]:
+    """The files of a release: those that are listed, its folder, and its clips as a set."""
+    files: list[dict[str, Any]] = [
+        {
+            "@type": "cr:FileObject",
+            "@id": path,
+            "name": path,
+            "description": about,
+            "contentUrl": path,
+            "encodingFormat": media_type,
+            "sha256": outputs[role],
+        }
+        for role, (path, media_type, about) in FILES.items()
+        if role in outputs
+    ]
+    folder = {
+        "@type": "cr:FileObject",
+        "@id": "release",
+        "name": "release",
+        "description": "The folder of the release.",
+        "contentUrl": ".",
+        "encodingFormat": "application/x-directory",
+        # A folder has no bytes of its own: its manifest stands for it.
+        "sha256": release["digest"],
+    }
+    clips = {
+        "@type": "cr:FileSet",
+        "@id": "clips",
+        "name": "clips",
+        "description": "The clips, H.264 in MP4.",
+        "containedIn": {"@id": "release"},
+        "encodingFormat": "video/mp4",
+        "includes": "clips/*.mp4",
+    }
+    return [*files, folder, clips]
+
+
+def _fields(schema: pa.Schema | None) -> list[dict[str, Any]]:
+    return [
+        {
+            "@type": "cr:Field",
+            "@id": f"clips-metadata/{column.name}",
+            "name": column.name,
+            "dataType": _type(column.type),
+            "source": {"fileObject": {"@id": "metadata.parquet"}, "extract": {"column": column.name}},
+        }
+        for column in (schema or ())
+    ]
 
 
 def _type(kind: pa.DataType) -> str:

@@ -17,7 +17,7 @@ from starlette.responses import FileResponse, JSONResponse, Response, StreamingR
 from apps.audit import openlineage, prov, search
 from apps.audit.croissant import croissant
 from apps.audit.lineage import clip_lineage
-from apps.audit.release_page import described, outputs_of, release_of
+from apps.audit.releases import described, outputs_of, release_of
 from apps.audit.search_page import filters_of
 from apps.audit.site import Site, site_of
 from apps.history import Unknown

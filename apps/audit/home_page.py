@@ -4,7 +4,8 @@ from fastapi import APIRouter, Request
 from sqlalchemy import select
 from starlette.responses import PlainTextResponse, Response
 
-from apps.audit import charts, search
+from apps.audit import charts, facets, search
+from apps.audit.estimates import rows_of
 from apps.audit.search import Filters
 from apps.audit.site import query, site_of
 from medgen.catalog import ModelVersion, Release
@@ -17,12 +18,12 @@ def home(request: Request) -> Response:
     """The overview."""
     site = site_of(request)
     with site.engine.connect() as connection:
-        kinds = {c.value: c for c in search.counts(connection, "kind")}
+        kinds = {c.value: c for c in facets.counts(connection, "kind")}
         reasons = {
-            status: [c for c in search.counts(connection, "reason", status=status)][:12]
+            status: [c for c in facets.counts(connection, "reason", status=status)][:12]
             for status in ("rejected", "failed")
         }
-        categories = search.counts(connection, "category", kind="clip")
+        categories = facets.counts(connection, "category", kind="clip")
         releases = connection.execute(
             select(Release.name, Release.clips, Release.created_at).order_by(Release.created_at.desc()).limit(6)
         ).all()
@@ -31,13 +32,13 @@ def home(request: Request) -> Response:
             .order_by(ModelVersion.created_at.desc())
             .limit(6)
         ).all()
-        runs = search.rows_of(connection, "step_run")
+        runs = rows_of(connection, "step_run")
         newest = search.search(connection, Filters(), size=6).rows
     return site.page(
         "home.html",
         kinds=kinds,
         runs=runs,
-        reasons={status: _bars(found, "reason", status=status) for status, found in reasons.items()},
+        reasons={status: _bars(counts, "reason", status=status) for status, counts in reasons.items()},
         categories=_bars(categories, "category", kind="clip"),
         releases=releases,
         models=models,
@@ -52,7 +53,7 @@ def robots(request: Request) -> Response:
     return PlainTextResponse("User-agent: *\nDisallow: /\n")
 
 
-def _bars(counts: list[search.Count], column: str, **more: str) -> list[dict[str, object]]:
+def _bars(counts: list[facets.Count], column: str, **more: str) -> list[dict[str, object]]:
     rows = charts.shares({c.value: c.rows for c in counts})
     known = {c.value for c in counts}
     for row in rows:

@@ -1,4 +1,4 @@
-"""The lineage graph around a thing, drawn as SVG on the server; every node is a link that goes on from there."""
+"""The lineage graph as a picture: SVG drawn on the server, in which every node is a link that goes on from there."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -8,7 +8,7 @@ from urllib.parse import quote
 from fastapi import APIRouter, Path, Request
 from starlette.responses import Response
 
-from apps.audit.lineage import KINDS, Graph, Node, graph_of
+from apps.audit.lineage_graph import KINDS, Graph, Node, graph_of
 from apps.audit.shown_text import plain
 from apps.audit.site import query, site_of
 from apps.history import Unknown
@@ -35,7 +35,7 @@ class Placed:
 
 @router.get("/lineage/{kind}/{identity:path}")
 def lineage(request: Request, kind: str, identity: Annotated[str, Path(max_length=2000)]) -> Response:
-    """The graph around one thing."""
+    """The graph around one node."""
     if kind not in KINDS:
         raise Unknown(f"lineage goes from {', '.join(KINDS)}; not from {kind[:40]}")
     site = site_of(request)
@@ -52,7 +52,7 @@ def lineage(request: Request, kind: str, identity: Annotated[str, Path(max_lengt
 
 
 def page_of(node: Node) -> str:
-    """Address of a thing's own page."""
+    """Address of a node's own page."""
     name = quote(node.id, safe="")
     return {
         "source": "/sources" + query(name=node.id),
@@ -81,16 +81,16 @@ def laid_out(graph: Graph) -> tuple[list[Placed], list[tuple[str, bool]], float]
             here = (node.kind, node.id) == graph.here
             placed.append(Placed(node, x, y, href, plain(node.name, 23), plain(node.under, 27), here))
     edges = []
-    for one, other in sorted(graph.edges):
-        (x1, y1), (x2, y2) = at[one], at[other]
+    for start, end in sorted(graph.edges):
+        (x1, y1), (x2, y2) = at[start], at[end]
         x1, y1, y2 = x1 + WIDTH, y1 + HEIGHT / 2, y2 + HEIGHT / 2
         middle = (x1 + x2) / 2
-        edges.append((f"M{x1},{y1} C{middle},{y1} {middle},{y2} {x2},{y2}", graph.here in (one, other)))
+        edges.append((f"M{x1},{y1} C{middle},{y1} {middle},{y2} {x2},{y2}", graph.here in (start, end)))
     return placed, sorted(edges, key=lambda edge: edge[1]), height
 
 
 def _list_of(graph: Graph, node: Node) -> str:
-    """Where the things are listed that had no room."""
+    """Where the nodes are listed that had no room."""
     kind, identity = graph.here
     lists: Mapping[str, str] = {
         "release": "/releases",

@@ -7,8 +7,8 @@ from sqlalchemy import Connection, select
 from sqlalchemy.orm import Session
 from starlette.responses import Response
 
+from apps.audit.models import model_of
 from apps.audit.site import site_of
-from apps.history import Unknown
 from medgen.catalog import Evaluation, ModelVersion, StepInput, StepOutput, StepRun
 from medgen.verify import record_faults
 
@@ -35,49 +35,40 @@ def model(request: Request, digest: Annotated[str, Path(max_length=200)]) -> Res
     site = site_of(request)
     with Session(site.engine) as session:
         connection = session.connection()
-        found = model_of(connection, digest)
-        trained = session.get(StepRun, found["step_run_id"]) if found["step_run_id"] else None
+        row = model_of(connection, digest)
+        trained = session.get(StepRun, row["step_run_id"]) if row["step_run_id"] else None
         faults = record_faults(session, [trained.id]) if trained else {}
         base = None
         if trained:
             base = connection.execute(
                 select(ModelVersion.digest, ModelVersion.name)
                 .join(StepInput, StepInput.artifact_sha256 == ModelVersion.checkpoint_sha256)
-                .where(StepInput.step_run_id == trained.id, ModelVersion.digest != found["digest"])
+                .where(StepInput.step_run_id == trained.id, ModelVersion.digest != row["digest"])
             ).first()
         evaluations = connection.execute(
             select(
                 Evaluation.metric, Evaluation.value, Evaluation.detail, Evaluation.step_run_id, Evaluation.created_at
             )
-            .where(Evaluation.model_digest == found["digest"])
+            .where(Evaluation.model_digest == row["digest"])
             .order_by(Evaluation.step_run_id.desc(), Evaluation.metric)
             .limit(300)
         ).all()
-        generated = _generated(connection, found)
+        generated = _generated(connection, row)
         derived = connection.execute(
             select(ModelVersion.digest, ModelVersion.name)
             .join(StepRun, StepRun.id == ModelVersion.step_run_id)
             .join(StepInput, StepInput.step_run_id == StepRun.id)
             .where(
-                StepInput.artifact_sha256 == (found["checkpoint_sha256"] or ""),
-                ModelVersion.digest != found["digest"],
+                StepInput.artifact_sha256 == (row["checkpoint_sha256"] or ""),
+                ModelVersion.digest != row["digest"],
             )
             .distinct()
             .limit(50)
         ).all()
     return site.page(
-        "model.html", model=found, trained=trained, faults=faults, evaluations=evaluations, generated=generated,
+        "model.html", model=row, trained=trained, faults=faults, evaluations=evaluations, generated=generated,
         base=base, derived=derived,
     )  # fmt: skip
-
-
-def model_of(connection: Connection, name: str) -> dict[str, Any]:
-    """Columns of a model, by digest or (the newest of that) name. Raises `Unknown`."""
-    for condition in (ModelVersion.digest == name, ModelVersion.name == name):
-        query = select(ModelVersion.__table__).where(condition).order_by(ModelVersion.created_at.desc()).limit(1)
-        if found := connection.execute(query).mappings().first():
-            return dict(found)
-    raise Unknown(f"there is no model {name[:80]}")
 
 
 def _generated(connection: Connection, model: dict[str, Any]) -> list[dict[str, Any]]:

@@ -64,9 +64,9 @@ def release_events(ledger: Ledger, release: Mapping[str, Any], run: Mapping[str,
     )
     began, ended = (run[name].isoformat() for name in ("started_at", "finished_at"))
     yield "[" + json.dumps(_event("START", began, run["record_hash"], "release", facets, [], [])) + ", "
-    whole = _event("COMPLETE", ended, run["record_hash"], "release", facets, [], [output])
-    whole.pop("inputs")
-    yield json.dumps(whole)[:-1] + ', "inputs": ['
+    complete = _event("COMPLETE", ended, run["record_hash"], "release", facets, [], [output])
+    complete.pop("inputs")
+    yield json.dumps(complete)[:-1] + ', "inputs": ['
     first = True
     for batch in members(ledger.engine, release["name"]):
         rows = ", ".join(

@@ -27,14 +27,14 @@ FLOWS = text(
       SELECT (SELECT flow_run_id FROM step_run WHERE flow_run_id > jump.flow_run_id ORDER BY flow_run_id LIMIT 1)
       FROM jump WHERE jump.flow_run_id IS NOT NULL
     )
-    SELECT one.flow_run_id, began.started_at, ended.finished_at, ended.id AS last_id
-    FROM (SELECT flow_run_id FROM jump WHERE flow_run_id IS NOT NULL LIMIT 3000) AS one,
+    SELECT flow.flow_run_id, began.started_at, ended.finished_at, ended.id AS last_id
+    FROM (SELECT flow_run_id FROM jump WHERE flow_run_id IS NOT NULL LIMIT 3000) AS flow,
     -- Pairs are compared, not the name alone: else the planner goes through all records in the order of their ids.
     LATERAL (SELECT started_at FROM step_run
-             WHERE flow_run_id IS NOT NULL AND (flow_run_id, id) > (one.flow_run_id, 0)
+             WHERE flow_run_id IS NOT NULL AND (flow_run_id, id) > (flow.flow_run_id, 0)
              ORDER BY flow_run_id, id LIMIT 1) AS began,
     LATERAL (SELECT id, finished_at FROM step_run
-             WHERE flow_run_id IS NOT NULL AND (flow_run_id, id) < (one.flow_run_id, 9223372036854775807)
+             WHERE flow_run_id IS NOT NULL AND (flow_run_id, id) < (flow.flow_run_id, 9223372036854775807)
              ORDER BY flow_run_id DESC, id DESC LIMIT 1) AS ended
     ORDER BY ended.id DESC LIMIT 200
     """
@@ -100,7 +100,7 @@ def run(
             entry["reasons"].append((row.reason, row.rows, row.status))
     return site.page(
         "run.html", flow_run_id=flow_run_id, steps=steps, rows=rows, releases=releases, total=total,
-        whole=total < COUNTED, status=status, last=rows[-1].id if len(rows) == LISTED else None,
+        complete=total < COUNTED, status=status, last=rows[-1].id if len(rows) == LISTED else None,
     )  # fmt: skip
 
 
@@ -149,23 +149,23 @@ def step(request: Request, step_run_id: Annotated[int, Path(ge=1, lt=2**62)]) ->
             about = "clips"
         elif session.get(Video, run.subject):
             about = "videos"
-        told = {column.name: getattr(run, column.name) for column in StepRun.__table__.columns}
-    told |= {
+        facts = {column.name: getattr(run, column.name) for column in StepRun.__table__.columns}
+    facts |= {
         "scores": [{"metric": s.metric, "value": s.value, "model": s.model_digest} for s in scores],
         "outputs": [],
     }
-    describe_steps([told], faults)
-    said = {
-        name: json.dumps(told[name], indent=1, sort_keys=True, ensure_ascii=False)
+    describe_steps([facts], faults)
+    in_full = {
+        name: json.dumps(facts[name], indent=1, sort_keys=True, ensure_ascii=False)
         for name in ("detail", "params", "context", "models")
     }
     return site.page(
         "step.html",
-        run=told,
+        run=facts,
         inputs=inputs,
         outputs=outputs,
         following=following,
-        said=said,
+        in_full=in_full,
         faults=faults,
         about=about,
     )

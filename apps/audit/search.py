@@ -1,4 +1,4 @@
-"""Search over all videos and clips by what is known of them: filters, pages by key, counts by estimate.
+"""Search over all videos and clips by what is known of them: filters, and pages by key.
 
 A page begins after the last row of the page before (keyset), never at an offset, so that the thousandth page costs
 what the first does. Nothing counts all rows: totals are the planner's estimates and are called so.
@@ -34,6 +34,7 @@ from sqlalchemy import (
 )
 from sqlalchemy.orm import aliased
 
+from apps.audit.estimates import estimated_rows
 from apps.audit.reading import TooSlow, limited
 from medgen.catalog import ModelVersion, ReleaseClip, Score, Standing
 
@@ -41,7 +42,6 @@ PAGE = 50
 DIRECT_S = 1.2  # a search that takes longer is looked for piece by piece, newest first
 WINDOW = 40_000  # rows of such a piece
 FEW = 3000  # as many clips with a score in range are asked for by name
-FACETS = ("kind", "step", "status", "reason", "category", "licence", "channel", "source_name")
 COLUMNS = (
     Standing.id, Standing.kind, Standing.video_id, Standing.title, Standing.channel, Standing.licence,
     Standing.category, Standing.step, Standing.status, Standing.reason, Standing.decided_at, Standing.run_id,
@@ -121,7 +121,7 @@ def search(connection: Connection, filters: Filters, after: str | None = None, s
             rows = [dict(row) for row in connection.execute(query).mappings()]
     except TooSlow:
         return _in_pieces(connection, filters, where, start, size)
-    about = None if after else _estimate(connection, _selected(filters).where(*where))
+    about = None if after else estimated_rows(connection, _selected(filters).where(*where))
     more = len(rows) > size
     rows = rows[:size]
     return Page(rows, _cursor(rows[-1]) if more else None, about=about)
@@ -141,9 +141,9 @@ def every(connection: Connection, filters: Filters, most: int, batch: int = 2000
 
 def conditions(connection: Connection, filters: Filters) -> list[ColumnElement[bool]]:
     """The filters as conditions on `standing`."""
-    found: list[ColumnElement[bool]] = []
+    where: list[ColumnElement[bool]] = []
     if filters.q:
-        found.append(_words(filters.q))
+        where.append(_words(filters.q))
     for column, value in (
         (Standing.kind, filters.kind),
         (Standing.step, filters.step),
@@ -155,92 +155,21 @@ def conditions(connection: Connection, filters: Filters) -> list[ColumnElement[b
         (Standing.source_name, filters.source),
     ):
         if value:
-            found.append(column == value)
+            where.append(column == value)
     if filters.since:
-        found.append(Standing.decided_at >= _midnight(filters.since))
+        where.append(Standing.decided_at >= _midnight(filters.since))
     if filters.until:
-        found.append(Standing.decided_at < _midnight(filters.until + timedelta(days=1)))
-    releases = [filters.release] if filters.release else []
+        where.append(Standing.decided_at < _midnight(filters.until + timedelta(days=1)))
     if filters.release:
-        found.append(_in_release(releases))
+        where.append(_in_release([filters.release]))
     if filters.model:
         named = select(ModelVersion.release_name).where(
             or_(ModelVersion.name == filters.model, ModelVersion.digest == filters.model)
         )
-        found.append(_in_release([name for name in connection.scalars(named) if name]))
+        where.append(_in_release([name for name in connection.scalars(named) if name]))
     if filters.metric:
-        found.append(_scored(connection, filters))
-    return found
-
-
-def facets(connection: Connection, column: str, most: int = 200, beginning: str = "") -> list[str]:
-    """Different values of a column of `standing`, in order, by jumping through its index."""
-    assert column in FACETS
-    query = text(
-        f"""
-        WITH RECURSIVE jump AS (
-          (SELECT {column} AS value FROM standing WHERE {column} >= :beginning ORDER BY {column} LIMIT 1)
-          UNION ALL
-          SELECT (SELECT {column} FROM standing WHERE {column} > jump.value ORDER BY {column} LIMIT 1)
-          FROM jump WHERE jump.value IS NOT NULL
-        )
-        SELECT value FROM jump WHERE value IS NOT NULL LIMIT :most
-        """
-    )
-    return list(connection.scalars(query, {"beginning": beginning, "most": most}))
-
-
-def metrics(connection: Connection) -> list[str]:
-    """Names of all scores of clips, by jumping through the index."""
-    query = text(
-        """
-        WITH RECURSIVE jump AS (
-          (SELECT metric FROM score ORDER BY metric LIMIT 1)
-          UNION ALL
-          SELECT (SELECT metric FROM score WHERE metric > jump.metric ORDER BY metric LIMIT 1)
-          FROM jump WHERE jump.metric IS NOT NULL
-        )
-        SELECT metric FROM jump WHERE metric IS NOT NULL LIMIT 300
-        """
-    )
-    return list(connection.scalars(query))
-
-
-@dataclass(frozen=True)
-class Count:
-    """How many rows there are with a value; `exact` is False for an estimate."""
-
-    value: str
-    rows: int
-    exact: bool
-
-
-def counts(connection: Connection, column: str, **equal: str) -> list[Count]:
-    """Values of a column of `standing` with their numbers, most frequent first.
-
-    Exact for small catalogs; else the planner's estimate for each value, so that nothing is counted.
-    """
-    assert column in FACETS
-    total = rows_of(connection, "standing")
-    same = [getattr(Standing, name) == value for name, value in equal.items()]
-    it = getattr(Standing, column)
-    if total < 60_000:
-        query = select(it, func.count()).where(it.is_not(None), *same).group_by(it)
-        found = [Count(value, rows, True) for value, rows in connection.execute(query)]
-    else:
-        found = [
-            Count(value, _estimate(connection, select(Standing.id).where(it == value, *same)) or 0, False)
-            for value in facets(connection, column, 60)
-        ]
-    return sorted((c for c in found if c.rows), key=lambda c: (-c.rows, c.value))
-
-
-def rows_of(connection: Connection, table: str) -> int:
-    """About how many rows a table has, from the planner's statistics."""
-    rows = connection.scalar(text("SELECT reltuples FROM pg_class WHERE oid = to_regclass(:table)"), {"table": table})
-    if rows is None or rows < 0:  # never analysed: it is new, thus small
-        rows = connection.scalar(text(f"SELECT count(*) FROM (SELECT 1 FROM {table} LIMIT 100000) AS newest"))
-    return int(rows or 0)
+        where.append(_scored(connection, filters))
+    return where
 
 
 def _newest(metric: str) -> ScalarSelect[float]:
@@ -291,16 +220,16 @@ def _words(q: str) -> ColumnElement[bool]:
     """Words in any order, "phrases", -without; the last word may be a beginning. An id finds its item."""
     query = func.websearch_to_tsquery(text("'simple'"), q)
     last = re.search(r"(\w{2,})$", q)
-    found: ColumnElement[bool] = Standing.words.op("@@")(query)
+    matches: ColumnElement[bool] = Standing.words.op("@@")(query)
     if last and '"' not in q and " -" not in f" {q}" and " or " not in q.lower():
         begun: ColumnElement[Any] = func.to_tsquery(text("'simple'"), f"{last[1]}:*")
         if before := q[: last.start()].strip():
             begun = func.websearch_to_tsquery(text("'simple'"), before).op("&&")(begun)
-        found = Standing.words.op("@@")(begun)
+        matches = Standing.words.op("@@")(begun)
     if re.fullmatch(r"[cv][0-9a-f]{6,40}(/\d+-\d+)?", q):
         end = q[:-1] + chr(ord(q[-1]) + 1)
-        found = or_(Standing.id == q, and_(Standing.id >= q, Standing.id < end))
-    return found
+        matches = or_(Standing.id == q, and_(Standing.id >= q, Standing.id < end))
+    return matches
 
 
 def _in_release(names: Sequence[str]) -> ColumnElement[bool]:
@@ -323,15 +252,6 @@ def _scored(connection: Connection, filters: Filters) -> ColumnElement[bool]:
     high = filters.high if filters.high is not None else float("inf")
     # A comparison that the planner can't turn into a join: with so many in range, walking the newest is quicker.
     return case((latest.between(low, high), True), else_=False)
-
-
-def _estimate(connection: Connection, query: Select[Any]) -> int | None:
-    compiled = query.compile(connection, compile_kwargs={"render_postcompile": True})
-    plan = connection.exec_driver_sql(
-        f"EXPLAIN (FORMAT JSON) {compiled}", compiled.construct_params() or None
-    ).scalar_one()
-    plan = json.loads(plan) if isinstance(plan, str) else plan
-    return int(plan[0]["Plan"]["Plan Rows"])
 
 
 def _midnight(day: date) -> datetime:

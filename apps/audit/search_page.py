@@ -6,7 +6,7 @@ from fastapi import APIRouter, Header, Query, Request
 from pydantic import ValidationError
 from starlette.responses import Response
 
-from apps.audit import search
+from apps.audit import facets, search
 from apps.audit.search import Filters
 from apps.audit.site import site_of
 
@@ -41,8 +41,8 @@ def items(
             template = "_more.html" if hx_target == "more" else "_results.html"
             answer: Response = site.page(template, **values)
         else:
-            choices = {name: search.facets(connection, name) for name in ("step", "reason", "category", "licence")}
-            names = search.metrics(connection)
+            choices = {name: facets.facets(connection, name) for name in ("step", "reason", "category", "licence")}
+            names = facets.metrics(connection)
             answer = site.page("search.html", choices=choices, metrics=names, **values)
     answer.headers["Vary"] = "HX-Request, HX-Target"
     return answer
@@ -53,8 +53,8 @@ def suggest(request: Request, column: str, channel: str = "", source: str = "") 
     """Options of a field with too many values for a list: those that begin like what was typed."""
     column = {"channel": "channel", "source": "source_name"}.get(column, "")
     typed = (channel or source)[:100]
-    found: list[str] = []
+    options: list[str] = []
     if column and typed.isprintable():
         with site_of(request).engine.connect() as connection:
-            found = [v for v in search.facets(connection, column, 20, typed) if v.startswith(typed)]
-    return site_of(request).page("_options.html", options=found)
+            options = [v for v in facets.facets(connection, column, 20, typed) if v.startswith(typed)]
+    return site_of(request).page("_options.html", options=options)

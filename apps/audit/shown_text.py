@@ -44,14 +44,14 @@ def plain(value: Any, limit: int = 200) -> str:
 
 def _visible(text: str) -> Markup:
     parts, at = [], 0
-    for found in UNSEEN.finditer(text):
-        code = ord(found[0])
-        name = unicodedata.name(found[0], "control character").lower()
+    for match in UNSEEN.finditer(text):
+        code = ord(match[0])
+        name = unicodedata.name(match[0], "control character").lower()
         parts += [
-            escape(text[at : found.start()]),
+            escape(text[at : match.start()]),
             Markup('<span class="unseen" title="{}">U+{}</span>').format(name, f"{code:04X}"),
         ]
-        at = found.end()
+        at = match.end()
     return Markup("").join([*parts, escape(text[at:])])
 
 
