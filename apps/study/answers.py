@@ -4,7 +4,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from sqlalchemy import Engine, func, select, update
+from sqlalchemy import Engine, func, or_, select, update
 from sqlalchemy.dialects.postgresql import insert
 from sqlalchemy.orm import Session
 
@@ -58,20 +58,20 @@ def rater_of(engine: Engine, study: str, token: str) -> Rater | None:
     if not 0 < len(token) <= MAX_TOKEN or not token.isascii():
         return None
     with Session(engine) as session:
-        found = session.execute(
+        row = session.execute(
             select(StudyRater, Study.consent)
             .join(Study, Study.name == StudyRater.study_name)
             .where(StudyRater.token_sha256 == token_digest(token), StudyRater.study_name == study)
             .where(StudyRater.withdrawn_at.is_(None))
         ).first()
-        if found is None:
+        if row is None:
             return None
-        row, consent = found
-        mine = select(StudyAnswer.pair).where(StudyAnswer.study_name == study, StudyAnswer.rater == row.number)
+        rater, consent = row
+        mine = select(StudyAnswer.pair).where(StudyAnswer.study_name == study, StudyAnswer.rater == rater.number)
         done = set(session.scalars(mine))
-        pairs = tuple(row.showing["pairs"])
+        pairs = tuple(rater.showing["pairs"])
         return Rater(
-            study, row.number, consent, row.consented_at is not None, pairs, tuple(row.showing["swapped"]),
+            study, rater.number, consent, rater.consented_at is not None, pairs, tuple(rater.showing["swapped"]),
             frozenset(position for position, pair in enumerate(pairs, 1) if pair in done),
         )  # fmt: skip
 
@@ -120,9 +120,6 @@ def save(engine: Engine, rater: Rater, position: int, given: Given, seconds: flo
         **key, **chosen, swapped=swapped, seconds=seconds, revisions=0, answered_at=now(), revised_at=None
     )
     changed = [getattr(StudyAnswer, name).is_distinct_from(value) for name, value in chosen.items()]
-    anything = changed[0]
-    for one in changed[1:]:
-        anything = anything | one
     with Session(engine) as session, session.begin():
         # A rater who withdraws at this moment has the last word.
         standing = session.scalar(
@@ -136,7 +133,7 @@ def save(engine: Engine, rater: Rater, position: int, given: Given, seconds: flo
                 row.on_conflict_do_update(
                     index_elements=list(key),
                     set_=chosen | {"revisions": StudyAnswer.revisions + 1, "revised_at": now()},
-                    where=anything,
+                    where=or_(*changed),
                 )
             )
 

@@ -66,9 +66,9 @@ def read_ratings(engine: Engine, name: str) -> Ratings:
         answers = session.scalars(
             select(StudyAnswer).where(StudyAnswer.study_name == name).order_by(StudyAnswer.rater, StudyAnswer.pair)
         )
-        found = Ratings(study, {pair.number: pair for pair in pairs}, raters.all(), answers.all())
+        ratings = Ratings(study, {pair.number: pair for pair in pairs}, raters.all(), answers.all())
         session.expunge_all()
-    return found
+    return ratings
 
 
 def results(ratings: Ratings) -> dict[str, Any]:

@@ -1,0 +1,82 @@
+"""Shows what a study found: raters, win rates and ranking, head to head, agreement."""
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from rich.markup import escape
+from rich.table import Table
+
+from apps.console import out
+
+MANY_RATER_PAIRS = 6  # of more only the range is printed
+
+
+def print_results(results: Mapping[str, Any]) -> None:
+    """Prints the results of a study, as `apps.study.results.results` gives them."""
+    table = Table(title="Raters", title_justify="left")
+    for column in ("rater", "answered", "checks failed", "median time", "chose A", "comments", "note"):
+        table.add_column(column, justify="left" if column == "note" else "right")
+    for row in results["raters"]:
+        note = "withdrawn" if row["withdrawn"] else "" if row["attentive"] else "failed the attention checks"
+        table.add_row(
+            str(row["rater"]), f"{row['answered']} of {row['of']}",
+            f"{row['checks_failed']} of {row['checks_answered']}",
+            "–" if row["median_seconds"] is None else f"{row['median_seconds']:.0f} s",
+            "–" if row["left_share"] is None else f"{row['left_share']:.0%}", str(row["comments"]), note,
+        )  # fmt: skip
+    out.print(table)
+    _print_over(results["all_raters"], "all raters")
+    if results["attentive_raters"]:
+        names = ", ".join(map(str, results["attentive_raters"]["raters"])) or "none"
+        _print_over(results["attentive_raters"], f"raters who passed the attention checks: {names}")
+
+
+def _print_over(block: Mapping[str, Any], whose: str) -> None:
+    ranking = _table(
+        f"Win rates and ranking, {whose} (with 95 % intervals)", "axis system", "win rate,votes,rank,strength"
+    )
+    duels = _table(f"Head to head, {whose}", "axis first second", "first wins,second wins,both lose,lead of first")
+    agreement = _table(f"Agreement, {whose}", "axis", "Fleiss' κ,Cohen's κ of pairs of raters")
+    for axis, facts in block["axes"].items():
+        name = axis.replace("_", " ")
+        rates = {row["system"]: row for row in facts["systems"]}
+        for number, place in enumerate(facts["bradley_terry"]):
+            row = rates[place["system"]]
+            rank = "–" if place["rank"] is None else str(place["rank"])
+            cells = (_shown(row["win_rate"]), str(row["votes"]), rank, _shown(place["log_strength"], "+.2f"))
+            ranking.add_row(name if number == 0 else "", escape(place["system"]), *cells)
+        both = (_shown(facts["both_lose"]), str(facts["votes"]), "", "")
+        ranking.add_row("", "[dim]both lose[/]", *both, end_section=True)
+        for number, duel in enumerate(facts["head_to_head"]):
+            counts = [str(count) for count in (*duel["wins"], duel["both_lose"])]
+            names = (escape(duel["first"]), escape(duel["second"]))
+            duels.add_row(name if number == 0 else "", *names, *counts, _shown(duel["lead"], "+.1%"))
+        agreement.add_row(name, _shown(facts["fleiss_kappa"], ".2f"), _cohens(facts["cohen_kappa"]))
+    for table in (ranking, duels, agreement):
+        out.print(table)
+
+
+def _table(title: str, words: str, numbers: str) -> Table:
+    table = Table(title=title, title_justify="left")
+    for column in words.split():
+        table.add_column(column, overflow="fold")
+    for column in numbers.split(","):
+        table.add_column(column, justify="right")
+    return table
+
+
+def _cohens(rows: Sequence[Mapping[str, Any]]) -> str:
+    known = [row["value"] for row in rows if row["value"] is not None]
+    if len(rows) > MANY_RATER_PAIRS and known:
+        return f"{min(known):.2f} to {max(known):.2f}, {len(rows)} pairs"
+    pairs = ("{}–{}: {}".format(*row["raters"], "–" if row["value"] is None else f"{row['value']:.2f}") for row in rows)
+    return ", ".join(pairs) or "–"
+
+
+def _shown(facts: Mapping[str, Any], how: str = ".1%") -> str:
+    """A number with its interval."""
+    if facts["value"] is None:
+        return "–"
+    if facts["low"] is None:
+        return format(facts["value"], how)
+    return f"{format(facts['value'], how)} ({format(facts['low'], how)} to {format(facts['high'], how)})"
