@@ -102,12 +102,12 @@ def _contents(release: dict[str, Any]) -> dict[str, Any]:
     """Folder, funnel, clips and takedowns of a release."""
     from medgen.errors import ItemFailed
     from medgen.ledger import open_ledger
-    from tasks.curation.release import lay_out, read_funnel
+    from tasks.curation.release import materialize, read_funnel
 
     ledger, name = open_ledger(), release["name"]
     record = ledger.load([release["step_run_id"]])[release["step_run_id"]]
     try:
-        folder = str(lay_out(ledger.store, name, record.outputs["manifest"]))
+        folder = str(materialize(ledger.store, name, record.outputs["manifest"]))
     except ItemFailed as failure:
         if failure.reason != "release_not_approved":
             raise
