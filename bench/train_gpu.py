@@ -36,9 +36,11 @@ from diffusers import (
 from models.generation.video_diffusion import encode_frames
 from models.training.config import TrainConfig, configured
 from models.training.cost import GIB, Architecture, forward_flops, training_flops, training_memory, weights
+from models.training.errors import explain_out_of_memory
+from models.training.loss import losses_of
 from models.training.nano import TRANSFORMER as NANO_TRANSFORMER
 from models.training.nano import VAE as NANO_VAE
-from models.training.trainer import add_lora, losses_of, out_of_memory_told
+from models.training.transformer import add_lora
 
 # Dense bf16 tensor-core operations per second, from NVIDIA's data sheets (without sparsity).
 PEAK_FLOPS = {"H100": 989e12, "H200": 989e12, "A100": 312e12, "A800": 312e12, "L40S": 362e12, "RTX 4090": 165e12}
@@ -198,7 +200,7 @@ class Bench:
             self.rows.append(row)
             return
         try:
-            with out_of_memory_told(config):
+            with explain_out_of_memory(config):
                 step = self._step(config)
         except Exception as error:  # noqa: BLE001
             row.note = str(error).splitlines()[0][:160]

@@ -23,10 +23,11 @@ from models import ModelUnavailable
 from models.training import checkpoint
 from models.training.checkpoint import CheckpointNotWritten, WrongCheckpoint
 from models.training.config import PRESETS, configured
+from models.training.errors import OutOfMemory, TrainingStopped, explain_out_of_memory
 from models.training.flow_matching import draw_sigma, generator, noised, shifted
 from models.training.job import LORA_FILE, TrainJob, read_rows, split_by_video
 from models.training.samples import NothingToTrainOn, batch_order
-from models.training.trainer import OutOfMemory, Trained, Trainer, TrainingStopped, out_of_memory_told
+from models.training.trainer import Trained, Trainer
 from tasks.training.train import TrainParams, training_command
 from tests.conftest import ROOT
 from tests.tiny_wan import SHAPE, made_up_samples, tiny_base, tiny_config, tiny_job
@@ -356,7 +357,7 @@ def test_out_of_memory_says_what_to_lower(tmp_path, base, samples, monkeypatch):
         Trainer(job).run()
     monkeypatch.undo()
     assert Trainer(job).run().resumed_from == 4
-    with pytest.raises(RuntimeError, match="unrelated"), out_of_memory_told(job.config):
+    with pytest.raises(RuntimeError, match="unrelated"), explain_out_of_memory(job.config):
         raise RuntimeError("unrelated")
 
 

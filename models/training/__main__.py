@@ -34,7 +34,8 @@ def main(arguments: list[str] | None = None) -> int:
     import diffusers
 
     diffusers.utils.logging.disable_progress_bar()
-    from models.training.trainer import Trainer, out_of_memory_told
+    from models.training.errors import explain_out_of_memory
+    from models.training.trainer import Trainer
 
     try:
         job = TrainJob.read(told.job)
@@ -47,7 +48,7 @@ def main(arguments: list[str] | None = None) -> int:
         lock = FileLock(job.folder / ".lock")
         if int(os.environ.get("RANK", "0")) == 0:
             lock.acquire(timeout=LOCK_S)
-        with out_of_memory_told(job.config):
+        with explain_out_of_memory(job.config):
             trained = Trainer(job, tell).run()
         tell({"event": "trained", "steps": trained.steps, "resumed_from": trained.resumed_from})
     except Timeout:

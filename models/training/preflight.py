@@ -19,10 +19,13 @@ from diffusers.models.transformers.transformer_wan import WanTransformer3DModel
 from models.generation.video_diffusion import decode_latents, encode_frames, open_pipeline, pipeline_folder
 from models.training.config import TrainConfig
 from models.training.cost import GIB, Architecture, checkpoint_bytes, training_memory, weights
+from models.training.errors import explain_out_of_memory
 from models.training.flow_matching import loss_of_silence
 from models.training.job import Check, Sample, TrainJob, Verdict, memory_advice, split_by_video
+from models.training.loss import batch_of, losses_of
 from models.training.samples import BadSample, batch_order, read_sample, shape_of
-from models.training.trainer import Trainer, batch_of, check_kind, losses_of, out_of_memory_told
+from models.training.trainer import Trainer
+from models.training.transformer import check_kind
 
 READ_S = 15.0  # reading samples, whose number is not known beforehand
 PROBE_S = 30.0
@@ -194,7 +197,7 @@ def check_learning(trainer: Trainer) -> Iterator[Check]:
     rate = config.learning_rate * (1 if config.from_scratch else 10 if config.training == "lora" else 3)
     losses: list[float] = []
     until = time.monotonic() + PROBE_S
-    with out_of_memory_told(config):
+    with explain_out_of_memory(config):
         for _ in range(PROBE_STEPS):
             torch.manual_seed(0)
             with trainer.accelerator.autocast():
@@ -205,7 +208,7 @@ def check_learning(trainer: Trainer) -> Iterator[Check]:
                 yield check_first_loss(losses[0], silence, from_scratch=config.from_scratch)
             if not math.isfinite(losses[-1]):
                 break
-            trainer.accelerator.clip_grad_norm_([p for _, p in trainer._trainable()], config.max_grad_norm)
+            trainer.accelerator.clip_grad_norm_([p for _, p in trainer.trainable()], config.max_grad_norm)
             for group in trainer.optimizer.param_groups:
                 group["lr"] = rate
             trainer.optimizer.step()

@@ -11,10 +11,12 @@ import threading
 from collections import OrderedDict
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 
 import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import load as load_tensors
+from safetensors.torch import load_file
 from torch import Tensor
 
 from medgen.errors import RunStopped
@@ -77,6 +79,12 @@ def read_sample(sample: Sample) -> Encoded:
     if not all(torch.isfinite(t).all() for t in (found.latents, found.brief, found.detailed)):
         raise BadSample("holds numbers that are not finite")
     return found
+
+
+def read_empty(path: Path) -> Tensor:
+    """The embedding of the empty caption, float32 (L, D)."""
+    tensors = load_file(str(path))
+    return tensors.get("empty", next(iter(tensors.values()))).float()
 
 
 class SampleSet:

@@ -1,0 +1,109 @@
+"""The model folder that a training run delivers: a pipeline with the trained transformer, and the adapter beside it."""
+
+import json
+import shutil
+import struct
+from collections.abc import Mapping
+from pathlib import Path
+
+import torch
+from diffusers.models.transformers.transformer_wan import WanTransformer3DModel
+from diffusers.pipelines.wan.pipeline_wan import WanPipeline
+from peft.utils import get_peft_model_state_dict
+from torch import Tensor
+
+from models.generation.video_diffusion import SAMPLING, Sampling, pipeline_files
+from models.training.clip_frames import read_geometries
+from models.training.config import TrainConfig
+from models.training.errors import TrainingStopped
+from models.training.job import LORA_FILE
+from models.training.transformer import load_transformer, merge_lora, stored_dtype
+
+
+def deliver_model(
+    base: Path, target: Path, config: TrainConfig, model: WanTransformer3DModel, weights: Mapping[str, Tensor]
+) -> None:
+    """Writes the trained pipeline: the base's files with the transformer replaced, and the adapter beside it.
+
+    Args:
+        model: the trained transformer, for its adapters' names; it is not changed.
+        weights: name → weight of what was trained, on the CPU.
+
+    Raises:
+        TrainingStopped: the folder can't be written; nothing of it is left.
+    """
+    making = target.with_name(f".making-{target.name}")
+    for old in (making, target):
+        shutil.rmtree(old, ignore_errors=True)
+    making.mkdir(parents=True)
+    try:
+        if config.training == "lora":
+            _write_adapter(making, model, weights)
+        if config.training == "full" or config.merge_lora:
+            _write_pipeline(base, making, config, weights)
+        making.rename(target)
+    except OSError as error:
+        shutil.rmtree(making, ignore_errors=True)
+        raise TrainingStopped(
+            f"the model could not be written to {target.parent}: {error}. The last checkpoint is whole: "
+            "make room and run again"
+        ) from error
+
+
+def _write_adapter(folder: Path, model: WanTransformer3DModel, weights: Mapping[str, Tensor]) -> None:
+    """The adapter with its configuration, as diffusers' `load_lora_weights` reads it."""
+    state = get_peft_model_state_dict(model, state_dict=dict(weights))
+    metadata = {
+        name: sorted(value) if isinstance(value, set) else value
+        for name, value in model.peft_config["default"].to_dict().items()
+    }
+    WanPipeline.save_lora_weights(
+        folder,
+        transformer_lora_layers={name: tensor.contiguous() for name, tensor in state.items()},
+        weight_name=LORA_FILE,
+        transformer_lora_adapter_metadata=metadata,
+    )
+    _sort_header(folder / LORA_FILE)
+
+
+def _write_pipeline(base: Path, folder: Path, config: TrainConfig, weights: Mapping[str, Tensor]) -> None:
+    """The base's files with the trained transformer, in the base's dtype, in place of its own."""
+    for name, path in pipeline_files(base).items():
+        if not name.startswith("transformer/"):
+            (folder / name).parent.mkdir(parents=True, exist_ok=True)
+            shutil.copyfile(path, folder / name)
+    (folder / SAMPLING).write_text(sampling_of(config).model_dump_json(indent=1) + "\n")
+    dtype = stored_dtype(base)
+    transformer = load_transformer(base, torch.float32)
+    if config.training == "lora":
+        merge_lora(transformer, weights, config)
+    else:
+        transformer.load_state_dict(dict(weights), strict=True)
+    if dtype != torch.float32:
+        transformer.to(dtype)  # type: ignore[arg-type]  # its decorator loses `self`
+    transformer.save_pretrained(folder / "transformer")
+    # Nothing of it changed, and the library would write down where the base lay.
+    shutil.copyfile(base / "transformer" / "config.json", folder / "transformer" / "config.json")
+
+
+def sampling_of(config: TrainConfig) -> Sampling:
+    """How the trained model wants to be sampled: as it was trained."""
+    first = read_geometries(config.buckets)[0]
+    return Sampling(
+        num_frames=first.frames,
+        height=first.height,
+        width=first.width,
+        fps=config.fps,
+        num_inference_steps=config.validation_inference_steps,
+        guidance_scale=config.guidance_scale,
+        max_sequence_length=config.max_sequence_length,
+    )
+
+
+def _sort_header(path: Path) -> None:
+    """Rewrites a safetensors file's header in one order: the library writes metadata in a random one."""
+    written = path.read_bytes()
+    (length,) = struct.unpack("<Q", written[:8])
+    head = json.dumps(json.loads(written[8 : 8 + length]), sort_keys=True, separators=(",", ":")).encode()
+    head += b" " * (-len(head) % 8)
+    path.write_bytes(struct.pack("<Q", len(head)) + head + written[8 + length :])

@@ -1,0 +1,61 @@
+"""Validation loss: the same clips, noise and noise levels every time, so that values of one run can be compared."""
+
+from typing import Any
+
+import torch
+from accelerate import Accelerator
+from accelerate.utils import DistributedType
+
+from models.training.config import TrainConfig
+from models.training.flow_matching import generator, shifted
+from models.training.loss import caption_of, losses_of
+from models.training.samples import SampleSet, padded
+
+
+def fixed_loss(
+    model: Any, samples: SampleSet, config: TrainConfig, accelerator: Accelerator, most: int | None = None
+) -> tuple[float, dict[str, float]] | None:
+    """Mean loss at fixed noise and noise levels, and by level. None without samples. All processes take part.
+
+    Args:
+        model: as accelerate prepared it; in training mode again afterwards.
+        most: clips to use, at most; `validation_samples` limits them too.
+    """
+    total = min(len(samples), config.validation_samples, most or len(samples))
+    if not total:
+        return None
+    # Evenly over the clips, which are in order of their ids.
+    chosen = [i * len(samples) // total for i in range(total)]
+    levels = shifted((torch.arange(config.validation_timesteps) + 0.5) / config.validation_timesteps, config.flow_shift)
+    sums = torch.zeros(len(levels) + 1, dtype=torch.float64)  # loss by level, then the number of clips
+    model.eval()
+    with torch.no_grad():
+        for turn, index in enumerate(chosen):
+            # All processes must make the same number of forward passes when weights are sharded.
+            mine = turn % accelerator.num_processes == accelerator.process_index
+            if not mine and accelerator.distributed_type != DistributedType.FSDP:
+                continue
+            if (sample := samples.get(index)) is None:
+                continue
+            clip = samples.samples[index].clip_id
+            text = caption_of(sample, config.detailed_share >= 0.5)
+            for level, sigma in enumerate(levels):
+                noise = torch.randn(sample.latents.shape, generator=generator(config.seed, "validation", clip, level))
+                batch = {
+                    "latents": sample.latents[None],
+                    "noise": noise[None],
+                    "sigma": sigma[None],
+                    "texts": padded([text], config.max_sequence_length),
+                }
+                with accelerator.autocast():
+                    loss = float(losses_of(model, batch, accelerator.device))
+                if mine:
+                    sums[level] += loss
+            sums[-1] += mine
+    model.train()
+    sums = accelerator.reduce(sums.to(accelerator.device, torch.float32), "sum").double().cpu()
+    if not sums[-1]:
+        return None
+    means = (sums[:-1] / sums[-1]).tolist()
+    by_level = {f"{sigma:.4f}": value for sigma, value in zip(levels.tolist(), means, strict=True)}
+    return sum(means) / len(means), by_level
