@@ -26,7 +26,8 @@ from medgen.ledger import open_ledger
 from models import ModelUnavailable
 from models.classifiers.augmentation import Arm, CannotCompare, Sample, figures, headline, quotas, split, training_set
 from models.classifiers.clip_sample import sample_clip
-from models.classifiers.video_classifier import FullTraining, find_network, fit_frozen, fit_whole
+from models.classifiers.frozen_classifier import fit_frozen
+from models.classifiers.whole_classifier import FullTraining, find_network, fit_whole
 from models.encoders import load_encoder
 from tasks.augmentation import embed_video, fit_classifier, labelled_videos
 from tasks.augmentation.augment import CannotAugment

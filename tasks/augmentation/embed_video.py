@@ -19,7 +19,7 @@ from medgen.ledger import Outcome, Record, StepIdentity, Work
 from medgen.shard import Item, ShardResult, Step
 from medgen.store import Store
 from models.classifiers.clip_sample import RECIPE, sample_clip
-from models.classifiers.video_classifier import Network, find_network, squeezed
+from models.classifiers.whole_classifier import Network, find_network, squeezed
 from models.encoders import MOBILENET, Encoder, encoder_digest, load_encoder, shown_name
 from models.hub_files import file_digest
 from tasks.augmentation.labelled_videos import LabelledVideo

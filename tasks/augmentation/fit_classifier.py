@@ -20,7 +20,8 @@ from medgen.ledger import Outcome, Record, StepIdentity, Work, open_ledger
 from medgen.shard import Item, ShardResult, Step
 from medgen.store import Store, open_store
 from models.classifiers.augmentation import Arm, Fold, Kind, Sample, split, training_set
-from models.classifiers.video_classifier import HEAD_RECIPE, FullTraining, TemporalHead, fit_frozen, fit_whole
+from models.classifiers.frozen_classifier import HEAD_RECIPE, TemporalHead, fit_frozen
+from models.classifiers.whole_classifier import FullTraining, fit_whole
 from models.encoders import shown_name
 from tasks.augmentation.embed_video import (
     EmbedParams,

@@ -1,8 +1,7 @@
-"""Video classifiers: a temporal head on a frozen image encoder, or a whole network that is trained.
+"""Video classifiers whose network is trained whole: torchvision's MobileNetV2, or one of transformers by name.
 
-Frozen: the encoder's embeddings of evenly spaced frames go through a PCA that is fitted to the training frames, then
-through a small head. Whole: torchvision's MobileNetV2 frame by frame with its mean over time, or by name any video
-classifier of transformers (VideoMAE, TimeSformer, ViViT, …); safetensors weights only.
+MobileNetV2 sees frame by frame and its features' mean over time is classified. By name any video classifier of
+transformers can be trained (VideoMAE, TimeSformer, ViViT, …); safetensors weights only.
 
 Every training takes the same number of steps whatever the number of videos, so that no set of videos can win by being
 trained on for longer. On one CPU the same seed gives the same classifier.
@@ -14,32 +13,24 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from safetensors import SafetensorError
 
 from medgen.canonical import digest_of
 from models import ModelUnavailable
+from models.classifiers.batches import shuffled_batches
 from models.encoders import MEAN, MOBILENET, MOBILENET_SIDE, STD, encoder_digest, mobilenet_features
 from models.hub_files import digests, hub_files
 
-TemporalHead = Literal["statistics", "attention", "gru"]
+if TYPE_CHECKING:
+    import torch
 
-COMPONENTS = 64  # of the PCA
-WIDTH = 64  # of the head's hidden layer
-HEAD_BATCH = 64
-HEAD_LEARNING_RATE = 3e-3
-HEAD_WEIGHT_DECAY = 0.05
 DROPOUT = 0.2
 PREDICT_BATCH = 16
 WARM_UP = 0.1  # part of the steps of a full training
 NEW_LAYERS = ("classifier.", "fc_norm.")  # of a pre-trained transformers model, which training makes anew
-# What a frozen classifier is beside its encoder and parameters.
-HEAD_RECIPE = {
-    "version": 1, "components": COMPONENTS, "width": WIDTH, "batch": HEAD_BATCH, "learning_rate": HEAD_LEARNING_RATE,
-    "weight_decay": HEAD_WEIGHT_DECAY, "dropout": DROPOUT,
-}  # fmt: skip
 
 _PATTERNS = (
     "config.json",
@@ -67,154 +58,6 @@ class FullTraining:
     learning_rate: float
     weight_decay: float = 0.05
     device: str = "cpu"
-
-
-def fit_frozen(
-    train: np.ndarray,
-    labels: Sequence[int],
-    test: np.ndarray,
-    classes: int,
-    *,
-    head: TemporalHead,
-    steps: int,
-    seed: int,
-) -> np.ndarray:
-    """Trains a head on embeddings and judges others: float32 (T, classes), each row's sum 1.
-
-    Args:
-        train, test: float32 (N, F, D) and (T, F, D): embeddings of F frames of each video.
-        labels: of the training videos, from 0 to `classes` - 1. A class without any is never found.
-
-    Raises:
-        ValueError: no training videos.
-    """
-    import torch
-
-    if not len(train):
-        raise ValueError("no training videos")
-    torch.set_num_threads(1)
-    reduced, centre, scale = _pca(train, seed)
-    x = torch.from_numpy(((train - centre) @ reduced / scale).astype(np.float32))
-    unseen = torch.from_numpy(((test - centre) @ reduced / scale).astype(np.float32))
-    y = torch.tensor(list(labels))
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(seed)
-        model = _head(head, x, classes)
-        optimizer = torch.optim.AdamW(model.parameters(), lr=HEAD_LEARNING_RATE, weight_decay=HEAD_WEIGHT_DECAY)
-        schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, HEAD_LEARNING_RATE, total_steps=steps)
-        batches = _batches(len(x), HEAD_BATCH, steps, seed)
-        model.train()
-        for rows in batches:
-            loss = torch.nn.functional.cross_entropy(model(x[rows]), y[rows])
-            optimizer.zero_grad()
-            torch.autograd.backward(loss)
-            optimizer.step()
-            schedule.step()
-    model.eval()
-    with torch.inference_mode():
-        return np.asarray(model(unseen).softmax(dim=1))
-
-
-def _pca(train: np.ndarray, seed: int) -> tuple[np.ndarray, np.ndarray, float]:
-    """Components (D, P), centre (D,) and scale of the frames: the root of their variance per component."""
-    from sklearn.decomposition import PCA
-
-    frames = train.reshape(-1, train.shape[-1])
-    wanted = max(1, min(COMPONENTS, len(frames) - 1, frames.shape[1]))
-    fitted = PCA(wanted, svd_solver="randomized", random_state=seed).fit(frames)
-    scale = float(np.sqrt(fitted.explained_variance_.mean())) or 1.0
-    return fitted.components_.T, fitted.mean_, scale
-
-
-def _batches(videos: int, size: int, steps: int, seed: int) -> list[list[int]]:
-    """Rows of each step: whole shuffled rounds, cut into batches."""
-    chance = np.random.default_rng(seed)
-    size = min(size, videos)
-    rounds = -(-steps * size // videos)
-    order = np.concatenate([chance.permutation(videos) for _ in range(rounds)])
-    return [order[start : start + size].tolist() for start in range(0, steps * size, size)]
-
-
-def _head(kind: TemporalHead, x: Any, classes: int) -> Any:
-    """An untrained head for (B, F, P); its scales are those of the training videos `x`."""
-    from torch import nn
-
-    frames, width = x.shape[1:]
-    if kind == "statistics":
-        return nn.Sequential(
-            _statistics(x),
-            nn.Dropout(DROPOUT),
-            nn.Linear(3 * width, WIDTH),
-            nn.GELU(),
-            nn.Dropout(DROPOUT),
-            nn.Linear(WIDTH, classes),
-        )
-    return _attention(frames, width, classes) if kind == "attention" else _gru(width, classes)
-
-
-def _statistics(x: Any) -> Any:
-    """(B, F, P) → (B, 3P): mean, standard deviation and mean step from frame to frame, on the scale of the
-    means: where nothing much moves the other two are small and must not be blown up."""
-    import torch
-    from torch import nn
-
-    def pooled(x: Any) -> Any:
-        steps = (x[:, 1:] - x[:, :-1]).abs().mean(1) if x.shape[1] > 1 else torch.zeros_like(x[:, 0])
-        return torch.stack([x.mean(1), x.std(1, correction=0), steps], dim=1)
-
-    class Statistics(nn.Module):
-        def __init__(self) -> None:
-            super().__init__()
-            seen = pooled(x)
-            self.register_buffer("centre", seen.mean(0))
-            size = (seen - self.centre)[:, 0].pow(2).mean().sqrt()
-            self.register_buffer("size", size if size > 1e-6 else torch.ones(()))
-
-        def forward(self, x: Any) -> Any:
-            return ((pooled(x) - self.centre) / self.size).flatten(1)
-
-    return Statistics()
-
-
-def _attention(frames: int, width: int, classes: int) -> Any:
-    import torch
-    from torch import nn
-
-    class Attention(nn.Module):
-        """One learnt question to all frames, which know their places."""
-
-        def __init__(self) -> None:
-            super().__init__()
-            self.narrow = nn.Linear(width, WIDTH)
-            self.place = nn.Parameter(0.02 * torch.randn(frames, WIDTH))
-            self.question = nn.Parameter(0.02 * torch.randn(1, 1, WIDTH))
-            self.attend = nn.MultiheadAttention(WIDTH, 4, dropout=DROPOUT, batch_first=True)
-            self.decide = nn.Sequential(nn.LayerNorm(WIDTH), nn.Dropout(DROPOUT), nn.Linear(WIDTH, classes))
-
-        def forward(self, x: Any) -> Any:
-            seen = self.narrow(x) + self.place
-            answer, _ = self.attend(self.question.expand(len(x), -1, -1), seen, seen, need_weights=False)
-            return self.decide(answer[:, 0] + seen.mean(1))
-
-    return Attention()
-
-
-def _gru(width: int, classes: int) -> Any:
-    from torch import nn
-
-    class Gru(nn.Module):
-        """What a recurrent network knows after the last frame, and on average."""
-
-        def __init__(self) -> None:
-            super().__init__()
-            self.read = nn.GRU(width, WIDTH, batch_first=True)
-            self.decide = nn.Sequential(nn.LayerNorm(WIDTH), nn.Dropout(DROPOUT), nn.Linear(WIDTH, classes))
-
-        def forward(self, x: Any) -> Any:
-            states, _ = self.read(x)
-            return self.decide(states[:, -1] + states.mean(1))
-
-    return Gru()
 
 
 @dataclass(frozen=True)
@@ -290,18 +133,8 @@ def fit_whole(
         for module in model.modules():
             if isinstance(module, torch.nn.BatchNorm2d):
                 module.eval()
-        new = {id(parameter) for parameter in last.parameters()}
-        groups = [
-            {"params": [p for p in model.parameters() if id(p) not in new], "lr": training.learning_rate},
-            {"params": list(last.parameters()), "lr": 10 * training.learning_rate},
-        ]
-        optimizer = torch.optim.AdamW(groups, weight_decay=training.weight_decay)
-        warm = max(1, round(WARM_UP * training.steps))
-        schedule = torch.optim.lr_scheduler.LambdaLR(
-            optimizer,
-            lambda step: min((step + 1) / warm, 0.5 * (1 + np.cos(np.pi * step / training.steps))),
-        )
-        for done, rows in enumerate(_batches(len(labels), training.batch, training.steps, seed), start=1):
+        optimizer, schedule = _optimizer(model, last, training)
+        for done, rows in enumerate(shuffled_batches(len(labels), training.batch, training.steps, seed), start=1):
             pixels = normalised([train(row) for row in rows]).to(device)
             loss = torch.nn.functional.cross_entropy(model(pixels), y[rows].to(device))
             optimizer.zero_grad(set_to_none=True)
@@ -311,14 +144,31 @@ def fit_whole(
             schedule.step()
             progress(done, training.steps)
     model.eval()
-    found = []
+    chances = []
     with torch.inference_mode():
         for start in range(0, tests, PREDICT_BATCH):
-            batch = range(start, min(tests, start + PREDICT_BATCH))
-            found.append(
-                model(normalised([test(video) for video in batch]).to(device)).softmax(dim=1).float().cpu().numpy()
-            )
-    return np.concatenate(found) if found else np.zeros((0, classes), np.float32)
+            pixels = normalised([test(video) for video in range(start, min(tests, start + PREDICT_BATCH))]).to(device)
+            chances.append(model(pixels).softmax(dim=1).float().cpu().numpy())
+    return np.concatenate(chances) if chances else np.zeros((0, classes), np.float32)
+
+
+def _optimizer(
+    model: "torch.nn.Module", last: "torch.nn.Module", training: FullTraining
+) -> "tuple[torch.optim.AdamW, torch.optim.lr_scheduler.LambdaLR]":
+    """AdamW with ten times the rate for the new last layer; the schedule rises in a line and falls as a cosine."""
+    import torch
+
+    new = {id(parameter) for parameter in last.parameters()}
+    groups = [
+        {"params": [p for p in model.parameters() if id(p) not in new], "lr": training.learning_rate},
+        {"params": list(last.parameters()), "lr": 10 * training.learning_rate},
+    ]
+    optimizer = torch.optim.AdamW(groups, weight_decay=training.weight_decay)
+    warm = max(1, round(WARM_UP * training.steps))
+    schedule = torch.optim.lr_scheduler.LambdaLR(
+        optimizer, lambda step: min((step + 1) / warm, 0.5 * (1 + float(np.cos(np.pi * step / training.steps))))
+    )
+    return optimizer, schedule
 
 
 def _network(network: Network, classes: int) -> tuple[Any, Any, Callable[[Sequence[np.ndarray]], Any]]:
@@ -357,9 +207,9 @@ def _network(network: Network, classes: int) -> tuple[Any, Any, Callable[[Sequen
     settings = folder / "preprocessor_config.json"
     if settings.is_file():
         try:
-            told = json.loads(settings.read_text(encoding="utf-8"))
-            mean = np.array(told.get("image_mean", mean), np.float32).reshape(3)
-            std = np.array(told.get("image_std", std), np.float32).reshape(3)
+            preprocessor = json.loads(settings.read_text(encoding="utf-8"))
+            mean = np.array(preprocessor.get("image_mean", mean), np.float32).reshape(3)
+            std = np.array(preprocessor.get("image_std", std), np.float32).reshape(3)
         except (ValueError, TypeError, AttributeError) as error:
             raise ModelUnavailable(f"the video classifier {network.name!r}: bad {settings.name}: {error}") from error
     last = getattr(inner, "classifier", None)
