@@ -156,7 +156,7 @@ def test_dis_flow_tells_a_shift_and_dynamics_follow_vbenchs_rule():
         left[:] = speeds
         run = Dynamics(constant, fps=8)
         for index in range(16):
-            run.look(index, frame)
+            run.process_frame(index, frame)
         assert run.dynamic == dynamic
 
 

@@ -1,4 +1,4 @@
-"""Does synthetic data help a classifier? The design of the experiment and what its figures say.
+"""Does synthetic data help a classifier? The design of the experiment, its figures and their verdict.
 
 Real videos are split into folds by source, so that no source is both trained on and tested; each fold is tested once
 for each seed. Arms differ only in what is added to the training fold: nothing, synthetic videos, real videos once
@@ -55,7 +55,7 @@ REAL = Arm("real")
 
 @dataclass(frozen=True)
 class Sample:
-    """A labelled video as the experiment sees it. `source` counts for real ones only."""
+    """A labelled video. `source` counts for real videos only."""
 
     label: str
     source: str
@@ -64,7 +64,7 @@ class Sample:
 
 @dataclass(frozen=True)
 class Fold:
-    """Numbers of real samples: those to train on and those to test."""
+    """Indices of the real samples to train on and to test."""
 
     train: tuple[int, ...]
     test: tuple[int, ...]
@@ -98,31 +98,31 @@ def split(samples: Sequence[Sample], folds: int, seed: int, never_test: frozense
         )
     everything = {samples[number].label for number in real}
     number_of_folds = min(folds, len(set(sources)))
-    found: tuple[int, list[Fold]] | None = None
-    chance = np.random.default_rng(seed)
+    best: tuple[int, list[Fold]] | None = None
+    rng = np.random.default_rng(seed)
     for _ in range(SPLIT_ATTEMPTS):
-        splitter = StratifiedGroupKFold(number_of_folds, shuffle=True, random_state=int(chance.integers(2**31)))
+        splitter = StratifiedGroupKFold(number_of_folds, shuffle=True, random_state=int(rng.integers(2**31)))
         with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # of classes with fewer samples than folds; told of in our own words
+            warnings.simplefilter("ignore")  # of classes with fewer samples than folds: the report has notes of its own
             try:
-                parts = list(splitter.split(tested, labels, sources))
+                index_pairs = list(splitter.split(tested, labels, sources))
             except ValueError as error:
                 raise CannotCompare(
                     f"{number_of_folds} folds need at least so many videos of one class; the largest has "
                     f"{max(Counter(labels.tolist()).values())}: ask for fewer folds"
                 ) from error
-        made = [
+        candidate = [
             Fold(tuple(sorted([*always, *tested[train].tolist()])), tuple(sorted(tested[test].tolist())))
-            for train, test in parts
+            for train, test in index_pairs
             if len(test)
         ]
-        gaps = sum(len(everything - {samples[number].label for number in fold.train}) for fold in made)
-        if found is None or gaps < found[0]:
-            found = gaps, made
+        gaps = sum(len(everything - {samples[number].label for number in fold.train}) for fold in candidate)
+        if best is None or gaps < best[0]:
+            best = gaps, candidate
         if not gaps:
             break
-    assert found
-    return found[1]
+    assert best
+    return best[1]
 
 
 def quotas(samples: Sequence[Sample], fold: Fold, ratio: float) -> dict[str, int]:
@@ -142,14 +142,14 @@ def training_set(samples: Sequence[Sample], fold: Fold, arm: Arm, seed: int, var
     if arm.kind == "real":
         return chosen
     for position, (label, wanted) in enumerate(quotas(samples, fold, arm.ratio).items()):
-        chance = np.random.default_rng([seed, position, ADDING.index(arm.kind)])
+        rng = np.random.default_rng([seed, position, ADDING.index(arm.kind)])
         if arm.kind == "synthetic":
             pool = [number for number, sample in enumerate(samples) if sample.synthetic and sample.label == label]
-            chosen += [(int(number), 0) for number in chance.permutation(pool)[:wanted]]
+            chosen += [(int(number), 0) for number in rng.permutation(pool)[:wanted]]
             continue
         pool = [number for number in fold.train if samples[number].label == label]
-        rounds = [chance.permutation(pool) for _ in range(-(-wanted // len(pool)))]
-        first = int(chance.integers(variants)) if variants else 0
+        rounds = [rng.permutation(pool) for _ in range(-(-wanted // len(pool)))]
+        first = int(rng.integers(variants)) if variants else 0
         again = [
             (int(number), 1 + (first + turn) % variants if arm.kind == "standard" else 0)
             for turn, numbers in enumerate(rounds)
@@ -172,7 +172,7 @@ def figures(
     """What the arms reached, and how they differ, with intervals.
 
     Args:
-        predicted: int (arms, seeds, videos): class that was found; -1 where a video was not tested.
+        predicted: int (arms, seeds, videos): predicted class; -1 where a video was not tested.
         truth, sources: of the videos.
         draws: of the bootstrap.
 
@@ -215,26 +215,26 @@ def figures(
 
 def verdict(difference: Mapping[str, float]) -> str:
     """One sentence on a difference with its interval."""
-    told = f"difference {_signed(difference)}"
+    text = f"difference {_signed(difference)}"
     if difference["low"] > 0:
-        return f"measurable gain: {told}"
-    return f"measurable loss: {told}" if difference["high"] < 0 else f"no measurable gain: {told}"
+        return f"measurable gain: {text}"
+    return f"measurable loss: {text}" if difference["high"] < 0 else f"no measurable gain: {text}"
 
 
-def headline(found: Mapping[str, Any], leaked: int, tested: int) -> str:
+def headline(result: Mapping[str, Any], leaked: int, tested: int) -> str:
     """What the experiment says in the end, of the synthetic arm whose ratio is nearest to 1: chosen beforehand, so
     that the best of several arms is not taken for the rule.
 
     Args:
-        found: as `figures` gives it.
+        result: as `figures` gives it.
         leaked: how many of the `tested` sources the generator was trained on.
     """
-    rows = {(row["kind"], row["ratio"]): row for row in found["arms"]}
+    rows = {(row["kind"], row["ratio"]): row for row in result["arms"]}
     ratio = min((r for kind, r in rows if kind == "synthetic"), key=lambda r: (abs(r - 1), r))
     own, real = rows["synthetic", ratio], rows["real", 0.0]
-    against = [c for c in found["comparisons"] if c["ratio"] == ratio]
-    told = f"accuracy {own['accuracy']['value']:.2f} against {real['accuracy']['value']:.2f}"
-    sentence = f"{own['arm']}: {own['verdict']} to real only ({told})."
+    against = [c for c in result["comparisons"] if c["ratio"] == ratio]
+    accuracies = f"accuracy {own['accuracy']['value']:.2f} against {real['accuracy']['value']:.2f}"
+    sentence = f"{own['arm']}: {own['verdict']} to real only ({accuracies})."
     if own["difference"]["accuracy"]["low"] > 0:
         beaten = [c for c in against if c["difference"]["accuracy"]["low"] > 0]
         if len(beaten) == len(against):
@@ -259,7 +259,7 @@ def _signed(difference: Mapping[str, float]) -> str:
 
 
 def _confusions(predicted: np.ndarray, truth: Sequence[int], sources: Sequence[str], classes: int) -> np.ndarray:
-    """float64 (arms, seeds, sources, classes, classes): how often a truth (row) was found to be what (column)."""
+    """float64 (arms, seeds, sources, classes, classes): videos of a true class (row) by predicted class (column)."""
     tested = np.any(predicted >= 0, axis=(0, 1)).tolist()
     names = sorted({source for source, was_tested in zip(sources, tested, strict=True) if was_tested})
     place = {name: number for number, name in enumerate(names)}
@@ -281,10 +281,10 @@ def _measured(counts: np.ndarray, of_sources: np.ndarray, of_seeds: np.ndarray) 
     table = of_sources @ counts.transpose(1, 0, 2, 3).reshape(groups, -1)
     table = table.reshape(len(of_sources), seeds, classes, classes)
     right = np.diagonal(table, axis1=2, axis2=3)
-    true, found = table.sum(axis=3), table.sum(axis=2)
+    true, predicted = table.sum(axis=3), table.sum(axis=2)
     with np.errstate(divide="ignore", invalid="ignore"):
         accuracy = right.sum(axis=2) / true.sum(axis=2)
-        f1 = 2 * right / (true + found)  # 0/0 where a class is neither there nor found
+        f1 = 2 * right / (true + predicted)  # 0/0 where a class is neither there nor found
         recall = right / true
     there = np.isfinite(f1)
     macro = np.where(there, f1, 0).sum(axis=2) / np.maximum(1, there.sum(axis=2))
@@ -304,10 +304,10 @@ def _mean(values: np.ndarray, weights: np.ndarray) -> np.ndarray:
 
 
 def _differences(
-    point: Sequence[Mapping[str, np.ndarray]], drawn: Sequence[Mapping[str, np.ndarray]], one: int, other: int
+    point: Sequence[Mapping[str, np.ndarray]], drawn: Sequence[Mapping[str, np.ndarray]], arm: int, other: int
 ) -> dict[str, dict[str, float]]:
     return {
-        metric: _interval(point[one][metric][0] - point[other][metric][0], drawn[one][metric] - drawn[other][metric])
+        metric: _interval(point[arm][metric][0] - point[other][metric][0], drawn[arm][metric] - drawn[other][metric])
         for metric in METRICS
     }
 

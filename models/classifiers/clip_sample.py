@@ -34,7 +34,7 @@ def sample_clip(path: Path, frames: int, variants: int, name: str) -> list[np.nd
     A clip with fewer frames than wanted gives some of them more than once. The file is decoded once.
 
     Args:
-        name: what the variants' chance is drawn from: the same name gives the same variants.
+        name: seeds the variants: the same name gives the same variants.
 
     Raises:
         ItemFailed: as `medgen.media.pictures`; too_short with fewer than 2 frames.
@@ -69,9 +69,9 @@ def _variant(kept: Sequence[np.ndarray], frames: int, name: str) -> np.ndarray:
     import torch
     from torchvision.transforms import v2
 
-    chance = np.random.default_rng(int(digest_of(name)[:16], 16))
-    length = chance.uniform(SHORTEST_STRETCH, 1.0)
-    spaced = _spaced(kept, chance.uniform(0.0, 1.0 - length), length, frames)
+    rng = np.random.default_rng(int(digest_of(name)[:16], 16))
+    length = rng.uniform(SHORTEST_STRETCH, 1.0)
+    spaced = _spaced(kept, rng.uniform(0.0, 1.0 - length), length, frames)
     height, width = spaced.shape[1:3]
     steps = v2.Compose(
         [
@@ -86,6 +86,6 @@ def _variant(kept: Sequence[np.ndarray], frames: int, name: str) -> np.ndarray:
         ]
     )
     with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(int(chance.integers(2**31)))
+        torch.manual_seed(int(rng.integers(2**31)))
         out = steps(torch.from_numpy(spaced).permute(0, 3, 1, 2))
     return np.ascontiguousarray(out.permute(0, 2, 3, 1).numpy())

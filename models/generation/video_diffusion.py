@@ -118,19 +118,19 @@ def quiet() -> Iterator[None]:
     from diffusers.utils import logging as diffusers_logging
     from transformers.utils import logging as transformers_logging
 
-    both = (diffusers_logging, transformers_logging)
-    levels = [one.get_verbosity() for one in both]
-    bars = [one.is_progress_bar_enabled() for one in both]
-    for one in both:
-        one.set_verbosity_error()
-        one.disable_progress_bar()
+    loggers = (diffusers_logging, transformers_logging)
+    levels = [logger.get_verbosity() for logger in loggers]
+    bars = [logger.is_progress_bar_enabled() for logger in loggers]
+    for logger in loggers:
+        logger.set_verbosity_error()
+        logger.disable_progress_bar()
     try:
         yield
     finally:
-        for one, level, shown in zip(both, levels, bars, strict=True):
-            one.set_verbosity(level)
+        for logger, level, shown in zip(loggers, levels, bars, strict=True):
+            logger.set_verbosity(level)
             if shown:
-                one.enable_progress_bar()
+                logger.enable_progress_bar()
 
 
 @cache
@@ -143,10 +143,10 @@ def pipeline_folder(name: str | Path) -> Path:
     reason: Exception | None = None
     for cached_only in (True, False):
         try:
-            found = DiffusionPipeline.download(
+            folder = DiffusionPipeline.download(
                 str(name), use_safetensors=True, local_files_only=cached_only, trust_remote_code=False
             )
-            return Path(found)
+            return Path(folder)
         # The hub's errors are OSErrors, for a malformed name a ValueError.
         except (OSError, ValueError) as error:
             reason = error
@@ -188,13 +188,13 @@ def part_digests(name: str | Path, parts: Sequence[str]) -> dict[str, str]:
         ModelUnavailable: as `open_pipeline`; or the pipeline has no such part.
     """
     files = pipeline_files(name)
-    found = {
+    by_part = {
         part: {path: file_digest(file) for path, file in files.items() if PurePosixPath(path).parts[0] == part}
         for part in parts
     }
-    if missing := [part for part, of_part in found.items() if not of_part]:
+    if missing := [part for part, digests in by_part.items() if not digests]:
         raise ModelUnavailable(f"the pipeline {str(name)!r} has no {', '.join(missing)}")
-    return {part: digest_of(of_part) for part, of_part in found.items()}
+    return {part: digest_of(digests) for part, digests in by_part.items()}
 
 
 def check_pipeline(folder: Path, name: str) -> dict[str, str]:
@@ -286,7 +286,7 @@ def encode_texts(pipeline: "DiffusionPipeline", texts: Sequence[str], max_tokens
     """
     import torch
 
-    found = []
+    embeddings = []
     with torch.inference_mode():
         for text in texts:
             padded, _ = pipeline.encode_prompt(
@@ -294,8 +294,8 @@ def encode_texts(pipeline: "DiffusionPipeline", texts: Sequence[str], max_tokens
             )
             rows = padded[0].float().cpu().numpy()
             real = np.flatnonzero(rows.any(axis=1))  # padding is exactly 0, which no token's vector is
-            found.append(rows[: real[-1] + 1] if len(real) else rows[:1])
-    return found
+            embeddings.append(rows[: real[-1] + 1] if len(real) else rows[:1])
+    return embeddings
 
 
 def pad_texts(embeddings: Sequence[np.ndarray], max_tokens: int) -> np.ndarray:

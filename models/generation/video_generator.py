@@ -93,18 +93,18 @@ class GeneratorOptions(BaseModel):
 
     def pixel_settings(self) -> dict[str, Any]:
         """Of resolved options those that may change pixels, as JSON facts; those that are off are left out."""
-        found: dict[str, Any] = {"dtype": self.dtype, "device": self.device}
+        settings: dict[str, Any] = {"dtype": self.dtype, "device": self.device}
         if self.compile_transformer:
-            found["compile_transformer"] = True
+            settings["compile_transformer"] = True
         if self.attention_backend:
-            found["attention_backend"] = self.attention_backend
+            settings["attention_backend"] = self.attention_backend
         if self.cache != "none":
-            found["cache"] = self.cache
+            settings["cache"] = self.cache
             if self.cache == "first_block":
-                found["cache_threshold"] = self.cache_threshold
+                settings["cache_threshold"] = self.cache_threshold
         if self.vae_tiling:
-            found["vae_tiling"] = True
-        return found
+            settings["vae_tiling"] = True
+        return settings
 
 
 def text_to_video_class(folder: Path, name: str) -> type["DiffusionPipeline"]:
@@ -147,7 +147,7 @@ def settled(cls: type["DiffusionPipeline"], folder: Path, asked: Mapping[str, An
     own = read_sampling(folder)
     if unknown := [name for name in asked if name != "fps" and name not in takes]:
         raise OptionUnavailable(f"{cls.__name__} takes no {', '.join(unknown)}: leave it out")
-    found: dict[str, Any] = {}
+    settings: dict[str, Any] = {}
     for name in ("num_frames", "height", "width", "num_inference_steps", "guidance_scale", "max_sequence_length"):
         if name not in takes:
             continue
@@ -158,13 +158,13 @@ def settled(cls: type["DiffusionPipeline"], folder: Path, asked: Mapping[str, An
         if name in asked:
             value = asked[name]
         if value is not None:
-            found[name] = value
+            settings[name] = value
     if asked.get("negative_prompt"):
-        found["negative_prompt"] = asked["negative_prompt"]
-    found["fps"] = float(asked.get("fps") or (own.fps if own else FPS.get(cls.__name__, OTHER_FPS)))
+        settings["negative_prompt"] = asked["negative_prompt"]
+    settings["fps"] = float(asked.get("fps") or (own.fps if own else FPS.get(cls.__name__, OTHER_FPS)))
     if "frame_rate" in takes:
-        found["frame_rate"] = found["fps"]
-    return found
+        settings["frame_rate"] = settings["fps"]
+    return settings
 
 
 def _tokenizer_length(folder: Path) -> int:
@@ -187,7 +187,7 @@ class VideoGenerator:
     def __init__(self, folder: Path, options: GeneratorOptions) -> None:
         options = options.resolved()
         self.options = options
-        with _memory_told(options, {}):
+        with _explain_out_of_memory(options, {}):
             on = "cpu" if options.offload != "none" else options.device
             self.pipeline: Any = open_pipeline(folder, dtype=_dtype(options), device=on)
             self._apply()
@@ -207,7 +207,11 @@ class VideoGenerator:
         arguments = {name: value for name, value in settings.items() if name != "fps"}
         # On the CPU, so that a seed means the same noise on every device.
         generator = torch.Generator("cpu").manual_seed(seed)
-        with _memory_told(self.options, settings), _fixed_threads(self.options.device), warnings.catch_warnings():
+        with (
+            _explain_out_of_memory(self.options, settings),
+            _fixed_threads(self.options.device),
+            warnings.catch_warnings(),
+        ):
             warnings.simplefilter("ignore", FutureWarning)
             made = self.pipeline(prompt=prompt, generator=generator, output_type="np", **arguments).frames
         return _pixels(made[0])
@@ -257,7 +261,7 @@ def _dtype(options: GeneratorOptions) -> Literal["float32", "bfloat16"]:
 def _set_backend(part: Any, backend: str) -> None:
     from diffusers.models.attention_dispatch import AttentionBackendName
 
-    known = sorted(one.value for one in AttentionBackendName if "hub" not in one.value)
+    known = sorted(name.value for name in AttentionBackendName if "hub" not in name.value)
     if backend not in known:
         why = "would fetch code from the hub" if backend.endswith("_hub") else "is not known"
         raise OptionUnavailable(f"attention_backend={backend!r} {why}; known here: {', '.join(known)}")
@@ -320,7 +324,7 @@ def _fixed_threads(device: str) -> Iterator[None]:
 
 
 @contextmanager
-def _memory_told(options: GeneratorOptions, settings: Mapping[str, Any]) -> Iterator[None]:
+def _explain_out_of_memory(options: GeneratorOptions, settings: Mapping[str, Any]) -> Iterator[None]:
     """Turns a lack of memory into advice."""
     import torch
 
@@ -332,18 +336,18 @@ def _memory_told(options: GeneratorOptions, settings: Mapping[str, Any]) -> Iter
             raise
         if options.device == "cuda":
             torch.cuda.empty_cache()
-        told = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
-        raise OutOfMemory(f"{told} Try {', or '.join(_advice(options, settings))}.") from error
+        message = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+        raise OutOfMemory(f"{message} Try {', or '.join(_advice(options, settings))}.") from error
 
 
 def _advice(options: GeneratorOptions, settings: Mapping[str, Any]) -> list[str]:
-    found = []
+    advice = []
     if options.device == "cuda" and options.offload != "group":
-        found.append("offload=group" if options.offload == "model" else "offload=model (then group)")
+        advice.append("offload=group" if options.offload == "model" else "offload=model (then group)")
     if not options.vae_tiling:
-        found.append("vae_tiling=true")
+        advice.append("vae_tiling=true")
     if options.dtype == "float32" and options.device == "cuda":
-        found.append("dtype=bfloat16")
+        advice.append("dtype=bfloat16")
     size = [f"{name} ({settings[name]})" for name in ("num_frames", "height", "width") if name in settings]
-    found.append("a lower " + " or ".join(size) if size else "a smaller model")
-    return found
+    advice.append("a lower " + " or ".join(size) if size else "a smaller model")
+    return advice

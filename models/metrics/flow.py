@@ -1,4 +1,4 @@
-"""How things move from frame to frame, and two judgements on it: is the video dynamic, is its motion smooth?
+"""Optical flow and frame interpolation, and what is measured with them: is the video dynamic, is its motion smooth?
 
 VBench measures dynamics by RAFT and smoothness by the interpolator AMT. RAFT is torchvision's; AMT comes as an ONNX
 export of one's own. The packaged stand-in for both is DIS optical flow (Kroeger et al. 2016) of OpenCV.
@@ -127,7 +127,7 @@ class Dynamics:
         self.last: np.ndarray | None = None
         self.frames = 0
 
-    def look(self, index: int, frame: np.ndarray) -> None:
+    def process_frame(self, index: int, frame: np.ndarray) -> None:
         """Takes frame number `index`, uint8 RGB (H, W, 3)."""
         if index % self.every:
             return
@@ -250,7 +250,7 @@ class Smoothness:
         self.before: np.ndarray | None = None
         self.middle: np.ndarray | None = None
 
-    def look(self, index: int, frame: np.ndarray) -> None:
+    def process_frame(self, index: int, frame: np.ndarray) -> None:
         """Takes frame number `index`, uint8 RGB (H, W, 3)."""
         if index % 2:
             self.middle = frame

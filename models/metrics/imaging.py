@@ -47,10 +47,10 @@ class DefectsStandIn:
         darkest, brightest = np.percentile(cv2.GaussianBlur(grey, (0, 0), 1.5), (0.5, 99.5))
         if brightest - darkest < SHARPNESS_MIN_RANGE:
             return 0.0
-        found = measure_defects([frame], grey[None], 1.0)
-        sharp = min(1.0, found.sharpness / SHARP)
-        clean = max(0.0, 1.0 - found.noise / NOISY)
-        return rounded(sharp * clean / max(1.0, found.blockiness))
+        defects = measure_defects([frame], grey[None], 1.0)
+        sharp = min(1.0, defects.sharpness / SHARP)
+        clean = max(0.0, 1.0 - defects.noise / NOISY)
+        return rounded(sharp * clean / max(1.0, defects.blockiness))
 
 
 class LongSide:
@@ -79,8 +79,8 @@ def imaging_digest(name: str) -> str:
     """sha256 (hex) of the metric. Raises ModelUnavailable as loading does."""
     if name == DEFECTS:
         return digest_of({"name": STAND_IN, "defects": defects_digest(), "settings": [SHARP, NOISY]})
-    found = technical_digest(name)
-    return digest_of([found, MUSIQ_LONG_SIDE]) if name.startswith("musiq") else found
+    digest = technical_digest(name)
+    return digest_of([digest, MUSIQ_LONG_SIDE]) if name.startswith("musiq") else digest
 
 
 def to_unit(metric: FrameMetric, score: float) -> float:

@@ -99,9 +99,9 @@ def judge(chat: Chat, frames: Sequence[np.ndarray], prompt: str, votes: int) -> 
     if not len(frames) or votes < 1 or votes % 2 == 0:
         raise ValueError(f"a judge needs frames and an odd number of votes: {len(frames)} frames, {votes} votes")
     pictures = tuple(shrunk(frame, LONG_SIDE) for frame in frames)
-    told = clean(without_instructions(prompt)[0], MAX_PROMPT_CHARS)
-    text = delimited("untrusted_prompt", {"prompt": told or "(not known)"})
-    found: list[Vote] = []
+    shown_prompt = clean(without_instructions(prompt)[0], MAX_PROMPT_CHARS)
+    text = delimited("untrusted_prompt", {"prompt": shown_prompt or "(not known)"})
+    usable: list[Vote] = []
     tokens_in = tokens_out = 0
     fault = ""
     for number in range(votes):
@@ -112,15 +112,15 @@ def judge(chat: Chat, frames: Sequence[np.ndarray], prompt: str, votes: int) -> 
             try:
                 if answer.refused or answer.cut_off:
                     raise ValueError("the answer was refused" if answer.refused else "the answer was cut off")
-                found.append(read_vote(answer.text))
+                usable.append(read_vote(answer.text))
                 break
             except ValueError as error:
                 fault = clean(str(error), 200)
-    if 2 * len(found) <= votes:
-        raise JudgeUnusable(f"{chat.name}: {votes - len(found)} of {votes} votes could not be used; the last: {fault}")
-    wrong = sum(vote.level >= ERROR_FROM for vote in found)
-    level = median_low(vote.level for vote in found)
-    return Verdict(level, 2 * wrong > len(found), tuple(found), votes - len(found), tokens_in, tokens_out)
+    if 2 * len(usable) <= votes:
+        raise JudgeUnusable(f"{chat.name}: {votes - len(usable)} of {votes} votes could not be used; the last: {fault}")
+    wrong = sum(vote.level >= ERROR_FROM for vote in usable)
+    level = median_low(vote.level for vote in usable)
+    return Verdict(level, 2 * wrong > len(usable), tuple(usable), votes - len(usable), tokens_in, tokens_out)
 
 
 def read_vote(text: str) -> Vote:

@@ -41,10 +41,10 @@ def _fleiss(counts: np.ndarray, weights: np.ndarray) -> np.ndarray:
     ratings = weights @ counts
     shares = ratings / np.maximum(ratings.sum(1, keepdims=True), 1e-300)
     chance = (shares**2).sum(1)
-    found = (weights @ agreement) / np.maximum(weights.sum(1), 1e-300)
+    observed = (weights @ agreement) / np.maximum(weights.sum(1), 1e-300)
     one_category = (ratings > 0).sum(1) < 2
     with np.errstate(divide="ignore", invalid="ignore"):
-        return np.where(one_category, np.nan, (found - chance) / (1 - chance))
+        return np.where(one_category, np.nan, (observed - chance) / (1 - chance))
 
 
 def cohen_kappa(first: np.ndarray, second: np.ndarray) -> float:

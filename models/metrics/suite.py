@@ -72,7 +72,7 @@ class Backbones:
 
     def digests(self) -> dict[str, str]:
         """role → sha256 of the model. Loads none. Raises ModelUnavailable, ValueError."""
-        found = {
+        digests = {
             "subject": subject_digest(self.subject),
             "background": background_digest(self.background),
             "imaging": digest_of({"metric": imaging_digest(self.imaging), "scaled": "to 0..1"}),
@@ -82,8 +82,8 @@ class Backbones:
             "trace": digest_of({"trace": TRACE, "encoder": subject_digest(MOBILENET), "side": TRACE_SIDE}),
         }
         if self.text:
-            found["text"] = digest_of([clip_digest(self.text), tokenizer_digest(self.text)])
-        return found
+            digests["text"] = digest_of([clip_digest(self.text), tokenizer_digest(self.text)])
+        return digests
 
     def names(self) -> dict[str, str]:
         """role → name of the metric that it gives, backbone in brackets. Raises as `digests`."""
@@ -94,7 +94,7 @@ class Backbones:
             return f"{metric}[{stand_in if name in (MOBILENET, DIS) else metric_backbone(name, digests[role])}]"
 
         onnx = Path(self.interpolator.removeprefix(ONNX_PREFIX)).stem
-        found = {
+        names = {
             "subject": named("subject_consistency", "subject", MOBILENET),
             "background": named("background_consistency", "background", RIM),
             "imaging": f"imaging_quality[{STAND_IN if self.imaging == DEFECTS else self.imaging}]",
@@ -107,8 +107,8 @@ class Backbones:
             "flicker": "temporal_flickering",
         }
         if self.text:
-            found["text"] = named("text_alignment", "text", "")
-        return found
+            names["text"] = named("text_alignment", "text", "")
+        return names
 
 
 @dataclass(frozen=True)
@@ -181,13 +181,13 @@ class Suite:
         run = _Run(self, fps)
         batch: list[np.ndarray] = []
         for frame in frames:
-            run.look(frame)
+            run.process_frame(frame)
             batch.append(frame)
             if len(batch) == BATCH:
-                run.look_at_batch(batch)
+                run.process_batch(batch)
                 batch = []
         if batch:
-            run.look_at_batch(batch)
+            run.process_batch(batch)
         return run.result(prompt)
 
 
@@ -221,7 +221,7 @@ class _Run:
         }
         self.frame_scores: dict[str, list[float]] = {"imaging": [], "aesthetic": []}
 
-    def look(self, frame: np.ndarray) -> None:
+    def process_frame(self, frame: np.ndarray) -> None:
         if self.last is None:
             self.size = frame.shape
         elif frame.shape != self.size:
@@ -230,15 +230,15 @@ class _Run:
             )
         else:
             self.changes.append(float(cv2.absdiff(self.last, frame).mean()))
-        self.dynamics.look(self.count, frame)
-        self.smoothness.look(self.count, frame)
+        self.dynamics.process_frame(self.count, frame)
+        self.smoothness.process_frame(self.count, frame)
         if self.count % self.grey_every == 0:
             self.grey.append(grey_of(frame))
         self.small.append(shrunk(frame, TRACE_SIDE))
         self.last = frame
         self.count += 1
 
-    def look_at_batch(self, frames: list[np.ndarray]) -> None:
+    def process_batch(self, frames: list[np.ndarray]) -> None:
         suite = self.suite
         if suite.subject is None or suite.background is None:
             whole, rim = suite.views.views(frames)

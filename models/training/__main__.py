@@ -1,6 +1,6 @@
 """One training process: `python -m models.training JOB.json`, or the same behind `accelerate launch -m`.
 
-It reads a job, trains, and tells what happens as JSON lines on standard output. Errors that people can mend are one
+It reads a job, trains, and reports what happens as JSON lines on standard output. Errors that people can mend are one
 line too, {"event": "stopped", …}, with exit code 3. A process that is killed is started again with the same job.
 """
 
@@ -27,7 +27,7 @@ def main(arguments: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="models.training", description=__doc__)
     parser.add_argument("job", type=Path, help="job.json in a working folder of a training run")
     parser.add_argument("--preflight", action="store_true", help="check everything and stop")
-    told = parser.parse_args(arguments)
+    options = parser.parse_args(arguments)
     logging.basicConfig(level=logging.WARNING, stream=sys.stderr, format="%(levelname)s %(name)s: %(message)s")
     if os.environ.get("MEDGEN_ENDS_WITH_STDIN"):
         threading.Thread(target=_end_with_stdin, daemon=True).start()
@@ -38,24 +38,26 @@ def main(arguments: list[str] | None = None) -> int:
     from models.training.trainer import Trainer
 
     try:
-        job = TrainJob.read(told.job)
-        if told.preflight:
+        job = TrainJob.read(options.job)
+        if options.preflight:
             from models.training.preflight import preflight
 
             for check in preflight(job):
-                tell({"event": "check", **check.row()})
+                print_facts({"event": "check", **check.row()})
             return 0
         lock = FileLock(job.folder / ".lock")
         if int(os.environ.get("RANK", "0")) == 0:
             lock.acquire(timeout=LOCK_S)
         with explain_out_of_memory(job.config):
-            trained = Trainer(job, tell).run()
-        tell({"event": "trained", "steps": trained.steps, "resumed_from": trained.resumed_from})
+            trained = Trainer(job, print_facts).run()
+        print_facts({"event": "trained", "steps": trained.steps, "resumed_from": trained.resumed_from})
     except Timeout:
-        tell({"event": "stopped", "kind": "Busy", "message": f"another process trains in {job.folder}: wait for it"})
+        print_facts(
+            {"event": "stopped", "kind": "Busy", "message": f"another process trains in {job.folder}: wait for it"}
+        )
         return STOPPED
     except (RunStopped, ModelUnavailable) as error:
-        tell({"event": "stopped", "kind": type(error).__name__, "message": str(error)})
+        print_facts({"event": "stopped", "kind": type(error).__name__, "message": str(error)})
         return STOPPED
     return 0
 
@@ -67,7 +69,7 @@ def _end_with_stdin() -> None:
     os._exit(1)
 
 
-def tell(facts: dict[str, Any]) -> None:
+def print_facts(facts: dict[str, Any]) -> None:
     """One JSON line on standard output."""
     sys.stdout.write(json.dumps(facts) + "\n")
     sys.stdout.flush()

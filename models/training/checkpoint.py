@@ -60,7 +60,7 @@ def write_checkpoint(
 
     Args:
         tensors: file name without ending → name → CPU tensor. Empty groups are left out.
-        run: JSON facts by which a later run knows whether the checkpoint is its own.
+        run: JSON facts that identify the run: a later run with other facts refuses the checkpoint.
 
     Raises:
         CheckpointNotWritten: the disk is full or refuses.
@@ -115,21 +115,24 @@ def newest_checkpoint(parent: Path, run: Mapping[str, Any]) -> Checkpoint | None
     """
     for folder in _folders(parent):
         try:
-            state = _whole(folder)
+            state = _checked_state(folder)
         except ValueError as error:
-            log.warning("checkpoint %s is corrupt and is passed over: %s", folder, error)
+            log.warning("checkpoint %s is corrupt and is skipped: %s", folder, error)
             continue
         differing = sorted(key for key in run if state["run"].get(key) != run[key])
         if differing:
-            said = "; ".join(f"{key} was {_short(state['run'].get(key))}, now {_short(run[key])}" for key in differing)
+            differences = "; ".join(
+                f"{key} was {_short(state['run'].get(key))}, now {_short(run[key])}" for key in differing
+            )
             raise WrongCheckpoint(
-                f"{folder} belongs to another run ({said}): train in another folder, or remove this one to start anew"
+                f"{folder} belongs to another run ({differences}): train in another folder, or remove "
+                "this one to start anew"
             )
         return Checkpoint(folder, state["step"], state)
     return None
 
 
-def _whole(folder: Path) -> dict[str, Any]:
+def _checked_state(folder: Path) -> dict[str, Any]:
     """The state of a checkpoint whose files are as they were written. Raises ValueError."""
     try:
         state: dict[str, Any] = json.loads((folder / STATE).read_text())
@@ -137,11 +140,11 @@ def _whole(folder: Path) -> dict[str, Any]:
             raise ValueError(f"its format is {state['format']!r}; this program reads {FORMAT}")
         if f"{PREFIX}{int(state['step']):08d}" != folder.name or not isinstance(state["run"], dict):
             raise ValueError("its state names another step")
-        for name, told in state["files"].items():
+        for name, facts in state["files"].items():
             if "/" in name or "\\" in name or not name.endswith(".safetensors"):
                 raise ValueError(f"it names the file {name!r}")
             digest, size = file_digest(folder / name)
-            if (digest, size) != (told["sha256"], told["bytes"]):
+            if (digest, size) != (facts["sha256"], facts["bytes"]):
                 raise ValueError(f"{name} is not as it was written")
     except (OSError, KeyError, TypeError) as error:
         raise ValueError(f"{type(error).__name__}: {error}") from error

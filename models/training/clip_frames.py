@@ -36,13 +36,13 @@ def read_geometries(text: str) -> tuple[Geometry, ...]:
     Raises:
         ValueError: the text is no such thing.
     """
-    found = []
+    geometries = []
     for part in text.split(","):
         numbers = part.strip().lower().split("x")
         if len(numbers) != 3 or not all(n.isdecimal() and 0 < int(n) < 10_000 for n in numbers):
             raise ValueError(f"geometries are FRAMESxHEIGHTxWIDTH, by commas, such as 81x480x832; not {part!r}")
-        found.append(Geometry(*map(int, numbers)))
-    return tuple(found)
+        geometries.append(Geometry(*map(int, numbers)))
+    return tuple(geometries)
 
 
 def best_fit(choices: Sequence[Geometry], fps: float, *, duration_s: float, width: int, height: int) -> Geometry | None:
@@ -83,10 +83,10 @@ def read_frames(path: Path, geometry: Geometry, fps: float, duration_s: float) -
     times = [start + index / fps for index in range(geometry.frames)]
     chosen: list[np.ndarray] = []
     first = last = None
-    before: _Seen | None = None
+    before: _Candidate | None = None
     for picture in pictures(path, Limits()):
         first = picture.time_s if first is None else first
-        here = _Seen(picture, picture.time_s - first, geometry)
+        here = _Candidate(picture, picture.time_s - first, geometry)
         while len(chosen) < len(times) and times[len(chosen)] <= here.time_s:
             wanted = times[len(chosen)]
             nearer = before if before and wanted - before.time_s <= here.time_s - wanted + EPSILON_S else here
@@ -103,7 +103,7 @@ def read_frames(path: Path, geometry: Geometry, fps: float, duration_s: float) -
     return np.stack(chosen)
 
 
-class _Seen:
+class _Candidate:
     """A picture that may be wanted; cropped and resized at most once."""
 
     def __init__(self, picture: Picture, time_s: float, geometry: Geometry) -> None:

@@ -1,4 +1,4 @@
-"""What a training run is told: arguments named as diffusers' training scripts name them, and presets."""
+"""The configuration of a training run: arguments named as in diffusers' training scripts, and presets."""
 
 from typing import Any, Literal, get_args
 

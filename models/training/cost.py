@@ -117,7 +117,7 @@ class Memory:
         """All of it."""
         return self.weights + self.gradients + self.optimizer + self.ema + self.activations + self.overhead
 
-    def told(self) -> str:
+    def text(self) -> str:
         """In GiB, for people."""
         parts = {name: getattr(self, name) for name in self.__dataclass_fields__}
         return ", ".join(f"{name} {size / GIB:.2f}" for name, size in parts.items()) + f"; {self.total / GIB:.2f} GiB"

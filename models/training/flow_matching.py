@@ -1,8 +1,8 @@
 """Flow matching (rectified flow): what a Wan transformer learns, as diffusers' SD3 and Wan training scripts have it.
 
 A sample x0 and noise n lie at the ends of a straight line, x_σ = (1 − σ)·x0 + σ·n, and the model learns the velocity
-v = n − x0 along it (Liu et al., arXiv 2209.03003; Lipman et al., arXiv 2210.02747). It is told where it is by the
-timestep 1000·σ, which is what diffusers' `FlowMatchEulerDiscreteScheduler` and `UniPCMultistepScheduler` with
+v = n − x0 along it (Liu et al., arXiv 2209.03003; Lipman et al., arXiv 2210.02747). Its place on the line is given
+by the timestep 1000·σ, which is what diffusers' `FlowMatchEulerDiscreteScheduler` and `UniPCMultistepScheduler` with
 `prediction_type="flow_prediction"` give it at generation.
 
 Where on the line to train is drawn as in Stable Diffusion 3 (Esser et al., arXiv 2403.03206, section 3.1): uniformly,
@@ -59,7 +59,7 @@ def draw_sigma(
 
 
 def noised(x0: Tensor, noise: Tensor, sigma: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """What the model sees and what it must answer.
+    """The model's input and its target.
 
     Args:
         x0: normalised latents (B, C, F, H, W).

@@ -1,4 +1,4 @@
-"""What a training process is given, and what it tells: light enough for whoever starts it."""
+"""The job of a training process, and the checks that it reports. Without PyTorch, for the process that starts it."""
 
 import json
 from collections.abc import Sequence
@@ -15,17 +15,17 @@ from models.training.holdout import held_out
 
 LORA_FILE = "pytorch_lora_weights.safetensors"  # as diffusers' load_lora_weights finds it by itself
 
-STOPPED = 3  # exit code of a run that told why it can't go on
+STOPPED = 3  # exit code of a run that said why it can't go on
 
 Verdict = Literal["pass", "warn", "fail"]
 
 
 class Sample(BaseModel):
-    """Where an encoded clip lies and whose it is.
+    """An encoded clip: its file, and the clip and source video that it is of.
 
     Args:
         path: safetensors file.
-        sha256: of the file; empty when nothing is known. A file that has another is corrupt.
+        sha256: of the file; empty when unknown. A file with another digest is corrupt.
     """
 
     model_config = ConfigDict(frozen=True)
@@ -42,7 +42,7 @@ class TrainJob(BaseModel):
 
     Args:
         base: diffusers pipeline folder, or hub name.
-        base_digest: by which a checkpoint knows its base.
+        base_digest: of the base; a checkpoint of another base is refused.
         empty: safetensors file with the embedding of the empty caption (L, D).
         folder: working folder: checkpoints, curves, TensorBoard, the model at the end.
         probe_clip: video frames as .npy (F, H, W, 3) uint8 for pre-flight's round trip through the VAE.
@@ -62,18 +62,18 @@ class TrainJob(BaseModel):
     def write(self, path: Path) -> None:
         """Writes the job as JSON, with the fields that are no part of the run's identity."""
         excluded = [name for name, f in TrainConfig.model_fields.items() if f.exclude]
-        told = self.model_dump(mode="json") | {"run_settings": {n: getattr(self.config, n) for n in excluded}}
-        path.write_text(json.dumps(told, indent=1) + "\n")
+        document = self.model_dump(mode="json") | {"run_settings": {n: getattr(self.config, n) for n in excluded}}
+        path.write_text(json.dumps(document, indent=1) + "\n")
 
     @classmethod
     def read(cls, path: Path) -> "TrainJob":
-        """The job of such a file."""
-        told = json.loads(path.read_text())
-        told["config"] |= told.get("run_settings", {})
-        return cls(**told)
+        """The job in a file that `write` wrote."""
+        document = json.loads(path.read_text())
+        document["config"] |= document.get("run_settings", {})
+        return cls(**document)
 
     def facts(self) -> dict[str, Any]:
-        """By which a checkpoint knows its run."""
+        """What identifies the run: a checkpoint with other facts is of another run."""
         names = sorted([s.clip_id, s.sha256] for s in self.samples)
         return {
             "base": self.base_digest,
@@ -110,8 +110,8 @@ def require(checks: list[Check]) -> None:
     """Raises PreflightFailed when a check failed."""
     failed = [check for check in checks if check.verdict == "fail"]
     if failed:
-        said = "\n".join(f"  {c.name}: {c.measured}; expected {c.expected}. {c.advice}" for c in failed)
-        raise PreflightFailed(f"pre-flight: {len(failed)} of {len(checks)} checks failed\n{said}")
+        lines = "\n".join(f"  {c.name}: {c.measured}; expected {c.expected}. {c.advice}" for c in failed)
+        raise PreflightFailed(f"pre-flight: {len(failed)} of {len(checks)} checks failed\n{lines}")
 
 
 def split_by_video(samples: Sequence[Sample], share: float, seed: int) -> tuple[list[Sample], list[Sample]]:

@@ -107,13 +107,13 @@ def measure_latents(vae: AutoencoderKLWan, clips: np.ndarray) -> None:
 
 def psnr(vae: AutoencoderKLWan, clips: np.ndarray) -> float:
     """Mean over clips of the peak signal-to-noise ratio of what comes back from the mode of the posterior, dB."""
-    found = []
+    values = []
     with torch.inference_mode():
         for video in _as_videos(clips):
             back = vae.decode(vae.encode(video[None]).latent_dist.mode()).sample
             error = ((back - video[None]) / 2).square().mean()
-            found.append(-10 * math.log10(max(float(error), 1e-10)))
-    return float(np.mean(found))
+            values.append(-10 * math.log10(max(float(error), 1e-10)))
+    return float(np.mean(values))
 
 
 def _as_videos(clips: np.ndarray) -> torch.Tensor:
@@ -136,7 +136,7 @@ def _crops(videos: torch.Tensor, random: torch.Generator) -> torch.Tensor:
     pieces = []
     for _ in range(BATCH):
         video = videos[draw(len(videos))]
-        at, y, x = (draw(whole - part + 1) for whole, part in zip((frames, height, width), size, strict=True))
+        at, y, x = (draw(length - crop + 1) for length, crop in zip((frames, height, width), size, strict=True))
         piece = video[:, at : at + size[0], y : y + size[1], x : x + size[2]]
         pieces.append(piece.flip(-1) if draw(2) else piece)
     return torch.stack(pieces)
@@ -311,12 +311,12 @@ def _least_squares(code: torch.Tensor, wanted: torch.Tensor) -> tuple[torch.Tens
     """
     size = 9 * code.shape[1] + 1
     products, targets = torch.zeros(size, size, dtype=torch.float64), torch.zeros(size, wanted.shape[1]).double()
-    for one, goal in zip(code, wanted, strict=True):  # a clip at a time, for memory's sake
-        large = functional.interpolate(one.movedim(1, 0), scale_factor=2.0, mode="nearest-exact")
-        seen = functional.unfold(large, 3, padding=1).movedim(1, -1).reshape(-1, size - 1)
-        seen = torch.cat([seen, torch.ones(len(seen), 1)], dim=1)
-        products += (seen.T @ seen).double()
-        targets += (seen.T @ goal.movedim(0, -1).reshape(-1, wanted.shape[1])).double()
+    for clip, target in zip(code, wanted, strict=True):  # a clip at a time, for memory's sake
+        large = functional.interpolate(clip.movedim(1, 0), scale_factor=2.0, mode="nearest-exact")
+        windows = functional.unfold(large, 3, padding=1).movedim(1, -1).reshape(-1, size - 1)
+        windows = torch.cat([windows, torch.ones(len(windows), 1)], dim=1)
+        products += (windows.T @ windows).double()
+        targets += (windows.T @ target.movedim(0, -1).reshape(-1, wanted.shape[1])).double()
     ridge = 1e-4 * products.diagonal().mean() * torch.eye(size, dtype=torch.float64)
     solved = torch.linalg.solve(products + ridge, targets).float()
     return solved[:-1].T.reshape(wanted.shape[1], code.shape[1], 3, 3), solved[-1]

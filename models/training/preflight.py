@@ -69,11 +69,11 @@ def preflight(job: TrainJob) -> Iterator[Check]:
 
 def largest_shape(samples: tuple[Sample, ...]) -> tuple[int, ...] | None:
     """(C, F, H, W) of the largest latents that can be read; None when none can."""
-    found = []
+    shapes = []
     for sample in samples:
         with suppress(BadSample):
-            found.append(shape_of(sample))
-    return max(found, key=math.prod, default=None)
+            shapes.append(shape_of(sample))
+    return max(shapes, key=math.prod, default=None)
 
 
 def check_split(job: TrainJob) -> Check:
@@ -112,10 +112,10 @@ def check_samples(samples: tuple[Sample, ...]) -> tuple[Check, list[tuple[float,
     return Check("samples", measured, "all", verdict, f"Encode these again; training leaves them out: {named}"), good
 
 
-def check_latents(found: list[tuple[float, float]]) -> Check:
+def check_latents(moments: list[tuple[float, float]]) -> Check:
     """Are the latents normalised?"""
-    mean = float(np.mean([m for m, _ in found]))
-    second = float(np.mean([m**2 + d**2 for m, d in found]))
+    mean = float(np.mean([m for m, _ in moments]))
+    second = float(np.mean([m**2 + d**2 for m, d in moments]))
     deviation = math.sqrt(max(0.0, second - mean**2))
     measured = f"mean {mean:.3f}, deviation {deviation:.3f}"
     expected = "mean near 0, deviation near 1"
@@ -162,7 +162,7 @@ def check_memory(
     return Check(
         "memory",
         f"{free / GIB:.1f} of {total / GIB:.1f} GiB free",
-        f"about {need.told()}",
+        f"about {need.text()}",
         verdict,
         advice,
     )

@@ -75,10 +75,10 @@ def read_sample(sample: Sample) -> Encoded:
         tensors = load_tensors(data)
     except (OSError, SafetensorError) as error:
         raise BadSample(f"can't be read: {error}") from error
-    found = Encoded(*(tensors[name].float() for name in ("latents", *CAPTIONS)))
-    if not all(torch.isfinite(t).all() for t in (found.latents, found.brief, found.detailed)):
+    encoded = Encoded(*(tensors[name].float() for name in ("latents", *CAPTIONS)))
+    if not all(torch.isfinite(t).all() for t in (encoded.latents, encoded.brief, encoded.detailed)):
         raise BadSample("holds numbers that are not finite")
-    return found
+    return encoded
 
 
 def read_empty(path: Path) -> Tensor:
@@ -121,10 +121,10 @@ class SampleSet:
 
     def buckets(self) -> dict[tuple[int, ...], list[int]]:
         """Shape → indices of the samples that have it; shapes in order."""
-        found: dict[tuple[int, ...], list[int]] = {}
+        by_shape: dict[tuple[int, ...], list[int]] = {}
         for index, shape in enumerate(self.shapes):
-            found.setdefault(shape, []).append(index)
-        return dict(sorted(found.items()))
+            by_shape.setdefault(shape, []).append(index)
+        return dict(sorted(by_shape.items()))
 
     def get(self, index: int) -> Encoded | None:
         """The sample, or None when it is (now) quarantined."""
@@ -136,19 +136,19 @@ class SampleSet:
                 self.cache.move_to_end(index)
                 return self.cache[index]
         try:
-            found = read_sample(sample)
-            for text in (found.brief, found.detailed):
+            encoded = read_sample(sample)
+            for text in (encoded.brief, encoded.detailed):
                 if text.shape[0] and text.shape[1] != self.text_width:
                     raise BadSample(f"captions are {text.shape[1]} wide; the transformer takes {self.text_width}")
         except BadSample as error:
             self._quarantine(sample, error)
             return None
         with self.lock:
-            self.cache[index] = found
-            self.held += _size(found)
+            self.cache[index] = encoded
+            self.held += _size(encoded)
             while self.held > self.cache_bytes and len(self.cache) > 1:
                 self.held -= _size(self.cache.popitem(last=False)[1])
-        return found
+        return encoded
 
     def near(self, index: int) -> tuple[int, Encoded]:
         """The sample, or in a quarantined one's place the next good one of the same shape.
@@ -156,13 +156,13 @@ class SampleSet:
         Raises:
             NothingToTrainOn: no good one of that shape is left.
         """
-        if (found := self.get(index)) is not None:
-            return index, found
+        if (encoded := self.get(index)) is not None:
+            return index, encoded
         peers = [i for i, shape in enumerate(self.shapes) if shape == self.shapes[index]]
         at = peers.index(index)
         for candidate in peers[at:] + peers[:at]:
-            if (found := self.get(candidate)) is not None:
-                return candidate, found
+            if (encoded := self.get(candidate)) is not None:
+                return candidate, encoded
         raise NothingToTrainOn(
             f"all {len(peers)} samples of the shape {self.shapes[index]} are corrupt, the last because "
             f"{self.quarantined[self.samples[index].clip_id]}: encode the release again"

@@ -42,7 +42,7 @@ class PromptVideos:
         self.pipeline.vae.to(self.device)
         self.pipeline.register_modules(transformer=transformer)
         transformer.eval()
-        found = []
+        paths = []
         try:
             for number, text in enumerate(self.texts):
                 made = self.pipeline(
@@ -60,11 +60,15 @@ class PromptVideos:
                 if write:
                     path = folder / f"{number:02d}.mp4"
                     path.parent.mkdir(parents=True, exist_ok=True)
-                    told = {"synthetic": True, "generator": "medgen", "prompt": self.config.validation_prompts[number]}
-                    write_video(path, as_uint8(made), self.config.fps, told)
-                    found.append(path)
+                    metadata = {
+                        "synthetic": True,
+                        "generator": "medgen",
+                        "prompt": self.config.validation_prompts[number],
+                    }
+                    write_video(path, as_uint8(made), self.config.fps, metadata)
+                    paths.append(path)
         finally:
             transformer.train()
             self.pipeline.register_modules(transformer=None)
             self.pipeline.vae.to("cpu")
-        return found
+        return paths
