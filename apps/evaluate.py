@@ -62,7 +62,7 @@ def evaluate(
 
 def print_evaluation(summary: dict[str, Any]) -> None:
     """Prints leaderboard, tests, near copies and where the report lies."""
-    from flows.evaluate import leaderboard_rows, paired_rows
+    from tasks.evaluation.tables import leaderboard_rows, paired_rows
 
     rows = leaderboard_rows(summary["leaderboard"])
     table = Table("", *(escape(row["system"]) for row in rows), title="Leaderboard", title_justify="left")

@@ -15,7 +15,7 @@ from sqlalchemy.orm import Session
 
 from apps.evaluate import print_evaluation
 from apps.run_flow import without_expected_errors
-from flows.evaluate import EvaluateParameters, check
+from flows.evaluate import EvaluateParameters, plan_of
 from medgen.catalog import Evaluation
 from medgen.errors import ItemFailed, RunStopped
 from medgen.ledger import open_ledger
@@ -31,20 +31,13 @@ from models.metrics.statistics import (
     sign_flip_p,
 )
 from models.metrics.trace import Nearest
-from tasks.evaluation import judge_video
-from tasks.evaluation.evaluate import (
-    TERM_MEAN,
-    Measured,
-    System,
-    compare,
-    gathered,
-    metric_family,
-    put_on_record,
-    with_terms,
-)
+from tasks.evaluation import mllm_judge
+from tasks.evaluation.evaluate import put_on_record
 from tasks.evaluation.evaluate import report as evaluation_report
 from tasks.evaluation.evaluation_report import page
+from tasks.evaluation.leaderboard import TERM_MEAN, compare, metric_family, with_terms
 from tasks.evaluation.measure_video import MeasureParams, Video, measure_shard, unpacked
+from tasks.evaluation.measured import Measured, System, measured_videos
 from tasks.evaluation.video_folders import folder_videos, named_folder
 from tests.clip_release import Made, moving_clip, put_release
 from tests.conftest import forget_installation, medgen
@@ -210,8 +203,10 @@ def test_each_video_is_measured_once_and_bad_ones_get_a_reason(home: Path, tmp_p
     renamed = [v for v in folder_videos("T", folder, []) if v.name == "other.mp4"]
     assert measure_shard.fn("s", renamed, MeasureParams()).reused == 1
 
-    found = gathered(ledger, videos, {"measure_video": result.records})
-    assert sorted(one.trouble for one in found if one.trouble)[0] == "measure_video: empty_file (the file has 0 bytes)"
+    found = measured_videos(ledger, videos, {"measure_video": result.records})
+    assert (
+        sorted(video.error for video in found if video.error)[0] == "measure_video: empty_file (the file has 0 bytes)"
+    )
     prompts = {"name": "x", "version": "", "digest": "d"}
     content = evaluation_report(
         [System("S")], found, prompts=prompts, baseline="", seed=0, against="", copies=None, clips=[]
@@ -231,25 +226,25 @@ def test_the_judge_is_on_record_and_asked_once(home: Path, tmp_path: Path, monke
         monkeypatch.setenv("MEDGEN_CAPTION_BASE_URL", url)
         monkeypatch.setenv("MEDGEN_CAPTION_API_KEY", "sk-secret")
         forget_installation()
-        judge_video._chat.cache_clear()
-        params = judge_video.JudgeParams(judge_model="openai:m")
-        result = judge_video.judge_shard.fn("s", [(video, 12)], params)
+        mllm_judge._chat.cache_clear()
+        params = mllm_judge.MllmJudgeParams(judge_model="openai:m")
+        result = mllm_judge.mllm_judge_shard.fn("s", [(video, 12)], params)
         asked = len(requests)
-        assert judge_video.judge_shard.fn("s", [(video, 12)], params).reused == 1
+        assert mllm_judge.mllm_judge_shard.fn("s", [(video, 12)], params).reused == 1
         assert len(requests) == asked == 4  # the first to see whether anybody answers
     record = open_ledger().load(result.records)[result.records[0]]
     assert record.scores == {"medical_accuracy[m]": 0, "medical_error_level[m]": 2}
     assert [vote["level"] for vote in record.detail["votes"]] == [2, 0, 3]
-    judge_video._chat.cache_clear()
+    mllm_judge._chat.cache_clear()
     with pytest.raises(ValueError, match="no majority"):
-        judge_video.JudgeParams(judge_votes=2)
+        mllm_judge.MllmJudgeParams(judge_votes=2)
 
 
 def test_videoscore_is_on_record(home: Path, tmp_path: Path, tiny_video_score: Path) -> None:  # noqa: F811
     video = folder_videos("S", write(tmp_path / "p1.mp4", pan(0)).parent, [Prompt("p1", "A liver.")])[0]
-    params = judge_video.JudgeParams(video_score_model=str(tiny_video_score))
-    result = judge_video.score_shard.fn("s", [(video, 12)], params)
-    assert judge_video.score_shard.fn("s", [(video, 12)], params).records == result.records
+    params = mllm_judge.MllmJudgeParams(video_score_model=str(tiny_video_score))
+    result = mllm_judge.video_score_shard.fn("s", [(video, 12)], params)
+    assert mllm_judge.video_score_shard.fn("s", [(video, 12)], params).records == result.records
     record = open_ledger().load(result.records)[result.records[0]]
     assert len(record.scores) == 5 and "videoscore/visual_quality[videoscore]" in record.scores
     assert str(tiny_video_score) not in json.dumps(vars(record))
@@ -361,4 +356,4 @@ def test_what_can_not_work_is_said_before_any_work(systems: Path, home: Path, tm
         ({"videos": [calm], "judge_model": "gpt"}, "a judge is named"),
     ):
         with pytest.raises((RunStopped, ItemFailed), match=told):
-            check(open_ledger(), EvaluateParameters(**arguments))
+            plan_of(open_ledger(), EvaluateParameters(**arguments))

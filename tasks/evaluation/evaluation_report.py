@@ -15,9 +15,14 @@ from typing import Any
 from jinja2 import Environment, PackageLoader, StrictUndefined
 
 from medgen import __version__
+from medgen.canonical import digest_of
 from medgen.errors import ItemFailed, RunStopped
+from medgen.settings import current
 from medgen.store import Store
-from tasks.evaluation.evaluate import NEUTRAL, TERM_MEAN, TERMS, Measured, metric_family
+from tasks.evaluation.evaluate import Report
+from tasks.evaluation.leaderboard import NEUTRAL, TERM_MEAN, TERMS, metric_family
+from tasks.evaluation.measured import Measured
+from tasks.evaluation.tables import is_raw, shown_p, shown_range, shown_value
 
 INLINE_BYTES = 200_000  # a video up to this size goes into the page itself
 INLINE_TOTAL = 12_000_000
@@ -25,9 +30,17 @@ SUFFIXES = {".mp4": "video/mp4", ".m4v": "video/mp4", ".webm": "video/webm", ".m
 CLIPS_SHOWN = 50  # nearest training clips that are copied beside the page
 
 
+def report_path(given: str, content: Report) -> Path:
+    """Where the page goes: as given, a folder getting report.html; or a folder of the installation, by its content."""
+    if not given:
+        return current().home / "evaluations" / digest_of(content)[:16] / "report.html"
+    path = Path(given).expanduser()
+    return path if path.suffix.lower() in (".html", ".htm") else path / "report.html"
+
+
 def write_report(
     path: Path,
-    content: Mapping[str, Any],
+    content: Report,
     measured: Sequence[Measured],
     clips: Mapping[str, str],
     store: Store,
@@ -50,7 +63,7 @@ def write_report(
     try:
         html.parent.mkdir(parents=True, exist_ok=True)
         players = _Players(folder, store)
-        videos = [players.of(one) | {"row": row} for one, row in zip(measured, content["videos"], strict=True)]
+        videos = [players.of(video) | {"row": row} for video, row in zip(measured, content["videos"], strict=True)]
         nearest = players.clips(measured, clips)
         data.write_text(json.dumps(content, indent=1, ensure_ascii=False) + "\n", "utf-8")
         making = html.with_name(f".{html.name}.making")
@@ -63,7 +76,7 @@ def write_report(
     return {"html": html, "json": data, "files": folder}
 
 
-def page(content: Mapping[str, Any], videos: Sequence[Mapping[str, Any]], nearest: Mapping[str, str]) -> str:
+def page(content: Report, videos: Sequence[Mapping[str, Any]], nearest: Mapping[str, str]) -> str:
     """The HTML page. `videos` are the content's rows with `player` and `poster`; `nearest` is clip → its player."""
     environment = Environment(
         loader=PackageLoader("tasks.evaluation", "."), autoescape=True, undefined=StrictUndefined, trim_blocks=True,
@@ -91,35 +104,12 @@ def page(content: Mapping[str, Any], videos: Sequence[Mapping[str, Any]], neares
     )
 
 
-def shown_value(metric: str, value: float | None) -> str:
-    """A value as people read it: parts of one as 0 to 100, like the paper; others as they are."""
-    if value is None:
-        return "–"
-    return f"{value:.3f}" if _raw(metric) else f"{100 * value:.2f}"
-
-
-def shown_range(metric: str, estimate: Mapping[str, Any]) -> str:
-    """An interval, or why there is none."""
-    if estimate["low"] is None:
-        return "one prompt"
-    return f"{shown_value(metric, estimate['low'])} to {shown_value(metric, estimate['high'])}"
-
-
-def shown_p(p: float | None) -> str:
-    """A p-value."""
-    return "–" if p is None else "<0.001" if p < 0.001 else f"{p:.3f}"
-
-
-def _raw(metric: str) -> bool:
-    return metric_family(metric).startswith(("videoscore", "motion_speed", "medical_error_level", "text_alignment"))
-
-
 def _order(metric: str) -> tuple[int, str]:
     family = metric_family(metric)
     return (TERMS.index(family) if family in TERMS else len(TERMS) + (family in NEUTRAL), metric)
 
 
-def leaderboard_plot(content: Mapping[str, Any]) -> bytes:
+def leaderboard_plot(content: Report) -> bytes:
     """PNG: each metric's mean and interval by system."""
     import matplotlib
 
@@ -140,13 +130,13 @@ def leaderboard_plot(content: Mapping[str, Any]) -> bytes:
         for axis in axes.flat[len(metrics) :]:
             axis.set_axis_off()
         for axis, metric in zip(axes.flat, metrics, strict=False):
-            scale = 1 if _raw(metric) else 100
+            scale = 1 if is_raw(metric) else 100
             for place, row in enumerate(reversed(board)):
                 value = row["values"].get(metric)
                 if value is None:
                     continue
                 mean = scale * value["mean"]
-                low, high = (mean if value[k] is None else scale * value[k] for k in ("low", "high"))
+                low, high = (mean if b is None else scale * b for b in (value["low"], value["high"]))
                 colour = "#c0504d" if row["system"] == content["baseline"] else "#1f5f8b"
                 axis.plot([low, high], [place, place], color=colour, linewidth=2, alpha=0.5)
                 axis.plot([mean], [place], "o", color=colour, markersize=5)
@@ -170,28 +160,28 @@ class _Players:
         self.store = store
         self.inlined = 0
 
-    def of(self, one: Measured) -> dict[str, Any]:
+    def of(self, measured: Measured) -> dict[str, Any]:
         """`player` (address or None) and `poster` (address or None) of a video."""
         player = None
-        if one.scores:
+        if measured.scores:
             try:
-                source = one.video.file(self.store)
-                suffix = Path(one.video.name).suffix.lower()
-                player = self._address(source, one.video.sha256, suffix if suffix in SUFFIXES else ".mp4")
+                source = measured.video.file(self.store)
+                suffix = Path(measured.video.name).suffix.lower()
+                player = self._address(source, measured.video.sha256, suffix if suffix in SUFFIXES else ".mp4")
             except (ItemFailed, FileNotFoundError):
                 player = None
         poster = None
-        if one.picture:
-            poster = f"data:image/jpeg;base64,{base64.b64encode(self.store.read(one.picture)).decode()}"
+        if measured.picture:
+            poster = f"data:image/jpeg;base64,{base64.b64encode(self.store.read(measured.picture)).decode()}"
         return {"player": player, "poster": poster}
 
     def clips(self, measured: Sequence[Measured], clips: Mapping[str, str]) -> dict[str, str]:
         """Training clip → address, of those most resembled; near copies first."""
         ranked = sorted(
-            (one.nearest for one in measured if one.nearest),
-            key=lambda found: (not found.near_copy, -found.similarity, found.clip),
+            (video.nearest for video in measured if video.nearest),
+            key=lambda nearest: (not nearest.near_copy, -nearest.similarity, nearest.clip),
         )
-        names = list(dict.fromkeys(found.clip for found in ranked if found.clip in clips))[:CLIPS_SHOWN]
+        names = list(dict.fromkeys(nearest.clip for nearest in ranked if nearest.clip in clips))[:CLIPS_SHOWN]
         return {name: self._address(self.store.path(clips[name]), clips[name], ".mp4") for name in names}
 
     def _address(self, source: Path, sha256: str, suffix: str) -> str:

@@ -9,7 +9,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache, lru_cache, partial
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, NotRequired, TypedDict, cast
 
 from pydantic import ConfigDict, Field
 
@@ -39,14 +39,11 @@ VERSION = 1
 MANY = 24  # a worker takes 12 s of a CPU to import diffusers, a nano video 1 or 2
 
 
-class GenerateParams(GeneratorOptions):
-    """Parameters of generate. 0 (or empty, or a negative guidance) leaves a setting to the model."""
+class GenerationParams(GeneratorOptions):
+    """How videos are generated, by whichever model. 0 (or empty, or a negative guidance) leaves a setting to it."""
 
     model_config = ConfigDict(frozen=True)
 
-    model: str = Field(
-        "", description="medgen:NAME of a model on record, a diffusers folder, or a hub name of a text-to-video model."
-    )
     num_frames: int = Field(0, ge=0, description="Frames of a video; 0: the model's own.")
     height: int = Field(0, ge=0, description="Height in pixels; 0: the model's own.")
     width: int = Field(0, ge=0, description="Width in pixels; 0: the model's own.")
@@ -57,6 +54,55 @@ class GenerateParams(GeneratorOptions):
     fps: float = Field(0.0, ge=0, description="Frames per second of the files; 0: the model's own.")
     seed: int = Field(0, ge=0, lt=2**63, description="Seed of the first video of each prompt.")
     videos_per_prompt: int = Field(1, ge=1, description="Videos of each prompt, with seeds that follow one another.")
+
+
+class GenerateParams(GenerationParams):
+    """Parameters of generate."""
+
+    model_config = ConfigDict(frozen=True)
+
+    model: str = Field(
+        "", description="medgen:NAME of a model on record, a diffusers folder, or a hub name of a text-to-video model."
+    )
+
+
+class GenerateDetail(TypedDict):
+    """Detail of a kept record.
+
+    Args:
+        settings: everything that decides on pixels, beside prompt and seed; and the rate of frames.
+        model: digest; `model_name` is what people call it.
+        frames, height, width, fps: of the file.
+        versions: of the libraries that generated it.
+        trained_on_taken_down: videos of the model's release that were taken down before this one was made.
+    """
+
+    prompt_id: str
+    prompt: str
+    category: str
+    procedure: str
+    seed: int
+    settings: dict[str, Any]
+    model: str
+    model_name: str
+    synthetic: bool
+    frames: int
+    height: int
+    width: int
+    fps: float
+    versions: dict[str, str]
+    trained_on_taken_down: NotRequired[list[str]]
+
+
+class GenerateOutputs(TypedDict):
+    """Outputs of a kept record, role → sha256."""
+
+    video: str
+
+
+def detail_of(record: Record) -> GenerateDetail:
+    """What a kept record holds."""
+    return cast(GenerateDetail, record.detail)
 
 
 @dataclass(frozen=True)
@@ -133,7 +179,8 @@ def generate(work: Work, store: Store, settings: Mapping[str, Any], options: Gen
     except (ValueError, TypeError, KeyError, AttributeError, NotImplementedError) as error:
         # What a pipeline says of arguments that it does not like.
         raise ItemFailed("generation_failed", f"{type(error).__name__}: {error}", later=True) from error
-    told = {
+    settings_used = {**settings, **options.pixel_settings()}
+    embedded = {
         "generator": "medgen",
         "medgen": __version__,
         "synthetic": True,
@@ -141,14 +188,18 @@ def generate(work: Work, store: Store, settings: Mapping[str, Any], options: Gen
         "model_name": access["shown"],
         "prompt": facts["prompt"],
         "seed": facts["seed"],
-        "settings": {**settings, **options.pixel_settings()},
+        "settings": settings_used,
     }
     path = store.scratch(".mp4")
-    write_video(path, frames, settings["fps"], told)
+    write_video(path, frames, settings["fps"], embedded)
     count, height, width = frames.shape[:3]
-    detail = {
-        **{name: facts[name] for name in ("prompt_id", "prompt", "category", "procedure", "seed")},
-        "settings": told["settings"],
+    detail: GenerateDetail = {
+        "prompt_id": facts["prompt_id"],
+        "prompt": facts["prompt"],
+        "category": facts["category"],
+        "procedure": facts["procedure"],
+        "seed": facts["seed"],
+        "settings": settings_used,
         "model": access["digest"],
         "model_name": access["shown"],
         "synthetic": True,
@@ -160,17 +211,17 @@ def generate(work: Work, store: Store, settings: Mapping[str, Any], options: Gen
     }
     if access["taken_down"]:
         detail["trained_on_taken_down"] = list(access["taken_down"])
-    return Outcome("kept", detail=detail, outputs={"video": store.put_file(path, "video/mp4")})
+    return Outcome("kept", detail=dict(detail), outputs={"video": store.put_file(path, "video/mp4")})
 
 
-def step(found: Plan, videos: int) -> Step:
+def step(plan: Plan, videos: int) -> Step:
     """Generate, ready to run with a plan for about so many videos."""
-    params = {**found.settings, **found.options.pixel_settings()}
-    identity = StepIdentity("generate", VERSION, params, {"pipeline": found.digest})
+    params = {**plan.settings, **plan.options.pixel_settings()}
+    identity = StepIdentity("generate", VERSION, params, {"pipeline": plan.digest})
     # One process holds the GPU. On a CPU each worker would load a model of its own, which only many videos repay.
-    several = found.options.device == "cpu" and videos >= MANY
+    several = plan.options.device == "cpu" and videos >= MANY
     where: Literal["inline", "processes"] = "processes" if several else "inline"
-    return Step(identity, partial(generate, settings=dict(found.settings), options=found.options), where)
+    return Step(identity, partial(generate, settings=dict(plan.settings), options=plan.options), where)
 
 
 def generate_videos(
@@ -191,45 +242,45 @@ def generate_videos(
     Raises:
         as `plan`.
     """
-    found = plan(ledger, params)
+    ready = plan(ledger, params)
     wanted: dict[str, tuple[Prompt, int]] = {}
     for prompt in prompts:
         for seed in range(params.seed, params.seed + params.videos_per_prompt):
             wanted.setdefault(f"{prompt.id} {seed}", (prompt, seed))
-    items = [Item(_subject(found, prompt, seed)) for prompt, seed in wanted.values()]
-    works = iter([_work(found, prompt, seed) for prompt, seed in wanted.values()])
+    items = [Item(_subject(ready, prompt, seed)) for prompt, seed in wanted.values()]
+    works = iter([_work(ready, prompt, seed) for prompt, seed in wanted.values()])
 
     def work_of(item: Item, past: Mapping[str, Record]) -> Work:
         return next(works)
 
     if progress:
         return run_shard(
-            step(found, len(items)),
+            step(ready, len(items)),
             items,
             work_of,
             progress=progress,
             retry_quarantined=retry_quarantined,
             ledger=ledger,
         )
-    return run_in_prefect(step(found, len(items)), items, work_of, retry_quarantined=retry_quarantined)
+    return run_in_prefect(step(ready, len(items)), items, work_of, retry_quarantined=retry_quarantined)
 
 
-def _subject(found: Plan, prompt: Prompt, seed: int) -> str:
+def _subject(plan: Plan, prompt: Prompt, seed: int) -> str:
     facts = {
-        "model": found.digest,
+        "model": plan.digest,
         "prompt": prompt.text,
         "seed": seed,
-        "settings": {**found.settings, **found.options.pixel_settings()},
+        "settings": {**plan.settings, **plan.options.pixel_settings()},
     }
     return f"gen-{digest_of(facts)[:32]}"
 
 
-def _work(found: Plan, prompt: Prompt, seed: int) -> Work:
-    stored = found.version is not None
-    parent = found.version.step_run_id if found.version else None
+def _work(plan: Plan, prompt: Prompt, seed: int) -> Work:
+    stored = plan.version is not None
+    parent = plan.version.step_run_id if plan.version else None
     return Work(
-        _subject(found, prompt, seed),
-        inputs={"model": found.digest} if stored else {},
+        _subject(plan, prompt, seed),
+        inputs={"model": plan.digest} if stored else {},
         parents={"model": parent} if parent is not None else {},
         context={
             "prompt": prompt.text,
@@ -239,10 +290,10 @@ def _work(found: Plan, prompt: Prompt, seed: int) -> Work:
             "seed": seed,
         },
         access={
-            "folder": str(found.folder),
-            "digest": found.digest,
-            "shown": found.shown,
-            "taken_down": list(found.taken_down),
+            "folder": str(plan.folder),
+            "digest": plan.digest,
+            "shown": plan.shown,
+            "taken_down": list(plan.taken_down),
         },
     )
 
@@ -259,7 +310,8 @@ def hand_out(store: Store, records: Sequence[Record], folder: Path) -> list[Path
     try:
         folder.mkdir(parents=True, exist_ok=True)
         for record in records:
-            target = folder / f"{record.detail['prompt_id']}-seed{record.detail['seed']}.mp4"
+            detail = detail_of(record)
+            target = folder / f"{detail['prompt_id']}-seed{detail['seed']}.mp4"
             making = target.with_name(f".{target.name}.making")
             shutil.copyfile(store.path(record.outputs["video"]), making)
             making.replace(target)

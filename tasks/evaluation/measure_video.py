@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from statistics import median
-from typing import Any
+from typing import Any, TypedDict, cast
 
 import numpy as np
 from pydantic import BaseModel, ConfigDict, Field
@@ -15,7 +15,7 @@ from safetensors.numpy import save
 
 from medgen.canonical import rounded
 from medgen.errors import ItemFailed
-from medgen.ledger import Outcome, StepIdentity, Work
+from medgen.ledger import Outcome, Record, StepIdentity, Work
 from medgen.media import Limits, Picture, pictures
 from medgen.shard import Item, ShardResult, Step
 from medgen.store import Store
@@ -26,6 +26,7 @@ from models.metrics.suite import Backbones, TooShort, jpeg, load_suite
 from models.metrics.trace import Trace
 from tasks.prefect_step import run_in_prefect, step_task
 
+STEP = "measure_video"
 MAX_FPS = 240.0
 FRAMES_FOR_RATE = 16
 
@@ -67,6 +68,27 @@ class MeasureParams(BaseModel):
             interpolator=self.metric_interpolator,
             text=self.metric_text,
         )
+
+
+class MeasureDetail(TypedDict):
+    """Detail of a kept record: number of frames, frames per second, size in pixels."""
+
+    frames: int
+    fps: float
+    width: int
+    height: int
+
+
+class MeasureOutputs(TypedDict):
+    """Outputs of a kept record, role → sha256."""
+
+    trace: str
+    picture: str
+
+
+def detail_of(record: Record) -> MeasureDetail:
+    """What a kept record holds."""
+    return cast(MeasureDetail, record.detail)
 
 
 @dataclass(frozen=True)
@@ -126,20 +148,25 @@ def measure_video(work: Work, store: Store, params: MeasureParams) -> Outcome:
             yield picture.rgb()
 
     try:
-        found = load_suite(params.backbones()).measure(frames(), fps, work.context.get("prompt", ""))
+        measures = load_suite(params.backbones()).measure(frames(), fps, work.context.get("prompt", ""))
     except TooShort as error:
         return Outcome("rejected", "too_few_frames", {"message": str(error)}, decodes=1)
     except ValueError as error:
         raise ItemFailed("size_changes", str(error)) from error
-    detail = {"frames": found.frames, "fps": rounded(fps, 3), "width": found.width, "height": found.height}
+    detail: MeasureDetail = {
+        "frames": measures.frames,
+        "fps": rounded(fps, 3),
+        "width": measures.width,
+        "height": measures.height,
+    }
     return Outcome(
         "kept",
-        detail=detail,
-        scores=found.scores,
-        score_models=found.models,
+        detail=dict(detail),
+        scores=measures.scores,
+        score_models=measures.models,
         outputs={
-            "trace": store.put_bytes(packed(found.trace), "application/vnd.safetensors"),
-            "picture": store.put_bytes(jpeg(found.picture), "image/jpeg"),
+            "trace": store.put_bytes(packed(measures.trace), "application/vnd.safetensors"),
+            "picture": store.put_bytes(jpeg(measures.picture), "image/jpeg"),
         },
         decodes=1,
     )
@@ -183,11 +210,11 @@ def step(params: MeasureParams) -> Step:
         else shown_name(value) if isinstance(value, str) and value else value
         for name, value in params.model_dump(mode="json").items()
     }  # fmt: skip
-    identity = StepIdentity("measure_video", 1, shown, params.backbones().digests())
+    identity = StepIdentity(STEP, 1, shown, params.backbones().digests())
     return Step(identity, partial(measure_video, params=params), "processes", params.measure_limit_s)
 
 
-@step_task("measure_video", "cpu")
+@step_task(STEP, "cpu")
 def measure_shard(
     label: str, videos: Sequence[Video], params: MeasureParams, retry_quarantined: bool = False
 ) -> ShardResult:

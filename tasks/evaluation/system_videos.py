@@ -84,13 +84,13 @@ def videos_of(ledger: Ledger, label: str, source: str, prompts: Sequence[Prompt]
     """
     model: str | None = None
     if source.startswith(ON_RECORD):
-        model, found = _on_record(ledger, source.removeprefix(ON_RECORD))
+        model, candidates = _on_record(ledger, source.removeprefix(ON_RECORD))
         left_out: dict[str, str] = {}
     else:
-        found, left_out = _in_folder(Path(source), prompts)
+        candidates, left_out = _in_folder(Path(source), prompts)
     by_text = {prompt.text: prompt for prompt in prompts}
     videos: dict[str, SystemVideo] = {}
-    for video in found:
+    for video in candidates:
         text = video.prompt.text
         if by_text and text not in by_text:
             left_out[video.path.name] = "its prompt is not among the prompts"
@@ -143,6 +143,7 @@ def _on_record(ledger: Ledger, name: str) -> tuple[str, list[SystemVideo]]:
 
 def _in_folder(source: Path, prompts: Sequence[Prompt]) -> tuple[list[SystemVideo], dict[str, str]]:
     by_id = {prompt.id: prompt for prompt in prompts}
+    table: Path | None
     if source.is_file() and source.suffix.lower() in TABLE_SUFFIXES:
         folder, table = source.parent, source
     elif source.is_dir():
@@ -151,17 +152,17 @@ def _in_folder(source: Path, prompts: Sequence[Prompt]) -> tuple[list[SystemVide
         raise ItemFailed("bad_videos", f"{source} is no folder of videos, and no .csv, .jsonl or .json that lists some")
     videos: list[SystemVideo] = []
     left_out: dict[str, str] = {}
-    told: list[tuple[Path, Prompt | str]] = []
+    listed: list[tuple[Path, Prompt | str]] = []
     if table is not None:
         for row, where in _rows(table):
             name = next((str(row[c]) for c in FILE_COLUMNS if row.get(c) not in (None, "")), "")
             if not name:
                 raise ItemFailed("bad_videos", f"{where}: no file; name the column one of {', '.join(FILE_COLUMNS)}")
-            told.append((_inside(folder, name, where), _prompt(row, by_id)))
+            listed.append((_inside(folder, name, where), _prompt(row, by_id)))
     else:
         files = sorted(p for p in folder.rglob("*") if p.suffix.lower() in VIDEO_SUFFIXES and p.is_file())
-        told = [(path, _embedded(path, by_id) or _named(path, by_id)) for path in files]
-    for path, prompt in told:
+        listed = [(path, _embedded(path, by_id) or _named(path, by_id)) for path in files]
+    for path, prompt in listed:
         if isinstance(prompt, str):
             left_out[path.name] = prompt
         elif not path.is_file():
@@ -177,7 +178,7 @@ def _table_in(folder: Path) -> Path | None:
     if len(tables) > 1 and not named:
         names = ", ".join(p.name for p in tables[:10])
         raise ItemFailed("bad_videos", f"{folder} holds several tables ({names}): name the one that lists the videos")
-    return (named or tables or [None])[0]
+    return next(iter(named or tables), None)
 
 
 def _rows(table: Path) -> list[tuple[dict[str, Any], str]]:
@@ -196,7 +197,7 @@ def _rows(table: Path) -> list[tuple[dict[str, Any], str]]:
                 # file → prompt, or an object that holds the list
                 lists = [value for value in rows.values() if isinstance(value, list)]
                 plain = all(isinstance(value, str) for value in rows.values())
-                rows = [{"file": f, "prompt": p} for f, p in rows.items()] if plain else (lists or [None])[0]
+                rows = [{"file": f, "prompt": p} for f, p in rows.items()] if plain else next(iter(lists), None)
     except (ValueError, RecursionError, csv.Error, OSError) as error:
         raise ItemFailed("bad_videos", f"{table} can't be read: {error}") from error
     if not isinstance(rows, list) or not all(isinstance(row, dict) for row in rows):
@@ -223,8 +224,8 @@ def _embedded(path: Path, by_id: Mapping[str, Prompt]) -> Prompt | None:
         record = json.loads(comment) if 0 < len(comment) <= MAX_COMMENT else None
     except (av.error.FFmpegError, ValueError, RecursionError, OSError):
         return None
-    found = _prompt(record, by_id) if isinstance(record, dict) else None
-    return found if isinstance(found, Prompt) else None
+    prompt = _prompt(record, by_id) if isinstance(record, dict) else None
+    return prompt if isinstance(prompt, Prompt) else None
 
 
 def _named(path: Path, by_id: Mapping[str, Prompt]) -> Prompt | str:

@@ -1,19 +1,21 @@
 """Trace clip: what a training clip looks like over time, so that generated videos can be compared with it."""
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from functools import cache, partial
 
+import numpy as np
 from pydantic import BaseModel, ConfigDict, Field
 
 from medgen.canonical import digest_of
 from medgen.errors import ItemFailed
 from medgen.ledger import Ledger, Outcome, StepIdentity, Work
-from medgen.media import Limits, evenly_spaced, pictures
+from medgen.media import Limits, Picture, evenly_spaced, pictures
 from medgen.shard import Item, ShardResult, Step
 from medgen.store import Store
 from models.encoders import MOBILENET, Encoder, encoder_digest, load_encoder
+from models.metrics.suite import TRACE_SIDE
 from models.metrics.trace import GREY_EVERY_S, TRACE, TRACE_FRAMES, Trace, grey_of, shrunk, trace
-from tasks.evaluation.measure_video import packed, rate, unpacked
+from tasks.evaluation.measure_video import MeasureDetail, packed, rate, unpacked
 from tasks.prefect_step import run_in_prefect, step_task
 from tasks.training.released import ReleasedClip
 
@@ -33,13 +35,20 @@ class TraceParams(BaseModel):
     )
 
 
+def trace_params(measured: Iterable[MeasureDetail]) -> TraceParams:
+    """The parameters by which clips become as large as the smallest of the measured videos."""
+    sides = [max(detail["width"], detail["height"]) for detail in measured]
+    return TraceParams(trace_side=max(32, min([TRACE_SIDE, *sides])))
+
+
 def trace_clip(work: Work, store: Store, params: TraceParams) -> Outcome:
     """Traces one clip. Output `trace`, as of measure video.
 
     Raises:
         ItemFailed: as `medgen.media.pictures`; undecodable.
     """
-    small, times = [], []
+    small: list[np.ndarray] = []
+    times: list[Picture] = []
     for picture in pictures(store.path(work.inputs["clip"]), Limits()):
         small.append(shrunk(picture.rgb(), max(params.trace_side, 160)))
         if len(times) < 16:
@@ -78,5 +87,5 @@ def trace_shard(
 
 def read_traces(ledger: Ledger, records: Sequence[int]) -> dict[str, Trace]:
     """subject → trace of the records that have one. Raises as `Store.path`; ItemFailed: bad_trace."""
-    found = ledger.load(records).values()
-    return {r.subject: unpacked(ledger.store.path(r.outputs["trace"])) for r in found if "trace" in r.outputs}
+    loaded = ledger.load(records).values()
+    return {r.subject: unpacked(ledger.store.path(r.outputs["trace"])) for r in loaded if "trace" in r.outputs}

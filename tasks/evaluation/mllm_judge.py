@@ -1,24 +1,25 @@
-"""Judge video: two opinions on a video that large models give, medical accuracy by a rubric and VideoScore.
+"""Multimodal LLMs judge a video: medical accuracy by a rubric, and the ratings of VideoScore.
 
 Both are off unless a model is named, and neither is the same as asking people.
 """
 
 from collections.abc import Sequence
 from functools import cache, partial
-from typing import Any
+from typing import TypedDict, cast
 
 import numpy as np
 from pydantic import BaseModel, ConfigDict, Field, field_validator
 
 from medgen.canonical import rounded
 from medgen.errors import ItemFailed
-from medgen.ledger import Outcome, StepIdentity, Work
+from medgen.ledger import Outcome, Record, StepIdentity, Work
 from medgen.media import Limits, evenly_spaced, pictures
 from medgen.settings import current
 from medgen.shard import Item, ShardResult, Step
 from medgen.store import Store
 from models import ModelUnavailable
 from models.captioning.captioner import OPENAI_PREFIX, TRANSFORMERS_PREFIX, CaptionUnavailable
+from models.captioning.chat import Chat
 from models.encoders import shown_name
 from models.metrics.medical_judge import ERROR_FROM, JUDGED_FRAMES, RUBRIC, judge, judge_digest
 from models.metrics.trace import shrunk
@@ -26,13 +27,14 @@ from models.metrics.video_score import SCORED_FRAMES, VideoScore, video_score_di
 from tasks.evaluation.measure_video import MAX_FPS, Video, video_file
 from tasks.prefect_step import run_in_prefect, step_task
 
+STEP = "judge_video"
 KEPT_SIDE = 980  # the longest side that Idefics2 takes; the judge sees less
 MAX_S = 120.0
 ACCURACY = "medical_accuracy"
 LEVEL = "medical_error_level"
 
 
-class JudgeParams(BaseModel):
+class MllmJudgeParams(BaseModel):
     """Parameters of the judge of medical accuracy and of VideoScore."""
 
     model_config = ConfigDict(frozen=True)
@@ -54,7 +56,31 @@ class JudgeParams(BaseModel):
         return votes
 
 
-def judge_video(work: Work, store: Store, params: JudgeParams) -> Outcome:
+class VoteRow(TypedDict):
+    """One vote; see `models.metrics.medical_judge.Vote`."""
+
+    level: int
+    kinds: list[str]
+    reason: str
+
+
+class MllmJudgeDetail(TypedDict):
+    """Detail of a kept record of the judge: its votes, how many could not be used, and what they were asked by."""
+
+    votes: list[VoteRow]
+    unusable: int
+    rubric: str
+    wrong_from: int
+    tokens_in: int
+    tokens_out: int
+
+
+def detail_of(record: Record) -> MllmJudgeDetail:
+    """What a kept record of the judge holds."""
+    return cast(MllmJudgeDetail, record.detail)
+
+
+def mllm_judge(work: Work, store: Store, params: MllmJudgeParams) -> Outcome:
     """Asks the judge about one video. Scores: medical_accuracy (0 or 1) and medical_error_level (0 to 3).
 
     Raises:
@@ -63,24 +89,24 @@ def judge_video(work: Work, store: Store, params: JudgeParams) -> Outcome:
     chat = _chat(params)
     frames = spread_frames(work, store, JUDGED_FRAMES)
     try:
-        found = judge(chat, frames, work.context["prompt"], params.judge_votes)
+        verdict = judge(chat, frames, work.context["prompt"], params.judge_votes)
     except CaptionUnavailable as error:
         raise ItemFailed("judge_unavailable", str(error), transient=error.transient) from error
     names = judged_names(params.judge_model)
-    values = {names[0]: 0.0 if found.wrong else 1.0, names[1]: float(found.level)}
+    values = {names[0]: 0.0 if verdict.wrong else 1.0, names[1]: float(verdict.level)}
     digest = judge_digest(chat.digest, params.judge_votes)
-    detail = {
-        "votes": [vote.model_dump() for vote in found.votes],
-        "unusable": found.unusable,
+    detail: MllmJudgeDetail = {
+        "votes": [{"level": vote.level, "kinds": list(vote.kinds), "reason": vote.reason} for vote in verdict.votes],
+        "unusable": verdict.unusable,
         "rubric": RUBRIC,
         "wrong_from": ERROR_FROM,
-        "tokens_in": found.tokens_in,
-        "tokens_out": found.tokens_out,
+        "tokens_in": verdict.tokens_in,
+        "tokens_out": verdict.tokens_out,
     }
-    return Outcome("kept", detail=detail, scores=values, score_models=dict.fromkeys(values, digest), decodes=1)
+    return Outcome("kept", detail=dict(detail), scores=values, score_models=dict.fromkeys(values, digest), decodes=1)
 
 
-def score_video(work: Work, store: Store, params: JudgeParams) -> Outcome:
+def video_score(work: Work, store: Store, params: MllmJudgeParams) -> Outcome:
     """Asks VideoScore about one video. Scores: its five dimensions. Raises ItemFailed as `medgen.media.pictures`."""
     frames = spread_frames(work, store, SCORED_FRAMES)
     ratings = _video_score(params.video_score_model).scores(frames, work.context["prompt"])
@@ -113,13 +139,13 @@ def spread_frames(work: Work, store: Store, count: int) -> list[np.ndarray]:
 
 
 @cache
-def _chat(params: JudgeParams) -> Any:
+def _chat(params: MllmJudgeParams) -> Chat:
     """Raises ModelUnavailable when it can't be asked; once for a process, so that no work begins."""
     name = params.judge_model
     if name.startswith(TRANSFORMERS_PREFIX):
         from models.captioning.local_chat import LocalChat
 
-        chat: Any = LocalChat(name.removeprefix(TRANSFORMERS_PREFIX), 1)
+        chat: Chat = LocalChat(name.removeprefix(TRANSFORMERS_PREFIX), 1)
     elif name.startswith(OPENAI_PREFIX):
         from models.captioning.openai_chat import OpenAIChat
 
@@ -143,17 +169,17 @@ def _video_score(name: str) -> VideoScore:
     return VideoScore(name)
 
 
-def judge_step(params: JudgeParams) -> Step:
+def mllm_judge_step(params: MllmJudgeParams) -> Step:
     """The judge, ready to run. Raises ModelUnavailable, ValueError."""
     digest = judge_digest(_chat(params).digest, params.judge_votes)
-    identity = StepIdentity("judge_video", 1, {"judge_votes": params.judge_votes}, {"judge": digest})
-    return Step(identity, partial(judge_video, params=params), "threads")
+    identity = StepIdentity(STEP, 1, {"judge_votes": params.judge_votes}, {"judge": digest})
+    return Step(identity, partial(mllm_judge, params=params), "threads")
 
 
-def score_step(params: JudgeParams) -> Step:
+def video_score_step(params: MllmJudgeParams) -> Step:
     """VideoScore, ready to run: in this process, because one copy of its weights is enough."""
     identity = StepIdentity("video_score", 1, {}, {"video_score": video_score_digest(params.video_score_model)})
-    return Step(identity, partial(score_video, params=params), "inline")
+    return Step(identity, partial(video_score, params=params), "inline")
 
 
 def _run(step: Step, videos: Sequence[tuple[Video, int]], retry_quarantined: bool) -> ShardResult:
@@ -162,17 +188,17 @@ def _run(step: Step, videos: Sequence[tuple[Video, int]], retry_quarantined: boo
     return run_in_prefect(step, items, lambda item, past: next(works), retry_quarantined=retry_quarantined)
 
 
-@step_task("judge_video", "network")
-def judge_shard(
-    label: str, videos: Sequence[tuple[Video, int]], params: JudgeParams, retry_quarantined: bool = False
+@step_task(STEP, "network")
+def mllm_judge_shard(
+    label: str, videos: Sequence[tuple[Video, int]], params: MllmJudgeParams, retry_quarantined: bool = False
 ) -> ShardResult:
     """Asks the judge about videos, each with its number of frames; the records' ids come in their order."""
-    return _run(judge_step(params), videos, retry_quarantined)
+    return _run(mllm_judge_step(params), videos, retry_quarantined)
 
 
 @step_task("video_score", "gpu")
-def score_shard(
-    label: str, videos: Sequence[tuple[Video, int]], params: JudgeParams, retry_quarantined: bool = False
+def video_score_shard(
+    label: str, videos: Sequence[tuple[Video, int]], params: MllmJudgeParams, retry_quarantined: bool = False
 ) -> ShardResult:
     """Asks VideoScore about videos, each with its number of frames; the records' ids come in their order."""
-    return _run(score_step(params), videos, retry_quarantined)
+    return _run(video_score_step(params), videos, retry_quarantined)

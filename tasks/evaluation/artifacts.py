@@ -1,0 +1,31 @@
+"""What Prefect's UI shows of an evaluation: leaderboard, paired tests, counts and where the report lies."""
+
+from collections.abc import Mapping
+from typing import Any
+
+from prefect.artifacts import create_markdown_artifact, create_table_artifact
+
+from tasks.evaluation.tables import leaderboard_rows, paired_rows
+
+
+def show_evaluation(summary: Mapping[str, Any]) -> None:
+    """Makes the artifacts of a flow run.
+
+    Args:
+        summary: as the flow returns it.
+    """
+    create_table_artifact(leaderboard_rows(summary["leaderboard"]), key="leaderboard", description="Systems compared.")
+    if summary["paired"]:
+        create_table_artifact(paired_rows(summary["paired"]), key="paired", description="Against the baseline.")
+    lines = [
+        "# Evaluation",
+        f"report: `{summary['report']['html']}`",
+        f"executed {summary['executed']}, reused {summary['reused']}, videos decoded {summary['decodes']}; "
+        f"{len(summary['failures'])} videos not measured, {len(summary['not_generated'])} not generated",
+    ]
+    for name, probe in summary["retrieval"].items():
+        lines.append(
+            f"retrieval of the own category, `{name}`: {probe['accuracy']:.3f} ({probe['low']:.3f} to "
+            f"{probe['high']:.3f}), chance {probe['chance']:.3f}"
+        )
+    create_markdown_artifact("\n\n".join(lines) + "\n", key="evaluation", description="What this evaluation found.")
