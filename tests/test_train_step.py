@@ -20,8 +20,10 @@ from medgen.verify import verify
 from models.training.config import TrainConfig
 from models.training.job import read_rows
 from tasks.training import train
+from tasks.training.job_folder import working_folder
 from tasks.training.model_files import model_folder
 from tasks.training.model_lineage import models_of, trained_by
+from tasks.training.process import TrainingEnded
 from tests.conftest import ROOT
 from tests.made_release import made_release, put_encoded
 from tests.tiny_wan import made_up_samples, tiny_base, tiny_config, tiny_job
@@ -63,7 +65,7 @@ def test_killed_and_run_again_is_the_same_model(home, tmp_path, monkeypatch):
     ledger = open_ledger()
     changes = ["max_train_steps=200", "validation_steps=100"]
     identity, work, params = arrange(ledger, tmp_path, changes)
-    folder = train.working_folder(identity.key(work))
+    folder = working_folder(identity.key(work))
     process = subprocess.Popen(
         [sys.executable, "-c", RUN, str(tmp_path), *changes], cwd=ROOT, env=os.environ | {"PYTHONPATH": str(ROOT)}
     )
@@ -134,7 +136,7 @@ def test_what_stops_a_run(home, tmp_path, monkeypatch):
         [r for i, r in ledger.load(work.parents.values()).items() if r.step == "encode"],
         ledger.load([empty])[empty], wild,
     )  # fmt: skip
-    with pytest.raises(train.TrainingEnded, match="lower learning_rate"):
+    with pytest.raises(TrainingEnded, match="lower learning_rate"):
         train.train(ledger, identity, work, wild)
     with pytest.raises(ValueError, match="no field 'leraning_rate'"):
         train.TrainParams(overrides=("leraning_rate=1",))

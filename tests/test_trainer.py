@@ -28,7 +28,7 @@ from models.training.flow_matching import draw_sigma, generator, noised, shifted
 from models.training.job import LORA_FILE, TrainJob, read_rows, split_by_video
 from models.training.samples import NothingToTrainOn, batch_order
 from models.training.trainer import Trained, Trainer
-from tasks.training.train import TrainParams, training_command
+from tasks.training.process import training_command
 from tests.conftest import ROOT
 from tests.tiny_wan import SHAPE, made_up_samples, tiny_base, tiny_config, tiny_job
 
@@ -215,7 +215,7 @@ def test_processes_do_not_change_the_curve(tmp_path, base, samples):
     changes = {"training": "lora", "max_train_steps": 6, "gradient_accumulation_steps": 2, "checkpointing_steps": 4}
     one = Trainer(tiny_job(tmp_path / "one", base, samples, **changes)).run()
     two = tiny_job(tmp_path / "two", base, samples, **changes, num_processes=2, train_batch_size=2)
-    command = training_command(two, TrainParams(overrides=("num_processes=2",)))
+    command = training_command(two, "")
     launched(two, command[1:-1])
     as_alone(one, two)
     # The same with weights, gradients and moments in shards (FSDP 2), from where the others had got to.

@@ -103,8 +103,9 @@ def read_frames(data: bytes) -> list[np.ndarray]:
     samples: dict[int, dict[int, np.ndarray]] = {}
     for name, jpeg in load(data).items():
         variant, number = map(int, name.split("/"))
-        picture = cv2.cvtColor(cv2.imdecode(jpeg, cv2.IMREAD_COLOR), cv2.COLOR_BGR2RGB)
-        samples.setdefault(variant, {})[number] = picture
+        picture = cv2.imdecode(jpeg, cv2.IMREAD_COLOR)
+        assert picture is not None, f"{name} is no JPEG"
+        samples.setdefault(variant, {})[number] = cv2.cvtColor(picture, cv2.COLOR_BGR2RGB)
     return [np.stack([frames[n] for n in sorted(frames)]) for _, frames in sorted(samples.items())]
 
 

@@ -70,7 +70,7 @@ def training_sources(ledger: Ledger, model: str) -> frozenset[str] | None:
     found: set[str] = set()
     known = False
     with Session(ledger.engine) as session:
-        todo, seen = [model], set()
+        todo, seen = [model], set[str]()
         while todo and len(seen) < DEEPEST:
             digest = todo.pop()
             seen.add(digest)

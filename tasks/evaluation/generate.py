@@ -17,7 +17,7 @@ from medgen import __version__
 from medgen.canonical import digest_of
 from medgen.catalog import ModelVersion
 from medgen.errors import ItemFailed, RunStopped
-from medgen.ledger import Ledger, Outcome, Record, StepIdentity, Work
+from medgen.ledger import Ledger, Outcome, Record, StepIdentity, Work, open_ledger
 from medgen.shard import Item, ShardResult, Step, run_shard
 from medgen.store import Store
 from medgen.video_file import write_video
@@ -326,8 +326,6 @@ def generate_shard(
     label: str, prompts: Sequence[Prompt], params: GenerateParams, retry_quarantined: bool = False
 ) -> ShardResult:
     """Makes the videos of prompts."""
-    from medgen.ledger import open_ledger
-
     return generate_videos(open_ledger(), prompts, params, retry_quarantined=retry_quarantined)
 
 

@@ -6,9 +6,10 @@ training holds out, nobody's VAE sees either.
 
 import tempfile
 from collections.abc import Callable, Sequence
-from concurrent.futures import as_completed
+from concurrent.futures import Future, as_completed
 from functools import partial
 from pathlib import Path
+from typing import TypedDict, cast
 
 import numpy as np
 from prefect.runtime import flow_run
@@ -22,7 +23,7 @@ from medgen.ledger import Ledger, Outcome, Record, StepIdentity, Work, open_ledg
 from medgen.settings import current
 from medgen.shard import worker_pool
 from models.generation.video_diffusion import save_pipeline
-from models.training.clip_frames import Geometry, best_fit, read_frames
+from models.training.clip_frames import Geometry, read_frames
 from models.training.holdout import held_out
 from models.training.nano import FPS, FRAMES, HEIGHT, NANO, SAMPLING, TRANSFORMER, VAE, WIDTH, untrained_pipeline
 from models.training.nano import text_encoder_folder as text_encoder
@@ -54,6 +55,36 @@ class BaseModelParams(BaseModel):
     )
 
 
+class BaseModelDetail(TypedDict):
+    """Detail of the record.
+
+    Args:
+        model: digest; `name` is what people call it.
+        psnr_db: of the VAE on clips that it was trained on; `psnr_start_db` of the transform coder that it started as,
+            `psnr_held_out_db` on clips of held-out videos, None without any.
+        loss: mean over the last 20 steps; None without any.
+        left_out: clip id → why it can't be read.
+        threads: of the VAE's training.
+    """
+
+    model: str
+    name: str
+    release: str
+    psnr_db: float
+    psnr_start_db: float
+    psnr_held_out_db: float | None
+    loss: float | None
+    clips: int
+    held_out_clips: int
+    left_out: dict[str, str]
+    threads: int
+
+
+def detail_of(record: Record) -> BaseModelDetail:
+    """What the record of a base holds."""
+    return cast(BaseModelDetail, record.detail)
+
+
 def base_model(
     ledger: Ledger,
     release: str,
@@ -62,11 +93,9 @@ def base_model(
     *,
     flow_run_id: str | None = None,
 ) -> Record:
-    """The record of the nano base of a release; it is made unless it is there already.
+    """The record of the nano base of a release; the base is made unless the record stands already.
 
-    Outputs: manifest and files of an ordinary diffusers folder. Detail: model (digest), name, psnr_db on clips that the
-    VAE was trained on, psnr_held_out_db on clips of held-out videos (null without any), psnr_start_db of the
-    transform coder that it started as, clips left out with the reason.
+    Outputs: manifest and files of an ordinary diffusers folder.
 
     Args:
         progress: called with (stage, done, total).
@@ -116,8 +145,7 @@ def base_model(
 
 def _fits(clip: ReleasedClip) -> bool:
     """Whether training would take the clip, as encode decides; else the choice of held-out videos would differ."""
-    size = {"duration_s": clip.duration_s, "width": clip.width, "height": clip.height}
-    return bool(clip.brief.strip() and clip.detailed.strip() and best_fit([GEOMETRY], FPS, **size))
+    return bool(clip.brief.strip() and clip.detailed.strip() and clip.best_fit([GEOMETRY], FPS))
 
 
 def _chosen(clips: Sequence[ReleasedClip], params: BaseModelParams) -> list[ReleasedClip]:
@@ -133,7 +161,7 @@ def _read(
     left_out: dict[str, str] = {}
     pool = worker_pool(min(current().workers, len(clips)))
     try:
-        jobs = {
+        jobs: dict[Future[np.ndarray], str] = {
             pool.schedule(
                 read_frames, args=(ledger.store.path(c.sha256), GEOMETRY, FPS, c.duration_s), timeout=CLIP_LIMIT_S
             ): c.clip_id
@@ -148,7 +176,7 @@ def _read(
                 left_out[jobs[job]] = f"time_limit: decoding took longer than {CLIP_LIMIT_S:.0f} s"
             progress("decode", len(frames) + len(left_out), len(clips))
     finally:
-        pool.stop()
+        pool.stop()  # type: ignore[no-untyped-call]  # pebble's annotations leave it out
         pool.join()
     return frames, dict(sorted(left_out.items()))
 
@@ -195,7 +223,7 @@ def _made(
         checkpoint_sha256=digest,
         release_name=release,
     )
-    detail = {
+    detail: BaseModelDetail = {
         "model": digest,
         "name": version.name,
         "release": release,
@@ -208,7 +236,13 @@ def _made(
         "left_out": left_out,
         "threads": params.vae_threads,
     }
-    return Outcome("kept", detail=detail, outputs=stored.outputs(), rows=[version], decodes=len(shown) + len(kept_back))
+    return Outcome(
+        "kept",
+        detail=dict(detail),
+        outputs=stored.outputs(),
+        rows=[version],
+        decodes=len(shown) + len(kept_back),
+    )
 
 
 def _text_encoder_digest() -> str:

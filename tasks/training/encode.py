@@ -11,16 +11,17 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cache, partial
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, TypedDict
 
 import numpy as np
 from pydantic import BaseModel, ConfigDict, Field, field_validator
 
-from medgen.ledger import Ledger, Outcome, Record, StepIdentity, Work
+from medgen.ledger import Ledger, Outcome, Record, StepIdentity, Work, open_ledger
 from medgen.shard import Item, ShardResult, Step, run_shard
 from medgen.store import Store
 from models.generation.video_diffusion import encode_frames, encode_texts, open_pipeline, part_digests
 from models.training.clip_frames import best_fit, read_frames, read_geometries
+from models.training.config import TrainConfig
 from tasks.prefect_step import run_in_prefect, step_task
 from tasks.training.released import ReleasedClip, released_clips
 
@@ -48,6 +49,37 @@ class EncodeParams(BaseModel):
     @classmethod
     def _buckets(cls, text: str) -> str:
         return ",".join(str(geometry) for geometry in read_geometries(text))
+
+    @classmethod
+    def of(cls, config: TrainConfig) -> "EncodeParams":
+        """How clips are encoded for a training."""
+        return cls(
+            buckets=config.buckets,
+            fps=config.fps,
+            max_sequence_length=config.max_sequence_length,
+            latents_dtype="bfloat16" if config.mixed_precision == "bf16" else "float32",
+        )
+
+
+class EncodeDetail(TypedDict):
+    """Detail of a kept record: frames x height x width, shape of the latents, tokens by caption, device."""
+
+    geometry: str
+    latents: list[int]
+    tokens: dict[str, int]
+    device: str
+
+
+class EncodeOutputs(TypedDict):
+    """Outputs of a kept record, role → sha256."""
+
+    latents: str
+
+
+class EmptyTextOutputs(TypedDict):
+    """Outputs of the record of the empty caption, role → sha256."""
+
+    empty: str
 
 
 def encode(work: Work, store: Store, params: EncodeParams) -> Outcome:
@@ -85,13 +117,13 @@ def encode(work: Work, store: Store, params: EncodeParams) -> Outcome:
     }
     tensors = {"latents": latents, "brief": brief, "detailed": detailed}
     artifact = store.put_bytes(_safetensors(tensors, metadata, params.latents_dtype), MEDIA_TYPE)
-    detail = {
+    kept: EncodeDetail = {
         "geometry": str(geometry),
         "latents": list(latents.shape),
         "tokens": {"brief": len(brief), "detailed": len(detailed)},
         "device": model.device,
     }
-    return Outcome("kept", detail=detail, outputs={"latents": artifact}, decodes=1)
+    return Outcome("kept", detail=dict(kept), outputs={"latents": artifact}, decodes=1)
 
 
 def encode_empty(work: Work, store: Store, params: EncodeParams) -> Outcome:
@@ -103,8 +135,8 @@ def encode_empty(work: Work, store: Store, params: EncodeParams) -> Outcome:
 
 def step(params: EncodeParams, base: Path) -> Step:
     """Encode, ready to run with the VAE and text encoder of a pipeline's folder."""
-    found = part_digests(base, ["vae", "text_encoder", "tokenizer"])
-    identity = StepIdentity("encode", 1, params.model_dump(mode="json"), found)
+    models = part_digests(base, ["vae", "text_encoder", "tokenizer"])
+    identity = StepIdentity("encode", 1, params.model_dump(mode="json"), models)
     # One process holds the GPU: threads decode for it. Without one, each process has its own small models.
     where: Literal["threads", "processes"] = "threads" if _device(params) == "cuda" else "processes"
     return Step(identity, partial(encode, params=params), where, TIME_LIMIT_S)
@@ -160,11 +192,11 @@ def _encode_clips(
 
 def empty_text(ledger: Ledger, base: Path, params: EncodeParams) -> Record:
     """The record whose output `empty` is the empty caption's embedding by the base's text encoder."""
-    found = part_digests(base, ["text_encoder", "tokenizer"])
-    identity = StepIdentity(EMPTY, 1, {"max_sequence_length": params.max_sequence_length}, found)
-    one = Step(identity, partial(encode_empty, params=params), "inline")
+    models = part_digests(base, ["text_encoder", "tokenizer"])
+    identity = StepIdentity(EMPTY, 1, {"max_sequence_length": params.max_sequence_length}, models)
+    step = Step(identity, partial(encode_empty, params=params), "inline")
     result = run_shard(
-        one, [Item(EMPTY)], lambda item, past: Work(item.subject, access={"base": str(base)}), ledger=ledger
+        step, [Item(EMPTY)], lambda item, past: Work(item.subject, access={"base": str(base)}), ledger=ledger
     )
     return ledger.load(result.records)[result.records[0]]
 
@@ -179,8 +211,6 @@ def encode_shard(
     part: tuple[int, int] = (0, 1),
 ) -> ShardResult:
     """Encodes the clips of a release, or every n-th of them."""
-    from medgen.ledger import open_ledger
-
     return encode_release(open_ledger(), release, Path(base), params, part=part, retry_quarantined=retry_quarantined)
 
 

@@ -41,18 +41,17 @@ def model_folder(ledger: Ledger, name: str) -> tuple[Path, str]:
     """
     if name.startswith(ON_RECORD):
         version = model_on_record(ledger, name.removeprefix(ON_RECORD))
-        _tell_of_takedowns(ledger, version)
-        return materialize(
-            ledger.store, str(version.checkpoint_sha256), models_folder() / version.digest
-        ), version.digest
+        _warn_of_takedowns(ledger, version)
+        folder = materialize(ledger.store, str(version.checkpoint_sha256), models_folder() / version.digest)
+        return folder, version.digest
     try:
         folder = pipeline_folder(name)
         digest = pipeline_digest(folder)
     except ModelUnavailable as error:
         raise ItemFailed("unknown_model", f"{error}. {_known(ledger)}") from error
-    if Path(name).is_dir() and (version := _of_manifest(ledger, folder)):
-        _tell_of_takedowns(ledger, version)
-        return folder, version.digest
+    if Path(name).is_dir() and (copied := _of_manifest(ledger, folder)):
+        _warn_of_takedowns(ledger, copied)
+        return folder, copied.digest
     return folder, digest
 
 
@@ -104,7 +103,7 @@ def taken_down(ledger: Ledger, release: str | None) -> list[str]:
         return list(session.scalars(query))
 
 
-def _tell_of_takedowns(ledger: Ledger, version: ModelVersion) -> None:
+def _warn_of_takedowns(ledger: Ledger, version: ModelVersion) -> None:
     if gone := taken_down(ledger, version.release_name):
         log.warning(
             "the model %s comes from the release %s, %d videos of which were taken down since: %s",

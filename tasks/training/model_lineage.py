@@ -9,8 +9,9 @@ from sqlalchemy.orm import Session
 from medgen.catalog import Clip, Evaluation, ModelVersion, StepInput, StepRun, Video
 from medgen.ledger import Ledger
 from models.training.holdout import held_out
+from tasks.training.job_folder import LATENTS
 from tasks.training.model_files import model_on_record, taken_down
-from tasks.training.train import LATENTS, TRAIN
+from tasks.training.train import TRAIN
 
 
 def trained_by(ledger: Ledger, name: str) -> dict[str, Any]:
@@ -127,7 +128,8 @@ def _parts(session: Session, run: StepRun) -> dict[str, str]:
         select(StepInput.role).where(StepInput.step_run_id == run.id, StepInput.role.startswith(LATENTS))
     ).all()
     clips = [role.removeprefix(LATENTS) for role in roles]
-    videos = dict(session.execute(select(Clip.id, Clip.video_id).where(Clip.id.in_(clips))).all())  # type: ignore[arg-type]
+    rows = session.execute(select(Clip.id, Clip.video_id).where(Clip.id.in_(clips)))
+    videos: dict[str, str] = {clip_id: video_id for clip_id, video_id in rows}
     away = held_out(list(videos.values()), run.params["validation_share"], run.params["seed"])
     bad = (run.detail or {}).get("quarantined", {})
     return {

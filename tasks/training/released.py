@@ -1,6 +1,7 @@
 """The clips of a release, as training and evaluation read them."""
 
 import io
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import pyarrow.parquet as pq
@@ -9,6 +10,7 @@ from sqlalchemy.orm import Session
 from medgen.catalog import Release, ReleaseClip
 from medgen.errors import ItemFailed
 from medgen.ledger import Ledger
+from models.training.clip_frames import Geometry, best_fit
 from tasks.curation.release import awaits_approval
 
 
@@ -36,6 +38,10 @@ class ReleasedClip:
     fps: float
     duration_s: float
     step_run_id: int
+
+    def best_fit(self, choices: Sequence[Geometry], fps: float) -> Geometry | None:
+        """The geometry that training takes the clip at; None when it is too short for all."""
+        return best_fit(choices, fps, duration_s=self.duration_s, width=self.width, height=self.height)
 
 
 def released_clips(ledger: Ledger, name: str) -> tuple[list[ReleasedClip], Release]:

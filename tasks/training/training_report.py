@@ -2,12 +2,45 @@
 
 import io
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any
+from typing import Any, TypedDict
 
 from models.training.config import TrainConfig
 
 # Called with what training tells; for faces that show it.
 watchers: list[Callable[[dict[str, Any]], None]] = []
+
+
+class TrainFacts(TypedDict):
+    """What a training run was and came to.
+
+    Args:
+        base: digest of the model that it started from; `base_name` is what the user called it.
+        steps: optimiser steps.
+        held_out_videos: ids.
+        quarantined: clip id → why it could not be used.
+        train_loss, held_out_loss: at fixed noise, before and after; None when not measured.
+    """
+
+    release: str
+    base: str
+    base_name: str
+    preset: str
+    steps: int
+    train_clips: int
+    train_videos: int
+    held_out_clips: int
+    held_out_videos: list[str]
+    quarantined: dict[str, str]
+    train_loss: list[float | None]
+    held_out_loss: list[float | None]
+
+
+class ValidationRow(TypedDict):
+    """One validation: losses at fixed noise on held-out clips (`loss`) and training clips; None when not measured."""
+
+    step: int
+    loss: float | None
+    train_loss: float | None
 
 
 def loss_plot(curve: Sequence[Mapping[str, Any]], validations: Sequence[Mapping[str, Any]]) -> bytes:
@@ -35,7 +68,7 @@ def loss_plot(curve: Sequence[Mapping[str, Any]], validations: Sequence[Mapping[
     return out.getvalue()
 
 
-def loss_rows(validations: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
+def loss_rows(validations: Sequence[ValidationRow]) -> list[dict[str, Any]]:
     """Rows of a table: step, training loss and held-out loss at fixed noise."""
     return [
         {"step": row["step"], "training clips": _number(row["train_loss"]), "held-out clips": _number(row["loss"])}
@@ -43,7 +76,7 @@ def loss_rows(validations: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
     ]
 
 
-def model_card(facts: Mapping[str, Any], config: TrainConfig) -> str:
+def model_card(facts: TrainFacts, config: TrainConfig) -> str:
     """Markdown: what the model is, what it was trained on and how. The same run gives the same card.
 
     Args:
