@@ -1,13 +1,11 @@
 """Does synthetic data help a classifier? From labelled videos to a table with intervals."""
 
-import base64
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any, Literal
 
 from prefect import flow, get_run_logger
-from prefect.artifacts import create_markdown_artifact, create_table_artifact
 from prefect.runtime import flow_run
 from pydantic import ConfigDict, Field
 
@@ -16,20 +14,22 @@ from flows.run_name import run_name
 from flows.runner import task_runner
 from medgen.ledger import Ledger, Record, open_ledger
 from medgen.shard import ShardResult
-from models.classifiers.augmentation_report import markdown, table_rows
-from models.generation.prompt_set import load_prompts
 from tasks.augmentation import augment as experiment
-from tasks.augmentation.augment import AugmentParams, CannotAugment, plan_of
+from tasks.augmentation.artifacts import show_experiment
+from tasks.augmentation.augment import AugmentParams, plan_of, require_all
 from tasks.augmentation.embed_video import EmbedParams, classifier_digest, embed_shard
 from tasks.augmentation.fit_classifier import FitParams, fit_shard
 from tasks.augmentation.generator_lineage import with_lineage
 from tasks.augmentation.labelled_videos import (
+    CannotAugment,
     Labelled,
     LabelledVideo,
     LeftOut,
     fit_for_experiment,
     generated,
+    prompts_of_labels,
     read_labelled,
+    unreadable,
 )
 from tasks.evaluation import generate
 from tasks.evaluation.generate import GenerateParams
@@ -64,86 +64,74 @@ def _augment(**arguments: Any) -> dict[str, Any]:
     parameters = AugmentParameters(**arguments)
     if not parameters.labelled:
         raise CannotAugment("no videos: name a folder, a CSV file or a release")
+    if bool(parameters.model) != bool(parameters.prompts):
+        raise CannotAugment("synthetic videos to be made need both a model and a file of prompts")
     classifier_digest(parameters)  # a model that can't be had must be an error before any work
     ledger = open_ledger()
-    runs: list[ShardResult] = []
-    read = fit_for_experiment(_read(ledger, parameters, runs), parameters.min_sources)
-    embedded, bad = _embedded(ledger, read.videos, parameters, runs)
+    shards: list[ShardResult] = []
+    labelled = fit_for_experiment(_read(ledger, parameters, shards), parameters.min_sources)
+    embedded, bad = _embed(ledger, labelled.videos, parameters, shards)
     # Once more: what could not be read may have been all that a class had.
-    good = tuple(video for video in read.videos if video.subject in embedded)
-    read = fit_for_experiment(Labelled(good, read.left_out + bad, read.notes), parameters.min_sources)
-    videos, leaks = with_lineage(ledger, read.videos)
-    read = replace(read, videos=tuple(videos))
+    good = tuple(video for video in labelled.videos if video.subject in embedded)
+    labelled = fit_for_experiment(Labelled(good, labelled.left_out + bad, labelled.notes), parameters.min_sources)
+    videos, leaks = with_lineage(ledger, labelled.videos)
+    labelled = replace(labelled, videos=tuple(videos))
     samples = {video.subject: embedded[video.subject].outputs["sample"] for video in videos}
     plan, fits = plan_of(videos, samples, leaks, parameters)
     log.info("%d videos, %d trainings", len(videos), len(fits))
     label = f"{len(fits)}-trainings"
     fitted = fit_shard.submit(label, plan, fits, part(parameters, FitParams), parameters.retry_quarantined).result()
-    runs.append(fitted)
-    trained = ledger.load(fitted.records)
-    if fitted.ended:
-        failed = [f"{r.reason}: {r.detail.get('message', '')}" for r in trained.values() if r.status != "kept"]
-        raise CannotAugment(
-            f"{len(failed)} of {len(fits)} trainings failed: {'; '.join(sorted(set(failed))[:3])}. What was done stays "
-            "done: run again to go on."
-        )
-    record, known = experiment.augment(
+    shards.append(fitted)
+    trainings = ledger.load(fitted.records)
+    require_all(trainings.values(), len(fits))
+    record, stood = experiment.augment(
         ledger,
         plan,
         fits,
-        [trained[run_id] for run_id in fitted.records],
-        read,
+        [trainings[run_id] for run_id in fitted.records],
+        labelled,
         {subject: embedded[subject].id for subject in samples},
         leaks,
         part(parameters, AugmentParams),
         flow_run.id,
     )
     result = json.loads(ledger.store.read(record.outputs["result"]))
-    _show(result, ledger.store.read(record.outputs["plot"]))
+    show_experiment(result, ledger.store.read(record.outputs["plot"]))
     log.info("%s", result["headline"])
     return {
-        "executed": sum(run.executed for run in runs) + (not known),
-        "reused": sum(run.reused for run in runs) + known,
-        "decodes": sum(run.decodes for run in runs),
+        "executed": sum(shard.executed for shard in shards) + (not stood),
+        "reused": sum(shard.reused for shard in shards) + stood,
+        "decodes": sum(shard.decodes for shard in shards),
         "step_run_id": record.id,
         "artifacts": record.outputs,
         "result": result,
     }
 
 
-def _read(ledger: Ledger, parameters: AugmentParameters, runs: list[ShardResult]) -> Labelled:
-    """Real and synthetic videos; these are made first where a model is named. What ran joins `runs`."""
-    read = read_labelled(
+def _read(ledger: Ledger, parameters: AugmentParameters, shards: list[ShardResult]) -> Labelled:
+    """Real and synthetic videos; these are made first where a model is named. What ran joins `shards`."""
+    labelled = read_labelled(
         ledger,
         parameters.labelled,
         label_from=parameters.label_from,
         title_words=parameters.title_words,
     )
     if parameters.synthetic:
-        read += read_labelled(ledger, parameters.synthetic, synthetic=True)
-    if bool(parameters.model) != bool(parameters.prompts):
-        raise CannotAugment("synthetic videos to be made need both a model and a file of prompts")
+        labelled += read_labelled(ledger, parameters.synthetic, synthetic=True)
     if not parameters.model:
-        return read
-    labels = {video.label for video in read.videos if not video.synthetic}
-    every = load_prompts(parameters.prompts)
-    wanted = [prompt for prompt in every if prompt.category in labels]
-    if not wanted:
-        raise CannotAugment(
-            f"no prompt of {parameters.prompts} has a label of the real videos as its category: labels are "
-            f"{', '.join(sorted(labels))}; categories {', '.join(sorted({p.category or 'none' for p in every}))}"
-        )
+        return labelled
+    prompts = prompts_of_labels(parameters.prompts, labelled)
     settings = part(parameters, GenerateParams)
     generate.plan(ledger, settings)  # a model that can't be had must be an error before any work
-    made = generate.generate_shard.submit("synthetic", wanted, settings, parameters.retry_quarantined).result()
-    runs.append(made)
-    return read + generated(ledger.load(made.records).values())
+    made = generate.generate_shard.submit("synthetic", prompts, settings, parameters.retry_quarantined).result()
+    shards.append(made)
+    return labelled + generated(ledger.load(made.records).values())
 
 
-def _embedded(
-    ledger: Ledger, videos: Sequence[LabelledVideo], parameters: AugmentParameters, runs: list[ShardResult]
+def _embed(
+    ledger: Ledger, videos: Sequence[LabelledVideo], parameters: AugmentParameters, shards: list[ShardResult]
 ) -> tuple[dict[str, Record], tuple[LeftOut, ...]]:
-    """Subject → record of the videos that could be read; those that could not. What ran joins `runs`."""
+    """Subject → record of the videos that could be read; those that could not. What ran joins `shards`."""
     params = part(parameters, EmbedParams)
     futures = [
         embed_shard.submit(
@@ -155,24 +143,12 @@ def _embedded(
         )
         for label, synthetic in (("real", False), ("synthetic", True))
     ]
-    found = [future.result() for future in futures]
-    runs += found
-    records = {r.subject: r for r in ledger.load({run_id for run in found for run_id in run.records}).values()}
-    bad = tuple(
-        LeftOut(video.name, record.reason or "", str(record.detail.get("message", "")))
-        for video in videos
-        if (record := records[video.subject]).status != "kept"
-    )
-    return {subject: record for subject, record in records.items() if record.status == "kept"}, bad
-
-
-def _show(result: Mapping[str, Any], picture: bytes) -> None:
-    create_table_artifact(table_rows(result), key="augmentation", description=result["headline"])
-    create_markdown_artifact(
-        markdown(result, f"data:image/png;base64,{base64.b64encode(picture).decode()}"),
-        key="augmentation-report",
-        description="Does synthetic data help?",
-    )
+    results = [future.result() for future in futures]
+    shards += results
+    ids = {run_id for result in results for run_id in result.records}
+    records = {record.subject: record for record in ledger.load(ids).values()}
+    kept = {subject: record for subject, record in records.items() if record.status == "kept"}
+    return kept, unreadable(videos, records)
 
 
 augment = flow(

@@ -28,7 +28,7 @@ Each stands below its base class, beside the module that defines it:
         NotTakenDown                apps.takedown
         OutOfMemory                 models.generation.video_generator
         RunStopped                  medgen.errors
-            CannotAugment           tasks.augmentation.augment
+            CannotAugment           tasks.augmentation.labelled_videos
             CheckpointNotWritten    models.training.checkpoint
             DeploymentRefused       apps.deployments
             DiscoveryFailed         flows.discover
@@ -38,7 +38,7 @@ Each stands below its base class, beside the module that defines it:
             RecordsDamaged          flows.verify
             RefreshFailed           flows.refresh
             ServerDidNotStart       apps.prefect_server
-            TrainingEnded           tasks.training.train
+            TrainingEnded           tasks.training.process
             TrainingStopped         models.training.trainer
                 OutOfMemory         models.training.trainer
             Unwell                  flows.doctor

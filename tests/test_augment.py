@@ -30,9 +30,8 @@ from models.classifiers.frozen_classifier import fit_frozen
 from models.classifiers.whole_classifier import FullTraining, find_network, fit_whole
 from models.encoders import load_encoder
 from tasks.augmentation import embed_video, fit_classifier, labelled_videos
-from tasks.augmentation.augment import CannotAugment
 from tasks.augmentation.generator_lineage import embedded_model, training_sources, with_lineage
-from tasks.augmentation.labelled_videos import fit_for_experiment, read_labelled
+from tasks.augmentation.labelled_videos import CannotAugment, fit_for_experiment, read_labelled
 from tasks.training.released import ReleasedClip
 from tests.conftest import medgen
 
@@ -103,7 +102,7 @@ def run(home: Path, monkeypatch: pytest.MonkeyPatch) -> Any:
         monkeypatch.setattr(step, "step", lambda *a, made=step.step: replace(made(*a), where="inline"))
     monkeypatch.setattr(module.generate, "generate_shard", direct(module.generate.generate_shard))
     monkeypatch.setattr(module, "get_run_logger", lambda: logging.getLogger("test"))
-    monkeypatch.setattr(module, "_show", lambda result, picture: None)
+    monkeypatch.setattr(module, "show_experiment", lambda result, plot: None)
     return lambda **arguments: module._augment(**(QUICK | arguments))
 
 

@@ -6,24 +6,23 @@ table, a plot and a sentence.
 
 import json
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, TypedDict
 
 import numpy as np
 from pydantic import Field
 
 from medgen.canonical import canonical_json, digest_of
-from medgen.errors import RunStopped
 from medgen.ledger import Ledger, Outcome, Record, StepIdentity, Work
 from medgen.store import Store
 from models.classifiers.augmentation import FEW_SOURCES, Arm, CannotCompare, all_arms, figures, headline, quotas
 from models.classifiers.augmentation_report import markdown, plot
 from models.encoders import shown_name
 from tasks.augmentation.embed_video import classifier_digest, frames_wanted
-from tasks.augmentation.fit_classifier import Fit, FitParams, Plan
+from tasks.augmentation.fit_classifier import Fit, FitParams, Plan, detail_of
 from tasks.augmentation.generator_lineage import Leakage
-from tasks.augmentation.labelled_videos import Labelled, LabelledVideo
+from tasks.augmentation.labelled_videos import CannotAugment, Labelled, LabelledVideo
 
 # Output role → name of the file in a folder that the result is handed out to.
 FILES = {"result": "result.json", "report": "report.md", "plot": "plot.png", "data_list": "data_list.json"}
@@ -45,8 +44,20 @@ class AugmentParams(FitParams):
     bootstrap_draws: int = Field(2000, ge=100, le=100_000, description="Draws behind each interval.")
 
 
-class CannotAugment(RunStopped):
-    """The experiment can't be made with these data. The message says what to do."""
+class AugmentDetail(TypedDict):
+    """Detail of the record: the sentence on the result, and arm → verdict."""
+
+    headline: str
+    verdicts: dict[str, str]
+
+
+class AugmentOutputs(TypedDict):
+    """Outputs of the record, role → sha256; see `augment`."""
+
+    result: str
+    report: str
+    plot: str
+    data_list: str
 
 
 def plan_of(
@@ -82,12 +93,22 @@ def plan_of(
     ]
 
 
+def require_all(trainings: Collection[Record], wanted: int) -> None:
+    """Raises CannotAugment when a training failed."""
+    errors = [f"{r.reason}: {r.detail.get('message', '')}" for r in trainings if r.status != "kept"]
+    if errors:
+        raise CannotAugment(
+            f"{len(errors)} of {wanted} trainings failed: {'; '.join(sorted(set(errors))[:3])}. What was done stays "
+            "done: run again to go on."
+        )
+
+
 def augment(
     ledger: Ledger,
     plan: Plan,
     fits: Sequence[Fit],
     records: Sequence[Record],
-    read: Labelled,
+    labelled: Labelled,
     embedded: Mapping[str, int],
     leaks: Leakage,
     params: AugmentParams,
@@ -103,13 +124,13 @@ def augment(
 
     Args:
         records: of the fits, in their order.
-        read: the videos that took part, those left out, and notes.
+        labelled: the videos that took part, those left out, and notes.
         embedded: subject → record of its sample.
     """
     data_list = {
-        "videos": [video.row() for video in read.videos],
-        "left_out": [vars(one) for one in read.left_out],
-        "notes": list(read.notes),
+        "videos": [video.row() for video in labelled.videos],
+        "left_out": [vars(video) for video in labelled.left_out],
+        "notes": list(labelled.notes),
         "leakage": {"sources": sorted(leaks.leaked), "unknown": leaks.unknown, "models": leaks.models},
     }
     settings = params.model_dump(mode="json") | {
@@ -123,7 +144,7 @@ def augment(
     work = Work(f"augment-{digest[:32]}", context={"data": digest, "data_list": digest_of(data_list)}, parents=parents)
 
     def compare() -> Outcome:
-        result = summarise(plan, fits, records, read, leaks, params)
+        result = summarise(plan, fits, records, labelled, leaks, params)
         result |= {
             "settings": settings,
             "classifier_digest": classifier_digest(params),
@@ -140,7 +161,7 @@ def summarise(
     plan: Plan,
     fits: Sequence[Fit],
     records: Sequence[Record],
-    read: Labelled,
+    labelled: Labelled,
     leaks: Leakage,
     params: AugmentParams,
 ) -> dict[str, Any]:
@@ -150,18 +171,18 @@ def summarise(
     predicted = np.full((len(arms), params.seeds, len(place)), -1)
     sizes: Counter[Arm] = Counter()
     for fit, record in zip(fits, records, strict=True):
-        columns = [place[number] for number in record.detail["test"]]
-        predicted[arms.index(fit.arm), fit.seed, columns] = record.detail["found"]
-        sizes[fit.arm] += record.detail["trained_on"]
+        detail = detail_of(record)
+        predicted[arms.index(fit.arm), fit.seed, [place[number] for number in detail["test"]]] = detail["found"]
+        sizes[fit.arm] += detail["trained_on"]
     truth = [plan.classes.index(plan.rows[number]["label"]) for number in plan.real]
     sources = [plan.rows[number]["source"] for number in plan.real]
-    found = figures(predicted, truth, sources, arms, plan.classes, draws=params.bootstrap_draws)
+    compared = figures(predicted, truth, sources, arms, plan.classes, draws=params.bootstrap_draws)
     trainings = len(fits) / len(arms)
-    for row, arm in zip(found["arms"], arms, strict=True):
+    for row, arm in zip(compared["arms"], arms, strict=True):
         row["videos"] = round(sizes[arm] / trainings, 1)
     tested = {s for s in sources if s not in plan.never_test}
     leaked = leaks.leaked & tested
-    notes = [*read.notes, *leaks.notes(len(set(sources))), *_shortages(plan, params)]
+    notes = [*labelled.notes, *leaks.notes(len(set(sources))), *_shortages(plan, params)]
     if plan.never_test:
         notes.append(
             f"{len(plan.never_test)} sources that the generator was trained on are only trained on, not tested"
@@ -174,14 +195,14 @@ def summarise(
     if params.seeds < ADVISED_SEEDS:
         notes.append(f"only {params.seeds} seed(s): at least {ADVISED_SEEDS} are advised")
     return {
-        **found,
-        "headline": headline(found, len(leaked), len(tested)),
+        **compared,
+        "headline": headline(compared, len(leaked), len(tested)),
         "classes": list(plan.classes),
-        "videos": _counts(read.videos, plan.classes),
+        "videos": _counts(labelled.videos, plan.classes),
         "seeds": params.seeds,
         "folds": len(plan.folds(params, 0)),
         "sources": len(tested),
-        "comparisons_made": len(arms) - 1 + len(found["comparisons"]),
+        "comparisons_made": len(arms) - 1 + len(compared["comparisons"]),
         "notes": notes,
     }
 
@@ -189,7 +210,7 @@ def summarise(
 def _shortages(plan: Plan, params: AugmentParams) -> list[str]:
     """Classes of which there are fewer synthetic videos than the largest ratio asks for."""
     samples = plan.samples
-    said = []
+    notes = []
     there = Counter(sample.label for sample in samples if sample.synthetic)
     for ratio in sorted(set(params.ratios)):
         short = set()
@@ -198,12 +219,12 @@ def _shortages(plan: Plan, params: AugmentParams) -> list[str]:
             given = quotas(samples, fold, ratio)
             short |= {label for label, count in given.items() if count < round(ratio * real[label])}
         if short:
-            told = ", ".join(f"{label} ({there[label]})" for label in sorted(short))
-            said.append(
-                f"×{ratio:g}: fewer synthetic videos than asked for of {told}; the other arms of this ratio add no "
+            labels = ", ".join(f"{label} ({there[label]})" for label in sorted(short))
+            notes.append(
+                f"×{ratio:g}: fewer synthetic videos than asked for of {labels}; the other arms of this ratio add no "
                 "more than that"
             )
-    return said
+    return notes
 
 
 def _counts(videos: Sequence[LabelledVideo], classes: Sequence[str]) -> dict[str, dict[str, int]]:
@@ -229,8 +250,11 @@ def _outcome(store: Store, result: Mapping[str, Any], data_list: Mapping[str, An
     scores |= {
         f"gain {row['arm']}": row["difference"]["accuracy"]["value"] for row in result["arms"] if "difference" in row
     }
-    detail = {"headline": result["headline"], "verdicts": {r["arm"]: r["verdict"] for r in result["arms"][1:]}}
-    return Outcome("kept", detail=detail, scores=scores, outputs=outputs)
+    detail: AugmentDetail = {
+        "headline": result["headline"],
+        "verdicts": {row["arm"]: row["verdict"] for row in result["arms"][1:]},
+    }
+    return Outcome("kept", detail=dict(detail), scores=scores, outputs=outputs)
 
 
 def hand_out(store: Store, outputs: Mapping[str, str], folder: Path) -> dict[str, Path]:

@@ -9,7 +9,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import lru_cache, partial
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, NotRequired, TypedDict, cast
 
 import numpy as np
 from pydantic import Field
@@ -48,6 +48,27 @@ class FitParams(EmbedParams):
         "auto", exclude=True, description="Where whole networks are trained; auto: a GPU when there is one."
     )
     fit_limit_s: float = Field(6 * 3600.0, gt=0, exclude=True, description="Longest time of one training, seconds.")
+
+
+class FitDetail(TypedDict):
+    """Detail of a kept record.
+
+    Args:
+        test: numbers of the tested videos in the plan; `found`: the number of the class that each was taken for.
+        trained_on: number of videos; `added`: label → how many of them the arm added.
+        device: where a whole network was trained.
+    """
+
+    test: list[int]
+    found: list[int]
+    trained_on: int
+    added: dict[str, int]
+    device: NotRequired[str]
+
+
+def detail_of(record: Record) -> FitDetail:
+    """What a kept record holds."""
+    return cast(FitDetail, record.detail)
 
 
 @dataclass(frozen=True)
@@ -115,9 +136,6 @@ class Plan:
 def fit_classifier(work: Work, store: Store, params: FitParams) -> Outcome:
     """Trains on one arm's videos, judges the fold's.
 
-    Detail: ``test``, numbers of the tested videos in the plan; ``found``, the number of the class that each was taken
-    for; how many videos were trained on, and how many were added to each class.
-
     Raises:
         ItemFailed: out_of_memory, with advice.
     """
@@ -126,30 +144,8 @@ def fit_classifier(work: Work, store: Store, params: FitParams) -> Outcome:
     seed, fold = work.context["seed"], plan.folds(params, work.context["seed"])[work.context["fold"]]
     chosen = training_set(plan.samples, fold, arm, seed, params.clip_variants)
     labels = [plan.classes.index(plan.rows[number]["label"]) for number, _ in chosen]
-    detail: dict[str, Any] = {}
     if params.classifier_training == "whole":
-        device = _device(params)
-        detail["device"] = device
-        training = FullTraining(params.tune_steps, params.tune_batch, params.tune_learning_rate, device=device)
-        try:
-            chances = fit_whole(
-                network_of(params),
-                lambda row: _frames(plan, *chosen[row]),
-                labels,
-                lambda row: _frames(plan, fold.test[row], 0),
-                len(fold.test),
-                len(plan.classes),
-                training=training,
-                seed=seed,
-            )
-        except RuntimeError as error:  # torch's OutOfMemoryError is one; on CPU it has no class of its own
-            if "out of memory" not in str(error).lower() and "can't allocate memory" not in str(error).lower():
-                raise
-            raise ItemFailed(
-                "out_of_memory",
-                f"training {shown_name(params.classifier)} with {params.tune_batch} videos a step does not fit into "
-                f"the memory of {device}: set a smaller tune_batch",
-            ) from error
+        chances = _fit_whole(plan, fold, chosen, labels, params, seed)
     else:
         embeddings = _embeddings(work.access["plan"])
         chances = fit_frozen(
@@ -161,11 +157,50 @@ def fit_classifier(work: Work, store: Store, params: FitParams) -> Outcome:
             steps=params.head_steps,
             seed=seed,
         )
-    found = chances.argmax(axis=1).tolist()
-    right = sum(plan.classes[f] == plan.rows[number]["label"] for f, number in zip(found, fold.test, strict=True))
+    predicted: list[int] = chances.argmax(axis=1).tolist()
+    right = sum(plan.classes[p] == plan.rows[number]["label"] for p, number in zip(predicted, fold.test, strict=True))
     added = Counter(plan.rows[number]["label"] for number, _ in chosen[len(fold.train) :])
-    detail |= {"test": list(fold.test), "found": found, "trained_on": len(chosen), "added": dict(sorted(added.items()))}
-    return Outcome("kept", detail=detail, scores={"accuracy": rounded(right / len(fold.test))})
+    detail: FitDetail = {
+        "test": list(fold.test),
+        "found": predicted,
+        "trained_on": len(chosen),
+        "added": dict(sorted(added.items())),
+    }
+    if params.classifier_training == "whole":
+        detail["device"] = _device(params)
+    return Outcome("kept", detail=dict(detail), scores={"accuracy": rounded(right / len(fold.test))})
+
+
+def _fit_whole(
+    plan: Plan,
+    fold: Fold,
+    chosen: Sequence[tuple[int, int]],
+    labels: Sequence[int],
+    params: FitParams,
+    seed: int,
+) -> np.ndarray:
+    """Probabilities (tested videos, classes) by a network that is trained whole. Raises ItemFailed: out_of_memory."""
+    device = _device(params)
+    training = FullTraining(params.tune_steps, params.tune_batch, params.tune_learning_rate, device=device)
+    try:
+        return fit_whole(
+            network_of(params),
+            lambda row: _frames(plan, *chosen[row]),
+            labels,
+            lambda row: _frames(plan, fold.test[row], 0),
+            len(fold.test),
+            len(plan.classes),
+            training=training,
+            seed=seed,
+        )
+    except RuntimeError as error:  # torch's OutOfMemoryError is one; on CPU it has no class of its own
+        if "out of memory" not in str(error).lower() and "can't allocate memory" not in str(error).lower():
+            raise
+        raise ItemFailed(
+            "out_of_memory",
+            f"training {shown_name(params.classifier)} with {params.tune_batch} videos a step does not fit into "
+            f"the memory of {device}: set a smaller tune_batch",
+        ) from error
 
 
 def _device(params: FitParams) -> str:

@@ -1,7 +1,7 @@
 """What a generator was trained on, as far as it is on record: whether its videos may stand in a test's training set.
 
 A synthetic video carries something of the videos that trained its generator. When one of these is tested, the test is
-no longer of new material. Here it is found out; what to do about it is the experiment's choice.
+no longer of new material. Here that is looked up; what to do about it is the experiment's choice.
 """
 
 import json
@@ -41,18 +41,18 @@ class Leakage:
 
     def notes(self, tested: int) -> list[str]:
         """Sentences for people; `tested` is the number of real sources."""
-        said = []
+        sentences = []
         if self.leaked:
-            said.append(
+            sentences.append(
                 f"leakage: generators of the synthetic videos were trained on {len(self.leaked)} of {tested} real "
                 "sources"
             )
         if self.unknown:
-            said.append(
+            sentences.append(
                 f"lineage unknown: nothing on record says what trained the generator of {self.unknown} synthetic "
                 "videos; if it saw tested sources, the figures of synthetic arms are too good"
             )
-        return said
+        return sentences
 
 
 def training_sources(ledger: Ledger, model: str) -> frozenset[str] | None:
@@ -67,7 +67,7 @@ def training_sources(ledger: Ledger, model: str) -> frozenset[str] | None:
     Returns:
         None when the model is not on record or no release stands by it or its bases.
     """
-    found: set[str] = set()
+    sources: set[str] = set()
     known = False
     with Session(ledger.engine) as session:
         todo, seen = [model], set[str]()
@@ -80,19 +80,19 @@ def training_sources(ledger: Ledger, model: str) -> frozenset[str] | None:
             if version.release_name:
                 known = True
                 members = select(Clip.video_id).join(ReleaseClip, ReleaseClip.clip_id == Clip.id)
-                found |= set(session.scalars(members.where(ReleaseClip.release_name == version.release_name)))
+                sources |= set(session.scalars(members.where(ReleaseClip.release_name == version.release_name)))
             if version.step_run_id:
                 bases = select(StepInput.artifact_sha256).where(
                     StepInput.step_run_id == version.step_run_id, StepInput.role == "base"
                 )
                 todo += [base for base in session.scalars(bases) if base and base not in seen]
-    return frozenset(found) if known else None
+    return frozenset(sources) if known else None
 
 
 def source_videos(ledger: Ledger, digests: Iterable[str]) -> dict[str, frozenset[str]]:
     """sha256 of a file → ids of the videos on record that it is, or is a clip of. Unknown files are left out."""
     wanted = sorted(set(digests))
-    found: dict[str, set[str]] = {}
+    videos: dict[str, set[str]] = {}
     with Session(ledger.engine) as session:
         for some in (wanted[start : start + 5000] for start in range(0, len(wanted), 5000)):
             clips = select(Clip.digest, Clip.video_id).where(Clip.digest.in_(some))
@@ -103,8 +103,8 @@ def source_videos(ledger: Ledger, digests: Iterable[str]) -> dict[str, frozenset
                 .where(StepOutput.artifact_sha256.in_(some))
             )
             for digest, video_id in [*session.execute(clips), *session.execute(made)]:
-                found.setdefault(digest, set()).add(video_id)
-    return {digest: frozenset(ids) for digest, ids in found.items()}
+                videos.setdefault(digest, set()).add(video_id)
+    return {digest: frozenset(ids) for digest, ids in videos.items()}
 
 
 def with_lineage(ledger: Ledger, videos: Sequence[LabelledVideo]) -> tuple[list[LabelledVideo], Leakage]:
@@ -120,7 +120,7 @@ def with_lineage(ledger: Ledger, videos: Sequence[LabelledVideo]) -> tuple[list[
     for video in real:
         for known in {video.source, *on_record.get(video.sha256, ())}:
             names.setdefault(known, set()).add(video.source)
-    told: dict[str, frozenset[str] | None] = {}
+    sources_of: dict[str, frozenset[str] | None] = {}
     releases: dict[str, str] = {}
     result, checked, unknown = [], 0, 0
     for video in videos:
@@ -128,13 +128,13 @@ def with_lineage(ledger: Ledger, videos: Sequence[LabelledVideo]) -> tuple[list[
             result.append(video)
             continue
         model = video.model or (embedded_model(Path(video.path)) if video.path else "")
-        if model and model not in told:
-            told[model] = training_sources(ledger, model)
+        if model and model not in sources_of:
+            sources_of[model] = training_sources(ledger, model)
             with Session(ledger.engine) as session:
                 version = session.get(ModelVersion, model)
                 if version:
                     releases[model] = version.release_name or ""
-        seen = told.get(model) if model else None
+        seen = sources_of.get(model) if model else None
         by_hand = video.trained_on
         if seen is None and not by_hand:
             unknown += 1
@@ -152,12 +152,12 @@ def embedded_model(path: Path) -> str:
         with av.open(str(path), options={"format_whitelist": FORMATS}, timeout=(20.0, 20.0)) as container:
             comment = container.metadata.get("comment", "")
     except (av.error.FFmpegError, OSError, ValueError, UnicodeDecodeError):
-        return ""  # whether the file can be read at all is told when its frames are taken
+        return ""  # whether the file can be read at all shows when its frames are read
     if len(comment) > MOST_COMMENT:
         return ""
     try:
-        told: Any = json.loads(comment)
+        embedded: Any = json.loads(comment)
     except ValueError:
         return ""
-    model = told.get("model") if isinstance(told, dict) else None
+    model = embedded.get("model") if isinstance(embedded, dict) else None
     return model if isinstance(model, str) and len(model) == 64 and model.isalnum() else ""

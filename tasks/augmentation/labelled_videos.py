@@ -6,27 +6,33 @@
   ``trained_on`` names the sources, by semicolons, that a synthetic video's generator saw. Paths are relative to it.
 - Release: its clips, the source video as source; the label is the category, or the one of some words in the title.
 
-What is bad about a single video is told and the video left out; what is bad about all of it is an error.
+A bad video is left out with the reason; what is wrong with all of them is an error.
 """
 
 import csv
 import os
 import re
 from collections import Counter, defaultdict
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal
 
-from medgen.errors import ItemFailed, SourceUnreadable
+from medgen.errors import ItemFailed, RunStopped, SourceUnreadable
 from medgen.ledger import Ledger, Record
 from medgen.listings.sources import VIDEO_SUFFIXES
+from models.generation.prompt_set import Prompt, load_prompts
 from models.hub_files import file_digest
+from tasks.evaluation import generate
 from tasks.training.released import released_clips
 
 MOST_LABEL = 100  # characters
 MOST_ROWS = 1_000_000
 YES, NO = frozenset(["1", "yes", "true"]), frozenset(["", "0", "no", "false"])
+
+
+class CannotAugment(RunStopped):
+    """The experiment can't be made with these data. The message says what to do."""
 
 
 @dataclass(frozen=True)
@@ -128,33 +134,64 @@ def generated(records: Iterable[Record]) -> Labelled:
             message = str(record.detail.get("message", ""))
             left_out.append(LeftOut(record.subject, record.reason or "not_generated", message))
             continue
-        told = record.detail
+        detail = generate.detail_of(record)
         videos.append(
             LabelledVideo(
                 record.subject,
                 record.outputs["video"],
-                told["category"],
+                detail["category"],
                 "",
                 True,
-                f"{told['prompt_id']} seed {told['seed']}",
-                model=told["model"],
+                f"{detail['prompt_id']} seed {detail['seed']}",
+                model=detail["model"],
                 parents={"generate": record.id},
             )
         )
     return Labelled(tuple(videos), tuple(left_out))
 
 
-def fit_for_experiment(found: Labelled, min_sources: int) -> Labelled:
+def unreadable(videos: Iterable[LabelledVideo], records: Mapping[str, Record]) -> tuple[LeftOut, ...]:
+    """Those of the videos that could not be embedded.
+
+    Args:
+        records: subject → record of the step embed_video.
+    """
+    return tuple(
+        LeftOut(video.name, record.reason or "", str(record.detail.get("message", "")))
+        for video in videos
+        if (record := records[video.subject]).status != "kept"
+    )
+
+
+def prompts_of_labels(name: str, labelled: Labelled) -> list[Prompt]:
+    """The prompts of a file or of the packaged set whose category is a label of the real videos.
+
+    Raises:
+        CannotAugment: there is none.
+        ItemFailed: as `load_prompts`.
+    """
+    labels = {video.label for video in labelled.videos if not video.synthetic}
+    prompts = load_prompts(name)
+    wanted = [prompt for prompt in prompts if prompt.category in labels]
+    if not wanted:
+        raise CannotAugment(
+            f"no prompt of {name} has a label of the real videos as its category: labels are "
+            f"{', '.join(sorted(labels))}; categories {', '.join(sorted({p.category or 'none' for p in prompts}))}"
+        )
+    return wanted
+
+
+def fit_for_experiment(labelled: Labelled, min_sources: int) -> Labelled:
     """Without videos that would spoil the experiment: copies, copies under two labels, classes with too few sources,
     and synthetic videos of classes that no real video has.
 
     Raises:
         SourceUnreadable: fewer than two classes are left, or no synthetic video.
     """
-    left_out, notes = list(found.left_out), list(found.notes)
+    left_out, notes = list(labelled.left_out), list(labelled.notes)
     videos: list[LabelledVideo] = []
     by_digest: dict[str, list[LabelledVideo]] = defaultdict(list)
-    for video in sorted(found.videos, key=lambda video: video.synthetic):  # real ones first: their copies must go
+    for video in sorted(labelled.videos, key=lambda video: video.synthetic):  # real ones first: their copies must go
         by_digest[video.sha256].append(video)
     for alike in by_digest.values():
         if len({video.label for video in alike if video.synthetic == alike[0].synthetic}) > 1:
@@ -163,10 +200,10 @@ def fit_for_experiment(found: Labelled, min_sources: int) -> Labelled:
             continue
         videos.append(alike[0])
         for video in alike[1:]:
-            said = (
+            kind = (
                 "a synthetic video that is a real one's copy" if video.synthetic and not alike[0].synthetic else "copy"
             )
-            left_out.append(LeftOut(video.name, "copy", f"{said}: the same file as {alike[0].name}"))
+            left_out.append(LeftOut(video.name, "copy", f"{kind}: the same file as {alike[0].name}"))
     sources = defaultdict(set)
     for video in videos:
         if not video.synthetic:
@@ -208,7 +245,7 @@ def fit_for_experiment(found: Labelled, min_sources: int) -> Labelled:
 
 
 def _reasons(left_out: Iterable[LeftOut]) -> str:
-    counts = Counter(one.reason for one in left_out)
+    counts = Counter(video.reason for video in left_out)
     return f". Left out: {', '.join(f'{n} {reason}' for reason, n in counts.most_common())}" if counts else ""
 
 
@@ -278,8 +315,8 @@ def _row(base: Path, cell: dict[str, str], synthetic: bool, where: str, left_out
         left_out.append(LeftOut(name, "no_path", "the path is empty"))
         return []
     trained_on = frozenset(part.strip() for part in cell.get("trained_on", "").split(";") if part.strip())
-    found = _taken(base / cell["path"], cell["label"], source, made, name, left_out)
-    return [replace(video, trained_on=trained_on if made else frozenset()) for video in found]
+    videos = _taken(base / cell["path"], cell["label"], source, made, name, left_out)
+    return [replace(video, trained_on=trained_on if made else frozenset()) for video in videos]
 
 
 def _taken(
@@ -313,12 +350,12 @@ def _release(
     for clip in clips:
         label = clip.category
         if label_from == "title":
-            found = [word for word in words if re.search(rf"\b{re.escape(word)}", clip.title, re.IGNORECASE)]
-            if len(found) != 1:
-                said = f"its title names {len(found)} of the words: {', '.join(words)}"
-                left_out.append(LeftOut(clip.clip_id, "no_title_class", said))
+            named = [word for word in words if re.search(rf"\b{re.escape(word)}", clip.title, re.IGNORECASE)]
+            if len(named) != 1:
+                message = f"its title names {len(named)} of the words: {', '.join(words)}"
+                left_out.append(LeftOut(clip.clip_id, "no_title_class", message))
                 continue
-            label = found[0]
+            label = named[0]
         if not label:
             left_out.append(LeftOut(clip.clip_id, "no_label", "the clip has no category"))
             continue
