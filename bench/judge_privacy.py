@@ -63,7 +63,7 @@ def _identifier_rows(shown: Sequence[Shown]) -> Iterator[str]:
     yield "| identifiers | drawn lines found | untouched pictures with a find | CPU ms a picture |"
     yield "|---|---|---|---|"
     for reader_name in ("rapidocr", "tesseract"):
-        reader = load_text_reader(reader_name)  # type: ignore[arg-type]
+        reader = load_text_reader(reader_name)
         drawn = [_with_lines(one.frame) for one in shown]
         started = time.process_time() + _children()
         read = [reader.read([frame])[0] for frame, _ in drawn]
@@ -129,7 +129,7 @@ def _with_lines(frame: Frame) -> tuple[Frame, list[tuple[int, int, int, int]]]:
 
 def _with_face(frame: Frame, share: float) -> tuple[Frame, tuple[int, int, int, int]]:
     """The picture with a face in its lower right corner, and the face's place."""
-    face = astronaut()[FACE]
+    face = astronaut()[FACE]  # type: ignore[no-untyped-call] # skimage says that it is typed
     height = round(share * frame.shape[0])
     width = min(round(height * face.shape[1] / face.shape[0]), frame.shape[1])
     copy = frame.copy()

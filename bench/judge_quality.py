@@ -1,6 +1,4 @@
-"""Prints what each quality measure says of a folder of labelled videos: the table in docs/judgement.md.
-
-    python -m bench.judge_quality FOLDER
+"""What each quality measure says of a folder of labelled videos: a table in docs/judgement.md.
 
 FOLDER holds videos and a MANIFEST.csv with the columns file, kind and quality_note. A video counts as good unless its
 note names a defect of `BAD`; each measure must tell the videos with its own defect from all good ones. Defects that no
@@ -8,9 +6,8 @@ sample has are made from the good ones' frames, which is said in the table.
 """
 
 import csv
-import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -22,6 +19,7 @@ from medgen.media import Limits, evenly_spaced, pictures
 from models.quality import defects
 from models.quality.aesthetic import load_aesthetic
 from models.quality.motion import PHOTO_UNEXPLAINED_TO, STILL_BELOW, measure_motion
+from models.quality.pyiqa_metric import FrameMetric
 from models.quality.technical import load_technical
 
 FRAMES = 5
@@ -87,7 +85,7 @@ def table(folder: Path) -> str:
     return _markdown(videos)
 
 
-def measured(path: Path, note: str, judges: dict) -> Measured:
+def measured(path: Path, note: str, judges: Mapping[str, FrameMetric]) -> Measured:
     """Decodes one video (30 s at most) and takes all measures."""
     small, times = [], []
     for picture in pictures(path, Limits()):
@@ -123,7 +121,8 @@ def _changed(name: str, change: Callable[[np.ndarray], np.ndarray]) -> Callable[
 
     def made(video: Measured) -> float:
         frames = [change(frame) for frame in video.sharp]
-        return getattr(defects.measure_defects(frames, video.small, video.fps), name)
+        value: float = getattr(defects.measure_defects(frames, video.small, video.fps), name)
+        return value
 
     return made
 
@@ -138,7 +137,9 @@ def _noisy(frame: np.ndarray) -> np.ndarray:
 
 
 def _blocky(frame: np.ndarray) -> np.ndarray:
-    return cv2.imdecode(cv2.imencode(".jpg", frame, [cv2.IMWRITE_JPEG_QUALITY, 5])[1], cv2.IMREAD_COLOR)
+    decoded = cv2.imdecode(cv2.imencode(".jpg", frame, [cv2.IMWRITE_JPEG_QUALITY, 5])[1], cv2.IMREAD_COLOR)
+    assert decoded is not None
+    return decoded
 
 
 def _woven(frame: np.ndarray) -> np.ndarray:
@@ -216,8 +217,7 @@ def _markdown(videos: list[Measured]) -> str:
     good = [video for video in videos if not any(word in video.note for word in BAD)]
     for row in ROWS:
         values = {video.file: video.values[row.measure] for video in good}
-        sign = -1 if row.bad_when in ("below", "at most") else 1
-        nearest = max(values, key=lambda file, values=values, sign=sign: sign * values[file])
+        nearest = _nearest(row, values)
         spread = " ".join(f"{value:.4g}" for value in np.percentile(list(values.values()), (5, 50, 95)))
         labelled = [
             f"{video.values[row.measure]:.4g} ({video.file})"
@@ -241,11 +241,13 @@ def _markdown(videos: list[Measured]) -> str:
     return "\n".join([*lines, "", f"{len(videos)} videos, {len(good)} of them good. {shared}"])
 
 
+def _nearest(row: Row, values: Mapping[str, float]) -> str:
+    """The file whose value is nearest to the measure's limit, or farthest beyond it."""
+    sign = -1 if row.bad_when in ("below", "at most") else 1
+    return max(values, key=lambda file: sign * values[file])
+
+
 def _bad(row: Row, value: float) -> bool:
     if row.bad_when == "below":
         return value < row.default
     return value <= row.default if row.bad_when == "at most" else value > row.default
-
-
-if __name__ == "__main__":
-    print(table(Path(sys.argv[1])))

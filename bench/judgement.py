@@ -24,6 +24,7 @@ from apps.judge.measure import JudgeParameters, measure_all, measure_file
 from apps.judge.score import Answer, score
 from bench import judge_borders_text, judge_captions, judge_duplicates, judge_frames, judge_privacy, judge_quality
 from bench.curate import make_video
+from bench.smallest import labelled_folder
 from medgen.errors import ItemFailed
 from medgen.media import Limits, pictures
 from models.segmentation.shots import ShotDetector
@@ -37,26 +38,35 @@ Method = Callable[[Sequence[np.ndarray], float], list[int]]
 
 @dataclass(frozen=True)
 class Section:
-    """A part of the page: its heading, and its paragraphs for a folder of labelled videos."""
+    """A part of the page: its heading, and its paragraphs for (labelled videos, seconds of the clip to time)."""
 
     heading: str
-    paragraphs: Callable[[Path], Sequence[str]]
+    paragraphs: Callable[[Path, float], Iterable[str]]
 
 
 def main(
-    folder: Annotated[Path, typer.Argument(help="Folder of videos with a MANIFEST.csv of labels.")],
+    folder: Annotated[Path | None, typer.Argument(help="Folder of videos with a MANIFEST.csv of labels.")] = None,
     out: Annotated[Path, typer.Option(help="The file to write.")] = Path("docs/judgement.md"),
     only: Annotated[list[str] | None, typer.Option(help="Measure this section alone; the others stay.")] = None,
+    smoke: Annotated[bool, typer.Option(help="Only see whether it runs, on the smallest input.")] = False,
 ) -> None:
     """Measures all questions, or some, and writes the tables."""
     os.environ["OMP_NUM_THREADS"] = os.environ["OMP_THREAD_LIMIT"] = os.environ["MEDGEN_WORKERS"] = "1"
     cv2.setNumThreads(1)
     if unknown := set(only or ()) - set(SECTIONS):
         raise typer.BadParameter(f"no section {', '.join(sorted(unknown))}; there are {', '.join(SECTIONS)}")
+    if smoke:
+        with tempfile.TemporaryDirectory(prefix="medgen-judgement-") as scratch:
+            smallest = labelled_folder(Path(scratch))
+            for name in only or SECTIONS:
+                typer.echo("\n\n".join(SECTIONS[name].paragraphs(smallest, 1.0)))
+        return
+    if folder is None:
+        raise typer.BadParameter("name a folder of labelled videos, or --smoke")
     page = sections_of(out.read_text(encoding="utf-8")) if only and out.exists() else {}
     for name in only or SECTIONS:
         section = SECTIONS[name]
-        page[section.heading] = "\n\n".join(section.paragraphs(folder))
+        page[section.heading] = "\n\n".join(section.paragraphs(folder, CLIP_S))
     out.parent.mkdir(parents=True, exist_ok=True)
     out.write_text(page_of(page), encoding="utf-8")
     typer.echo(f"written: {out}")
@@ -74,7 +84,7 @@ def page_of(sections: Mapping[str, str]) -> str:
     return "\n\n".join([TOP, *(f"## {heading}\n\n{sections[heading]}" for heading in headings)]) + "\n"
 
 
-def _product(folder: Path) -> list[str]:
+def _product(folder: Path, clip_s: float) -> list[str]:
     labels = read_labels(folder)
     verdicts, _ = measure_all(folder, labels, JudgeParameters(), lambda: None)
     seconds = sum(verdict.duration_s for verdict in verdicts.values())
@@ -87,11 +97,11 @@ def _product(folder: Path) -> list[str]:
         f"Processor seconds per 10 s of video (one thread, {seconds:.0f} s of video, all sizes): "
         + ", ".join(f"{name} {10 * value / seconds:.2f}" for name, value in spent.items())
         + f"; together {10 * sum(spent.values()) / seconds:.2f}.",
-        _clip_cost(),
+        _clip_cost(clip_s),
     ]
 
 
-def _borders_text(folder: Path) -> list[str]:
+def _borders_text(folder: Path, _: float) -> list[str]:
     videos = judge_borders_text.load_videos(folder)
     rows = [judge_borders_text.HEAD]
     rows += [
@@ -102,16 +112,16 @@ def _borders_text(folder: Path) -> list[str]:
     return ["\n".join(rows), "The choice is the product's own method of each question: it is right most often."]
 
 
-def _clip_cost() -> str:
+def _clip_cost(seconds: float) -> str:
     """What all judgements of one clip cost, models loaded."""
     with tempfile.TemporaryDirectory(prefix="medgen-judgement-") as scratch:
         clip = Path(scratch) / "clip.mp4"
-        make_video(clip, CLIP_S)
+        make_video(clip, seconds)
         measure_file(clip, JudgeParameters())  # loads the models
         started = time.process_time()
         measure_file(clip, JudgeParameters())
         return (
-            f"A clip of {CLIP_S:.0f} s at 1280x720 costs {time.process_time() - started:.1f} processor seconds in all."
+            f"A clip of {seconds:.0f} s at 1280x720 costs {time.process_time() - started:.1f} processor seconds in all."
         )
 
 
@@ -202,7 +212,7 @@ SECTIONS = {
     "product": Section("The product as it is", _product),
     "shots": Section(
         "Shots: methods",
-        lambda folder: (
+        lambda folder, _: (
             "\n".join(_shots(folder, read_labels(folder))),
             "The last one is the choice: what it finds beyond the labels are real changes of picture, and it\n"
             "alone finds dissolves.",
@@ -210,17 +220,17 @@ SECTIONS = {
     ),
     "frames": Section(
         "Medical frames: methods",
-        lambda folder: (
+        lambda folder, _: (
             "\n".join(judge_frames.table(folder)),
             "Each video is judged by a head that saw none of its sources. The last one is the choice: where\n"
             "accuracies are alike its probabilities are the best (log loss).",
         ),
     ),
     "borders-text": Section("Borders and overlay text: methods", _borders_text),
-    "quality": Section("Quality: measures", lambda folder: (judge_quality.table(folder),)),
+    "quality": Section("Quality: measures", lambda folder, _: (judge_quality.table(folder),)),
     "duplicates": Section(
         "Duplicates: methods",
-        lambda folder: (
+        lambda folder, _: (
             "\n".join(judge_duplicates.table(folder)),
             "Copies of the labelled videos, made for this. The last one is the choice.",
             "Which of two copies is the better one? Told is how often the original beats a copy of it; where it is as\n"
@@ -232,13 +242,13 @@ SECTIONS = {
     ),
     "privacy": Section(
         "Privacy: methods",
-        lambda folder: (
+        lambda folder, _: (
             *judge_privacy.tables(folder),
             "Lines and a face were drawn into the middle picture of each video; people in the videos\n"
             "themselves are not labelled. The choices are rapidocr with rules, and the higher score.",
         ),
     ),
-    "captions": Section("Captions: checks", lambda _: judge_captions.paragraphs()),
+    "captions": Section("Captions: checks", lambda *_: judge_captions.paragraphs()),
 }
 
 if __name__ == "__main__":

@@ -1,6 +1,6 @@
 """Kills refreshes at random moments and checks that what comes out is what an undisturbed one gives.
 
-    python bench/kill.py FOLDER [--kills 30] [--seed 1]
+    python -m bench.kill FOLDER [--kills 30] [--seed 1]
 
 A kill is `kill -9` of everything: the command, its workers, its Prefect server and its Postgres. A refresh that gets
 through before its kill ends a round: its release is checked, and the next kills hit a fresh installation.
@@ -25,6 +25,7 @@ import typer
 from rich.console import Console
 from rich.table import Table
 
+from bench.smallest import medical_folder
 from medgen.postgres import embedded_url
 
 EARLIEST_S = 1.0
@@ -43,13 +44,18 @@ class State:
 
 
 def main(
-    folder: Annotated[Path, typer.Argument(help="Folder of videos, or a listing.")],
+    folder: Annotated[Path | None, typer.Argument(help="Folder of videos, or a listing.")] = None,
     kills: Annotated[int, typer.Option(min=1, help="Kills to do.")] = 30,
     seed: Annotated[int, typer.Option(help="Of the moments of the kills.")] = 1,
+    smoke: Annotated[bool, typer.Option(help="Only see whether it runs, on the smallest input.")] = False,
 ) -> None:
     """Exit code 1 when a refresh does not recover."""
     scratch = Path(tempfile.mkdtemp(prefix="medgen-kill-"))
     atexit.register(shutil.rmtree, scratch, ignore_errors=True)  # after the catalogs' servers, which leave first
+    if smoke:
+        folder, kills = medical_folder(scratch / "videos"), 1
+    if folder is None:
+        raise typer.BadParameter("name a folder of videos, or --smoke")
     moments = random.Random(seed)
     started = time.monotonic()
     reference = finish(start(folder, scratch / "reference"), scratch / "reference")
@@ -66,11 +72,11 @@ def main(
         try:
             process.wait(moment if done < kills else None)
         except subprocess.TimeoutExpired:
-            ended = kill_all(home, process)
+            killed = kill_all(home, process)
             done += 1
             # Looking at the catalog would recover it, which is the next refresh's business.
             stored = sum(1 for _ in (home / "store").glob("??/*"))
-            row = (str(number), str(done), f"{moment:.1f} s", str(ended), str(stored))
+            row = (str(number), str(done), f"{moment:.1f} s", str(killed), str(stored))
             out.print("round {}, kill {} after {}: {} processes killed, {} artifacts stored".format(*row))
             table.add_row(*row)
             continue
@@ -100,14 +106,14 @@ def start(folder: Path, home: Path) -> subprocess.Popen[str]:
     """Starts a refresh in a session of its own."""
     home.mkdir(parents=True, exist_ok=True)
     command = [sys.executable, "-m", "apps.cli", "refresh", "--source", str(folder.resolve()), "--json"]
-    with (home / "stdout").open("w") as said, (home / "stderr").open("a") as complained:
+    with (home / "stdout").open("w") as stdout, (home / "stderr").open("a") as stderr:
         return subprocess.Popen(
             command,
             cwd=ROOT,
             env=environment(home),
             stdin=subprocess.DEVNULL,
-            stdout=said,
-            stderr=complained,
+            stdout=stdout,
+            stderr=stderr,
             text=True,
             start_new_session=True,
         )
@@ -125,7 +131,8 @@ def finish(process: subprocess.Popen[str], home: Path) -> dict[str, Any]:
         out.print((home / "stderr").read_text()[-5000:], markup=False, highlight=False)
         out.print(f"[red]✗[/] the refresh in {home.name} exited {process.returncode}")
         raise typer.Exit(1)
-    return json.loads((home / "stdout").read_text())
+    summary: dict[str, Any] = json.loads((home / "stdout").read_text())
+    return summary
 
 
 def kill_all(home: Path, process: subprocess.Popen[str]) -> int:
@@ -145,28 +152,28 @@ def kill_all(home: Path, process: subprocess.Popen[str]) -> int:
 
 def belonging(home: Path) -> list[psutil.Process]:
     """Processes with the installation's `MEDGEN_HOME`, and its Postgres, which overwrites its environment."""
-    found = []
+    processes = []
     for process in psutil.process_iter():
         try:
             mine = process.environ().get("MEDGEN_HOME") == str(home)
             if mine and process.status() != psutil.STATUS_ZOMBIE:
-                found.append(process)
+                processes.append(process)
         except (psutil.NoSuchProcess, psutil.AccessDenied):
             continue
     for pid_file in home.glob("postgres*/postmaster.pid"):  # the server, or one that is still being made
         try:
             server = psutil.Process(int(pid_file.read_text().split("\n", 1)[0]))
             if str(home) in " ".join(server.cmdline()) and server.status() != psutil.STATUS_ZOMBIE:
-                found += [server, *server.children(recursive=True)]
+                processes += [server, *server.children(recursive=True)]
         except (FileNotFoundError, ValueError, psutil.NoSuchProcess):
             continue
-    return found
+    return processes
 
 
 def state(home: Path) -> State:
     """Reads the catalog of an installation, in a process of its own so that its server stops again."""
-    command = [sys.executable, str(Path(__file__).resolve()), "state"]
-    done = subprocess.run(command, env=environment(home), capture_output=True, text=True, check=False)
+    command = [sys.executable, "-m", "bench.kill", "state"]
+    done = subprocess.run(command, cwd=ROOT, env=environment(home), capture_output=True, text=True, check=False)
     if done.returncode:
         raise RuntimeError(f"the catalog of {home.name} can't be read:\n{done.stderr[-3000:]}")
     keys, clips, releases = json.loads(done.stdout)
@@ -195,14 +202,14 @@ def print_state() -> None:
     sys.stdout.write(json.dumps([keys, clips, [list(row) for row in answers[2]]]))
 
 
-def compare(summary: dict[str, Any], reference: dict[str, Any], found: State, expected: State) -> list[str]:
+def compare(summary: dict[str, Any], reference: dict[str, Any], actual: State, expected: State) -> list[str]:
     """What differs from the undisturbed refresh."""
     faults = []
     if summary["digest"] != reference["digest"]:
         faults.append(f"release {summary['digest']}, not {reference['digest']}")
-    if found.releases != expected.releases or any(promised != there for _, promised, there in found.releases):
-        faults.append(f"releases {found.releases}, not {expected.releases}")
-    for what, mine, theirs in (("step runs", found.keys, expected.keys), ("clips", found.clips, expected.clips)):
+    if actual.releases != expected.releases or any(promised != there for _, promised, there in actual.releases):
+        faults.append(f"releases {actual.releases}, not {expected.releases}")
+    for what, mine, theirs in (("step runs", actual.keys, expected.keys), ("clips", actual.clips, expected.clips)):
         if mine != theirs:
             faults.append(f"{what}: {len(theirs - mine)} missing, {len(mine - theirs)} too many")
     return faults

@@ -35,7 +35,9 @@ class Words:
 
 def read_words(folder: Path) -> Words:
     """Titles, descriptions and tags of the CSV files in a folder (title, is_medical; description, tags)."""
-    medical, other, about = [], [], []
+    medical: list[str] = []
+    other: list[str] = []
+    about: list[tuple[str, str]] = []
     for path in sorted(folder.glob("*.csv")):
         with path.open(encoding="utf-8", newline="") as file:
             for row in csv.DictReader(file):

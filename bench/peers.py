@@ -1,6 +1,6 @@
 """medgen's judgement beside Data-Juicer's on the same files: shots, motion and overlay text.
 
-    python bench/peers.py FOLDER [--environment DIR] [--json]
+    python -m bench.peers FOLDER [--environment DIR] [--json]
 
 Data-Juicer (py-data-juicer 1.6.1) is installed into an environment of its own, because its dependencies exclude ours.
 Both get the same files, one after the other, with the same number of processes. medgen does more in its time (shots
@@ -24,6 +24,7 @@ from rich.table import Table
 
 from apps.judge.labels import Label
 from apps.judge.measure import JudgeParameters, measure_all
+from bench.smallest import labelled_folder
 from medgen.errors import ItemFailed
 from medgen.listings.sources import VIDEO_SUFFIXES
 from medgen.media import Limits, pictures, probe
@@ -50,25 +51,23 @@ out = Console()
 
 
 def main(
-    folder: Annotated[Path, typer.Argument(help="Folder of videos.")],
+    folder: Annotated[Path | None, typer.Argument(help="Folder of videos.")] = None,
     environment: Annotated[Path, typer.Option(help="Where Data-Juicer is installed.")] = Path(".peers/data-juicer"),
     least_s: Annotated[float, typer.Option(help="Shorter videos are left out of both.")] = 2.0,
     as_json: Annotated[bool, typer.Option("--json", help="Print facts as JSON.")] = False,
+    smoke: Annotated[bool, typer.Option(help="Only see whether it runs: no Data-Juicer, the smallest input.")] = False,
 ) -> None:
     """Exit code 1 when medgen is less than five times as fast."""
+    if smoke:
+        with tempfile.TemporaryDirectory(prefix="medgen-peers-") as scratch:
+            judged = sorted(path for path in labelled_folder(Path(scratch)).iterdir() if path.suffix == ".mp4")
+            print(json.dumps(medgen_seconds(Path(scratch), judged)))
+        return
+    if folder is None:
+        raise typer.BadParameter("name a folder of videos, or --smoke")
     files = sorted(path for path in folder.iterdir() if path.suffix.lower() in VIDEO_SUFFIXES)
     good = [path for path in files if readable(path, least_s)]
-    labels = [Label(path.name) for path in good]
-    os.environ["MEDGEN_WORKERS"] = "1"
-    started = time.monotonic()
-    # The packaged head by its path: `judge` validates heads on labelled folders else, which is no judging of files.
-    verdicts, _ = measure_all(folder, labels, JudgeParameters(frame_head=str(DEFAULT_HEAD)), lambda: None)
-    ours = time.monotonic() - started
-    seconds = sum(verdicts[path.name].duration_s for path in good)
-    parts: dict[str, float] = {}
-    for path in good:
-        for name, spent in verdicts[path.name].seconds.items():
-            parts[name] = parts.get(name, 0.0) + spent
+    ours, seconds, parts = medgen_seconds(folder, good)
     install(environment)
     theirs, kept = data_juicer(environment, good)
     facts = {
@@ -86,12 +85,27 @@ def main(
         table = Table(title=f"{len(good)} videos, {seconds:.0f} s, one process each", title_justify="left")
         for column in ("who", "seconds", "of it"):
             table.add_column(column, justify="right" if column == "seconds" else "left")
-        told = ", ".join(f"{name} {spent:.1f}" for name, spent in parts.items())
-        table.add_row("medgen", f"{ours:.1f}", f"processor seconds: {told}")
+        steps = ", ".join(f"{name} {spent:.1f}" for name, spent in parts.items())
+        table.add_row("medgen", f"{ours:.1f}", f"processor seconds: {steps}")
         table.add_row("Data-Juicer", f"{theirs:.1f}", ", ".join(OPERATORS))
         out.print(table)
         out.print(f"Data-Juicer takes {theirs / ours:.1f} times as long")
     raise typer.Exit(0 if theirs >= 5 * ours else 1)
+
+
+def medgen_seconds(folder: Path, files: list[Path]) -> tuple[float, float, dict[str, float]]:
+    """(wall seconds of medgen's judgement, seconds of video, processor seconds by step) for files of a folder."""
+    os.environ["MEDGEN_WORKERS"] = "1"
+    labels = [Label(path.name) for path in files]
+    started = time.monotonic()
+    # The packaged head by its path: `judge` validates heads on labelled folders else, which is no judging of files.
+    verdicts, _ = measure_all(folder, labels, JudgeParameters(frame_head=str(DEFAULT_HEAD)), lambda: None)
+    wall = time.monotonic() - started
+    by_step: dict[str, float] = {}
+    for path in files:
+        for name, spent in verdicts[path.name].seconds.items():
+            by_step[name] = by_step.get(name, 0.0) + spent
+    return wall, sum(verdicts[path.name].duration_s for path in files), by_step
 
 
 def readable(path: Path, least_s: float) -> bool:

@@ -2,6 +2,7 @@
 
     python -m bench.train_gpu              # needs a CUDA GPU
     python -m bench.train_gpu --toy        # the same code at nano size on the CPU
+    python -m bench.train_gpu --smoke      # the same once each, without compiling, only to see whether it runs
     python -m bench.train_gpu --out docs/performance.md
 
 Random weights cost what trained ones do: time and memory depend on shapes alone. Seconds are medians over steps after
@@ -16,7 +17,7 @@ import platform
 import statistics
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, replace
 from itertools import starmap
 from pathlib import Path
@@ -25,13 +26,13 @@ from typing import Any
 import diffusers
 import numpy as np
 import torch
-from diffusers import (
-    AutoencoderKLWan,
-    FirstBlockCacheConfig,
-    UniPCMultistepScheduler,
-    WanPipeline,
-    WanTransformer3DModel,
-)
+
+# From the modules that define them: what `diffusers` itself offers are stand-ins to a type checker.
+from diffusers.hooks.first_block_cache import FirstBlockCacheConfig
+from diffusers.models.autoencoders.autoencoder_kl_wan import AutoencoderKLWan
+from diffusers.models.transformers.transformer_wan import WanTransformer3DModel
+from diffusers.pipelines.wan.pipeline_wan import WanPipeline
+from diffusers.schedulers.scheduling_unipc_multistep import UniPCMultistepScheduler
 
 from models.generation.video_diffusion import encode_frames
 from models.training.config import TrainConfig, configured
@@ -58,14 +59,18 @@ ENCODE = "encode one clip, VAE in float32"
 KINDS = (("lora", True), ("lora", False), ("full", True), ("full", False))  # (training, gradient checkpointing)
 
 
+FastPath = Callable[[WanPipeline, torch.device], None]
+
+
 def _cached(pipeline: WanPipeline, device: torch.device) -> None:
     pipeline.transformer.enable_cache(FirstBlockCacheConfig(threshold=0.05))
 
 
+COMPILED = "regional torch.compile"
 # Ways of diffusers to generate faster or in less memory.
-FAST_PATHS: dict[str, Callable[[WanPipeline, torch.device], None]] = {
+FAST_PATHS: dict[str, FastPath] = {
     "plain": lambda pipeline, device: None,
-    "regional torch.compile": lambda pipeline, device: pipeline.transformer.compile_repeated_blocks(fullgraph=True),
+    COMPILED: lambda pipeline, device: pipeline.transformer.compile_repeated_blocks(fullgraph=True),
     "first-block cache, threshold 0.05 (random weights: says little of trained ones)": _cached,
     "cuDNN attention": lambda pipeline, device: pipeline.transformer.set_attention_backend("_native_cudnn"),
     "model offload to the CPU": lambda pipeline, device: pipeline.enable_model_cpu_offload(device=device),
@@ -95,6 +100,7 @@ class Size:
 
 WAN = Size("Wan 2.1 1.3B, random weights", WAN_TRANSFORMER, {}, 81, 480, 832, 512, 50)
 TOY = Size("nano, random weights", NANO_TRANSFORMER, NANO_VAE, 17, 64, 96, 64, 4)
+SMALLEST = replace(TOY, frames=5, height=32, width=32, inference_steps=2)
 
 
 @dataclass
@@ -113,8 +119,17 @@ class Row:
 class Bench:
     """Measures one size on one device."""
 
-    def __init__(self, size: Size, device: torch.device) -> None:
+    def __init__(
+        self,
+        size: Size,
+        device: torch.device,
+        *,
+        steps: int = STEPS,
+        warm_up: int = WARM_UP,
+        fast_paths: Mapping[str, FastPath] = FAST_PATHS,
+    ) -> None:
         self.size, self.device = size, device
+        self.steps, self.warm_up, self.fast_paths = steps, warm_up, fast_paths
         self.cuda = device.type == "cuda"
         self.rows: list[Row] = []
         with torch.device("meta"):
@@ -129,7 +144,7 @@ class Bench:
         steps = [
             Row(self.step_named(config), estimate_gib=self.estimate(config)) for config in starmap(self.config, KINDS)
         ]
-        rows = [Row(ENCODE), *steps, *(Row(self.video_named(path)) for path in FAST_PATHS)]
+        rows = [Row(ENCODE), *steps, *(Row(self.video_named(path)) for path in self.fast_paths)]
         return [replace(row, note=NOT_MEASURED) for row in rows]
 
     def estimate(self, config: TrainConfig) -> float:
@@ -151,21 +166,26 @@ class Bench:
         self.encode()
         for training, checkpointing in KINDS:
             self.train(training, checkpointing)
-        for name, prepare in FAST_PATHS.items():
+        for name, prepare in self.fast_paths.items():
             self.generate(name, prepare)
 
-    def measure(self, row: Row, step: Callable[[], None], flops: int | None = None, steps: int = STEPS) -> None:
-        """Times `step` and adds the row."""
+    def measure(self, row: Row, step: Callable[[], object], flops: int | None = None, steps: int | None = None) -> None:
+        """Times `step` and adds the row.
+
+        Args:
+            steps: times that count, at most as many as the bench takes; all of them by default.
+        """
+        steps = min(steps or self.steps, self.steps)
         try:
             if self.cuda:
                 torch.cuda.reset_peak_memory_stats(self.device)
             times = []
-            for turn in range(WARM_UP + steps):
+            for turn in range(self.warm_up + steps):
                 self._wait()
                 began = time.perf_counter()
                 step()
                 self._wait()
-                if turn >= WARM_UP:
+                if turn >= self.warm_up:
                     times.append(time.perf_counter() - began)
             row.seconds = statistics.median(times)
             if self.cuda:
@@ -246,7 +266,7 @@ class Bench:
         def step() -> None:
             with torch.autocast(self.device.type, torch.bfloat16, enabled=half):
                 loss = losses_of(model, batch, self.device).mean()
-            loss.backward()
+            torch.autograd.backward(loss)
             torch.nn.utils.clip_grad_norm_(trained, 1.0)
             optimizer.step()
             optimizer.zero_grad(set_to_none=True)
@@ -258,24 +278,26 @@ class Bench:
         """At random initialisation."""
         torch.manual_seed(0)
         with torch.device(self.device):
-            return WanTransformer3DModel(**self.size.transformer).to(dtype)
+            model = WanTransformer3DModel(**self.size.transformer)
+        model.to(dtype)
+        return model
 
-    def generate(self, name: str, prepare: Callable[[WanPipeline, torch.device], None]) -> None:
+    def generate(self, name: str, prepare: FastPath) -> None:
         """One video with guidance, text already embedded."""
         size = self.size
         row = Row(self.video_named(name))
         try:
             dtype = torch.bfloat16 if self.cuda else torch.float32
             pipeline = WanPipeline(
-                tokenizer=None,
-                text_encoder=None,
+                tokenizer=None,  # type: ignore[arg-type] # None is allowed, though not declared
+                text_encoder=None,  # type: ignore[arg-type] # as above
                 vae=AutoencoderKLWan(**size.vae).eval(),
                 scheduler=UniPCMultistepScheduler(
                     prediction_type="flow_prediction", use_flow_sigmas=True, flow_shift=3.0
                 ),
                 transformer=self.transformer(dtype).eval(),
             )
-            pipeline.set_progress_bar_config(disable=True)
+            pipeline.set_progress_bar_config(disable=True)  # type: ignore[no-untyped-call]
             if "offload" not in name:
                 pipeline.to(self.device)
             pipeline.transformer.set_attention_backend("native")  # the choice is global, and outlives a pipeline
@@ -367,19 +389,24 @@ def main() -> int:
     """Measures and writes the page."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--toy", action="store_true", help="nano's size on the CPU")
+    parser.add_argument("--smoke", action="store_true", help="only see whether it runs: nano's size, each step once")
     parser.add_argument("--out", type=Path, default=None, help="write the tables into this page")
-    told = parser.parse_args()
-    if not told.toy and not torch.cuda.is_available():
+    arguments = parser.parse_args()
+    on_cpu = arguments.toy or arguments.smoke
+    if not on_cpu and not torch.cuda.is_available():
         print("no CUDA GPU here: use --toy, or run on a machine that has one", file=sys.stderr)
         return 2
-    size = TOY if told.toy else WAN
-    bench = Bench(size, torch.device("cpu" if told.toy else "cuda"))
+    size, device = (TOY, torch.device("cpu")) if on_cpu else (WAN, torch.device("cuda"))
+    bench = Bench(size, device)
+    if arguments.smoke:
+        plain = {name: path for name, path in FAST_PATHS.items() if name != COMPILED}
+        bench = Bench(SMALLEST, device, steps=1, warm_up=0, fast_paths=plain)
     diffusers.utils.logging.set_verbosity_error()
     bench.run()
-    parts = [page(Bench(WAN, torch.device("cuda"))), page(bench)] if told.toy else [page(bench)]
+    parts = [page(Bench(WAN, torch.device("cuda"))), page(bench)] if on_cpu else [page(bench)]
     print("\n".join(parts))
-    if told.out:
-        write_page(told.out, parts)
+    if arguments.out:
+        write_page(arguments.out, parts)
     return 0
 
 

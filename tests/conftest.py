@@ -197,7 +197,7 @@ def medgen(*arguments: str, home: Path, check: bool = True, **environment: str) 
     done = subprocess.run(
         [sys.executable, "-m", "apps.cli", *arguments],
         cwd=ROOT,
-        env=_clean_environment() | {"MEDGEN_HOME": str(home)} | environment,
+        env=clean_environment() | {"MEDGEN_HOME": str(home)} | environment,
         capture_output=True,
         text=True,
         check=False,
@@ -213,7 +213,7 @@ def medgen_running(*arguments: str, home: Path, **environment: str) -> Iterator[
     process = subprocess.Popen(
         [sys.executable, "-m", "apps.cli", *arguments],
         cwd=ROOT,
-        env=_clean_environment() | {"MEDGEN_HOME": str(home)} | environment,
+        env=clean_environment() | {"MEDGEN_HOME": str(home)} | environment,
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
         text=True,
@@ -239,7 +239,8 @@ def kill_everything(home: Path) -> None:
             os.kill(int(pid_file.read_text().split("\n")[0]), signal.SIGKILL)
 
 
-def _clean_environment() -> dict[str, str]:
+def clean_environment() -> dict[str, str]:
+    """This process's environment without what leads to servers and data of others."""
     skipped = ("PREFECT_API_URL", "PREFECT_HOME", "MEDGEN_DATABASE_URL", "PREFECT_SERVER_ALLOW_EPHEMERAL_MODE")
     return {k: v for k, v in os.environ.items() if k not in skipped} | {"COLUMNS": "200"}
 

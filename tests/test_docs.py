@@ -26,7 +26,7 @@ import yaml
 
 from apps.cli import app
 from apps.deployments import AUTOMATIONS
-from tests.conftest import ROOT, _clean_environment, free_port
+from tests.conftest import ROOT, clean_environment, free_port
 from tests.test_prefect import videos  # noqa: F401  (a fixture)
 
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
@@ -141,7 +141,7 @@ def place(videos: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:  # no
 
 def environment() -> dict[str, str]:
     """Without MEDGEN_HOME: the documents' installation is .medgen in the working folder."""
-    kept = {name: value for name, value in _clean_environment().items() if not name.startswith("MEDGEN_")}
+    kept = {name: value for name, value in clean_environment().items() if not name.startswith("MEDGEN_")}
     single = {"OMP_NUM_THREADS": "1", "MEDGEN_WORKERS": "1"}
     return kept | single | {"PYTHONPATH": str(ROOT), "PREFECT_SERVER_ALLOW_EPHEMERAL_MODE": "false"}
 

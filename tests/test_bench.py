@@ -1,0 +1,29 @@
+"""Every script of bench/ runs to its end on the smallest input."""
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from tests.conftest import ROOT, clean_environment
+
+NO_SCRIPTS = {"listings", "smallest"}  # with those of `bench.judgement`'s sections, see there
+SCRIPTS = sorted(
+    path.stem
+    for path in (ROOT / "bench").glob("*.py")
+    if path.stem not in NO_SCRIPTS and not path.stem.startswith("judge_")
+)
+
+
+@pytest.mark.parametrize("script", SCRIPTS)
+def test_script_runs_on_the_smallest_input(script: str, tmp_path: Path) -> None:
+    done = subprocess.run(
+        [sys.executable, "-m", f"bench.{script}", "--smoke"],
+        cwd=ROOT,
+        env=clean_environment() | {"MEDGEN_HOME": str(tmp_path / "home"), "TMPDIR": str(tmp_path)},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 0, f"{done.stdout[-3000:]}\n{done.stderr[-5000:]}"
