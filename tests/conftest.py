@@ -33,7 +33,7 @@ ACCESS_KEY, SECRET_KEY = "medgen-test", "medgen-test-secret"
 # With two processes, a long file that begins last would leave one of them idle.
 LONG = (
     "test_refresh", "test_prefect", "test_nightly", "test_trainer", "test_audit", "test_augment", "test_train_flow",
-    "test_docs", "test_train_step", "test_evaluate", "test_discover",
+    "test_docs", "test_bench", "test_train_step", "test_evaluate", "test_discover",
 )  # fmt: skip
 
 

@@ -222,3 +222,19 @@ def test_steps_that_share_a_parameter_mean_the_same_by_it() -> None:
             if field := getattr(base, "model_fields", {}).get(name):
                 meanings.setdefault(name, set()).add(tuple(map(str, (field.annotation, field.default))))
     assert {name: found for name, found in meanings.items() if len(found) > 1} == {}
+
+
+def test_hooks_before_a_commit_need_no_network(tmp_path: Path) -> None:
+    programs_folder = Path(sys.executable).parent
+    done = subprocess.run(
+        [programs_folder / "pre-commit", "run", "--all-files"],
+        cwd=ROOT,
+        env=os.environ
+        | {"PRE_COMMIT_HOME": str(tmp_path), "SKIP": "mypy", "HTTPS_PROXY": "http://127.0.0.1:9"}
+        | {"HTTP_PROXY": "http://127.0.0.1:9", "ALL_PROXY": "http://127.0.0.1:9"},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert done.stdout.count("Passed") == 3

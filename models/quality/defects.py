@@ -1,7 +1,7 @@
 """Which technical defects does a clip have: frozen, black, flashing, interlaced, blocky, noisy or out of focus?
 
 Hand-made measures, each with its own unit, so that a threshold can be explained to a person. They need no weights.
-The limits below are defaults with a margin to every good clip of the sample set; `bench/judge_quality.py` prints the
+The limits below are defaults with a margin to every good clip of the sample set; `python -m bench.judgement` writes the
 values behind them.
 """
 
