@@ -16,6 +16,7 @@ from medgen.shard import ShardResult
 from models.generation.prompt_set import MEDICAL
 from tasks.evaluation import measure_video
 from tasks.evaluation.artifacts import show_evaluation
+from tasks.evaluation.clip_descriptor import clip_descriptor_params, descriptor_shard, read_descriptors
 from tasks.evaluation.evaluate import put_on_record
 from tasks.evaluation.evaluate import report as evaluation_report
 from tasks.evaluation.evaluation_report import report_path, write_report
@@ -25,7 +26,6 @@ from tasks.evaluation.measured import Measured, NotGenerated, frame_counts, gene
 from tasks.evaluation.mllm_judge import MllmJudgeParams, mllm_judge_shard, video_score_shard
 from tasks.evaluation.plan import EvaluationPlan, check_metrics, plan_evaluation
 from tasks.evaluation.resemblance import TrainingClip, near_copies
-from tasks.evaluation.trace_clip import read_traces, trace_params, trace_shard
 
 T = TypeVar("T")
 
@@ -58,7 +58,7 @@ def _evaluate(**arguments: Any) -> dict[str, Any]:
     shards: list[ShardResult] = []
     videos, not_generated = _generate(ledger, parameters, plan, shards)
     measured = _measure(ledger, parameters, videos, shards)
-    clips = _trace(ledger, parameters, plan, measured, shards)
+    clips = _describe_clips(ledger, parameters, plan, measured, shards)
     copies = None
     if clips:
         measured, copies = near_copies(measured, clips)
@@ -178,7 +178,7 @@ def _measure(
     return measured
 
 
-def _trace(
+def _describe_clips(
     ledger: Ledger,
     parameters: EvaluateParameters,
     plan: EvaluationPlan,
@@ -188,16 +188,18 @@ def _trace(
     """The training clips as they are compared with the videos. What ran joins `shards`."""
     if not plan.clips:
         return []
-    params = trace_params([video.detail for video in measured if video.detail])
+    params = clip_descriptor_params([video.detail for video in measured if video.detail])
     futures = [
-        trace_shard.submit(f"{parameters.against}-{number}", some, params, parameters.retry_quarantined)
+        descriptor_shard.submit(f"{parameters.against}-{number}", some, params, parameters.retry_quarantined)
         for number, some in _numbered(plan.clips, parameters)
     ]
-    traces = read_traces(ledger, _results(futures, shards))
+    descriptors = read_descriptors(ledger, _results(futures, shards))
     return [
-        TrainingClip(clip.clip_id, clip.video_id, plan.labels.get(clip.clip_id, clip.category), traces[clip.clip_id])
+        TrainingClip(
+            clip.clip_id, clip.video_id, plan.labels.get(clip.clip_id, clip.category), descriptors[clip.clip_id]
+        )
         for clip in plan.clips
-        if clip.clip_id in traces
+        if clip.clip_id in descriptors
     ]
 
 

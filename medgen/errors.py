@@ -20,7 +20,7 @@ Each stands below its base class, beside the module that defines it:
         Refused                     medgen.web.failures
     RuntimeError
         CaptionUnavailable          models.captioning.captioner
-            JudgeUnusable           models.metrics.medical_judge
+            MllmJudgeUnusable       models.metrics.mllm_judge
         CatalogUnreachable          medgen.catalog
         ModelUnavailable            models
             NotTextToVideo          models.generation.video_generator
@@ -39,8 +39,8 @@ Each stands below its base class, beside the module that defines it:
             RefreshFailed           flows.refresh
             ServerDidNotStart       apps.prefect_server
             TrainingEnded           tasks.training.process
-            TrainingStopped         models.training.trainer
-                OutOfMemory         models.training.trainer
+            TrainingStopped         models.training.errors
+                OutOfMemory         models.training.errors
             Unwell                  flows.doctor
             WrongCheckpoint         models.training.checkpoint
         ShardFailed                 medgen.shard

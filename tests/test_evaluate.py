@@ -21,6 +21,7 @@ from medgen.errors import ItemFailed, RunStopped
 from medgen.ledger import open_ledger
 from medgen.verify import verify
 from models.generation.prompt_set import Prompt
+from models.metrics.descriptor import Nearest
 from models.metrics.statistics import (
     Estimate,
     grouped_interval,
@@ -30,7 +31,6 @@ from models.metrics.statistics import (
     share_interval,
     sign_flip_p,
 )
-from models.metrics.trace import Nearest
 from tasks.evaluation import mllm_judge
 from tasks.evaluation.evaluate import put_on_record
 from tasks.evaluation.evaluate import report as evaluation_report

@@ -24,7 +24,7 @@ from medgen.video_file import read_record, write_video
 from models import ModelUnavailable
 from models.generation.prompt_set import Prompt
 from models.generation.video_diffusion import pipeline_digest
-from models.generation.video_generator import GeneratorOptions, VideoGenerator, settled, text_to_video_class
+from models.generation.video_generator import GeneratorOptions, VideoGenerator, sampling_settings, text_to_video_class
 from models.training.nano import FRAMES, HEIGHT, SAMPLING, WIDTH, save_untrained
 from tasks.evaluation.generate import GenerateParams, generate_videos, plan, videos_of
 from tests.conftest import medgen_running
@@ -162,14 +162,14 @@ def test_other_pipelines_get_only_what_they_take(tmp_path: Path) -> None:
     found = {}
     for kind in ("CogVideoXPipeline", "LTXPipeline", "HunyuanVideoPipeline", "MochiPipeline", "TextToVideoSDPipeline"):
         folder = folder_of(tmp_path / kind, kind)
-        found[kind] = settled(text_to_video_class(folder, kind), folder, {"num_frames": 9, "height": 64})
+        found[kind] = sampling_settings(text_to_video_class(folder, kind), folder, {"num_frames": 9, "height": 64})
     assert found["LTXPipeline"]["frame_rate"] == found["LTXPipeline"]["fps"] == 24.0
     assert found["CogVideoXPipeline"]["fps"] == 8.0 and "width" not in found["CogVideoXPipeline"]
     assert "max_sequence_length" not in found["TextToVideoSDPipeline"]
     assert {s["num_frames"] for s in found.values()} == {9}
     with pytest.raises(ModelUnavailable, match="takes no max_sequence_length"):
         folder = tmp_path / "TextToVideoSDPipeline"
-        settled(text_to_video_class(folder, "t"), folder, {"max_sequence_length": 5})
+        sampling_settings(text_to_video_class(folder, "t"), folder, {"max_sequence_length": 5})
 
 
 def test_troubles_are_told_in_one_line_and_nothing_else_is_lost(

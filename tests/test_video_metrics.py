@@ -12,11 +12,11 @@ from models.captioning.openai_chat import OpenAIChat
 from models.generation.prompt_set import Prompt, medical_prompts, read_prompts, spread
 from models.metrics.backbones import Dino
 from models.metrics.consistency import consistency
+from models.metrics.descriptor import LEAST_NEAR_COPY, nearest, reference_similarity, retrieve
 from models.metrics.flow import DisFlow, Dynamics, OnnxInterpolator, RaftFlow
 from models.metrics.imaging import DefectsStandIn
-from models.metrics.medical_judge import JudgeUnusable, judge, read_vote
+from models.metrics.mllm_judge import MllmJudgeUnusable, collect_votes, read_vote
 from models.metrics.suite import Backbones, TooShort, load_suite
-from models.metrics.trace import LEAST_NEAR_COPY, nearest, reference_similarity, retrieve
 from models.metrics.video_score import DIMENSIONS, QUESTION, VideoScore, scorer_class
 from tests.test_captioner import chat_server, completion
 
@@ -111,7 +111,7 @@ def test_measuring_twice_gives_the_same(videos, measured):
     again = load_suite(Backbones()).measure(videos["jitter"], FPS)
     assert again.scores == measured["jitter"].scores
     assert again.models == measured["jitter"].models
-    assert np.array_equal(again.trace.features, measured["jitter"].trace.features)
+    assert np.array_equal(again.descriptor.features, measured["jitter"].descriptor.features)
 
 
 def test_a_video_of_too_few_frames_is_told_of_and_never_nan(videos):
@@ -356,7 +356,7 @@ def vote(level, *kinds, reason="The needle passes through bone."):
 def ask_judge(*answers, prompt="A lumbar puncture.", votes=3):
     with chat_server(*answers) as (url, requests):
         chat = OpenAIChat("m", url, "key", tries=1, try_limit_s=10)
-        return judge(chat, [scene(seed) for seed in range(8)], prompt, votes), requests
+        return collect_votes(chat, [scene(seed) for seed in range(8)], prompt, votes), requests
 
 
 def test_the_majority_of_votes_decides():
@@ -375,7 +375,7 @@ def test_answers_that_are_no_votes_are_asked_for_again_and_too_few_votes_are_no_
     fenced = 200, completion('```json\n{"level": 1, "kinds": ["images"], "reason": "x"}\n```')
     found, requests = ask_judge((200, completion("It looks fine.")), fenced, vote(0), vote(0))
     assert (found.level, len(requests)) == (0, 4)
-    with pytest.raises(JudgeUnusable, match="3 of 3"):
+    with pytest.raises(MllmJudgeUnusable, match="3 of 3"):
         ask_judge((200, completion("I cannot say.")))
     for bad in ('{"level": 4}', '{"level": "1"}', '{"level": true}', '{"level": 2, "kinds": []}', "[]", "NaN",
                 '{"level": 1, "kinds": ["style"]}', '{"kinds": []}', '{"level": 0, "kinds": ["physics"]}'):  # fmt: skip
@@ -397,16 +397,16 @@ def test_a_prompt_can_not_give_orders_to_the_judge():
 
 def test_a_copy_is_found_with_its_clip_and_a_look_alike_scene_is_not(measured, videos):
     suite = load_suite(Backbones())
-    training = {name: measured[name].trace for name in ("pan", "swapped", "blank")}
+    training = {name: measured[name].descriptor for name in ("pan", "swapped", "blank")}
     brighter = [np.clip(frame.astype(int) + 12, 0, 255).astype(np.uint8) for frame in videos["jitter"]]
-    training["jitter"] = measured["jitter"].trace
+    training["jitter"] = measured["jitter"].descriptor
     clips = list(training.items())
-    found = nearest(suite.measure(brighter, FPS).trace, clips, LEAST_NEAR_COPY)
+    found = nearest(suite.measure(brighter, FPS).descriptor, clips, LEAST_NEAR_COPY)
     assert (found.clip, found.near_copy) == ("jitter", True)
     assert found.copied is not None
     rng = np.random.default_rng(3)
     strange = [rng.integers(0, 255, (96, 128, 3), dtype=np.uint8) for _ in range(16)]
-    found = nearest(suite.measure(strange, FPS).trace, clips, LEAST_NEAR_COPY)
+    found = nearest(suite.measure(strange, FPS).descriptor, clips, LEAST_NEAR_COPY)
     assert not found.near_copy and found.copied is None
     reference = reference_similarity(
         [("one", training["pan"]), ("two", training["blank"]), ("one", training["swapped"])]

@@ -133,7 +133,7 @@ def text_to_video_class(folder: Path, name: str) -> type["DiffusionPipeline"]:
     return cls
 
 
-def settled(cls: type["DiffusionPipeline"], folder: Path, asked: Mapping[str, Any]) -> dict[str, Any]:
+def sampling_settings(cls: type["DiffusionPipeline"], folder: Path, asked: Mapping[str, Any]) -> dict[str, Any]:
     """All sampling settings of a model: what was asked for, else its folder's own, else its class's defaults.
 
     Args:
@@ -196,7 +196,7 @@ class VideoGenerator:
         """uint8 RGB (F, H, W, 3) of one prompt; on a CPU the same arguments always give the same frames.
 
         Args:
-            settings: as `settled` gave them.
+            settings: as `sampling_settings` gave them.
 
         Raises:
             ValueError: the pipeline refuses a setting, or its frames are not numbers.

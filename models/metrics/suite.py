@@ -22,6 +22,15 @@ from models.metrics.backbones import (
     subject_digest,
 )
 from models.metrics.consistency import consistency, steadiness, text_alignment
+from models.metrics.descriptor import (
+    DESCRIPTOR,
+    DESCRIPTOR_FRAMES,
+    GREY_EVERY_S,
+    Descriptor,
+    compute_descriptor,
+    grey_of,
+    shrunk,
+)
 from models.metrics.flow import (
     DIS,
     ONNX_PREFIX,
@@ -34,13 +43,12 @@ from models.metrics.flow import (
     mean,
 )
 from models.metrics.imaging import DEFECTS, STAND_IN, imaging_digest, load_imaging, to_unit
-from models.metrics.trace import GREY_EVERY_S, TRACE, TRACE_FRAMES, Trace, grey_of, shrunk, trace
 from models.quality.aesthetic import OFFLINE_CHOICE as ENTROPY
 from models.quality.aesthetic import aesthetic_digest, load_aesthetic
 
 BATCH = 16
 LEAST_FRAMES = 3  # smoothness guesses a frame from two neighbours
-TRACE_SIDE = 224
+DESCRIPTOR_SIDE = 224
 PLACES = 6  # VBench's values lie close to 1
 
 
@@ -79,7 +87,7 @@ class Backbones:
             "aesthetic": digest_of({"metric": aesthetic_digest(self.aesthetic), "scaled": "to 0..1"}),
             "flow": flow_digest(self.flow),
             "interpolator": interpolator_digest(self.interpolator),
-            "trace": digest_of({"trace": TRACE, "encoder": subject_digest(MOBILENET), "side": TRACE_SIDE}),
+            "trace": digest_of({"trace": DESCRIPTOR, "encoder": subject_digest(MOBILENET), "side": DESCRIPTOR_SIDE}),
         }
         if self.text:
             digests["text"] = digest_of([clip_digest(self.text), tokenizer_digest(self.text)])
@@ -119,7 +127,7 @@ class VideoScores:
         scores: metric's name → value, higher is better; see `describe` for ranges.
         models: metric's name → digest of the model behind it.
         width, height: pixels; `frames` decoded.
-        trace: for finding what it resembles.
+        descriptor: for finding what it resembles.
         picture: its middle frame, uint8 RGB (h, w, 3), long side at most 320.
     """
 
@@ -128,7 +136,7 @@ class VideoScores:
     frames: int
     width: int
     height: int
-    trace: Trace
+    descriptor: Descriptor
     picture: np.ndarray
 
 
@@ -234,7 +242,7 @@ class _Run:
         self.smoothness.process_frame(self.count, frame)
         if self.count % self.grey_every == 0:
             self.grey.append(grey_of(frame))
-        self.small.append(shrunk(frame, TRACE_SIDE))
+        self.small.append(shrunk(frame, DESCRIPTOR_SIDE))
         self.last = frame
         self.count += 1
 
@@ -269,7 +277,7 @@ class _Run:
         if suite.text is not None and prompt:
             values["text"] = text_alignment(gathered["text"], suite.text.embed_texts([prompt])[0])
         digests = suite.digests | {"speed": suite.digests["flow"], "flicker": _FLICKER}
-        places = [(2 * i + 1) * self.count // (2 * TRACE_FRAMES) for i in range(TRACE_FRAMES)]
+        places = [(2 * i + 1) * self.count // (2 * DESCRIPTOR_FRAMES) for i in range(DESCRIPTOR_FRAMES)]
         chosen = [self.small[place] for place in sorted(set(places))]
         return VideoScores(
             scores={suite.names[role]: rounded(value, PLACES) for role, value in values.items()},
@@ -277,7 +285,7 @@ class _Run:
             frames=self.count,
             width=self.size[1],
             height=self.size[0],
-            trace=trace(chosen, self.grey, self.grey_every / self.fps, suite.views),
+            descriptor=compute_descriptor(chosen, self.grey, self.grey_every / self.fps, suite.views),
             picture=self.small[self.count // 2],
         )
 

@@ -29,7 +29,7 @@ from models.generation.video_generator import (
     OptionUnavailable,
     OutOfMemory,
     VideoGenerator,
-    settled,
+    sampling_settings,
     text_to_video_class,
 )
 from tasks.prefect_step import run_in_prefect, step_task
@@ -152,7 +152,7 @@ def plan(ledger: Ledger, params: GenerateParams) -> Plan:
         folder=folder,
         digest=digest,
         shown=version.name if version else shown_name(params.model),
-        settings=settled(cls, folder, asked),
+        settings=sampling_settings(cls, folder, asked),
         options=options,
         version=version,
         taken_down=tuple(taken_down(ledger, version.release_name)) if version else (),

@@ -21,9 +21,9 @@ from medgen.shard import Item, ShardResult, Step
 from medgen.store import Store
 from models.duplicates.fingerprint import Fingerprint
 from models.encoders import shown_name
+from models.metrics.descriptor import Descriptor
 from models.metrics.flow import ONNX_PREFIX
 from models.metrics.suite import Backbones, TooShort, jpeg, load_suite
-from models.metrics.trace import Trace
 from tasks.prefect_step import run_in_prefect, step_task
 
 STEP = "measure_video"
@@ -165,7 +165,7 @@ def measure_video(work: Work, store: Store, params: MeasureParams) -> Outcome:
         scores=measures.scores,
         score_models=measures.models,
         outputs={
-            "trace": store.put_bytes(packed(measures.trace), "application/vnd.safetensors"),
+            "trace": store.put_bytes(packed(measures.descriptor), "application/vnd.safetensors"),
             "picture": store.put_bytes(jpeg(measures.picture), "image/jpeg"),
         },
         decodes=1,
@@ -189,16 +189,16 @@ def rate(shown: Sequence[Picture]) -> float:
     return min(MAX_FPS, 1 / step) if step > 0 else 25.0
 
 
-def packed(found: Trace) -> bytes:
-    """A trace as safetensors: tensor `features`, the fingerprint in the metadata."""
+def packed(found: Descriptor) -> bytes:
+    """A descriptor as safetensors: tensor `features`, the fingerprint in the metadata."""
     return save({"features": found.features.astype(np.float32)}, {"fingerprint": found.fingerprint.text()})
 
 
-def unpacked(path: Path) -> Trace:
-    """The trace that `packed` gave. Raises ItemFailed: bad_trace."""
+def unpacked(path: Path) -> Descriptor:
+    """The descriptor that `packed` gave. Raises ItemFailed: bad_trace."""
     try:
         with safe_open(path, "numpy") as file:
-            return Trace(file.get_tensor("features"), Fingerprint.parse((file.metadata() or {})["fingerprint"]))
+            return Descriptor(file.get_tensor("features"), Fingerprint.parse((file.metadata() or {})["fingerprint"]))
     except (SafetensorError, KeyError, ValueError) as error:
         raise ItemFailed("bad_trace", f"{path.name} is no trace of a video: {error}") from error
 

@@ -9,7 +9,7 @@ from sqlalchemy.orm import Session
 
 from medgen.catalog import Score
 from medgen.ledger import Ledger, Record
-from models.metrics.trace import Nearest, Trace
+from models.metrics.descriptor import Descriptor, Nearest
 from tasks.evaluation import generate, measure_video, mllm_judge
 from tasks.evaluation.measure_video import MeasureDetail, Video, unpacked
 from tasks.evaluation.mllm_judge import VoteRow
@@ -50,7 +50,7 @@ class Measured:
     detail: MeasureDetail | None
     votes: Sequence[VoteRow]
     picture: str | None
-    trace: Trace | None
+    descriptor: Descriptor | None
     runs: tuple[int, ...]
     nearest: Nearest | None = None
 
@@ -136,7 +136,7 @@ def _measured(
         detail=measure_video.detail_of(first) if kept else None,
         votes=next(votes, []),
         picture=first.outputs.get("picture"),
-        trace=unpacked(ledger.store.path(first.outputs["trace"])) if "trace" in first.outputs else None,
+        descriptor=unpacked(ledger.store.path(first.outputs["trace"])) if "trace" in first.outputs else None,
         runs=tuple(record.id for record in records),
     )
 

@@ -21,8 +21,8 @@ from models import ModelUnavailable
 from models.captioning.captioner import OPENAI_PREFIX, TRANSFORMERS_PREFIX, CaptionUnavailable
 from models.captioning.chat import Chat
 from models.encoders import shown_name
-from models.metrics.medical_judge import ERROR_FROM, JUDGED_FRAMES, RUBRIC, judge, judge_digest
-from models.metrics.trace import shrunk
+from models.metrics.descriptor import shrunk
+from models.metrics.mllm_judge import ERROR_FROM, JUDGED_FRAMES, RUBRIC, collect_votes, mllm_judge_digest
 from models.metrics.video_score import SCORED_FRAMES, VideoScore, video_score_digest
 from tasks.evaluation.measure_video import MAX_FPS, Video, video_file
 from tasks.prefect_step import run_in_prefect, step_task
@@ -57,7 +57,7 @@ class MllmJudgeParams(BaseModel):
 
 
 class VoteRow(TypedDict):
-    """One vote; see `models.metrics.medical_judge.Vote`."""
+    """One vote; see `models.metrics.mllm_judge.Vote`."""
 
     level: int
     kinds: list[str]
@@ -89,12 +89,12 @@ def mllm_judge(work: Work, store: Store, params: MllmJudgeParams) -> Outcome:
     chat = _chat(params)
     frames = spread_frames(work, store, JUDGED_FRAMES)
     try:
-        verdict = judge(chat, frames, work.context["prompt"], params.judge_votes)
+        verdict = collect_votes(chat, frames, work.context["prompt"], params.judge_votes)
     except CaptionUnavailable as error:
         raise ItemFailed("judge_unavailable", str(error), transient=error.transient) from error
     names = judged_names(params.judge_model)
     values = {names[0]: 0.0 if verdict.wrong else 1.0, names[1]: float(verdict.level)}
-    digest = judge_digest(chat.digest, params.judge_votes)
+    digest = mllm_judge_digest(chat.digest, params.judge_votes)
     detail: MllmJudgeDetail = {
         "votes": [{"level": vote.level, "kinds": list(vote.kinds), "reason": vote.reason} for vote in verdict.votes],
         "unusable": verdict.unusable,
@@ -171,7 +171,7 @@ def _video_score(name: str) -> VideoScore:
 
 def mllm_judge_step(params: MllmJudgeParams) -> Step:
     """The judge, ready to run. Raises ModelUnavailable, ValueError."""
-    digest = judge_digest(_chat(params).digest, params.judge_votes)
+    digest = mllm_judge_digest(_chat(params).digest, params.judge_votes)
     identity = StepIdentity(STEP, 1, {"judge_votes": params.judge_votes}, {"judge": digest})
     return Step(identity, partial(mllm_judge, params=params), "threads")
 

@@ -5,15 +5,15 @@ from dataclasses import dataclass, replace
 from typing import TypedDict
 
 from medgen.canonical import rounded
-from models.metrics.statistics import share_interval
-from models.metrics.trace import (
+from models.metrics.descriptor import (
     LEAST_NEAR_COPY,
     NEAR_COPY,
-    Trace,
+    Descriptor,
     nearest,
     reference_similarity,
     retrieve,
 )
+from models.metrics.statistics import share_interval
 from tasks.evaluation.measured import Measured
 
 
@@ -29,7 +29,7 @@ class TrainingClip:
     clip_id: str
     source: str
     category: str
-    trace: Trace
+    descriptor: Descriptor
 
 
 class NearCopies(TypedDict):
@@ -67,11 +67,12 @@ class Retrieval(TypedDict):
 
 def near_copies(measured: Sequence[Measured], clips: Sequence[TrainingClip]) -> tuple[list[Measured], NearCopies]:
     """The videos with the training clip that each resembles most, and how near copies were told."""
-    reference = reference_similarity([(clip.source, clip.trace) for clip in clips])
+    reference = reference_similarity([(clip.source, clip.descriptor) for clip in clips])
     threshold = max(LEAST_NEAR_COPY, reference if reference is not None else 0.0)
-    pool = [(clip.clip_id, clip.trace) for clip in clips]
+    pool = [(clip.clip_id, clip.descriptor) for clip in clips]
     compared = [
-        replace(video, nearest=nearest(video.trace, pool, threshold)) if video.trace else video for video in measured
+        replace(video, nearest=nearest(video.descriptor, pool, threshold)) if video.descriptor else video
+        for video in measured
     ]
     return compared, {
         "threshold": rounded(threshold),
@@ -84,8 +85,12 @@ def near_copies(measured: Sequence[Measured], clips: Sequence[TrainingClip]) -> 
 
 def retrieval_of(measured: Sequence[Measured], clips: Sequence[TrainingClip], seed: int) -> Retrieval | None:
     """The probe of one system's videos, with Wilson's interval; None when there is nothing to tell apart."""
-    asked = [(video.video.category, video.trace.features) for video in measured if video.trace and video.video.category]
-    result = retrieve(asked, [(clip.clip_id, clip.category, clip.trace.features) for clip in clips], seed=seed)
+    asked = [
+        (video.video.category, video.descriptor.features)
+        for video in measured
+        if video.descriptor and video.video.category
+    ]
+    result = retrieve(asked, [(clip.clip_id, clip.category, clip.descriptor.features) for clip in clips], seed=seed)
     if result is None:
         return None
     share = share_interval(result.right, result.asked)

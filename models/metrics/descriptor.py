@@ -1,8 +1,8 @@
-"""What a video looks like over time, for finding what it resembles: is it a copy of a training clip?
+"""Descriptors of videos, by which a video is compared with training clips: is it a copy of one?
 
-Two answers. A fingerprint (`models.duplicates.fingerprint`) finds the same recording, however it was cut, cropped or
-encoded. And features of eight frames say how alike two videos look, which also sees a repainted copy but takes
-look-alikes for one.
+A descriptor has two parts. Its fingerprint (`models.duplicates.fingerprint`) finds the same recording, however it was
+cut, cropped or encoded. Its features of eight frames say how alike two videos look, which also sees a repainted copy
+but takes look-alikes for one. Digests and records call descriptors `trace`, as they were called at first.
 """
 
 from collections.abc import Sequence
@@ -17,21 +17,23 @@ from models.duplicates.near_duplicates import NEAR_DUPLICATES, compare
 from models.encoders import Encoder
 from models.metrics.statistics import shuffled_p
 
-TRACE_FRAMES = 8
+DESCRIPTOR_FRAMES = 8
 GREY_WIDTH = 160
 GREY_EVERY_S = 0.25  # as clips of a release are fingerprinted
-# Similarity from which a look-alike is told of, whatever the training clips are like among themselves. Measured with
+# Similarity from which a look-alike is reported, whatever the training clips are like among themselves. Measured with
 # MobileNetV2 on 18 real videos at 224 and 96 pixels: different recordings reach 0.86, other stretches of one film 0.95
 # to 0.98; copies that are brighter, mirrored, shifted in time or badly compressed have 0.91 and more; noisy, blurred
 # and cropped ones 0.78 and more, of which the fingerprint must tell.
 LEAST_NEAR_COPY = 0.9
-TRACE = digest_of({"frames": TRACE_FRAMES, "grey": [GREY_WIDTH, GREY_EVERY_S], "prints": FINGERPRINT})
-NEAR_COPY = digest_of({"trace": TRACE, "copies": NEAR_DUPLICATES, "similarity": "mean of best cosines", "version": 1})
+DESCRIPTOR = digest_of({"frames": DESCRIPTOR_FRAMES, "grey": [GREY_WIDTH, GREY_EVERY_S], "prints": FINGERPRINT})
+NEAR_COPY = digest_of(
+    {"trace": DESCRIPTOR, "copies": NEAR_DUPLICATES, "similarity": "mean of best cosines", "version": 1}
+)
 
 
 @dataclass(frozen=True)
-class Trace:
-    """What is kept of a video: features float32 (8 or fewer, D), rows of length 1, and its fingerprint."""
+class Descriptor:
+    """Features of a video, float32 (8 or fewer, D), rows of length 1, and its fingerprint."""
 
     features: np.ndarray
     fingerprint: Fingerprint
@@ -66,14 +68,16 @@ def shrunk(frame: np.ndarray, side: int) -> np.ndarray:
     return cv2.resize(frame, size, interpolation=cv2.INTER_AREA)
 
 
-def trace(frames: Sequence[np.ndarray], grey: Sequence[np.ndarray], step_s: float, encoder: Encoder) -> Trace:
-    """The trace of a video.
+def compute_descriptor(
+    frames: Sequence[np.ndarray], grey: Sequence[np.ndarray], step_s: float, encoder: Encoder
+) -> Descriptor:
+    """The descriptor of a video.
 
     Args:
         frames: TRACE_FRAMES or fewer frames at even distances, uint8 RGB (H, W, 3), of one size.
         grey: uint8 (T, h, w), one for each `step_s` seconds, as `grey_of` makes them.
     """
-    return Trace(encoder.embed(frames), fingerprint(np.stack(grey), step_s))
+    return Descriptor(encoder.embed(frames), fingerprint(np.stack(grey), step_s))
 
 
 def grey_of(frame: np.ndarray) -> np.ndarray:
@@ -83,29 +87,29 @@ def grey_of(frame: np.ndarray) -> np.ndarray:
     return cv2.cvtColor(small, cv2.COLOR_RGB2GRAY)
 
 
-def similarity(one: np.ndarray, other: np.ndarray) -> float:
-    """Mean over the rows of `one` of the greatest cosine to a row of `other`, -1 to 1. Rows have length 1."""
-    return float((np.asarray(one, np.float64) @ np.asarray(other, np.float64).T).max(axis=1).mean())
+def similarity(features: np.ndarray, others: np.ndarray) -> float:
+    """Mean over the rows of `features` of the greatest cosine to a row of `others`, -1 to 1. Rows have length 1."""
+    return float((np.asarray(features, np.float64) @ np.asarray(others, np.float64).T).max(axis=1).mean())
 
 
-def reference_similarity(clips: Sequence[tuple[str, Trace]]) -> float | None:
+def reference_similarity(clips: Sequence[tuple[str, Descriptor]]) -> float | None:
     """The greatest similarity between training clips of different source videos; None with fewer than two sources.
 
-    So alike are different recordings by nature. What resembles a training clip more than that is told of.
+    Different recordings are that alike by nature; a video that resembles a training clip more is reported.
 
     Args:
-        clips: (source video, trace).
+        clips: (source video, descriptor).
     """
     best: float | None = None
-    for index, (source, one) in enumerate(clips):
+    for index, (source, clip) in enumerate(clips):
         for other_source, other in clips[:index]:
             if source != other_source:
-                alike = max(similarity(one.features, other.features), similarity(other.features, one.features))
+                alike = max(similarity(clip.features, other.features), similarity(other.features, clip.features))
                 best = alike if best is None else max(best, alike)
     return best
 
 
-def nearest(video: Trace, clips: Sequence[tuple[str, Trace]], threshold: float) -> Nearest:
+def nearest(video: Descriptor, clips: Sequence[tuple[str, Descriptor]], threshold: float) -> Nearest:
     """The most similar training clip; one that is the same recording comes first.
 
     A near copy is a video whose fingerprint matches a training clip's (see
@@ -114,14 +118,14 @@ def nearest(video: Trace, clips: Sequence[tuple[str, Trace]], threshold: float) 
     in the report before trusting the number.
 
     Args:
-        clips: (id, trace), at least one.
+        clips: (id, descriptor), at least one.
     """
-    found = []
+    matches = []
     for name, clip in clips:
         match = compare(video.fingerprint, clip.fingerprint)
         alike = similarity(video.features, clip.features)
-        found.append((match.similarity if match else -1.0, alike, name))
-    copied, alike, name = max(found, key=lambda one: (one[0], one[1], one[2]))
+        matches.append((match.similarity if match else -1.0, alike, name))
+    copied, alike, name = max(matches)
     copy = None if copied < 0 else rounded(copied)
     return Nearest(name, rounded(alike), rounded(threshold), copy, copy is not None or alike > threshold)
 
@@ -149,7 +153,9 @@ class Retrieval:
 def retrieve(
     videos: Sequence[tuple[str, np.ndarray]], clips: Sequence[tuple[str, str, np.ndarray]], *, seed: int = 0
 ) -> Retrieval | None:
-    """The probe; None when fewer than two categories stand on either side, because there is nothing to tell apart.
+    """Finds each video's nearest clip and counts those of the video's category.
+
+    None when there are fewer than two categories on either side, because there is nothing to tell apart.
 
     Args:
         videos: (category, features (T, D)). Those of categories that no clip has are left out.
@@ -161,8 +167,10 @@ def retrieve(
         return None
     pairs = []
     for category, features in asked:
-        _, name, found = max((similarity(features, of), name, of_category) for name, of_category, of in clips)
-        pairs.append((category, found, name))
+        _, name, nearest_category = max(
+            (similarity(features, clip), clip_id, clip_category) for clip_id, clip_category, clip in clips
+        )
+        pairs.append((category, nearest_category, name))
     wanted, got = (np.array([pair[at] for pair in pairs]) for at in (0, 1))
     right, p = int((wanted == got).sum()), shuffled_p(wanted, got, seed)
     return Retrieval(right, len(pairs), tuple(sorted(known)), 1 / len(known), p, tuple(pairs))

@@ -1,4 +1,4 @@
-"""Trace clip: what a training clip looks like over time, so that generated videos can be compared with it."""
+"""Descriptor of a clip: what a training clip looks like over time, so that generated videos can be compared with it."""
 
 from collections.abc import Iterable, Sequence
 from functools import cache, partial
@@ -13,8 +13,16 @@ from medgen.media import Limits, Picture, evenly_spaced, pictures
 from medgen.shard import Item, ShardResult, Step
 from medgen.store import Store
 from models.encoders import MOBILENET, Encoder, encoder_digest, load_encoder
-from models.metrics.suite import TRACE_SIDE
-from models.metrics.trace import GREY_EVERY_S, TRACE, TRACE_FRAMES, Trace, grey_of, shrunk, trace
+from models.metrics.descriptor import (
+    DESCRIPTOR,
+    DESCRIPTOR_FRAMES,
+    GREY_EVERY_S,
+    Descriptor,
+    compute_descriptor,
+    grey_of,
+    shrunk,
+)
+from models.metrics.suite import DESCRIPTOR_SIDE
 from tasks.evaluation.measure_video import MeasureDetail, packed, rate, unpacked
 from tasks.prefect_step import run_in_prefect, step_task
 from tasks.training.released import ReleasedClip
@@ -22,8 +30,8 @@ from tasks.training.released import ReleasedClip
 LIMIT_S = 600.0
 
 
-class TraceParams(BaseModel):
-    """Parameters of trace clip."""
+class ClipDescriptorParams(BaseModel):
+    """Parameters of the descriptor of a clip; the field's name is part of step keys."""
 
     model_config = ConfigDict(frozen=True)
 
@@ -35,14 +43,14 @@ class TraceParams(BaseModel):
     )
 
 
-def trace_params(measured: Iterable[MeasureDetail]) -> TraceParams:
+def clip_descriptor_params(measured: Iterable[MeasureDetail]) -> ClipDescriptorParams:
     """The parameters by which clips become as large as the smallest of the measured videos."""
     sides = [max(detail["width"], detail["height"]) for detail in measured]
-    return TraceParams(trace_side=max(32, min([TRACE_SIDE, *sides])))
+    return ClipDescriptorParams(trace_side=max(32, min([DESCRIPTOR_SIDE, *sides])))
 
 
-def trace_clip(work: Work, store: Store, params: TraceParams) -> Outcome:
-    """Traces one clip. Output `trace`, as of measure video.
+def describe_clip(work: Work, store: Store, params: ClipDescriptorParams) -> Outcome:
+    """Computes the descriptor of one clip. Output `trace`, as of measure video.
 
     Raises:
         ItemFailed: as `medgen.media.pictures`; undecodable.
@@ -58,8 +66,8 @@ def trace_clip(work: Work, store: Store, params: TraceParams) -> Outcome:
     fps = rate(times)
     every = max(1, round(fps * GREY_EVERY_S))
     encoder = _encoder()
-    chosen = [shrunk(small[place], params.trace_side) for place in evenly_spaced(len(small), TRACE_FRAMES)]
-    found = trace(chosen, [grey_of(frame) for frame in small[::every]], every / fps, encoder)
+    chosen = [shrunk(small[place], params.trace_side) for place in evenly_spaced(len(small), DESCRIPTOR_FRAMES)]
+    found = compute_descriptor(chosen, [grey_of(frame) for frame in small[::every]], every / fps, encoder)
     return Outcome("kept", outputs={"trace": store.put_bytes(packed(found), "application/vnd.safetensors")}, decodes=1)
 
 
@@ -68,24 +76,24 @@ def _encoder() -> Encoder:
     return load_encoder(MOBILENET)
 
 
-def step(params: TraceParams) -> Step:
-    """Trace clip, ready to run. Raises ModelUnavailable."""
-    models = {"trace": digest_of([TRACE, encoder_digest(MOBILENET)])}
+def step(params: ClipDescriptorParams) -> Step:
+    """The step `trace_clip`, as records name it, ready to run. Raises ModelUnavailable."""
+    models = {"trace": digest_of([DESCRIPTOR, encoder_digest(MOBILENET)])}
     identity = StepIdentity("trace_clip", 1, params.model_dump(mode="json"), models)
-    return Step(identity, partial(trace_clip, params=params), "processes", LIMIT_S)
+    return Step(identity, partial(describe_clip, params=params), "processes", LIMIT_S)
 
 
 @step_task("trace_clip", "cpu")
-def trace_shard(
-    label: str, clips: Sequence[ReleasedClip], params: TraceParams, retry_quarantined: bool = False
+def descriptor_shard(
+    label: str, clips: Sequence[ReleasedClip], params: ClipDescriptorParams, retry_quarantined: bool = False
 ) -> ShardResult:
-    """Traces clips of a release."""
+    """Computes the descriptors of a release's clips."""
     works = iter([Work(c.clip_id, inputs={"clip": c.sha256}, parents={"release": c.step_run_id}) for c in clips])
     items = [Item(clip.clip_id) for clip in clips]
     return run_in_prefect(step(params), items, lambda item, past: next(works), retry_quarantined=retry_quarantined)
 
 
-def read_traces(ledger: Ledger, records: Sequence[int]) -> dict[str, Trace]:
-    """subject → trace of the records that have one. Raises as `Store.path`; ItemFailed: bad_trace."""
+def read_descriptors(ledger: Ledger, records: Sequence[int]) -> dict[str, Descriptor]:
+    """subject → descriptor of the records that have one. Raises as `Store.path`; ItemFailed: bad_trace."""
     loaded = ledger.load(records).values()
     return {r.subject: unpacked(ledger.store.path(r.outputs["trace"])) for r in loaded if "trace" in r.outputs}

@@ -1,4 +1,4 @@
-"""Is a generated video medically and physically right? A vision-language model is asked by a published rubric.
+"""Is a generated video medically and physically right? A multimodal language model (MLLM) votes by a published rubric.
 
 The rubric is `models/prompts/medical_judge_v1.txt`: kinds of error, and four levels of severity as the three people of
 the paper used (arXiv 2507.05675, "warning error"; the levels' wording is not given there). Several votes, each drawn
@@ -21,7 +21,7 @@ from medgen.canonical import digest_of
 from models.captioning.captioner import CaptionUnavailable
 from models.captioning.chat import Chat, Question
 from models.captioning.untrusted_text import clean, delimited, without_instructions
-from models.metrics.trace import shrunk
+from models.metrics.descriptor import shrunk
 
 RUBRIC = "v1"
 JUDGED_FRAMES = 8
@@ -36,7 +36,7 @@ ERROR_FROM = 2  # level from which a video counts as wrong: clear errors
 Kind = Literal["anatomy", "instruments", "procedure", "physics", "images", "prompt"]
 
 
-class JudgeUnusable(CaptionUnavailable):
+class MllmJudgeUnusable(CaptionUnavailable):
     """Fewer than half of the votes could be used."""
 
 
@@ -77,13 +77,13 @@ def rubric(version: str = RUBRIC) -> str:
     return path.read_text("utf-8").strip()
 
 
-def judge_digest(chat_digest: str, votes: int) -> str:
+def mllm_judge_digest(chat_digest: str, votes: int) -> str:
     """sha256 (hex) over model, rubric and settings of asking."""
     settings = [JUDGED_FRAMES, LONG_SIDE, MAX_TOKENS, MAX_PROMPT_CHARS, TEMPERATURE, ATTEMPTS, ERROR_FROM, votes]
     return digest_of({"chat": chat_digest, "rubric": rubric(), "settings": settings})
 
 
-def judge(chat: Chat, frames: Sequence[np.ndarray], prompt: str, votes: int) -> Verdict:
+def collect_votes(chat: Chat, frames: Sequence[np.ndarray], prompt: str, votes: int) -> Verdict:
     """Asks for `votes` votes on a video.
 
     Args:
@@ -92,7 +92,7 @@ def judge(chat: Chat, frames: Sequence[np.ndarray], prompt: str, votes: int) -> 
         votes: odd, so that there is a majority.
 
     Raises:
-        JudgeUnusable: not more than half of the votes could be used.
+        MllmJudgeUnusable: not more than half of the votes could be used.
         CaptionUnavailable: the model gives no answer.
         ValueError: no frames, or an even number of votes.
     """
@@ -117,7 +117,9 @@ def judge(chat: Chat, frames: Sequence[np.ndarray], prompt: str, votes: int) -> 
             except ValueError as error:
                 fault = clean(str(error), 200)
     if 2 * len(usable) <= votes:
-        raise JudgeUnusable(f"{chat.name}: {votes - len(usable)} of {votes} votes could not be used; the last: {fault}")
+        raise MllmJudgeUnusable(
+            f"{chat.name}: {votes - len(usable)} of {votes} votes could not be used; the last: {fault}"
+        )
     wrong = sum(vote.level >= ERROR_FROM for vote in usable)
     level = median_low(vote.level for vote in usable)
     return Verdict(level, 2 * wrong > len(usable), tuple(usable), votes - len(usable), tokens_in, tokens_out)
