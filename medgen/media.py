@@ -90,7 +90,7 @@ def _opened(path: Path) -> Iterator[tuple[InputContainer, VideoStream]]:
     try:
         container = av.open(str(path), options={"format_whitelist": FORMATS}, timeout=(20.0, 20.0))
     except (av.error.FFmpegError, ValueError) as error:
-        raise ItemFailed("not_a_video", f"no video container: {_said(error)}") from error
+        raise ItemFailed("not_a_video", f"no video container: {_message(error)}") from error
     with container:
         videos = [s for s in container.streams.video if "attached_pic" not in str(s.disposition).lower()]
         if not videos:
@@ -185,8 +185,7 @@ def cut(
         options = {"crf": str(crf), "preset": preset, "x264-params": "mbtree=0"}
         stream = out.add_stream("libx264", rate=30, options=options)
         stream.width, stream.height, stream.pix_fmt = width, height, "yuv420p"
-        stream.codec_context.time_base = base
-        stream.codec_context.thread_count = 1
+        stream.codec_context.time_base, stream.codec_context.thread_count = base, 1
         graph = _crop_graph(first.frame, (x, y, width, height))
         picture: Picture | None = first
         while picture is not None and picture.pts <= end_pts:
@@ -281,7 +280,7 @@ def _decoded(container: InputContainer, stream: VideoStream) -> Iterator[VideoFr
                 good += not frame.is_corrupt
                 yield frame
     except av.error.FFmpegError as error:
-        raise ItemFailed("corrupt_stream", f"reading stops after {good} frames: {_said(error)}") from error
+        raise ItemFailed("corrupt_stream", f"reading stops after {good} frames: {_message(error)}") from error
     if broken > max(1, MAX_BROKEN_SHARE * (good + broken)):
         raise ItemFailed("corrupt_stream", f"{broken} of {good + broken} pictures are broken")
 
@@ -348,7 +347,7 @@ def _fps(stream: VideoStream) -> float:
     return float(stream.average_rate or stream.guessed_rate or 0)
 
 
-def _said(error: Exception) -> str:
+def _message(error: Exception) -> str:
     return str(getattr(error, "strerror", None) or error)
 
 

@@ -117,11 +117,11 @@ class Store:
             raise ArtifactLost("artifact_lost", f"artifact {digest} is not in {self.folder}", transient=True)
         fetched = self.scratch()
         self.remote.get(digest, fetched)
-        found, _ = file_digest(fetched)
-        if found != digest:
+        actual, _ = file_digest(fetched)
+        if actual != digest:
             fetched.unlink()
             raise ArtifactLost(
-                "artifact_lost", f"S3 returned other bytes ({found}) for artifact {digest}", transient=True
+                "artifact_lost", f"S3 returned other bytes ({actual}) for artifact {digest}", transient=True
             )
         local.parent.mkdir(exist_ok=True)
         fetched.replace(local)
@@ -280,7 +280,7 @@ def through_outages(operation: Callable[[], T], endpoint: str, bucket: str) -> T
 
 @contextmanager
 def suppress_codes(*codes: str) -> Iterator[None]:
-    """Passes over S3 errors with one of these codes."""
+    """Suppresses S3 errors with one of these codes."""
     try:
         yield
     except S3Error as error:

@@ -267,21 +267,11 @@ def release_takedown(session: Session, name: str, files: Sequence[Mapping[str, A
         .where(ReleaseClip.release_name == name)
     )
     clips = {clip: video for clip, video in session.execute(members)}
-    old, new = aliased(StepRun), aliased(StepRun)
-    standing = session.execute(
-        select(new.id, new.detail["taken_down"])
-        .join(old, old.key == new.key)
-        .where(old.id == release.step_run_id, ~new.superseded, new.detail.has_key("taken_down"))
-    ).first()
-    instead: dict[str, str] = {}
-    videos = set(clips.values())
-    if standing:
-        before, after = (_outputs(session, run_id) for run_id in (release.step_run_id, standing[0]))
-        instead = {digest: after[role] for role, digest in before.items() if after.get(role, digest) != digest}
-        videos |= set(standing[1])
+    replaced, listed = _replaced_tables(session, release.step_run_id)
+    videos = {*clips.values(), *listed}
     if not videos:
         return None
-    changes = {file["path"]: instead.get(file["sha256"]) for file in files if file["sha256"] in instead}
+    changes = {file["path"]: replaced.get(file["sha256"]) for file in files if file["sha256"] in replaced}
     changes |= {file["path"]: None for file in files if Path(file["path"]).stem in clips}
     tombstones = session.scalars(
         select(Tombstone).where(Tombstone.video_id.in_(videos)).order_by(Tombstone.forgotten_at, Tombstone.video_id)
@@ -311,6 +301,21 @@ def release_takedown(session: Session, name: str, files: Sequence[Mapping[str, A
 def stamp(when: datetime) -> str:
     """A time as takedowns put it on record: UTC, ISO 8601."""
     return when.astimezone(UTC).isoformat()
+
+
+def _replaced_tables(session: Session, run_id: int) -> tuple[dict[str, str], list[str]]:
+    """Of the step run of a release: (digest of a table → digest of the copy instead; ids of the videos left out)."""
+    old, new = aliased(StepRun), aliased(StepRun)
+    standing = session.execute(
+        select(new.id, new.detail["taken_down"])
+        .join(old, old.key == new.key)
+        .where(old.id == run_id, ~new.superseded, new.detail.has_key("taken_down"))
+    ).first()
+    if standing is None:
+        return {}, []
+    before, after = _outputs(session, run_id), _outputs(session, standing[0])
+    replaced = {digest: after[role] for role, digest in before.items() if after.get(role, digest) != digest}
+    return replaced, standing[1]
 
 
 def _outputs(session: Session, run_id: int) -> dict[str, str]:

@@ -50,17 +50,17 @@ def verify(
         artifacts: read every artifact and recompute its sha256; otherwise only its presence is checked.
         progress: called with (what, done, total).
     """
-    tell = progress or (lambda what, done, total: None)
+    report = progress or (lambda what, done, total: None)
     return [
-        *_records(ledger, tell),
-        *_artifacts(ledger, tell, artifacts),
+        *_records(ledger, report),
+        *_artifacts(ledger, report, artifacts),
         *_clips(ledger),
-        *_releases(ledger, releases_folder, tell),
+        *_releases(ledger, releases_folder, report),
         *_takedowns(ledger),
     ]
 
 
-def _records(ledger: Ledger, tell: Callable[[str, int, int], None]) -> Iterator[str]:
+def _records(ledger: Ledger, progress: Callable[[str, int, int], None]) -> Iterator[str]:
     with Session(ledger.engine) as session:
         total = session.scalar(select(func.count()).select_from(StepRun)) or 0
         sealed = seals(session)
@@ -70,7 +70,7 @@ def _records(ledger: Ledger, tell: Callable[[str, int, int], None]) -> Iterator[
                 name = f"step run {record.run.id} ({record.run.step} {record.run.subject})"
                 yield from (f"{name}: {fault}" for fault in _faults(record, sealed))
             done, last = done + len(runs), runs[-1].id
-            tell("records", done, total)
+            progress("records", done, total)
             session.expunge_all()
 
 
@@ -159,13 +159,13 @@ def _key(run: StepRun, inputs: Sequence[dict[str, Any]]) -> str:
     )
 
 
-def _artifacts(ledger: Ledger, tell: Callable[[str, int, int], None], read: bool) -> Iterator[str]:
+def _artifacts(ledger: Ledger, progress: Callable[[str, int, int], None], read: bool) -> Iterator[str]:
     with Session(ledger.engine) as session:
         digests = list(session.scalars(select(Artifact.sha256).order_by(Artifact.sha256)))
         removed = deletable(session)
     back = removed - ledger.store.missing(removed)
     for number, digest in enumerate(digests, start=1):
-        tell("artifacts", number, len(digests))
+        progress("artifacts", number, len(digests))
         if digest in removed:
             if digest in back:
                 yield f"artifact {digest}: was taken down, but is in the store; `medgen gc` removes it"
@@ -194,7 +194,7 @@ def _clips(ledger: Ledger) -> Iterator[str]:
                 yield f"clip {clip.id}: {', '.join(wrong)} differ from its record"
 
 
-def _releases(ledger: Ledger, folder: Path, tell: Callable[[str, int, int], None]) -> Iterator[str]:
+def _releases(ledger: Ledger, folder: Path, progress: Callable[[str, int, int], None]) -> Iterator[str]:
     with Session(ledger.engine) as session:
         releases = session.execute(select(Release, StepRun.detail).join(StepRun, Release.step_run_id == StepRun.id))
         for number, (release, detail) in enumerate(releases.all(), start=1):
@@ -206,7 +206,7 @@ def _releases(ledger: Ledger, folder: Path, tell: Callable[[str, int, int], None
             if members != release.clips:
                 yield f"release {release.name}: {members} clips on record where {release.clips} were released"
             yield from _release_files(session, release, folder / release.name)
-            tell("releases", number, number)
+            progress("releases", number, number)
 
 
 def _release_files(session: Session, release: Release, folder: Path) -> Iterator[str]:

@@ -15,11 +15,11 @@ import numpy as np
 import pytest
 
 from flows.refresh import RefreshFailed, RefreshParameters, _check_models
+from medgen.audio import decode_audio
 from medgen.errors import ItemFailed
 from medgen.ledger import Work, open_ledger
 from medgen.media import Limits, pictures
 from medgen.shard import Item
-from medgen.sound import sound
 from medgen.store import open_store
 from models import ModelUnavailable
 from models.captioning import speech
@@ -80,19 +80,19 @@ def test_a_stretch_of_sound_is_that_of_the_pictures(tmp_path: Path, name: str, c
         path = video(tmp_path / name, codec)
         zero = next(iter(pictures(path, Limits()))).time_s
     for start in (0.0, 2.0, 7.5):
-        found = sound(path, zero + start, zero + start + 2, rate=RATE)
+        found = decode_audio(path, zero + start, zero + start + 2, rate=RATE)
         assert found is not None and found.dtype == np.float32 and found.shape == (2 * RATE,)
         quarter = RATE // 4
         for at in range(0, 2 * RATE, quarter):
             second = int(start + (at + quarter / 2) / RATE)
             assert heard_tone(found[at : at + quarter]) == pytest.approx(tone(second), abs=6)
-    beyond = sound(path, zero + SECONDS - 1, zero + SECONDS + 1, rate=RATE)
+    beyond = decode_audio(path, zero + SECONDS - 1, zero + SECONDS + 1, rate=RATE)
     assert beyond is not None and len(beyond) == 2 * RATE and not beyond[-RATE // 2 :].any()
 
 
 def test_no_sound_and_broken_sound_are_told_apart(tmp_path: Path) -> None:
-    assert sound(video(tmp_path / "silent.mp4", None), 0, 2, rate=RATE) is None
-    late = sound(video(tmp_path / "short.mp4"), 100.0, 101.0, rate=RATE)
+    assert decode_audio(video(tmp_path / "silent.mp4", None), 0, 2, rate=RATE) is None
+    late = decode_audio(video(tmp_path / "short.mp4"), 100.0, 101.0, rate=RATE)
     assert late is not None and late.shape == (RATE,) and not late.any()
     (tmp_path / "text.mp4").write_bytes(b"by no means a video" * 99)
     (tmp_path / "empty.mp4").write_bytes(b"")
@@ -103,15 +103,15 @@ def test_no_sound_and_broken_sound_are_told_apart(tmp_path: Path) -> None:
     (tmp_path / "garbled.ts").write_bytes(garbled)
     for name in ("text.mp4", "empty.mp4"):
         with pytest.raises(ItemFailed, match=r"not_a_video|empty_file"):
-            sound(tmp_path / name, 0, 2, rate=RATE)
+            decode_audio(tmp_path / name, 0, 2, rate=RATE)
     try:
-        found = sound(tmp_path / "garbled.ts", 0, 2, rate=RATE)
+        found = decode_audio(tmp_path / "garbled.ts", 0, 2, rate=RATE)
         assert found is None or (found.shape == (2 * RATE,) and np.abs(found).max() <= 1)
     except ItemFailed as failure:
         assert failure.reason in ("undecodable", "not_a_video")
     for window in ((2, 2), (3, 2), (-1, 2), (0, float("nan"))):
         with pytest.raises(ValueError, match=r"stretch of time|NaN"):
-            sound(tmp_path / "whole.ts", *window, rate=RATE)
+            decode_audio(tmp_path / "whole.ts", *window, rate=RATE)
 
 
 @pytest.fixture(scope="module")
@@ -258,7 +258,9 @@ def test_the_step_says_where_the_words_came_from(
     assert run(listening, subtitles="subtitles") == ("subtitles", "Now the needle.", None)
     source, words, note = run(listening, video="video")
     assert (source, bool(words), note) == ("speech_model", True, None)
-    assert words == Whisper(str(tiny_whisper)).transcript(sound(store.path(made["video"].sha256), 2, 10, rate=RATE))
+    assert words == Whisper(str(tiny_whisper)).transcript(
+        decode_audio(store.path(made["video"].sha256), 2, 10, rate=RATE)
+    )
     assert run(listening, sound="sound")[0] == "speech_model"
     assert run(listening, video="dumb") == ("none", "", "the video has no sound")
     assert run(listening) == ("none", "", "the video has no sound")
@@ -311,7 +313,7 @@ def test_sound_is_fetched_apart_and_given_to_the_step_only_when_asked_for(
     assert set(fetched[True]["apart"].outputs) == {"video", "sound"}
     store = open_store()
     assert fetched[True]["apart"].outputs["video"] == fetched[False]["apart"].outputs["video"]
-    apart = sound(store.path(fetched[True]["apart"].outputs["sound"]), 3.0, 4.0, rate=RATE)
+    apart = decode_audio(store.path(fetched[True]["apart"].outputs["sound"]), 3.0, 4.0, rate=RATE)
     assert apart is not None and tone(2) - 6 <= heard_tone(apart[: RATE // 4]) <= tone(3) + 6
     inputs = {
         (name, listen): set(_inputs(record, listen)) - {"clip"}

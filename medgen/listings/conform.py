@@ -1,4 +1,4 @@
-"""Tables of any column types, made batches of one schema, column by column, in Arrow.
+"""Conversion of tables with any column types to batches of one schema, column by column, in Arrow.
 
 Of tens of millions of rows only the few that something is wrong with become Python objects here.
 """
@@ -30,7 +30,7 @@ def conform(
     Raises:
         SourceUnreadable: a column is of a type that can't hold what it should.
     """
-    found: dict[int, ItemFailed] = {}
+    bad: dict[int, ItemFailed] = {}
     arrays = []
     for name, kind in zip(LISTING.names, LISTING.types, strict=True):
         values = columns.get(name)
@@ -39,7 +39,7 @@ def conform(
         plain = _plain(values)
         try:
             if name == "duration_s":
-                arrays.append(_seconds(plain, first, found))
+                arrays.append(_seconds(plain, first, bad))
             elif name == "tags":
                 arrays.append(_tags(plain))
             elif name == "url":
@@ -51,16 +51,16 @@ def conform(
             raise SourceUnreadable(
                 "source_unreadable", f"{where}: the column for {name} holds {values.type}, which can't be {wanted}"
             ) from error
-    arrays[0] = _checked_urls(arrays[0], first, found, failures)
-    return Batch(first, pa.RecordBatch.from_arrays(arrays, schema=LISTING), found | dict(failures))
+    arrays[0] = _checked_urls(arrays[0], first, bad, failures)
+    return Batch(first, pa.RecordBatch.from_arrays(arrays, schema=LISTING), bad | dict(failures))
 
 
 class _WrongType(Exception):
-    pass
+    """A column holds values that can't be what they should."""
 
 
 def _plain(values: pa.Array) -> pa.Array:
-    """Without dictionaries and extension types, which say how values are stored or used."""
+    """The values without dictionary encoding and extension types, which say how they are stored or used."""
     while True:
         if isinstance(values, pa.ExtensionArray):
             values = values.storage
@@ -80,7 +80,7 @@ def _text(values: pa.Array) -> pa.Array:
             values = values.cast(pa.timestamp(kind.unit, "UTC"))
         text = values.cast(pa.timestamp("s", kind.tz and "UTC"), safe=False).cast(pa.string())
         return pc.replace_substring(text, " ", "T")  # ISO 8601
-    if is_.is_floating(kind):  # whole numbers that met a missing one on their way
+    if is_.is_floating(kind):  # whole numbers become floats beside a missing value
         wide = values.cast(pa.float64())
         if pc.all(pc.equal(wide, pc.round(wide)), min_count=0).as_py() and (pc.max(pc.abs(wide)).as_py() or 0) < 2**53:
             return wide.cast(pa.int64()).cast(pa.string())
@@ -125,13 +125,13 @@ def _storable(text: pa.Array) -> pa.Array:
 
 
 def _decoded(values: pa.Array) -> pa.Array:
-    """Text of bytes that are not all UTF-8."""
+    """Bytes as text; what is not UTF-8 becomes U+FFFD."""
     pieces = [value.as_buffer().to_pybytes().decode("utf-8", "replace") if value.is_valid else None for value in values]
     return pa.array(pieces, pa.string())
 
 
 def _filled(text: pa.Array, empty: str | None) -> pa.Array:
-    """Null and empty text are the same: written as `empty`."""
+    """Null and empty texts both become `empty`."""
     if empty is not None:
         return text.fill_null(empty) if text.null_count else text
     lengths = pc.binary_length(text)
@@ -205,7 +205,7 @@ def _tags(values: pa.Array) -> pa.Array:
 def _checked_urls(
     urls: pa.Array, first: int, failures: dict[int, ItemFailed], skipped: Mapping[int, ItemFailed]
 ) -> pa.Array:
-    """Urls as `check_url` gives them; the doubtful ones alone go through it."""
+    """URLs as `check_url` returns them. Only those that are not plain go through it, in Python."""
     plain = pc.match_substring_regex(urls, PLAIN_URL).fill_null(False)
     data = _bytes(urls)
     if len(data) and (data.min() <= 0x20 or data.max() >= 0x7F):

@@ -86,7 +86,7 @@ def _sound_text(block: bytes) -> bytes:
 
 
 def _csv_header(block: bytes, where: str) -> tuple[list[str], int]:
-    """Names of the columns, and where the rows start."""
+    """Names of the columns, and the number of bytes before the first row."""
     used = 0
 
     def lines() -> Iterator[str]:
@@ -115,7 +115,7 @@ def _end_of_records(block: bytes, quotes: np.ndarray) -> int:
 
 
 def _arrow_csv(block: bytes, quotes: np.ndarray, width: int, places: Mapping[str, int]) -> dict[str, pa.Array] | None:
-    """Column of LISTING → texts; None when quotes or lines are not as every reader of CSV understands them alike."""
+    """Column of LISTING → texts; None when readers of CSV differ on how they understand its quotes or lines."""
     if not block:
         return {column: pa.array([], pa.string()) for column in places}
     if any(block.rfind(b"\n", start, start + HALF_LINE) < 0 for start in range(0, len(block) - HALF_LINE, HALF_LINE)):
@@ -149,12 +149,15 @@ def _arrow_csv(block: bytes, quotes: np.ndarray, width: int, places: Mapping[str
 
 
 def _records(text: str, width: int, room: int, rereads: int) -> tuple[list[Any], str, int]:
-    """Rows of CSV text (lists, or ItemFailed), what may go on after its end, and how many rereads are left.
+    """Reads CSV text row by row.
 
-    A record that can't be read costs its first line; the lines after it are read again. A record that the text's
-    end leaves open is such a one when it is longer than `room`.
+    A record that can't be read costs its first line; the lines after it are read again. So does a record that the
+    end of the text leaves open, when it is longer than `room` bytes.
+
+    Returns:
+        (rows as lists, or ItemFailed; the open record at the end, to be read with the next text; rereads left).
     """
-    end = "\0"  # no text holds it: where it comes out tells whether a quote was left open
+    end = "\0"  # no text holds it: the row that it comes back in shows whether a quote was left open
     lines = deque(io.StringIO(text, newline=""))
     taken: list[str] = []
     rows: list[Any] = []

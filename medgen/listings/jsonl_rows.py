@@ -2,7 +2,7 @@
 
 import json
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -56,17 +56,23 @@ def jsonl_batches(stream: pa.NativeFile, mapping: Mapping[str, str], where: str)
             rows = [row for row in map(_json_row, block.split(b"\n")) if row is not None]
             types = _types_of(rows, names)
             if unseen and (objects := [row for row in rows if isinstance(row, dict)]):
-                present = list(dict.fromkeys(key for row in objects for key in row))
-                for column in sorted(unseen):
-                    if mapping[column] not in present:
-                        raise SourceUnreadable(
-                            "source_unreadable", missing_column(column, present, mapping, f"{where} in its first rows")
-                        )
+                _check_present(unseen, objects, mapping, where)
                 unseen.clear()
             batch = conform_rows(rows, names, first, where)
         if batch.rows.num_rows:
             yield batch
         first += batch.rows.num_rows
+
+
+def _check_present(
+    columns: Iterable[str], objects: Sequence[dict[str, Any]], mapping: Mapping[str, str], where: str
+) -> None:
+    """Raises SourceUnreadable when no object has a column that `mapping` names."""
+    present = list(dict.fromkeys(key for row in objects for key in row))
+    for column in sorted(columns):
+        if mapping[column] not in present:
+            message = missing_column(column, present, mapping, f"{where} in its first rows")
+            raise SourceUnreadable("source_unreadable", message)
 
 
 class _Spellings:
@@ -85,8 +91,8 @@ class _Spellings:
             self.likely = {column: [name for name in some if name not in absent] for column, some in self.names.items()}
             # Letters may be written as escapes.
             self.others = rf'"(?:(?:{"|".join(sorted(absent))})"|[a-z_]*\\u00)'
-        found = pc.match_substring_regex(pa.scalar(block), self.others).as_py()
-        return self.names if found else self.likely
+        others_occur = pc.match_substring_regex(pa.scalar(block), self.others).as_py()
+        return self.names if others_occur else self.likely
 
 
 def _json_line_count(block: bytes) -> int | None:
@@ -128,7 +134,7 @@ def _coalesced(table: pa.Table, names: Sequence[str]) -> pa.Array:
 
 
 def _json_row(line: bytes) -> Any:
-    """What a line says, ItemFailed when it is no JSON, None when it is blank."""
+    """The object of a line; ItemFailed when it is none; None when the line is blank."""
     if len(line) > MAX_LINE_BYTES:
         return TOO_LONG
     if not line.strip():
@@ -144,13 +150,13 @@ def _json_row(line: bytes) -> Any:
 
 
 def _types_of(rows: Sequence[Any], names: Mapping[str, Sequence[str]]) -> dict[str, pa.DataType]:
-    """name → type, where all values in `rows` agree on one that differs from the usual."""
-    found = {}
+    """name → type, where all values in `rows` are of one type that differs from that in LISTING."""
+    types: dict[str, pa.DataType] = {}
     for column, some in names.items():
         for name in some:
             kinds = {type(value) for row in rows if isinstance(row, dict) and (value := row.get(name)) is not None}
             if kinds == {int} and column != "duration_s":
-                found[name] = pa.int64()
+                types[name] = pa.int64()
             elif kinds == {str}:
-                found[name] = pa.string()
-    return found
+                types[name] = pa.string()
+    return types

@@ -68,7 +68,7 @@ def _unpacked(shard: Shard) -> Iterator[pa.NativeFile]:
 
 @contextmanager
 def _seekable(shard: Shard) -> Iterator[pa.NativeFile]:
-    """The bytes of a Parquet file. A compressed one is unpacked to disk first: it is read from its end."""
+    """The bytes of a Parquet file. A compressed file is unpacked to disk first: Parquet is read from its end."""
     if not shard.compression:
         with open_bytes(shard) as file:
             yield file
@@ -94,17 +94,17 @@ def _parquet(file: pa.NativeFile, shard: Shard, mapping: Mapping[str, str]) -> I
     # Buffered and not read ahead: else a row group would be held as a whole.
     remote = shard.location.startswith("s3://")
     with pq.ParquetFile(file, buffer_size=4 * PAGE_BUFFER if remote else PAGE_BUFFER, pre_buffer=False) as parquet:
-        found = resolve(parquet.schema_arrow.names, mapping, shard.name)
+        names = resolve(parquet.schema_arrow.names, mapping, shard.name)
         groups = range(*(shard.row_groups or (0, parquet.num_row_groups)))
         number = shard.first_row
         for batch in parquet.iter_batches(
-            batch_size=_batch_rows(parquet.metadata, groups, set(found.values())),
+            batch_size=_batch_rows(parquet.metadata, groups, set(names.values())),
             row_groups=list(groups),
-            columns=list(dict.fromkeys(found.values())),
+            columns=list(dict.fromkeys(names.values())),
             use_threads=False,
         ):
-            names = batch.schema.names
-            columns = {column: batch.column(names.index(name)) for column, name in found.items()}
+            order = batch.schema.names
+            columns = {column: batch.column(order.index(name)) for column, name in names.items()}
             yield conform(columns, batch.num_rows, number, shard.name, {})
             number += batch.num_rows
 

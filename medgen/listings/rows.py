@@ -1,8 +1,4 @@
-"""A row of a listing: its columns, what they are called elsewhere, and what makes a row unusable.
-
-Tables are conformed column by column, in Arrow: of tens of millions of rows only the few that something is wrong
-with become Python objects here.
-"""
+"""A row of a listing: its columns, what they are called elsewhere, and what makes a row unusable."""
 
 import math
 import re
@@ -98,7 +94,7 @@ def column_mapping(columns: Sequence[str]) -> dict[str, str]:
     OURS is a column of LISTING, or `id` or `duration`. Columns that are not named go by ALIASES.
 
     Raises:
-        ValueError: a text is no such pair, or names a column that there is not, or names one twice.
+        ValueError: a text is no such pair, or names an unknown column, or a column is named twice.
     """
     mapping: dict[str, str] = {}
     for text in columns:
@@ -124,19 +120,18 @@ def resolve(present: Sequence[str], mapping: Mapping[str, str], where: str) -> d
     Raises:
         SourceUnreadable: no column for url, or one of `mapping` is not there; lists those that are.
     """
-    there = set(present)
-    found = {}
+    names: dict[str, str] = {}
     for column in LISTING.names:
-        name = next((name for name in names_of(column, mapping) if name in there), None)
+        name = next((name for name in names_of(column, mapping) if name in present), None)
         if name is not None:
-            found[column] = name
+            names[column] = name
         elif column in mapping or column == "url":
             raise SourceUnreadable("source_unreadable", missing_column(column, present, mapping, where))
-    return found
+    return names
 
 
 def missing_column(column: str, present: Iterable[str], mapping: Mapping[str, str], where: str) -> str:
-    """Says that a source lacks a column, and which it has."""
+    """The message that a source lacks a column, with the columns that it has."""
     listed = ", ".join(storable_text(name)[:100] for name in list(present)[:100]) or "none"
     named = f"column {mapping[column]!r}, named for {column}" if column in mapping else f"{column} column"
     advice = "" if column in mapping else f"; name yours, for example columns={column}=NAME"

@@ -166,11 +166,11 @@ def is_inside(folder: Path, path: Path) -> bool:
 
 def files_of(folder: Path) -> list[bytes]:
     """Relative paths of all files below `folder`, sorted by bytes; hidden ones are left out."""
-    found = []
+    paths = []
     for root, folders, files in os.walk(folder):
         folders[:] = [name for name in folders if not name.startswith(".")]
-        found += [os.fsencode(os.path.relpath(Path(root, name), folder)) for name in files if not name.startswith(".")]
-    return sorted(found)
+        paths += [os.fsencode(os.path.relpath(Path(root, name), folder)) for name in files if not name.startswith(".")]
+    return sorted(paths)
 
 
 def folder_digest(folder: Path) -> str:

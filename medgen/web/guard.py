@@ -69,7 +69,11 @@ class WebGuard:
     # --- before a request
 
     def enter(self, request: urllib.request.Request) -> None:
-        """Checks a request, waits until its host may be asked, and takes a slot."""
+        """Checks a request, waits until its host may be asked, and takes a slot.
+
+        Raises:
+            Refused: by the policy, for want of time, or because the host is busy.
+        """
         host = host_of(request.full_url)
         if "@" in urlsplit(request.full_url).netloc:
             raise Refused(ItemFailed("credentials_in_url", f"a redirect to {host!r} holds a user name or password"))
@@ -114,18 +118,23 @@ class WebGuard:
     def connect(
         self, address: tuple[str, int], timeout: float | None = None, source_address: tuple[str, int] | None = None
     ) -> socket.socket:
-        """A connection to one of the addresses of a host, all of which are checked first."""
+        """A connection to one of the addresses of a host. All its addresses are checked first.
+
+        Raises:
+            Refused: one of them may not be asked.
+            OSError: the name can't be resolved, or no address can be reached.
+        """
         host, port = address
-        places = list(addresses_of(host, port))
+        resolved = list(addresses_of(host, port))
         if host.lower() not in self.proxies:
             name = canonical_host(host)
             self.hosts.check_name(name)
-            for resolved, _ in places:
-                self.hosts.check_address(name, resolved)
+            for ip_address, _ in resolved:
+                self.hosts.check_address(name, ip_address)
         error = OSError(f"host {host!r} has no address")
-        for _, place in places:
+        for _, socket_address in resolved:
             try:
-                return socket.create_connection(place[:2], timeout, source_address)
+                return socket.create_connection(socket_address[:2], timeout, source_address)
             except OSError as failed:
                 error = failed
         raise error

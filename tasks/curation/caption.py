@@ -11,13 +11,13 @@ from typing import Any, Literal
 import numpy as np
 from pydantic import BaseModel, ConfigDict, Field
 
+from medgen.audio import decode_audio
 from medgen.canonical import canonical_json, rounded
 from medgen.errors import ItemFailed
 from medgen.ledger import Outcome, Record, StepIdentity, Work
 from medgen.media import Limits, evenly_spaced, pictures
 from medgen.settings import current
 from medgen.shard import Item, ShardResult, Step
-from medgen.sound import sound
 from medgen.store import Store
 from models.captioning.captioner import FRAMES_SENT, Caption, Captioner, CaptionRejected, CaptionUnavailable, Evidence
 from models.captioning.checks import CaptionLimits, checks_digest
@@ -174,7 +174,7 @@ def _spoken(work: Work, store: Store, params: CaptionParams) -> _Speech:
     if source is None:
         return _Speech("", "none", "the video has no sound" if params.speech_model else None)
     try:
-        heard = sound(store.path(source), start_s, min(end_s, start_s + MAX_S), rate=RATE)
+        heard = decode_audio(store.path(source), start_s, min(end_s, start_s + MAX_S), rate=RATE)
     except ItemFailed as error:
         return _Speech("", "none", f"sound unreadable: {error}", decodes=1)
     if heard is None:

@@ -16,7 +16,7 @@ from tasks.curation.funnel import STEPS, UNITS
 def failures(ledger: Ledger, ids: Iterable[int] | None = None) -> list[dict[str, Any]]:
     """One entry for every step and reason, in the order of the steps, most frequent first.
 
-    An entry tells step, unit, reason, count, retried (whether the next refresh tries it again), example (subject or
+    An entry has step, unit, reason, count, retried (whether the next refresh tries it again), example (subject or
     URL) and message (of the example).
 
     Args:
@@ -51,26 +51,26 @@ def failures(ledger: Ledger, ids: Iterable[int] | None = None) -> list[dict[str,
             .join(chosen, chosen.c.id == StepRun.id)
             .where(StepRun.step == "discover", StepRun.status == "kept")
         ).all()
-    found = [
+    entries = [
         _entry(step, reason, transient, count, *examples[run_id]) for step, reason, transient, count, run_id in groups
     ]
-    found += _bad_rows(ledger, ledger.load(discovered).values())
+    entries += _bad_rows(ledger, ledger.load(discovered).values())
     place = {step: number for number, step in enumerate(STEPS)}
-    return sorted(found, key=lambda e: (place.get(e["step"], len(place)), -e["count"], e["reason"]))
+    return sorted(entries, key=lambda e: (place.get(e["step"], len(place)), -e["count"], e["reason"]))
 
 
 def _bad_rows(ledger: Ledger, discovered: Iterable[Record]) -> list[dict[str, Any]]:
-    """Rows of listings that could not be read; discover tells of many at once."""
-    found: dict[str, dict[str, Any]] = {}
+    """Entries for rows of listings that could not be read: a record of discover counts many of them."""
+    entries: dict[str, dict[str, Any]] = {}
     for record in discovered:
         for verdict, count in record.detail.get("counts", {}).items():
             status, _, reason = verdict.partition(" ")
             if status != "failed":
                 continue
-            if reason not in found:
-                found[reason] = _entry("discover", reason, False, 0, *_bad_row(ledger, record, reason))
-            found[reason]["count"] += count
-    return list(found.values())
+            if reason not in entries:
+                entries[reason] = _entry("discover", reason, False, 0, *_bad_row(ledger, record, reason))
+            entries[reason]["count"] += count
+    return list(entries.values())
 
 
 def _bad_row(ledger: Ledger, record: Record, reason: str) -> tuple[str, str]:

@@ -83,12 +83,12 @@ def _disk() -> Finding:
     with tempfile.TemporaryFile(dir=home):
         pass
     free = shutil.disk_usage(home).free
-    found = f"{free / GIB:.1f} GiB free at {home}"
+    space = f"{free / GIB:.1f} GiB free at {home}"
     if free < NO_SPACE:
-        return Finding("disk", "broken", found, "free space, or point MEDGEN_HOME at a larger disk; `medgen gc` helps")
+        return Finding("disk", "broken", space, "free space, or point MEDGEN_HOME at a larger disk; `medgen gc` helps")
     if free < LITTLE_SPACE:
-        return Finding("disk", "weak", found, "a night of downloads may need more; set store_quota_bytes")
-    return Finding("disk", "ok", found)
+        return Finding("disk", "weak", space, "a night of downloads may need more; set store_quota_bytes")
+    return Finding("disk", "ok", space)
 
 
 def _models() -> Finding:
@@ -123,8 +123,8 @@ def _video() -> Finding:
 
     missing = [name for name in CODECS if not _has(name, "r")]
     if missing or not _has("libx264", "w"):
-        said = ", ".join([*missing, *([] if _has("libx264", "w") else ["libx264 (encoder)"])])
-        return Finding("video codecs", "broken", f"PyAV {av.__version__} lacks {said}", "reinstall av: `make setup`")
+        absent = ", ".join([*missing, *([] if _has("libx264", "w") else ["libx264 (encoder)"])])
+        return Finding("video codecs", "broken", f"PyAV {av.__version__} lacks {absent}", "reinstall av: `make setup`")
     return Finding("video codecs", "ok", f"PyAV {av.__version__} (FFmpeg inside): {', '.join(CODECS)}, libx264")
 
 

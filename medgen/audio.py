@@ -1,4 +1,4 @@
-"""Sound of video files: decodes a stretch of it. Bad files raise `ItemFailed` with a readable reason."""
+"""Audio of video files: decodes a stretch of it. Bad files raise `ItemFailed` with a readable reason."""
 
 from collections.abc import Iterator
 from contextlib import suppress
@@ -13,21 +13,21 @@ from av.container import InputContainer
 from medgen.errors import ItemFailed
 from medgen.media import FORMATS
 
-# Those of videos, and those in which a site may keep its sound apart.
-SOUND_FORMATS = f"{FORMATS},aac,mp3,wav,flac"
-# Decoding begins so much earlier: the first packets after a jump give damaged sound (AAC, MP3 and Opus overlap them).
+# Those of videos, and those in which a site may keep its audio apart.
+AUDIO_FORMATS = f"{FORMATS},aac,mp3,wav,flac"
+# Decoding begins so much earlier: the first packets after a jump give damaged audio (AAC, MP3 and Opus overlap them).
 PREROLL_S = 0.3
 
 
-def sound(path: Path, start_s: float, end_s: float, *, rate: int) -> np.ndarray | None:
-    """The sound between two presentation times; None when the file has none.
+def decode_audio(path: Path, start_s: float, end_s: float, *, rate: int) -> np.ndarray | None:
+    """The audio between two presentation times; None when the file has no audio stream.
 
     Args:
         start_s, end_s: seconds, on the scale of `medgen.media.Picture.time_s`.
         rate: samples per second of the result.
 
     Returns:
-        float32 (round((end_s - start_s) * rate),), mono, -1..1; 0 where the file has no sound.
+        float32 (round((end_s - start_s) * rate),), mono, -1..1; 0 where the stream has gaps.
 
     Raises:
         ItemFailed: empty_file, not_a_video, undecodable.
@@ -40,14 +40,14 @@ def sound(path: Path, start_s: float, end_s: float, *, rate: int) -> np.ndarray 
         raise ItemFailed("empty_file", "the file has 0 bytes")
     for seek in (True, False):
         try:
-            with av.open(str(path), options={"format_whitelist": SOUND_FORMATS}, timeout=(20.0, 20.0)) as container:
+            with av.open(str(path), options={"format_whitelist": AUDIO_FORMATS}, timeout=(20.0, 20.0)) as container:
                 if not container.streams.audio:
                     return None
                 stream = container.streams.audio[0]
                 if seek:
                     with suppress(av.error.FFmpegError):
                         container.seek(_ticks(start_s - PREROLL_S, stream), stream=stream, backward=True)
-                found, begins_s = _stretch(container, stream, start_s, end_s, rate)
+                decoded, begins_s = _stretch(container, stream, start_s, end_s, rate)
         except (av.error.FFmpegError, ValueError) as error:
             raise ItemFailed(
                 "not_a_video", f"no readable sound: {getattr(error, 'strerror', None) or error}"
@@ -58,8 +58,8 @@ def sound(path: Path, start_s: float, end_s: float, *, rate: int) -> np.ndarray 
     if begins_s is None:
         return np.zeros(samples, np.float32)
     late = round((begins_s - start_s) * rate)
-    heard = np.concatenate([np.zeros(max(0, late), np.float32), found[max(0, -late) :]])[:samples]
-    return np.pad(heard, (0, samples - len(heard)))
+    audio = np.concatenate([np.zeros(max(0, late), np.float32), decoded[max(0, -late) :]])[:samples]
+    return np.pad(audio, (0, samples - len(audio)))
 
 
 def _ticks(time_s: float, stream: AudioStream) -> int:
@@ -69,10 +69,10 @@ def _ticks(time_s: float, stream: AudioStream) -> int:
 def _stretch(
     container: InputContainer, stream: AudioStream, start_s: float, end_s: float, rate: int
 ) -> tuple[np.ndarray, float | None]:
-    """float32 samples that begin at or before start_s where the file has them, and their first one's time."""
+    """float32 samples that begin at or before start_s where the file has them, and the time of the first, seconds."""
     pieces: list[np.ndarray] = []
     begins_s: float | None = None
-    wanted, had = 0, 0
+    wanted = decoded = 0
     resampler, layout = None, None
     for frame in _decoded(container, stream):
         if frame.time is None or frame.time + frame.samples / frame.sample_rate <= start_s:
@@ -80,24 +80,24 @@ def _stretch(
         if begins_s is None:
             begins_s = frame.time
             wanted = round((end_s - begins_s) * rate)
-        # Times that stand still must not make it decode for ever.
-        if frame.time >= end_s or had >= wanted:
+        # A file whose times stand still must not be decoded for ever.
+        if frame.time >= end_s or decoded >= wanted:
             break
         if layout != (layout := (frame.format.name, frame.layout.name, frame.sample_rate)):
             resampler = av.AudioResampler(format="flt", layout="mono", rate=rate)
-        frame.pts = None  # in a row: what lies between two frames is nothing that we could know
+        frame.pts = None  # frames are joined: nothing is known of a gap between two
         assert resampler is not None
         for piece in resampler.resample(frame):
             pieces.append(piece.to_ndarray().reshape(-1))
-            had += len(pieces[-1])
+            decoded += len(pieces[-1])
     if resampler is not None:
         pieces += [piece.to_ndarray().reshape(-1) for piece in resampler.resample(None)]
-    found = np.concatenate(pieces) if pieces else np.zeros(0, np.float32)
-    return np.clip(np.nan_to_num(found), -1.0, 1.0).astype(np.float32), begins_s
+    samples = np.concatenate(pieces) if pieces else np.zeros(0, np.float32)
+    return np.clip(np.nan_to_num(samples), -1.0, 1.0).astype(np.float32), begins_s
 
 
 def _decoded(container: InputContainer, stream: AudioStream) -> Iterator[AudioFrame]:
-    """Frames of sound; broken packets are passed over. Raises ItemFailed when there is nothing but these."""
+    """Frames of audio; broken packets are left out. Raises ItemFailed when all are broken."""
     good = broken = 0
     for packet in container.demux(stream):
         try:
