@@ -10,7 +10,7 @@ from rich.logging import RichHandler
 from apps.audit.command import audit
 from apps.augment import augment
 from apps.console import err, out
-from apps.demo import demo
+from apps.demo.command import demo
 from apps.deploy import deploy
 from apps.discover import discover
 from apps.doctor import doctor

@@ -13,7 +13,7 @@ import pytest
 from playwright.sync_api import Browser, Page, expect
 from sqlalchemy import create_engine
 
-from apps import demo_corpus
+from apps.demo.corpus import build_corpus
 from medgen.ledger import Ledger
 from medgen.postgres import embedded_url
 from medgen.settings import Settings
@@ -33,7 +33,7 @@ def installation(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, list[s
     The first release takes what the second, which stands last, rejects for its overlay text.
     """
     made, source = tmp_path_factory.mktemp("made"), tmp_path_factory.mktemp("source")
-    demo_corpus.build_corpus(made)
+    build_corpus(made)
     for name in VIDEOS:
         shutil.copyfile(next(made.rglob(name)), source / name)
     home = tmp_path_factory.mktemp("audited") / "home"

@@ -15,8 +15,12 @@ import av
 import numpy as np
 import pytest
 
-from apps.demo import DEMO_LICENCES
-from apps.demo_corpus import FPS, PUBLISHED, SUBTITLES, TRAINING_CLASSES, build_corpus, serve, write_listing
+from apps.demo.command import DEMO_LICENCES
+from apps.demo.corpus import SUBTITLES, build_corpus, write_listing
+from apps.demo.listing import PUBLISHED
+from apps.demo.pictures import FPS
+from apps.demo.server import serve
+from apps.demo.training_part import TRAINING_CLASSES
 
 # name → (width, height, frames)
 VIDEOS = {
@@ -114,7 +118,7 @@ def test_lost_and_damaged_files_come_back_with_the_same_bytes(corpus):
 def test_bytes_do_not_depend_on_what_was_in_memory(corpus, tmp_path):
     shutil.copytree(corpus, tmp_path / "copy")
     (tmp_path / "copy" / "mr-liver.mp4").unlink()
-    command = "import sys, pathlib; from apps.demo_corpus import build_corpus; build_corpus(pathlib.Path(sys.argv[1]))"
+    command = "import sys, pathlib; from apps.demo.corpus import build_corpus; build_corpus(pathlib.Path(sys.argv[1]))"
     # glibc fills fresh memory with this byte.
     environment = os.environ | {"MALLOC_PERTURB_": "85"}
     subprocess.run([sys.executable, "-c", command, str(tmp_path / "copy")], env=environment, check=True)
@@ -161,7 +165,7 @@ def test_listing_tells_the_truth(corpus):
 
 def test_training_part_has_its_kinds_and_every_video_shows_something_else(tmp_path, monkeypatch):
     # Seven pictures of each: the whole part takes half a minute to make.
-    monkeypatch.setattr("apps.demo_corpus.TRAINING_SECONDS", 0.28)
+    monkeypatch.setattr("apps.demo.training_part.TRAINING_SECONDS", 0.28)
     first, second = (build_corpus(tmp_path / name, training=True) for name in ("first", "second"))
     assert bytes_of(first) == bytes_of(second)
     rows = [json.loads(line) for line in write_listing(first, "http://x", training=True).read_text().splitlines()]

@@ -23,7 +23,7 @@ from playwright.sync_api import Page, expect
 from pydicom.data import get_testdata_file
 from pydicom.pixels import pixel_array
 
-from apps.demo_corpus import serve
+from apps.demo.server import serve
 from flows.refresh import FIRST, RefreshParameters
 from tests.browser import chromium
 from tests.conftest import free_port, medgen, medgen_running

@@ -15,7 +15,7 @@ import psycopg
 import pyarrow.parquet as pq
 import pytest
 
-from apps import demo_corpus
+from apps.demo.corpus import build_corpus
 from medgen.media import Limits, pictures
 from medgen.postgres import embedded_url
 from tasks.curation.funnel import STEPS
@@ -28,7 +28,7 @@ KILLS = 2
 def corpus(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A folder of real and broken videos, small enough to go through several times."""
     made = tmp_path_factory.mktemp("demo")
-    demo_corpus.build_corpus(made)
+    build_corpus(made)
     folder = tmp_path_factory.mktemp("source") / "corpus"
     folder.mkdir()
     for name in ("echo-sector.mp4", "echo-subtitled.mp4", "echo-still.mp4", "echo-between.mp4", "bikes.mp4"):

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from apps.demo_corpus import TRAINING_CLASSES, training_titles
+from apps.demo.training_part import TRAINING_CLASSES, training_titles
 from medgen.ledger import open_ledger
 from tasks.training.released import ReleasedClip, released_clips
 

@@ -39,13 +39,14 @@ def demo(
 
 def _release(*, training: bool, quiet: bool) -> dict[str, Any]:
     """Makes the demo's videos, serves them and takes them to a release; the summary of the refresh."""
-    from apps import demo_corpus
+    from apps.demo.corpus import build_corpus, write_listing
+    from apps.demo.server import serve
 
     folder = current().home / "demo"
     with err.status("making the demo's videos"):
-        demo_corpus.build_corpus(folder, training=training)
-    with demo_corpus.serve(folder) as url:
-        listing = demo_corpus.write_listing(folder, url, training=training)
+        build_corpus(folder, training=training)
+    with serve(folder) as url:
+        listing = write_listing(folder, url, training=training)
         return run_flow(
             "refresh",
             {
@@ -62,8 +63,8 @@ def _release(*, training: bool, quiet: bool) -> dict[str, Any]:
 
 def _train(as_json: bool) -> None:
     """Release, model, evaluation beside the untrained twin, augmentation. Each part is a run of its own."""
-    from apps import demo_train
     from apps.augment import print_augmentation
+    from apps.demo import train
     from apps.evaluate import print_evaluation
     from apps.prefect_server import prefect_server
     from apps.train import print_training
@@ -80,12 +81,12 @@ def _train(as_json: bool) -> None:
         released = _release(training=True, quiet=as_json)
         show("release", released, print_summary)
         folder = current().home / "demo-train"
-        files = demo_train.write_files(released["release"], Path(released["folder"]), folder)
-        trained = run_flow("train", demo_train.training_arguments(released["release"]), quiet=as_json)
+        files = train.write_files(released["release"], Path(released["folder"]), folder)
+        trained = run_flow("train", train.training_arguments(released["release"]), quiet=as_json)
         show("model", trained, print_training)
-        arguments = demo_train.evaluation_arguments(trained, files, folder / "report.html")
+        arguments = train.evaluation_arguments(trained, files, folder / "report.html")
         show("evaluation", run_flow("evaluate", arguments, quiet=as_json), print_evaluation)
-        arguments = demo_train.augmentation_arguments(trained, files)
+        arguments = train.augmentation_arguments(trained, files)
         show("augmentation", run_flow("augment", arguments, quiet=as_json), lambda s: print_augmentation(s, {}))
     counts = {kind: sum(run[kind] for run in runs.values()) for kind in ("executed", "reused")}
     if as_json:
