@@ -149,7 +149,7 @@ def test_an_even_pan_over_a_photograph_is_told_from_a_film(film) -> None:
 
 def test_digest_imports_no_heavy_package() -> None:
     script = (
-        "import sys; from models import defects, dover; print(defects.defects_digest())\n"
+        "import sys; from models.quality import defects, dover; print(defects.defects_digest())\n"
         "assert not {'torch', 'pyiqa', 'onnxruntime', 'skimage'} & set(sys.modules)"
     )
     done = subprocess.run(

@@ -228,7 +228,7 @@ def test_missing_tesseract_says_what_to_install(monkeypatch) -> None:
 
 def test_digests_import_no_heavy_package() -> None:
     script = (
-        "import sys; from models import borders, overlay_text, text_reader\n"
+        "import sys; from models.quality import overlay_text, text_reader; import models.segmentation.borders\n"
         "print(text_reader.text_reader_digest('rapidocr'), overlay_text.overlay_rules_digest())\n"
         "assert not {'torch', 'rapidocr', 'onnxruntime', 'pytesseract'} & set(sys.modules)"
     )

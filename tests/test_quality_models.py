@@ -149,7 +149,7 @@ def test_laion_aes_is_loaded_and_scored_as_in_production(frames, tmp_path, monke
 
 def test_digests_import_no_heavy_package() -> None:
     script = (
-        "import sys; from models import aesthetic, technical\n"
+        "import sys; from models.quality import aesthetic, technical\n"
         "print(technical.technical_digest(), technical.technical_digest('niqe'),"
         " aesthetic.aesthetic_digest(), aesthetic.aesthetic_digest('laion_aes'))\n"
         "assert not {'torch', 'pyiqa', 'onnxruntime', 'transformers'} & set(sys.modules)"
