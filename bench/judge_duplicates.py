@@ -23,7 +23,7 @@ from models.duplicates.fingerprint import fingerprint
 from models.duplicates.near_duplicates import compare
 from models.quality.defects import measure_defects
 from models.quality.spatial_detail import measure_spatial_detail
-from models.segmentation.train_head import read_manifest
+from models.segmentation.manifest import read_manifest
 
 STEP_S = 0.24  # as the pipeline samples a clip
 LONGEST_S = 10.0

@@ -8,7 +8,9 @@ from pathlib import Path
 import numpy as np
 
 from models.encoders import MOBILENET, load_encoder
-from models.segmentation.train_head import LabelledVideo, embed_videos, read_manifest, sampled_frames, validate
+from models.segmentation.manifest import read_manifest
+from models.segmentation.train_head import validate
+from models.segmentation.training_frames import LabelledVideo, embed_videos, sampled_frames
 
 LAST_LAYER = 1280  # MobileNetV2's pooled features, the end of what the encoder gives
 TIMED_FRAMES = 64

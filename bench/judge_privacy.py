@@ -16,7 +16,7 @@ from medgen.media import Limits, pictures
 from models.privacy.faces import LEAST_SCORE, load_faces
 from models.privacy.identifiers import identifiers
 from models.quality.text_reader import TextBox, load_text_reader
-from models.segmentation.train_head import read_manifest
+from models.segmentation.manifest import read_manifest
 
 LINES = (
     "MUELLER^ANNA MARIA", "Patient: Anna Mueller", "MRN: 00482913", "DOB: 12/03/1961", "geb. 03.12.1961",

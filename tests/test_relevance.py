@@ -23,10 +23,10 @@ from models.relevance.dictionary import (
     THRESHOLD,
     MedicalDictionary,
     dictionary_digest,
-    fold,
     load_medical_dictionary,
     spellings,
 )
+from models.relevance.folding import fold
 
 NONE = pa.array([""])
 

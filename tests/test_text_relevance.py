@@ -29,7 +29,9 @@ from models.relevance.classifier import (
     text_classifier_digest,
 )
 from models.relevance.features import COLUMNS, batches, features_of, words_of
-from models.relevance.train_head import operating_point, read_labels, train
+from models.relevance.labels import read_labels
+from models.relevance.train_head import train
+from models.relevance.validation import operating_point
 from models.text_encoders import OFFLINE, load_text_encoder, text_encoder_digest
 
 MEDICAL = (

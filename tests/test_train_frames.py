@@ -21,15 +21,9 @@ from medgen.catalog import ModelVersion, open_catalog
 from medgen.errors import SourceUnreadable
 from models.encoders import MOBILENET
 from models.segmentation.frames import load_frame_model, medical_probability
-from models.segmentation.train_head import (
-    LabelledFile,
-    LabelledVideo,
-    calibration_error,
-    judge_videos_leave_one_source_out,
-    read_manifest,
-    sampled_frames,
-    validate,
-)
+from models.segmentation.manifest import LabelledFile, read_manifest
+from models.segmentation.train_head import calibration_error, judge_videos_leave_one_source_out, validate
+from models.segmentation.training_frames import LabelledVideo, sampled_frames
 
 COLUMNS = ("file", "source", "is_medical", "kind", "sha256")
 

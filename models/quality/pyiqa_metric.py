@@ -149,11 +149,7 @@ def load_pyiqa_metric(
         except (OSError, RuntimeError, KeyError, EOFError, pickle.UnpicklingError) as error:
             # OSError covers network errors of urllib and the hub, and files that are in no cache.
             cause = f"{type(error).__name__}: {str(error)[:200]}"
-            where = (
-                str(weights)
-                if weights is not None
-                else f"{Path(torch.hub.get_dir()) / 'pyiqa'}, {_hub_cache()} and the network"
-            )
+            where = str(weights) if weights is not None else _places()
             raise ModelUnavailable(
                 f"weights of metric {name!r} cannot be loaded ({cause}). Looked in: {where}. "
                 f"Without them choose {offline_choice!r}."
@@ -249,7 +245,9 @@ def _reachable(url: str) -> bool:
         return False
 
 
-def _hub_cache() -> str:
+def _places() -> str:
+    """Where pyiqa looks for weights."""
+    import torch
     from huggingface_hub import constants
 
-    return str(constants.HF_HUB_CACHE)
+    return f"{Path(torch.hub.get_dir()) / 'pyiqa'}, {constants.HF_HUB_CACHE} and the network"

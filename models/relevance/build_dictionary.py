@@ -28,7 +28,8 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import typer
 
-from models.relevance.dictionary import TERMS_PATH, TERMS_SCHEMA, fold, spellings
+from models.relevance.dictionary import TERMS_PATH, TERMS_SCHEMA, spellings
+from models.relevance.folding import fold
 
 VERSION = "2"
 CURATED = Path(__file__).parents[1] / "terms"

@@ -46,6 +46,10 @@ MOST_WIDTH = 0.45
 """Wider margins (share of the side's length) leave no picture worth cropping to: they are background."""
 
 
+Masks = dict[str, np.ndarray]  # by side
+Widths = dict[str, int]  # of the margin on each side, pixels
+
+
 @dataclass(frozen=True)
 class Borders:
     """Borders of a clip.
@@ -92,72 +96,13 @@ def detect_borders(frames: Sequence[np.ndarray]) -> Borders:
     shape = frames[0].shape
     if any(f.shape != shape or f.dtype != np.uint8 or f.ndim != 3 or f.shape[2] != 3 for f in frames):
         raise ValueError("frames must be uint8 (H, W, 3) of one shape")
-    low, high = np.array(frames[0]), np.array(frames[0])
-    for frame in frames[1:]:
-        np.minimum(low, frame, out=low)
-        np.maximum(high, frame, out=high)
-
     height, width = shape[:2]
-    masks: dict[tuple[int, ...], np.ndarray] = {}
-
-    def keeps_colour(strip: tuple[slice, slice]) -> np.ndarray:
-        """Mask (H, W) of 255 where a pixel keeps, in every frame, the colour of the outermost strip."""
-        colour = (np.median(low[strip].reshape(-1, 3), axis=0) + np.median(high[strip].reshape(-1, 3), axis=0)) / 2
-        key = tuple(int(c) for c in colour)
-        if key not in masks:
-            floor = np.array([max(c - COLOUR_TOLERANCE, 0) for c in key], np.uint8)
-            ceiling = np.array([min(c + COLOUR_TOLERANCE, 255) for c in key], np.uint8)
-            masks[key] = cv2.bitwise_and(
-                cv2.inRange(low, floor, np.full(3, 255, np.uint8)),
-                cv2.inRange(high, np.zeros(3, np.uint8), ceiling),
-            )
-        return masks[key]
-
-    whole = slice(None)
-    by_side = {
-        "left": keeps_colour((whole, slice(0, 2))),
-        "top": keeps_colour((slice(0, 2), whole)),
-        "right": keeps_colour((whole, slice(width - 2, width))),
-        "bottom": keeps_colour((slice(height - 2, height), whole)),
-    }
-
-    def shares(side: str, found: dict[str, int]) -> np.ndarray:
-        """Share of border-coloured pixels per line from that side inwards, within the other two sides."""
-        mask = by_side[side]
-        if side in ("left", "right"):
-            line = cv2.reduce(mask[found["top"] : height - found["bottom"]], 0, cv2.REDUCE_AVG, dtype=cv2.CV_32F)
-        else:
-            line = cv2.reduce(mask[:, found["left"] : width - found["right"]], 1, cv2.REDUCE_AVG, dtype=cv2.CV_32F)
-        profile = line.ravel() / 255
-        return profile[::-1] if side in ("right", "bottom") else profile
-
-    # A window's edge spans only the inner picture, so each side is judged within the other three: first
-    # leniently, until nothing changes, then strictly, where a side that fails is out for good.
-    found = dict.fromkeys(by_side, 0)
-    for _ in range(3):
-        before = dict(found)
-        for side in found:
-            width_there, drop = _margin(shares(side, found))
-            found[side] = width_there if drop >= CANDIDATE_DROP else 0
-        if found == before:
-            break
-    page = _panel_margins(found, by_side, height, width)
-    for side in page:
-        found[side] = 0
-    while any(found.values()):
-        drops = {side: _margin(shares(side, found))[1] for side in found if found[side]}
-        for side, opposite in OPPOSITE.items():
-            # Players centre the picture: two equal bars are one finding and are judged by their mean.
-            if side in drops and opposite in drops and abs(found[side] - found[opposite]) <= EQUAL_BARS:
-                drops[side] = drops[opposite] = (drops[side] + drops[opposite]) / 2
-        least = CANDIDATE_DROP if _wide_pair(found, height, width) else EDGE_DROP
-        failed = [side for side, drop in drops.items() if drop < least]
-        for side in failed:
-            found[side] = 0
-        if not failed:
-            break
-
-    left, top, right, bottom = found["left"], found["top"], found["right"], found["bottom"]
+    masks = _border_colour_masks(frames)
+    widths = _candidates(masks)
+    page = _panel_margins(widths, masks)
+    widths |= dict.fromkeys(page, 0)
+    _drop_soft_edges(widths, masks)
+    left, top, right, bottom = widths["left"], widths["top"], widths["right"], widths["bottom"]
     across, along = left or right, top or bottom
     kind: Literal["none", "letterbox", "pillarbox", "window"] = "none"
     if across and along:
@@ -167,27 +112,102 @@ def detect_borders(frames: Sequence[np.ndarray]) -> Borders:
     elif along:
         kind = "letterbox"
     inner = (left, top, width - left - right, height - top - bottom)
-    content = "page" if page else _content_mask(by_side[max(found, key=lambda side: found[side])], inner)
+    content = "page" if page else _content_mask(masks[max(widths, key=lambda side: widths[side])], inner)
     return Borders(kind, left, top, right, bottom, inner, content)
 
 
-def _wide_pair(found: dict[str, int], height: int, width: int) -> bool:
+def _border_colour_masks(frames: Sequence[np.ndarray]) -> Masks:
+    """Side → mask (H, W) of 255 where a pixel keeps, in every frame, the colour of that side's outermost strip."""
+    low, high = np.array(frames[0]), np.array(frames[0])
+    for frame in frames[1:]:
+        np.minimum(low, frame, out=low)
+        np.maximum(high, frame, out=high)
+    height, width = low.shape[:2]
+    by_colour: dict[tuple[int, ...], np.ndarray] = {}
+
+    def mask(rows: slice, columns: slice) -> np.ndarray:
+        strip = rows, columns
+        colour = (np.median(low[strip].reshape(-1, 3), axis=0) + np.median(high[strip].reshape(-1, 3), axis=0)) / 2
+        key = tuple(int(c) for c in colour)
+        if key not in by_colour:
+            floor = np.array([max(c - COLOUR_TOLERANCE, 0) for c in key], np.uint8)
+            ceiling = np.array([min(c + COLOUR_TOLERANCE, 255) for c in key], np.uint8)
+            by_colour[key] = cv2.bitwise_and(
+                cv2.inRange(low, floor, np.full(3, 255, np.uint8)),
+                cv2.inRange(high, np.zeros(3, np.uint8), ceiling),
+            )
+        return by_colour[key]
+
+    every = slice(None)
+    return {
+        "left": mask(every, slice(0, 2)),
+        "top": mask(slice(0, 2), every),
+        "right": mask(every, slice(width - 2, width)),
+        "bottom": mask(slice(height - 2, height), every),
+    }
+
+
+def _shares(side: str, widths: Widths, masks: Masks) -> np.ndarray:
+    """Share of border-coloured pixels per line from that side inwards, within the other two sides."""
+    mask = masks[side]
+    height, width = mask.shape
+    if side in ("left", "right"):
+        line = cv2.reduce(mask[widths["top"] : height - widths["bottom"]], 0, cv2.REDUCE_AVG, dtype=cv2.CV_32F)
+    else:
+        line = cv2.reduce(mask[:, widths["left"] : width - widths["right"]], 1, cv2.REDUCE_AVG, dtype=cv2.CV_32F)
+    profile = line.ravel() / 255
+    return profile[::-1] if side in ("right", "bottom") else profile
+
+
+def _candidates(masks: Masks) -> Widths:
+    """Margins by the lenient limit. A window's edge spans only the inner picture, so each side is judged within the
+    other three, until nothing changes."""
+    widths = dict.fromkeys(masks, 0)
+    for _ in range(3):
+        before = dict(widths)
+        for side in widths:
+            width, drop = _margin(_shares(side, widths, masks))
+            widths[side] = width if drop >= CANDIDATE_DROP else 0
+        if widths == before:
+            break
+    return widths
+
+
+def _drop_soft_edges(widths: Widths, masks: Masks) -> None:
+    """Sets margins without a straight edge to 0, by the strict limit; a side that fails is out for good."""
+    while any(widths.values()):
+        drops = {side: _margin(_shares(side, widths, masks))[1] for side in widths if widths[side]}
+        for side, opposite in OPPOSITE.items():
+            # Players centre the picture: two equal bars are judged together, by their mean.
+            if side in drops and opposite in drops and abs(widths[side] - widths[opposite]) <= EQUAL_BARS:
+                drops[side] = drops[opposite] = (drops[side] + drops[opposite]) / 2
+        least = CANDIDATE_DROP if _wide_pair(widths, *masks["left"].shape) else EDGE_DROP
+        failed = [side for side, drop in drops.items() if drop < least]
+        for side in failed:
+            widths[side] = 0
+        if not failed:
+            break
+
+
+def _wide_pair(widths: Widths, height: int, width: int) -> bool:
     """Whether there are two opposite bars, equal and wide, and nothing else."""
     lengths = {"left": width, "right": width, "top": height, "bottom": height}
-    bars = {side: found[side] / lengths[side] for side in found if found[side]}
+    bars = [side for side in widths if widths[side]]
     if set(bars) not in ({"left", "right"}, {"top", "bottom"}):
         return False
-    one, other = (found[side] for side in bars)
-    return abs(one - other) <= EQUAL_BARS and min(bars.values()) >= WIDE_BARS
+    first, second = bars
+    narrowest = min(widths[side] / lengths[side] for side in bars)
+    return abs(widths[first] - widths[second]) <= EQUAL_BARS and narrowest >= WIDE_BARS
 
 
-def _panel_margins(found: dict[str, int], by_side: dict[str, np.ndarray], height: int, width: int) -> list[str]:
+def _panel_margins(widths: Widths, masks: Masks) -> list[str]:
     """Sides whose margin is the ground of a page: ground of the same colour parts the inner picture right through."""
-    inner = slice(found["top"], height - found["bottom"]), slice(found["left"], width - found["right"])
+    height, width = masks["left"].shape
+    inner = slice(widths["top"], height - widths["bottom"]), slice(widths["left"], width - widths["right"])
     sides = []
-    for side in (side for side in found if found[side]):
+    for side in (side for side in widths if widths[side]):
         across = side in ("left", "right")
-        line = cv2.reduce(by_side[side][inner], 0 if across else 1, cv2.REDUCE_AVG, dtype=cv2.CV_32F).ravel() / 255
+        line = cv2.reduce(masks[side][inner], 0 if across else 1, cv2.REDUCE_AVG, dtype=cv2.CV_32F).ravel() / 255
         gap = max(4, round(len(line) * LEAST_WIDTH))
         # A gap has panels on both sides of it; ground next to the margin itself is a soft edge.
         middle = line[len(line) // 10 : len(line) - len(line) // 10]

@@ -1,13 +1,10 @@
 """Trains the linear head of `models.segmentation.frames` on labelled videos, with leave-one-source-out validation.
 
-A folder holds videos and a MANIFEST.csv with the columns file, source and is_medical, and if it likes kind, licence
-and sha256. is_medical is yes or no (true/false and 1/0 too); rows with anything else are left out. A medical video
-whose kind is not one of `PICTURE_CATEGORIES` trains P(medical) and no kind. Validation leaves out one source at a
-time: videos that share any source with the judged one (sources joined by " + ") train nothing that judges it, and
-choose neither its penalty nor its temperature. The same folder gives the same head.
+A medical video whose kind is not one of `PICTURE_CATEGORIES` trains P(medical) and no kind. Validation leaves out one
+source at a time: videos that share any source with the judged one train nothing that judges it, and choose neither its
+penalty nor its temperature. The same folder gives the same head.
 """
 
-import csv
 import json
 from collections import Counter
 from collections.abc import Callable, Sequence
@@ -15,32 +12,22 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import cv2
 import numpy as np
 from safetensors.numpy import save
 
 from medgen.canonical import rounded
-from medgen.errors import ItemFailed, SourceUnreadable
-from medgen.media import Limits, pictures
-from models.encoders import MOBILENET, Encoder, encoder_digest, load_encoder, shown_name
-from models.hub_files import file_digest
+from models.calibration import expected_calibration_error
+from models.encoders import MOBILENET, encoder_digest, load_encoder, shown_name
 from models.segmentation.category import PICTURE_CATEGORIES
 from models.segmentation.frames import HEAD_CARD, NON_MEDICAL, head_logits, softmax
+from models.segmentation.manifest import MEDICAL, LabelledFile, check_sources, read_manifest
+from models.segmentation.training_frames import LONG_SIDE, MAX_FRAMES, SAMPLE_FPS, VARIANTS, LabelledVideo, embed_videos
 
-MANIFEST = "MANIFEST.csv"
-MEDICAL = "medical"  # the one medical class where no video's kind is known
-SAMPLE_FPS = 2.0
-MAX_FRAMES = 20  # per video, evenly spread, so that long videos don't weigh more
-LONG_SIDE = 854  # as `segment` keeps frames, pixels
-# Copies of each frame with other framing, colour, sharpness and compression. With 4 of these instead of 2 with other
-# framing and brightness alone, leave-one-source-out log loss by frame fell from 0.202 to 0.187.
-VARIANTS = 4
 DIMENSIONS = 256  # principal components that the head is fitted in: as good as all, and quicker
 PENALTIES = (0.1, 0.03, 0.01, 0.003)  # L2; from strong to weak, each fit starts where the last ended
 TEMPERATURES = np.geomspace(0.25, 4.0, 81)
-CALIBRATION_BINS = 10
 
-# Whatever changes the head that a folder gives; raise `varied` when `_varied` changes.
+# Whatever changes the head that a folder gives; raise `varied` when `training_frames` varies frames otherwise.
 RECIPE = {
     "sample_fps": SAMPLE_FPS,
     "max_frames": MAX_FRAMES,
@@ -50,40 +37,6 @@ RECIPE = {
     "dimensions": DIMENSIONS,
     "penalties": list(PENALTIES),
 }
-
-_YES, _NO = ("yes", "true", "1"), ("no", "false", "0")
-
-
-@dataclass(frozen=True)
-class LabelledFile:
-    """A row of the manifest. `kind` is None where a medical video's kind is none that a head knows."""
-
-    file: str
-    medical: bool
-    kind: str | None
-    sources: frozenset[str]
-    licence: str
-    sha256: str
-
-    def row(self) -> dict[str, Any]:
-        """As it stands in a data list."""
-        label = self.kind or MEDICAL
-        return {
-            "file": self.file,
-            "class": label,
-            "source": sorted(self.sources),
-            "licence": self.licence,
-            "sha256": self.sha256,
-        }
-
-
-@dataclass(frozen=True)
-class LabelledVideo:
-    """A training video: float32 embeddings of its frames (N, D), and of varied copies (VARIANTS * N, D)."""
-
-    label: LabelledFile
-    embeddings: np.ndarray
-    varied: np.ndarray
 
 
 @dataclass(frozen=True)
@@ -100,7 +53,7 @@ class Judged:
 
 @dataclass(frozen=True)
 class Validation:
-    """What leave-one-source-out validation found: all videos, and the penalty and temperature for the final head."""
+    """The result of leave-one-source-out validation: all videos, and the penalty and temperature for the final head."""
 
     judged: tuple[Judged, ...]
     penalty: float
@@ -115,144 +68,6 @@ class TrainedHead:
     head: bytes
     scores: dict[str, Any]
     data_list: dict[str, Any]
-
-
-def read_manifest(folder: Path) -> tuple[list[LabelledFile], dict[str, str]]:
-    """The labelled videos of a folder, and file → reason for those left out.
-
-    Raises:
-        SourceUnreadable: no_manifest, column_missing, file_missing, file_changed (its sha256 is not the manifest's),
-            file_outside, file_twice, too_few_sources.
-    """
-    path = folder / MANIFEST
-    try:
-        with path.open(encoding="utf-8-sig", newline="") as file:
-            reader = csv.DictReader(file)
-            rows, columns = list(reader), set(reader.fieldnames or ())
-    except (OSError, UnicodeDecodeError, csv.Error) as error:
-        raise SourceUnreadable("no_manifest", f"{path} cannot be read: {error}") from error
-    if missing := [name for name in ("file", "source", "is_medical") if name not in columns]:
-        raise SourceUnreadable(
-            "column_missing", f"{path} lacks the column {', '.join(missing)}; it has {', '.join(sorted(columns))}"
-        )
-    found: dict[str, LabelledFile] = {}
-    left_out: dict[str, str] = {}
-    for row in rows:
-        name, answer = row["file"] or "", (row["is_medical"] or "").strip().lower()
-        if answer not in (*_YES, *_NO):
-            left_out[name] = f"is_medical is {answer!r}, neither yes nor no"
-            continue
-        if name in found:
-            raise SourceUnreadable("file_twice", f"{path} lists {name!r} twice")
-        found[name] = _labelled(folder, name, answer in _YES, row)
-    check_sources(list(found.values()))
-    return list(found.values()), left_out
-
-
-def _labelled(folder: Path, name: str, medical: bool, row: dict[str, str | None]) -> LabelledFile:
-    video = (folder / name).resolve()
-    if not video.is_relative_to(folder.resolve()):
-        raise SourceUnreadable("file_outside", f"{name!r} lies outside {folder}")
-    if not video.is_file():
-        raise SourceUnreadable("file_missing", f"{MANIFEST} lists {name!r}, which is not in {folder}")
-    sha256, promised = file_digest(video), (row.get("sha256") or "").strip().lower()
-    if promised and promised != sha256:
-        raise SourceUnreadable("file_changed", f"{name!r} has sha256 {sha256}, {MANIFEST} says {promised}")
-    kind = (row.get("kind") or "").strip().lower()
-    sources = frozenset(part.strip() for part in (row["source"] or "").split(" + ")) - {""}
-    return LabelledFile(
-        file=name,
-        medical=medical,
-        kind=(kind if kind in PICTURE_CATEGORIES else None) if medical else NON_MEDICAL,
-        sources=sources or frozenset({name}),  # a file without a source is its own
-        licence=(row.get("licence") or "").strip(),
-        sha256=sha256,
-    )
-
-
-def check_sources(files: Sequence[LabelledFile]) -> None:
-    """Raises SourceUnreadable (too_few_sources) unless both sides are left whichever source is left out."""
-    for sources in {file.sources for file in files} or {frozenset[str]()}:
-        sides = {file.medical for file in files if not file.sources & sources}
-        if len(sides) < 2:
-            counts = {side: len({file.sources for file in files if file.medical is side}) for side in (True, False)}
-            raise SourceUnreadable(
-                "too_few_sources",
-                f"{counts[True]} medical and {counts[False]} non-medical sources: validation leaves out one source "
-                "at a time, and needs medical and non-medical videos of others each time; two sources each at least",
-            )
-
-
-def embed_videos(
-    folder: Path,
-    files: Sequence[LabelledFile],
-    encoder: Encoder,
-    progress: Callable[[int, int, str], None] = lambda done, total, file: None,
-) -> tuple[list[LabelledVideo], dict[str, str]]:
-    """Embeds the sampled frames of the videos, and varied copies; file → reason for those that cannot be decoded.
-
-    Args:
-        progress: called with (videos done, videos in all, file) before each video and at the end.
-    """
-    videos, left_out = [], {}
-    for done, label in enumerate(files):
-        progress(done, len(files), label.file)
-        try:
-            frames = sampled_frames(folder / label.file)
-        except (ItemFailed, OSError) as error:
-            left_out[label.file] = str(error)
-            continue
-        random = np.random.default_rng(int(label.sha256[:16], 16))
-        varied = encoder.embed([_varied(frame, random) for _ in range(VARIANTS) for frame in frames])
-        videos.append(LabelledVideo(label, encoder.embed(frames), varied))
-    progress(len(files), len(files), "")
-    return videos, left_out
-
-
-def sampled_frames(path: Path) -> list[np.ndarray]:
-    """At most `MAX_FRAMES` frames, uint8 RGB (H, W, 3), evenly spread over a video. Raises ItemFailed."""
-    found, next_s = [], None
-    for picture in pictures(path, Limits()):
-        if next_s is None or picture.time_s >= next_s:
-            found.append(picture.rgb(long_side=LONG_SIDE))
-            next_s = (picture.time_s if next_s is None else next_s) + 1 / SAMPLE_FPS
-    if not found:
-        raise ItemFailed("undecodable", "not one frame could be decoded")
-    keep = np.linspace(0, len(found) - 1, min(len(found), MAX_FRAMES)).round().astype(int)
-    return [found[index] for index in keep]
-
-
-def _varied(frame: np.ndarray, random: np.random.Generator) -> np.ndarray:
-    """As another camera, screen or upload would show it: framing, colour, brightness, sharpness, compression, bars.
-
-    A fifth is grey, on both sides alike, so that the want of colour alone does not mean X-ray or ultrasound.
-    """
-    height, width = (max(1, int(side * random.uniform(0.6, 1))) for side in frame.shape[:2])
-    top, left = random.integers(frame.shape[0] - height + 1), random.integers(frame.shape[1] - width + 1)
-    view = frame[top : top + height, left : left + width]
-    view = np.ascontiguousarray(view[:, ::-1] if random.random() < 0.5 else view)
-    if random.random() < 0.8:
-        hsv = cv2.cvtColor(view, cv2.COLOR_RGB2HSV).astype(np.int16)  # hue in half degrees
-        hsv[..., 0] = (hsv[..., 0] + random.integers(-10, 11)) % 180
-        hsv[..., 1] = np.clip(hsv[..., 1] * random.uniform(0.5, 1.4), 0, 255)
-        view = cv2.cvtColor(hsv.astype(np.uint8), cv2.COLOR_HSV2RGB)
-    if random.random() < 0.2:
-        view = cv2.cvtColor(cv2.cvtColor(view, cv2.COLOR_RGB2GRAY), cv2.COLOR_GRAY2RGB)
-    view = cv2.convertScaleAbs(view, alpha=random.uniform(0.6, 1.4))
-    if random.random() < 0.3:
-        scale = random.uniform(0.15, 0.6)
-        small = (max(1, int(view.shape[1] * scale)), max(1, int(view.shape[0] * scale)))
-        view = cv2.resize(cv2.resize(view, small, interpolation=cv2.INTER_AREA), (view.shape[1], view.shape[0]))
-    if random.random() < 0.5:
-        _, jpeg = cv2.imencode(".jpg", view, [cv2.IMWRITE_JPEG_QUALITY, int(random.integers(20, 90))])
-        decoded = cv2.imdecode(jpeg, cv2.IMREAD_COLOR)  # both ways as if BGR: the order of channels comes back
-        assert decoded is not None  # it was encoded just now
-        view = decoded
-    if random.random() < 0.2:
-        bar = int(random.uniform(0.05, 0.2) * min(view.shape[:2]))
-        sides = (bar, bar, 0, 0) if random.random() < 0.5 else (0, 0, bar, bar)
-        view = cv2.copyMakeBorder(view, *sides, cv2.BORDER_CONSTANT, value=0)
-    return view
 
 
 def classes_of(videos: Sequence[LabelledVideo]) -> tuple[str, ...]:
@@ -357,9 +172,9 @@ def validate(
     judged, plain = [], []
     for index, video in enumerate(videos):
         penalty, temperature = choose(np.array([not v.label.sources & video.label.sources for v in videos]))
-        found = logits[PENALTIES[penalty]][index]
-        plain.append(1 - softmax(found)[:, other])
-        calibrated = softmax(found / TEMPERATURES[temperature])
+        own = logits[PENALTIES[penalty]][index]
+        plain.append(1 - softmax(own)[:, other])
+        calibrated = softmax(own / TEMPERATURES[temperature])
         medical = 1 - calibrated[:, other]
         judged.append(
             Judged(
@@ -389,15 +204,10 @@ def _log_losses(logits: Sequence[np.ndarray], temperature: float, other: int, tr
 
 
 def calibration_error(probabilities: Sequence[np.ndarray], truth: np.ndarray) -> float:
-    """Expected calibration error of P(medical) by frame, every video weighing the same: the mean distance between
-    what was promised and what was true over 10 equal bins (Guo et al. 2017, "On Calibration of Modern Neural
-    Networks"). 0 to 1."""
-    p = np.concatenate(probabilities)
-    counts = [len(one) for one in probabilities]
+    """Expected calibration error of P(medical) by frame, every video weighing the same: 0 to 1."""
+    counts = [len(frames) for frames in probabilities]
     weight = np.repeat(1 / (len(counts) * np.array(counts)), counts)
-    true = np.repeat(truth, counts)
-    bins = np.minimum((p * CALIBRATION_BINS).astype(int), CALIBRATION_BINS - 1)
-    return float(sum(abs((weight * (p - true))[bins == index].sum()) for index in range(CALIBRATION_BINS)))
+    return expected_calibration_error(np.concatenate(probabilities), np.repeat(truth, counts), weight)
 
 
 def validation_scores(judged: Sequence[Judged]) -> dict[str, Any]:
@@ -438,18 +248,18 @@ def train(
     """
     digest = encoder_digest(encoder)
     videos, left_out = _videos(folder, encoder, progress)
-    found = validate(videos, lambda done, total, source: progress("validating", done, total, source))
+    validation = validate(videos, lambda done, total, source: progress("validating", done, total, source))
     classes = classes_of(videos)
-    head = fit(videos, classes, PENALTIES[: PENALTIES.index(found.penalty) + 1])[found.penalty]
+    head = fit(videos, classes, PENALTIES[: PENALTIES.index(validation.penalty) + 1])[validation.penalty]
     card = {
         "encoder": shown_name(encoder),
         "encoder_digest": digest,
         "dimension": head["weight"].shape[1],
         "classes": list(classes),
-        "temperature": found.temperature,
+        "temperature": validation.temperature,
     }
-    scores = card | {"penalty": found.penalty, "leave_one_source_out": found.scores}
-    judged = [{name: value for name, value in vars(j).items() if name != "frames"} for j in found.judged]
+    scores = card | {"penalty": validation.penalty, "leave_one_source_out": validation.scores}
+    judged = [{name: value for name, value in vars(j).items() if name != "frames"} for j in validation.judged]
     return TrainedHead(
         head=save(head, metadata={HEAD_CARD: json.dumps(card, sort_keys=True)}),
         scores=scores | {"judged": judged},

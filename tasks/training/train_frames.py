@@ -15,7 +15,8 @@ from medgen.ledger import Ledger, Outcome, Record, StepIdentity, Work
 from medgen.store import Store
 from models.encoders import encoder_digest, shown_name
 from models.segmentation.frames import head_model_digest
-from models.segmentation.train_head import RECIPE, TrainedHead, read_manifest, train
+from models.segmentation.manifest import read_manifest
+from models.segmentation.train_head import RECIPE, TrainedHead, train
 
 # Output role → name of the file in a folder that the head is handed out to.
 FILES = {"head": "frame_head.safetensors", "scores": "frame_head.json", "model_card": "frame_head.md"}

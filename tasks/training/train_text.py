@@ -15,7 +15,8 @@ from medgen.ledger import Ledger, Outcome, Record, StepIdentity, Work
 from medgen.store import Store
 from models.encoders import shown_name
 from models.relevance.classifier import head_model_digest
-from models.relevance.train_head import RECIPE, TrainedHead, read_labels, train
+from models.relevance.labels import read_labels
+from models.relevance.train_head import RECIPE, TrainedHead, train
 from models.text_encoders import text_encoder_digest
 
 # Output role → name of the file in a folder that the head is handed out to.
