@@ -219,7 +219,7 @@ def test_words_are_counted_as_documented() -> None:
 
 def test_missing_tesseract_says_what_to_install(monkeypatch) -> None:
     monkeypatch.setenv("PATH", "")
-    text_reader._tesseract_version.cache_clear()
+    text_reader.tesseract_version.cache_clear()
     with pytest.raises(ModelUnavailable, match="apt-get install tesseract-ocr"):
         load_text_reader("tesseract")
     with pytest.raises(ValueError, match="rapidocr"):

@@ -196,9 +196,9 @@ def test_what_nobody_said_is_no_transcript(tiny_whisper: Path, trusting: None, m
     monkeypatch.setattr(speech, "NO_SPEECH", 0.0)  # any probability that nobody speaks is above that
     monkeypatch.setattr(speech, "LIKELY_WORDS", 1.0)  # no logarithm of a probability is
     assert whisper.transcript(noise(8)) == ""
-    assert speech._plain("Now grasp\n the needle holder.") == "Now grasp the needle holder."
+    assert speech.spoken_words("Now grasp\n the needle holder.") == "Now grasp the needle holder."
     monkeypatch.undo()
-    assert speech._plain("Thank you for watching. " * 12) == ""
+    assert speech.spoken_words("Thank you for watching. " * 12) == ""
 
 
 def test_digest_follows_the_files_and_missing_models_are_named(

@@ -1,7 +1,6 @@
 """How a chat model is asked for captions: the prompts, the two questions, the checks, and asking again.
 
-Where the model runs is another's business: `models.captioning.openai_chat` and `models.captioning.local_chat` answer
-questions.
+The models that answer are `models.captioning.openai_chat` and `models.captioning.local_chat`.
 """
 
 from collections.abc import Sequence
@@ -92,7 +91,7 @@ class Question:
 
 @dataclass(frozen=True)
 class Answer:
-    """What it said. `refused`: flagged so by the server; `cut_off`: it reached the longest answer."""
+    """A chat model's answer. `refused`: flagged so by the server; `cut_off`: it reached the longest answer."""
 
     text: str
     tokens_in: int = 0
@@ -175,12 +174,12 @@ class ChatCaptioner:
             answer = self._chat.answer(Question(system, text, pictures, temperature, seed, MAX_ANSWER_TOKENS))
             spent.add(answer)
             written = clean(answer.text, MAX_ANSWER_CHARS)
-            told = (self._prompts.detailed, self._prompts.brief)
-            checks = in_order([*_flags(kind, answer), *check({kind: written}, evidence, self._limits, told)])
-            failed = [one for one in checks if not one.passed]
+            prompts = (self._prompts.detailed, self._prompts.brief)
+            checks = in_order([*_flags(kind, answer), *check({kind: written}, evidence, self._limits, prompts)])
+            failed = [result for result in checks if not result.passed]
             if not failed:
                 return written, checks
-            problems = "; ".join(dict.fromkeys(one.message for one in failed))
+            problems = "; ".join(dict.fromkeys(result.message for result in failed))
             system = f"{prompt}\n\n{self._prompts.again.replace('{problems}', problems)}"
             temperature, seed = AGAIN_TEMPERATURE, attempt
         raise CaptionRejected(checks, written, spent.questions, spent.tokens_in, spent.tokens_out)
@@ -210,7 +209,7 @@ class _Spent:
 
 
 def _flags(kind: str, answer: Answer) -> list[Check]:
-    """What the server, not the text, tells of an answer; only when it is bad."""
+    """Failed checks by the server's flags, whatever the text is; none for a good answer."""
     flags = []
     if answer.refused:
         flags.append(Check("caption_refusal", f"{kind}_flagged_refusal", 1, 0, "at most", "it was refused"))

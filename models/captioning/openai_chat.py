@@ -197,7 +197,7 @@ def openai_digest(model: str) -> str:
 
 
 class _Transient(Exception):
-    """Asking again may help."""
+    """An error after which asking again may help."""
 
     def __init__(self, message: str, retry_after_s: float | None = None, unreachable: bool = False) -> None:
         super().__init__(message)

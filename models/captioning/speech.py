@@ -123,7 +123,7 @@ class Whisper:
         likely = _mean_log_probability(made.sequences, made.scores, config.eos_token_id)
         texts = processor.batch_decode(made.sequences, skip_special_tokens=True)
         return [
-            "" if silent > NO_SPEECH and score < LIKELY_WORDS else _plain(text)
+            "" if silent > NO_SPEECH and score < LIKELY_WORDS else spoken_words(text)
             for text, silent, score in zip(texts, nobody, likely, strict=True)
         ]
 
@@ -178,8 +178,8 @@ def _mean_log_probability(sequences: Any, scores: Any, end: int) -> list[float]:
     return [float(row[kept].mean()) for row, kept in zip(chosen, counts, strict=True)]
 
 
-def _plain(text: str) -> str:
-    """On one line; empty when the model went round in a loop."""
+def spoken_words(text: str) -> str:
+    """The words on one line; empty when the model went round in a loop."""
     line = " ".join(text.split())
     data = line.encode()
     return "" if len(data) > MAX_COMPRESSION * len(zlib.compress(data)) else line

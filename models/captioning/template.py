@@ -79,7 +79,7 @@ class EvidenceTemplateCaptioner:
         )
         texts = {"brief": brief, "detailed": detailed}
         checks = check(texts, evidence, self._limits)
-        if not all(one.passed for one in checks):
+        if not all(result.passed for result in checks):
             raise CaptionRejected(checks, brief)
         return Caption(brief, detailed, self.name, self.digest, TEMPLATE_VERSION, checks=tuple(checks))
 
@@ -98,11 +98,11 @@ def _video(title: str) -> str:
 
 
 def _few_words(title: str) -> str:
-    kept = whole = clean(title, MAX_TITLE_CHARS)
+    kept = full = clean(title, MAX_TITLE_CHARS)
     while len(words(kept)) > MAX_TITLE_WORDS:
         # Without spaces ("a/b/c/…") half of the letters go instead of the last word.
         kept = kept.rpartition(" ")[0] or kept[: len(kept) // 2]
-    return kept if kept == whole else f"{kept}…"
+    return kept if kept == full else f"{kept}…"
 
 
 def _terms_phrase(terms: list[str]) -> str:

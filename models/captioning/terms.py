@@ -145,16 +145,16 @@ def unsupported_terms(text: str, supported: Support, policy: TermPolicy = "speci
     """
     if policy == "none":
         return []
-    found = {word for word in words(text) if _is_specific(word) and not supported.has_term(word)}
+    unsupported = {word for word in words(text) if _is_specific(word) and not supported.has_term(word)}
     for name in _EPONYM.findall(text):
         if not supported.has_term(name.lower()):
-            found.add(name.lower())
+            unsupported.add(name.lower())
     if policy == "all":
         for term in _dictionary().match(text):
             parts = [part for part in words(term) if len(part) > 2]
             if not all(supported.has_term(part) for part in parts):
-                found.add(term)
-    return sorted(found)
+                unsupported.add(term)
+    return sorted(unsupported)
 
 
 def _is_specific(word: str) -> bool:

@@ -83,12 +83,12 @@ def duplicates(candidates: Iterable[Candidate]) -> dict[str, Copy]:
     Raises:
         ValueError: two clips of one rank: which is the better would depend on order.
     """
-    ordered = sorted(candidates, key=lambda one: one.rank)
-    if len({one.rank for one in ordered}) < len(ordered):
+    ordered = sorted(candidates, key=lambda candidate: candidate.rank)
+    if len({candidate.rank for candidate in ordered}) < len(ordered):
         raise ValueError("every clip needs a rank of its own")
-    found: dict[str, Copy] = {}
+    copies: dict[str, Copy] = {}
     dropped: set[int] = set()
-    for index, rivals in _rivals([one.fingerprint for one in ordered]):
+    for index, rivals in _rivals([candidate.fingerprint for candidate in ordered]):
         best: tuple[float, int, Match] | None = None
         for rival in rivals:
             if rival not in dropped:
@@ -98,36 +98,36 @@ def duplicates(candidates: Iterable[Candidate]) -> dict[str, Copy]:
         if best is not None:
             _, rival, match = best
             dropped.add(index)
-            found[ordered[index].clip] = Copy(ordered[rival].clip, match.similarity, match.overlap_s)
-    return found
+            copies[ordered[index].clip] = Copy(ordered[rival].clip, match.similarity, match.overlap_s)
+    return copies
 
 
-def compare(one: Fingerprint, other: Fingerprint) -> Match | None:
+def compare(first: Fingerprint, second: Fingerprint) -> Match | None:
     """How one clip copies another; None when it does not."""
-    if min(len(one.course), len(other.course)) < 2:
+    if min(len(first.course), len(second.course)) < 2:
         return None
-    a, b = one.course.astype(np.float32), other.course.astype(np.float32)
+    a, b = first.course.astype(np.float32), second.course.astype(np.float32)
     movement = _movement(a), _movement(b)
     if max(movement) < STILL or min(len(a), len(b)) < LEAST_STEPS:
-        return _same_pictures(one, other)
+        return _same_pictures(first, second)
     if min(movement) < STILL:
         return None
-    found = _aligned(one, other, a, b)
-    if found is None:
+    match = _aligned(first, second, a, b)
+    if match is None:
         for x, y in _likely_crops(a, b):
-            found = found or _aligned(one, other, x, y)
-    return found
+            match = match or _aligned(first, second, x, y)
+    return match
 
 
-def _aligned(one: Fingerprint, other: Fingerprint, a: np.ndarray, b: np.ndarray) -> Match | None:
+def _aligned(first: Fingerprint, second: Fingerprint, a: np.ndarray, b: np.ndarray) -> Match | None:
     """The match at the rate and offset at which the courses a and b agree best; None when they agree nowhere."""
-    shortest = min(one.seconds, other.seconds)
+    shortest = min(first.seconds, second.seconds)
     least_s = max(min(LEAST_OVERLAP_S, 0.8 * shortest), LEAST_OVERLAP_SHARE * shortest)
     best: tuple[float, np.ndarray, np.ndarray] | None = None
     for rate in RATES:
-        for offset in _offsets(a, one.step_s, b, other.step_s, rate, least_s):
-            here, there = _shared(a, one.step_s, b, other.step_s, rate, offset)
-            if len(here) >= LEAST_STEPS and (len(here) + 1) * one.step_s >= least_s:
+        for offset in _offsets(a, first.step_s, b, second.step_s, rate, least_s):
+            here, there = _shared(a, first.step_s, b, second.step_s, rate, offset)
+            if len(here) >= LEAST_STEPS and (len(here) + 1) * first.step_s >= least_s:
                 likeness = _same_changes(here, there)
                 if best is None or likeness > best[0]:
                     best = likeness, here, there
@@ -140,7 +140,7 @@ def _aligned(one: Fingerprint, other: Fingerprint, a: np.ndarray, b: np.ndarray)
         likeness = _cropped(here, there) if likeness >= WORTH_ALIGNING else 0.0
     if likeness < SAME_COURSE:
         return None
-    return Match(min(1.0, likeness), min(len(here) * one.step_s, one.seconds))
+    return Match(min(1.0, likeness), min(len(here) * first.step_s, first.seconds))
 
 
 def _movement(course: np.ndarray) -> float:
@@ -148,16 +148,16 @@ def _movement(course: np.ndarray) -> float:
     return float(np.sqrt(np.square(course - course.mean(0)).mean()))
 
 
-def _same_pictures(one: Fingerprint, other: Fingerprint) -> Match | None:
+def _same_pictures(first: Fingerprint, second: Fingerprint) -> Match | None:
     """For clips without a course, still or of a few frames: their very pictures must be the same."""
-    x, y = one.hashes[~one.flat], other.hashes[~other.flat]
+    x, y = first.hashes[~first.flat], second.hashes[~second.flat]
     if not len(x) or not len(y):
         return None
     apart = np.bitwise_count(x[:, None] ^ y[None]).sum(axis=-1, dtype=np.int64)
     bits = max(float(np.median(apart.min(axis=axis))) for axis in (0, 1))
     if bits > STILL_BITS:
         return None
-    return Match(1.0 - bits / (8 * x.shape[1]), min(one.seconds, other.seconds))
+    return Match(1.0 - bits / (8 * x.shape[1]), min(first.seconds, second.seconds))
 
 
 def _offsets(
@@ -208,10 +208,10 @@ def _cropped(a: np.ndarray, b: np.ndarray) -> float:
     """The best correlation of two courses when either is a crop of the other (0..1)."""
     best = 0.0
     for crop in _crops():
-        for part, whole in ((a @ crop, b), (b @ crop, a)):
+        for part, full in ((a @ crop, b), (b @ crop, a)):
             # One crop among many is chosen: what that gains by chance must not suffice.
-            if _layout(part, whole) >= SAME_CROPPED_LAYOUT:
-                best = max(best, _same_changes(part, whole))
+            if _layout(part, full) >= SAME_CROPPED_LAYOUT:
+                best = max(best, _same_changes(part, full))
     return best
 
 
@@ -272,16 +272,16 @@ def _rivals(fingerprints: Sequence[Fingerprint]) -> Iterator[tuple[int, list[int
     parts. Of all that share one piece, a clip meets only the first: when a thousand copies of a film do, the best of
     them is there, and when a thousand films begin with the same picture, the rest would be in vain.
     """
-    seen = [(one.hashes[~one.flat], one.parts[~one.flat[::2]]) for one in fingerprints]
-    whole = _owned([hashes[:, None] for hashes, _ in seen])
-    parts = _owned([parts[:, :INNER] for _, parts in seen])
-    inner = _owned([parts[:, INNER:] for _, parts in seen])
+    structured = [(clip.hashes[~clip.flat], clip.parts[~clip.flat[::2]]) for clip in fingerprints]
+    pictures = _owned([hashes[:, None] for hashes, _ in structured])
+    parts = _owned([parts[:, :INNER] for _, parts in structured])
+    inner = _owned([parts[:, INNER:] for _, parts in structured])
     pairs = np.zeros(0, np.uint64)
     for band in range(BANDS):
-        of_whole, of_parts, of_inner = (_pieces(*hashes, band) for hashes in (whole, parts, inner))
+        of_pictures, of_parts, of_inner = (_pieces(*hashes, band) for hashes in (pictures, parts, inner))
         new = [
-            _meetings(of_whole, np.union1d(of_whole, of_parts)),
-            _meetings(of_parts, of_whole),
+            _meetings(of_pictures, np.union1d(of_pictures, of_parts)),
+            _meetings(of_parts, of_pictures),
             _meetings(of_inner, of_inner),
         ]
         pairs = np.unique(np.concatenate([pairs, *new]))
@@ -295,8 +295,8 @@ def _rivals(fingerprints: Sequence[Fingerprint]) -> Iterator[tuple[int, list[int
 def _owned(hashes: Sequence[np.ndarray]) -> tuple[np.ndarray, np.ndarray]:
     """The leading bytes of all hashes (..., bytes) of all clips in one array, and the place of each one's clip."""
     width = BANDS * BAND_BITS // 8
-    owners = np.repeat(np.arange(len(hashes)), [one.shape[0] * one.shape[1] for one in hashes])
-    flat = [one[..., :width].reshape(-1, width) for one in hashes]
+    owners = np.repeat(np.arange(len(hashes)), [own.shape[0] * own.shape[1] for own in hashes])
+    flat = [own[..., :width].reshape(-1, width) for own in hashes]
     return np.concatenate(flat) if flat else np.zeros((0, width), np.uint8), owners.astype(np.uint64)
 
 

@@ -62,14 +62,14 @@ class FaceDetector:
         size = (max(32, round(width * scale / 32) * 32), max(32, round(height * scale / 32) * 32))
         small = cv2.resize(frame, size, interpolation=cv2.INTER_AREA)
         across, down = width / size[0], height / size[1]
-        found = []
+        boxes = []
         for face in self._detect(small, score_threshold=least_score):
             left, top = max(0, round(face.x * across)), max(0, round(face.y * down))
             right = min(width, round((face.x + face.width) * across))
             bottom = min(height, round((face.y + face.height) * down))
             if right > left and bottom > top:
-                found.append(FaceBox(left, top, right - left, bottom - top, rounded(face.score)))
-        return sorted(found, key=lambda box: (box.x, box.y))
+                boxes.append(FaceBox(left, top, right - left, bottom - top, rounded(face.score)))
+        return sorted(boxes, key=lambda box: (box.x, box.y))
 
 
 @cache

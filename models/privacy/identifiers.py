@@ -93,11 +93,11 @@ class Identifier:
 def identifiers(boxes: Iterable[ReadText]) -> list[Identifier]:
     """Identifiers among the text boxes of one frame. A label and its value may stand in two boxes of a line."""
     read = sorted((box for box in boxes if box.confidence >= LEAST_CONFIDENCE), key=lambda box: (box.y, box.x))
-    found: dict[tuple[int, int, int, int], Identifier] = {}
+    identified: dict[tuple[int, int, int, int], Identifier] = {}
     for place, box in enumerate(read):
         kind = kind_of(box.text)
         if kind:
-            found.setdefault((box.x, box.y, box.width, box.height), _at(kind, box))
+            identified.setdefault((box.x, box.y, box.width, box.height), _at(kind, box))
             continue
         for other in read[place + 1 :] + read[:place]:
             gap = other.x - (box.x + box.width)
@@ -105,9 +105,9 @@ def identifiers(boxes: Iterable[ReadText]) -> list[Identifier]:
             if same_line and 0 <= gap < 3 * box.height and not kind_of(other.text):
                 joined = kind_of(f"{box.text.rstrip(' :#=.')}: {other.text}")
                 if joined in STRONG:
-                    for one in (box, other):
-                        found[one.x, one.y, one.width, one.height] = _at(joined, one)
-    return list(found.values())
+                    for part in (box, other):
+                        identified[part.x, part.y, part.width, part.height] = _at(joined, part)
+    return list(identified.values())
 
 
 def kind_of(text: str) -> Kind | None:

@@ -50,15 +50,15 @@ def redact(frame: VideoFrame, regions: Iterable[Region]) -> VideoFrame:
     return edited
 
 
-def regions_over_time(found: Sequence[Sequence[Region]], reach: int) -> list[list[Region]]:
+def regions_over_time(regions: Sequence[Sequence[Region]], reach: int) -> list[list[Region]]:
     """For every frame the regions found on it and within `reach` frames before and after it.
 
     A detector misses a face on single frames, as it turns or is blurred by motion; what was there just before and
     comes back just after is covered in between.
     """
     return [
-        [region for near in found[max(0, index - reach) : index + reach + 1] for region in near]
-        for index in range(len(found))
+        [region for nearby in regions[max(0, index - reach) : index + reach + 1] for region in nearby]
+        for index in range(len(regions))
     ]
 
 

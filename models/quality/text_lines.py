@@ -132,19 +132,19 @@ def measure_line(clip: ClipFrames, frame: int, box: TextBox) -> MeasuredLine | N
     )
 
 
-def _alike(one: np.ndarray, other: np.ndarray) -> bool:
-    step = max(1, min(one.shape) // 64)  # letters of more than 64 px are as well compared at less
-    one, other = np.ascontiguousarray(one[::step, ::step]), np.ascontiguousarray(other[::step, ::step])
-    if one.std() < 1 or other.std() < 1:
+def _alike(patch: np.ndarray, other: np.ndarray) -> bool:
+    step = max(1, min(patch.shape) // 64)  # letters of more than 64 px are as well compared at less
+    patch, other = np.ascontiguousarray(patch[::step, ::step]), np.ascontiguousarray(other[::step, ::step])
+    if patch.std() < 1 or other.std() < 1:
         return False
-    return float(cv2.matchTemplate(one, other, cv2.TM_CCOEFF_NORMED)[0, 0]) >= STAYS
+    return float(cv2.matchTemplate(patch, other, cv2.TM_CCOEFF_NORMED)[0, 0]) >= STAYS
 
 
 def _runs(clip: ClipFrames, frame: int, place: tuple[slice, slice], ground_moves: float) -> tuple[bool, bool]:
     """Whether the pixels of a place stand elsewhere on a neighbouring frame, and whether their surroundings do too."""
     rows, columns = (slice(side.start // 2, side.stop // 2) for side in place)
-    one = clip.half[frame]
-    patch = one[rows, columns]
+    half = clip.half[frame]
+    patch = half[rows, columns]
     tall, wide = patch.shape
     if min(tall, wide) < 4 or patch.std() < 4:
         return False, False
@@ -156,11 +156,11 @@ def _runs(clip: ClipFrames, frame: int, place: tuple[slice, slice], ground_moves
         if best < 0.8:
             continue
         # What is around, as far as both frames show it, without the text itself.
-        up, down = min(tall, rows.start, top), min(tall, one.shape[0] - rows.stop, one.shape[0] - top - tall)
-        back, on = min(tall, columns.start, left), min(tall, one.shape[1] - columns.stop, one.shape[1] - left - wide)
+        up, down = min(tall, rows.start, top), min(tall, half.shape[0] - rows.stop, half.shape[0] - top - tall)
+        back, on = min(tall, columns.start, left), min(tall, half.shape[1] - columns.stop, half.shape[1] - left - wide)
         ring = np.ones((tall + up + down, wide + back + on), bool)
         ring[up : up + tall, back : back + wide] = False
-        here = one[rows.start - up : rows.stop + down, columns.start - back : columns.stop + on][ring]
+        here = half[rows.start - up : rows.stop + down, columns.start - back : columns.stop + on][ring]
         there = other[top - up : top + tall + down, left - back : left + wide + on][ring]
         if not here.size or min(here.std(), there.std()) < 6:  # a plain ground: its edges show whether it moved
             return True, ground_moves > STILL_GROUND

@@ -94,7 +94,7 @@ def text_reader_digest(name: ReaderName) -> str:
         return digest_of(
             {
                 "name": name,
-                "version": _tesseract_version(),
+                "version": tesseract_version(),
                 "language": TESSERACT_LANGUAGE,
                 "settings": TESSERACT_SETTINGS,
             }
@@ -176,13 +176,13 @@ def _unread(corners: np.ndarray, detection: float) -> TextBox:
     return TextBox("", 0.0, int(left), int(top), width, height, rounded(detection), rounded(angle, 3))
 
 
-def _same_place(one: TextBox, other: TextBox) -> bool:
+def _same_place(box: TextBox, other: TextBox) -> bool:
     near = max(3, other.height // 8)
     return (
-        abs(one.x - other.x) <= near
-        and abs(one.y - other.y) <= near
-        and abs(one.width - other.width) <= near
-        and abs(one.height - other.height) <= near
+        abs(box.x - other.x) <= near
+        and abs(box.y - other.y) <= near
+        and abs(box.width - other.width) <= near
+        and abs(box.height - other.height) <= near
     )
 
 
@@ -190,8 +190,8 @@ def _place(box: TextBox) -> tuple[slice, slice]:
     return slice(max(box.y, 0), box.y + box.height), slice(max(box.x, 0), box.x + box.width)
 
 
-def _same_pixels(one: np.ndarray, other: np.ndarray, rows: slice, columns: slice) -> bool:
-    difference = cv2.blur(cv2.absdiff(one[rows, columns], other[rows, columns]), (3, 3))
+def _same_pixels(before: np.ndarray, after: np.ndarray, rows: slice, columns: slice) -> bool:
+    difference = cv2.blur(cv2.absdiff(before[rows, columns], after[rows, columns]), (3, 3))
     return bool(difference.size) and int(difference.max()) <= SAME_PICTURE_LEVELS
 
 
@@ -277,7 +277,8 @@ def _sha256(path: Path) -> str:
 
 
 @lru_cache(maxsize=1)
-def _tesseract_version() -> str:
+def tesseract_version() -> str:
+    """Version of the Tesseract on this machine. Raises ModelUnavailable when there is none."""
     import pytesseract
 
     try:

@@ -167,22 +167,22 @@ class TextClassifier:
         head = self.head
         shown = [title[:MAX_TITLE] for title in titles]
         contexts = [context_of(*pair) for pair in zip(descriptions, tags, strict=True)]
-        found = np.zeros(len(shown))
+        probability = np.zeros(len(shown))
         context, has_context = np.zeros(len(shown)), np.zeros(len(shown), bool)
         for part in batches(shown, contexts):
             title, has_title = head.words.score(shown[part])
             context[part], has_context[part] = head.words.score(contexts[part])
-            found[part] = head.quick.probability(title, has_title, context[part], has_context[part])
-            found[part] = np.where(has_title | has_context[part], found[part], 0.0)  # no word: no medicine
+            probability[part] = head.quick.probability(title, has_title, context[part], has_context[part])
+            probability[part] = np.where(has_title | has_context[part], probability[part], 0.0)  # no word: no medicine
         bounds = (head.doubt, head.doubt_with_context, (head.doubt[0], min(head.doubt[1], AGREED)))
         kind = np.where(has_context, 1 + closely, 0) if closely is not None else np.zeros(len(shown), int)
-        left = np.flatnonzero(in_doubt(found, bounds, kind))
+        left = np.flatnonzero(in_doubt(probability, bounds, kind))
         if len(left):
             doubtful = [shown[index] for index in left]
             score = head.titles.score(doubtful, self.encoder)
             has_title = np.array([bool(title.strip()) for title in doubtful])
-            found[left] = head.careful.probability(score, has_title, context[left], has_context[left])
-        return np.round(found, 4).astype(np.float32)
+            probability[left] = head.careful.probability(score, has_title, context[left], has_context[left])
+        return np.round(probability, 4).astype(np.float32)
 
 
 def in_doubt(quick: np.ndarray, bounds: Sequence[tuple[float, float]], kind: np.ndarray) -> np.ndarray:

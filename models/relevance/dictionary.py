@@ -66,15 +66,15 @@ class Judgement:
     `score` has one float32 ≥ 0 for each listing, in the order of the batch.
     """
 
-    def __init__(self, score: np.ndarray, first: np.ndarray, found: np.ndarray, spellings: list[str]) -> None:
+    def __init__(self, score: np.ndarray, first: np.ndarray, terms: np.ndarray, spellings: list[str]) -> None:
         self.score = score
-        self._first = first  # (N + 1,): where the terms of a row begin in `found`
-        self._found = found
+        self._first = first  # (N + 1,): where the terms of a row begin in `terms`
+        self._terms = terms
         self._spellings = spellings
 
     def terms(self, row: int) -> list[str]:
         """The terms found in listing `row`, each once, sorted, as the dictionary spells them."""
-        return sorted({self._spellings[term] for term in self._found[self._first[row] : self._first[row + 1]]})
+        return sorted({self._spellings[term] for term in self._terms[self._first[row] : self._first[row + 1]]})
 
 
 class MedicalDictionary:
@@ -155,7 +155,7 @@ class MedicalDictionary:
         """The terms of at least `min_weight` in one text, each once, sorted, as the dictionary spells them."""
         none = pa.array([""])
         judgement = self.judge(pa.array([text]), none, none)
-        return sorted({self._spellings[term] for term in judgement._found if self._weights[term] >= min_weight})
+        return sorted({self._spellings[term] for term in judgement._terms if self._weights[term] >= min_weight})
 
     def _judge(self, fields: list[pa.Array], row: int) -> tuple[np.ndarray, np.ndarray]:
         """For the listings from `row` on: the keys row · T + term of the T terms found, sorted; and the scores."""

@@ -94,13 +94,13 @@ def batches(*columns: Sequence[str]) -> list[slice]:
     """
     chars = sum(np.fromiter(map(len, column), np.int64, len(column)) + 1 for column in columns)
     ends = np.cumsum(chars)
-    found, start = [], 0
+    slices, start = [], 0
     while start < len(ends):
         before = int(ends[start - 1]) if start else 0
         end = max(start + 1, int(np.searchsorted(ends, before + BATCH_CHARS, side="right")))
-        found.append(slice(start, end))
+        slices.append(slice(start, end))
         start = end
-    return found
+    return slices
 
 
 def _plain(text: str) -> str:

@@ -96,8 +96,8 @@ def category(picture: Mapping[str, float], title: str = "", tags: str = "", desc
 def category_of_text(title: str, tags: str = "", description: str = "") -> tuple[str | None, tuple[str, ...]]:
     """Medical teaching or popular science by the words, and the words; (None, ()) when there are none."""
     for text in (f"{title}\n{tags}", description[:DESCRIPTION_CHARS]):
-        found = {name: {match.lower() for match in pattern.findall(text)} for name, pattern in _PATTERNS.items()}
-        name = max(_PATTERNS, key=lambda name: len(found[name]))  # the first of equals: medical teaching
-        if found[name]:
-            return name, tuple(sorted(found[name]))
+        matches = {name: {match.lower() for match in pattern.findall(text)} for name, pattern in _PATTERNS.items()}
+        name = max(_PATTERNS, key=lambda name: len(matches[name]))  # the first of equals: medical teaching
+        if matches[name]:
+            return name, tuple(sorted(matches[name]))
     return None, ()

@@ -170,20 +170,20 @@ def read_prompts(path: Path) -> dict[str, tuple[str, ...]]:
     """
     if not path.is_file():
         raise ModelUnavailable(f"no prompts at {path}; the packaged ones are {DEFAULT_PROMPTS.name}")
-    found: dict[str, list[str]] = {}
-    here: list[str] | None = None
+    classes: dict[str, list[str]] = {}
+    current: list[str] | None = None
     for line in (line.strip() for line in path.read_text(encoding="utf-8").splitlines()):
         if line.startswith("[") and line.endswith("]"):
-            here = found.setdefault(line[1:-1].strip(), [])
+            current = classes.setdefault(line[1:-1].strip(), [])
         elif line and not line.startswith("#"):
-            if here is None:
+            if current is None:
                 raise ValueError(f"{path.name}: the prompt {line!r} stands before the first [class]")
-            here.append(line)
-    if NON_MEDICAL not in found or len(found) < 2:
-        raise ValueError(f"{path.name}: needs the class {NON_MEDICAL!r} and at least one other, has {list(found)}")
-    if empty := [name for name, prompts in found.items() if not prompts]:
+            current.append(line)
+    if NON_MEDICAL not in classes or len(classes) < 2:
+        raise ValueError(f"{path.name}: needs the class {NON_MEDICAL!r} and at least one other, has {list(classes)}")
+    if empty := [name for name, prompts in classes.items() if not prompts]:
         raise ValueError(f"{path.name}: no prompt for {', '.join(empty)}")
-    return {name: tuple(prompts) for name, prompts in found.items()}
+    return {name: tuple(prompts) for name, prompts in classes.items()}
 
 
 def _prompt_head(encoder: ClipEncoder, prompts: Sequence[Sequence[str]]) -> dict[str, np.ndarray]:

@@ -85,8 +85,8 @@ class TransNet:
                 1,
             )
             x = self._linear("fc1", x).relu_()
-            one, many = (self._linear(f"cls_layer{i}", x).sigmoid()[:, 0].numpy() for i in (1, 2))
-        return one, many
+            middle, inside = (self._linear(f"cls_layer{i}", x).sigmoid()[:, 0].numpy() for i in (1, 2))
+        return middle, inside
 
     def _linear(self, name: str, x: Any) -> Any:
         from torch.nn import functional
