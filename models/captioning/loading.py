@@ -1,4 +1,7 @@
-"""The captioners by name. Only this file knows all of them; none of them knows it."""
+"""The captioners by name. Only this file knows all of them; none of them knows it.
+
+Those that ask a model are imported where they are made: the offline one needs no package for pictures.
+"""
 
 from models import ModelUnavailable
 from models.captioning.captioner import (
@@ -9,10 +12,7 @@ from models.captioning.captioner import (
     TRANSFORMERS_PREFIX,
     Captioner,
 )
-from models.captioning.chat import ChatCaptioner, chat_captioner_digest, load_prompts
 from models.captioning.checks import CaptionLimits
-from models.captioning.local_chat import LocalChat, local_digest
-from models.captioning.openai_chat import OpenAIChat, openai_digest
 from models.captioning.template import EvidenceTemplateCaptioner, template_digest
 
 
@@ -44,6 +44,10 @@ def load_captioner(
     backend, model = _parts(name)
     if backend == TEMPLATE_NAME:
         return EvidenceTemplateCaptioner(limits)
+    from models.captioning.chat import ChatCaptioner, load_prompts
+    from models.captioning.local_chat import LocalChat
+    from models.captioning.openai_chat import OpenAIChat
+
     words = load_prompts(prompts)
     if backend == TRANSFORMERS_PREFIX:
         return ChatCaptioner(LocalChat(model, batch), words, limits, attempts)
@@ -66,6 +70,10 @@ def captioner_digest(name: str, prompts: str = DEFAULT_PROMPTS) -> str:
     backend, model = _parts(name)
     if backend == TEMPLATE_NAME:
         return template_digest()
+    from models.captioning.chat import chat_captioner_digest, load_prompts
+    from models.captioning.local_chat import local_digest
+    from models.captioning.openai_chat import openai_digest
+
     if backend == TRANSFORMERS_PREFIX:
         return chat_captioner_digest(local_digest(model), load_prompts(prompts))
     return chat_captioner_digest(openai_digest(model), load_prompts(prompts))
