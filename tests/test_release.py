@@ -1,0 +1,76 @@
+"""Release: the same content gives the same digest, and the manifest lists every file."""
+
+import json
+from typing import Any
+
+import pyarrow.parquet as pq
+import pytest
+
+from medgen.canonical import canonical_json
+from medgen.ledger import Outcome, Work
+from medgen.settings import Settings
+from medgen.store import Store
+from tasks.curation.release import ReleaseParams, release
+
+
+@pytest.fixture
+def store(tmp_path):
+    return Store(Settings(home=tmp_path))
+
+
+def clip(name: str, **facts: Any) -> dict[str, Any]:
+    return {
+        "name": name, "clip_id": name, "file": f"clips/{name}.mp4", "clip_sha256": name[-1] * 64, "bytes": 1000,
+        "duration": 7.2, "licence": "CC0", "category": "medical_imaging", "captioner": "evidence_template",
+        "technical_model": "piqe", "aesthetic_model": "entropy_stand_in", "video_id": "v1", "step_run_id": 1,
+    } | facts  # fmt: skip
+
+
+def released(store: Store, clips: list[dict[str, Any]], **params: Any) -> Outcome:
+    content = {
+        "clips": clips,
+        "rejected": [{"step": "decide", "subject": "c9", "verdict": "rejected", "reason": "overlay_text", "key": "k"}],
+        "funnel": [
+            {"step": "release", "unit": "clips", "in": len(clips), "kept": len(clips), "rejected": {}, "failed": {}}
+        ],
+        "policy": {"max_overlay_words": 20},
+        "record_root": "a" * 64,
+    }  # fmt: skip
+    artifact = store.put_bytes(canonical_json(content), "application/json")
+    work = Work("release", inputs={"content": artifact.sha256}, context={"bytes": artifact.bytes})
+    return release(work, store, ReleaseParams(**params))
+
+
+def test_the_manifest_lists_every_file_and_is_the_digest(store):
+    outcome = released(store, [clip("ca"), clip("cb")], release_prefix="trial")
+    manifest = json.loads(store.read(outcome.outputs["manifest"].sha256))
+    assert outcome.detail == {
+        "name": f"trial-{outcome.outputs['manifest'].sha256[:12]}",
+        "digest": outcome.outputs["manifest"].sha256,
+        "clips": 2,
+    }
+    files = {file["path"]: file["sha256"] for file in manifest["files"]}
+    assert list(files) == sorted(files)
+    assert files["clips/ca.mp4"] == "a" * 64 and files["README.md"] == outcome.outputs["card"].sha256
+    assert {"metadata.parquet", "rejected.parquet", "funnel.json", "funnel.png"} < files.keys()
+    assert manifest["policy"] == {"max_overlay_words": 20}
+
+
+def test_the_same_content_gives_the_same_digest_and_another_clip_another(store):
+    first = released(store, [clip("ca")]).detail["digest"]
+    assert released(store, [clip("ca")]).detail["digest"] == first
+    assert released(store, [clip("ca", licence="CC-BY")]).detail["digest"] != first
+
+
+def test_tables_hold_what_was_released_and_what_was_not(store):
+    outcome = released(store, [clip("ca"), clip("cb")])
+    kept = pq.read_table(store.path(outcome.outputs["metadata"].sha256))
+    rejected = pq.read_table(store.path(outcome.outputs["rejected"].sha256)).to_pylist()
+    assert kept["clip_id"].to_pylist() == ["ca", "cb"] and "bytes" not in kept.column_names
+    assert [(row["subject"], row["reason"]) for row in rejected] == [("c9", "overlay_text")]
+    card = store.read(outcome.outputs["card"].sha256).decode()
+    assert "2 clips" in card and "| CC0 | 2 |" in card
+
+
+def test_an_empty_release_is_a_release(store):
+    assert released(store, []).detail["clips"] == 0
