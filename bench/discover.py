@@ -33,7 +33,7 @@ from rich.markdown import Markdown
 from bench.kill import ROOT, belonging, environment, kill_all
 from bench.listings import COLUMNS, make_listings, read_words
 from bench.smallest import titles_folder
-from models.relevance.dictionary import TERMS_PATH
+from models.relevance.dictionary import TERMS_PATH, load_medical_dictionary
 
 WORKERS = 2
 SAMPLE_ROWS = 20_000  # for the ways that would take hours over everything
@@ -115,17 +115,11 @@ def _ready() -> None:
     import pyarrow as pa
 
     pa.set_cpu_count(1)
-    _dictionary()
+    load_medical_dictionary()
 
 
 def _warm(_: int) -> None:
     time.sleep(0.2)
-
-
-def _dictionary() -> Any:
-    from tasks.curation.discover import _dictionary as dictionary
-
-    return dictionary()
 
 
 def _read(path: Path) -> int:
@@ -137,7 +131,7 @@ def _judge(path: Path) -> int:
     hits = 0
     with pq.ParquetFile(path) as file:
         for batch in file.iter_batches(columns=list(COLUMNS), use_threads=False):
-            hits += int((_dictionary().judge(*batch.columns).score > 0).sum())
+            hits += int((load_medical_dictionary().judge(*batch.columns).score > 0).sum())
     return hits
 
 
@@ -163,7 +157,7 @@ def _on_a_sample(path: Path) -> dict[str, float]:
     processor = KeywordProcessor()
     processor.add_keywords_from_list(terms)
     measure("flashtext, the same terms", processor.extract_keywords, 0.2)
-    dictionary = _dictionary()
+    dictionary = load_medical_dictionary()
     started = time.perf_counter()
     dictionary.judge(*batch.columns)
     speeds["stage 1 on the same rows, in memory"] = batch.num_rows / (time.perf_counter() - started)
