@@ -19,8 +19,9 @@ import typer
 from scenedetect import FrameTimecode
 from scenedetect.detectors import AdaptiveDetector, ContentDetector
 
+from apps.judge.folder import measure_all
 from apps.judge.labels import Label, read_labels
-from apps.judge.measure import JudgeParameters, measure_all, measure_file
+from apps.judge.measure import JudgeParameters, measure_file
 from apps.judge.score import Answer, score
 from bench import judge_borders_text, judge_captions, judge_duplicates, judge_frames, judge_privacy, judge_quality
 from bench.curate import make_video

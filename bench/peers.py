@@ -22,8 +22,9 @@ import typer
 from rich.console import Console
 from rich.table import Table
 
+from apps.judge.folder import measure_all
 from apps.judge.labels import Label
-from apps.judge.measure import JudgeParameters, measure_all
+from apps.judge.measure import JudgeParameters
 from bench.smallest import labelled_folder
 from medgen.errors import ItemFailed
 from medgen.listings.sources import VIDEO_SUFFIXES

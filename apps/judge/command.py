@@ -28,7 +28,8 @@ def judge(
     Columns of MANIFEST.csv: file; and, as far as known, is_medical, kind, has_black_border,
     has_subtitles_or_heavy_text, n_hard_cuts, cut_times_s, quality_note, source, correct. Others are ignored.
     """
-    from apps.judge.measure import JudgeParameters, measure_all
+    from apps.judge.folder import measure_all
+    from apps.judge.measure import JudgeParameters
     from apps.judge.report import write_report
     from apps.judge.score import agreement, score
 

@@ -5,31 +5,22 @@ most 10 s: it has overlay text, or is spoilt, where one piece is, and a border w
 """
 
 import itertools
-import json
 import math
 import time
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
-from functools import cache
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-from pebble import ProcessExpired
 from pydantic import ConfigDict
 
-from apps.judge.labels import Label
 from medgen.canonical import rounded
-from medgen.errors import ItemFailed
 from medgen.media import Limits, decode_jpeg, evenly_spaced, pictures, probe
-from medgen.settings import current
-from medgen.shard import worker_pool
-from medgen.store import file_digest
 from models.segmentation.borders import Borders, detect_borders
-from models.segmentation.frames import DEFAULT_HEAD, NON_MEDICAL
+from models.segmentation.frames import NON_MEDICAL
 from models.segmentation.shot_window import Boundary
-from models.segmentation.train_head import judge_videos_leave_one_source_out
 from tasks.curation.classify import ClassifyParams, loaded_model
 from tasks.curation.decide import DecideParams, Facts, checks
 from tasks.curation.quality import Meter, QualityParams
@@ -41,7 +32,6 @@ BORDER_FRAMES = 8
 SAME_BORDER = 8  # pixels by which a border may differ from piece to piece
 TOLD = 50  # lines of text
 MOTION_FRAMES = 6  # fewer say nothing of motion
-LIMIT_S = 600.0
 STILL = {"still_picture", "frozen"}
 # Checks of decide that say: this picture was spoilt.
 SPOILT = {"poor_technical_quality", "poor_aesthetic", "mediocre", "blurred", "noisy", "blocky"}
@@ -97,89 +87,6 @@ class Verdict:
     def facts(self) -> dict[str, Any]:
         """All of it, for JSON."""
         return asdict(self)
-
-
-def measure_all(
-    folder: Path, labels: Sequence[Label], parameters: JudgeParameters, done: Callable[[], None]
-) -> tuple[dict[str, Verdict], list[str]]:
-    """file → verdict, and what a reader must know about how they were reached.
-
-    Files that the packaged head was trained on are judged by a head that saw none of their sources instead, where the
-    folder's labels suffice to train it; else their verdicts on "medical" are left out of account by the note.
-    """
-    found: dict[str, Verdict] = {}
-    with worker_pool(current().workers) as pool:
-        jobs = {
-            label.file: pool.schedule(_measured, args=(folder, label.file, parameters), timeout=LIMIT_S)
-            for label in labels
-        }
-        for file, job in jobs.items():
-            try:
-                found[file] = job.result()
-            except TimeoutError:
-                found[file] = Verdict(file, "time_limit", f"took longer than {LIMIT_S:.0f} s")
-            except ProcessExpired as death:
-                found[file] = Verdict(file, "worker_died", f"the worker process died ({death.exitcode})")
-            done()
-    return _unseen(folder, found, labels, parameters)
-
-
-def _unseen(
-    folder: Path, found: dict[str, Verdict], labels: Sequence[Label], parameters: JudgeParameters
-) -> tuple[dict[str, Verdict], list[str]]:
-    if parameters.frame_head or parameters.model != "mobilenet_v2" or parameters.frame_judge != "head":
-        return found, []
-    known = _trained_on()
-    trained = {
-        label.file
-        for label in labels
-        if (folder / label.file).is_file() and file_digest(folder / label.file)[0] in known
-    }
-    if not trained:
-        return found, []
-    try:
-        judged = {j.file: j.probability for j in judge_videos_leave_one_source_out(folder)}
-    except (ValueError, OSError) as error:
-        return found, [
-            f"{len(trained)} files trained the packaged frame head: what it says of them proves nothing ({error})"
-        ]
-    for file in trained & judged.keys():
-        probability = rounded(judged[file])
-        found[file] = Verdict(
-            **{
-                **vars(found[file]),
-                "medical": probability,
-                "is_medical": probability >= parameters.medical_threshold,
-            }
-        )
-    return found, [
-        f"{len(trained)} files trained the packaged frame head; on “medical” they are judged by heads that were "
-        "trained without any video of their source (leave one source out)"
-    ]
-
-
-@cache
-def _trained_on() -> frozenset[str]:
-    """Digests of the videos that trained the packaged head."""
-    card = json.loads(DEFAULT_HEAD.with_suffix(".json").read_text())
-
-    def digests(value: Any) -> list[str]:
-        if isinstance(value, dict):
-            own = [value["sha256"]] if isinstance(value.get("sha256"), str) and "file" in value else []
-            return own + [d for inner in value.values() for d in digests(inner)]
-        return [d for inner in value for d in digests(inner)] if isinstance(value, list) else []
-
-    return frozenset(digests(card))
-
-
-def _measured(folder: Path, file: str, parameters: JudgeParameters) -> Verdict:
-    path = folder / file
-    try:
-        return measure_file(path, parameters)
-    except ItemFailed as failure:
-        return Verdict(file, failure.reason, failure.message)
-    except FileNotFoundError:
-        return Verdict(file, "missing", "there is no such file")
 
 
 def measure_file(path: Path, parameters: JudgeParameters) -> Verdict:
