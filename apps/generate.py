@@ -1,5 +1,7 @@
 """`medgen generate`."""
 
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -91,13 +93,7 @@ def generate(
             vae_slicing=vae_slicing,
         )
         ledger = open_ledger()
-        columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
-        with Progress(*columns, console=err, disable=as_json, transient=True) as bars:
-            bar = bars.add_task("videos", total=None)
-
-            def show(done: int, total: int) -> None:
-                bars.update(bar, completed=done, total=total)
-
+        with _progress(quiet=as_json) as show:
             try:
                 result = step.generate_videos(
                     ledger, chosen, params, retry_quarantined=retry_quarantined, progress=show
@@ -111,6 +107,15 @@ def generate(
         _print(result, made, files, failed, as_json)
     if failed:
         raise typer.Exit(1)
+
+
+@contextmanager
+def _progress(*, quiet: bool) -> Iterator[Callable[[int, int], None]]:
+    """Yields a callback (done, total) that moves a bar."""
+    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
+    with Progress(*columns, console=err, disable=quiet, transient=True) as bars:
+        bar = bars.add_task("videos", total=None)
+        yield lambda done, total: bars.update(bar, completed=done, total=total)
 
 
 def _prompts(prompt: str | None, name: str, limit: int) -> list[Any]:
