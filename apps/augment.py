@@ -91,9 +91,9 @@ def print_augmentation(summary: dict[str, Any], files: dict[str, str]) -> None:
         out.print(table)
     for note in result["notes"]:
         out.print(f"[yellow]note:[/] {escape(note)}", soft_wrap=True, highlight=False)
-    for one in result["left_out"]:
-        said = f"{one['name']} ({one['reason']}: {one['message']})"
-        out.print(f"[yellow]left out:[/] {escape(said)}", soft_wrap=True, highlight=False)
+    for video in result["left_out"]:
+        line = f"{video['name']} ({video['reason']}: {video['message']})"
+        out.print(f"[yellow]left out:[/] {escape(line)}", soft_wrap=True, highlight=False)
     out.print(f"[bold]{escape(result['headline'])}[/]", soft_wrap=True, highlight=False)
     out.print(f"executed {summary['executed']}, reused {summary['reused']}", highlight=False)
     if files:

@@ -14,15 +14,15 @@ def doctor(as_json: Json = False) -> None:
     from tasks.operations.health import findings
 
     with report_expected_errors():
-        found = list(findings())
+        checks = list(findings())
     if as_json:
-        print_json([vars(finding) for finding in found])
+        print_json([vars(finding) for finding in checks])
     else:
         table = Table("", "what", "found", "what to do", box=None)
-        for finding in found:
+        for finding in checks:
             colour = COLOURS[finding.verdict]
             row = (f"[{colour}]{finding.verdict}[/]", finding.name, escape(finding.found), escape(finding.advice))
             table.add_row(*row)
         out.print(table)
-    if any(finding.verdict == "broken" for finding in found):
+    if any(finding.verdict == "broken" for finding in checks):
         raise typer.Exit(1)

@@ -78,19 +78,19 @@ def print_evaluation(summary: dict[str, Any]) -> None:
         for row in tests:
             table.add_row(*(escape(value) for value in row.values()))
         out.print(table)
-    for name, found in summary["retrieval"].items():
+    for name, retrieval in summary["retrieval"].items():
         out.print(
-            f"{escape(name)}: {found['right']} of {found['videos']} videos look most like a training clip of their own "
-            f"category: {found['accuracy']:.2f} ({found['low']:.2f} to {found['high']:.2f}), "
-            f"chance {found['chance']:.2f}",
+            f"{escape(name)}: {retrieval['right']} of {retrieval['videos']} videos look most like a training clip of their own "
+            f"category: {retrieval['accuracy']:.2f} ({retrieval['low']:.2f} to {retrieval['high']:.2f}), "
+            f"chance {retrieval['chance']:.2f}",
             highlight=False,
             soft_wrap=True,
         )
     if summary["near_copies"]:
         for row in summary["leaderboard"]:
             colour = "red" if row["near_copies"] else "green"
-            told = f"{row['near_copies']} of {row['videos']} videos are near copies of training clips"
-            out.print(f"{escape(row['system'])}: [{colour}]{told}[/]", highlight=False, soft_wrap=True)
+            sentence = f"{row['near_copies']} of {row['videos']} videos are near copies of training clips"
+            out.print(f"{escape(row['system'])}: [{colour}]{sentence}[/]", highlight=False, soft_wrap=True)
     for failure in [*summary["failures"], *summary["not_generated"]]:
         named = failure.get("file") or failure.get("subject")
         line = f"not measured: {failure['system']}, {named}: {failure['why']}"

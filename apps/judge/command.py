@@ -77,8 +77,8 @@ def sample(
         if as_json:
             sys.stdout.write(json.dumps({"folder": str(folder), "counts": counts}) + "\n")
             return
-        told = ", ".join(f"{number} {verdict}" for verdict, number in sorted(counts.items()))
-        out.print(f"{escape(str(folder))}: {told}", soft_wrap=True)
+        numbers = ", ".join(f"{number} {verdict}" for verdict, number in sorted(counts.items()))
+        out.print(f"{escape(str(folder))}: {numbers}", soft_wrap=True)
         out.print("Fill in the column `correct` (yes or no) of MANIFEST.csv, then run", soft_wrap=True)
         out.print(f"  medgen judge {escape(str(folder))}", soft_wrap=True)
 

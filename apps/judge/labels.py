@@ -33,7 +33,7 @@ class Cuts:
         moments: times of hard cuts, seconds.
         spans: stretches (start, end) that hold one boundary somewhere, seconds.
         gradual: stretches (start, end) of dissolves and fades, seconds.
-        complete: whether every boundary of the file is told with its time; if not, further finds are not judged.
+        complete: whether every boundary of the file is labelled with its time; if not, further detections are not judged.
     """
 
     moments: tuple[float, ...] = ()
@@ -123,9 +123,9 @@ def _cuts(count: str, text: str) -> Cuts | None:
     gradual: list[tuple[float, float]] = []
     vague = False
     for part in re.split(r"[;|]", text):
-        said = SPAN.search(part)
-        if said:
-            bounds = (float(said[1]), float(said[2]))
+        span = SPAN.search(part)
+        if span:
+            bounds = (float(span[1]), float(span[2]))
             (gradual if "gradual" in part or "fade" in part else spans).append(bounds)
             continue
         number = MOMENT.match(part.strip())

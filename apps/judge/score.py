@@ -15,7 +15,7 @@ CUT_TOLERANCE_S = 0.2  # labels are read off a player: a few frames
 
 @dataclass(frozen=True)
 class Mistake:
-    """One thing judged otherwise than labelled: the file, when in it (seconds), and what was said."""
+    """A verdict that differs from its label: the file, when in it (seconds), and what both say."""
 
     file: str
     labelled: str
@@ -128,7 +128,7 @@ def _yes_no(
     pairs: Sequence[tuple[Label, Verdict]],
     truth: Callable[[Label], bool | None],
     found: Callable[[Verdict], bool],
-    told: Callable[[Verdict], str],
+    wording: Callable[[Verdict], str],
 ) -> Answer | None:
     asked = [(label, verdict) for label, verdict in pairs if truth(label) is not None]
     if not any(truth(label) for label, _ in asked):
@@ -139,7 +139,7 @@ def _yes_no(
         labelled, judged = bool(truth(label)), found(verdict)
         counts[labelled, judged] += 1
         if labelled != judged:
-            mistakes.append(Mistake(label.file, "yes" if labelled else "no", told(verdict)))
+            mistakes.append(Mistake(label.file, "yes" if labelled else "no", wording(verdict)))
     return Answer(
         question, "files", counts[True, True], counts[False, True], counts[True, False], counts[False, False],
         tuple(mistakes),
