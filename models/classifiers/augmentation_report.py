@@ -1,9 +1,10 @@
 """The result of an augmentation experiment for people: table, plot and a page in Markdown."""
 
 import io
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from typing import Any
 
+from medgen.markdown import SENTENCE, cell, render
 from models.classifiers.augmentation import ADDING, NAMES
 
 COLOURS = {"synthetic": "#2a7f62", "oversampled": "#c9a227", "standard": "#3b6ea5"}
@@ -43,7 +44,10 @@ def recall_rows(result: Mapping[str, Any]) -> list[dict[str, str]]:
     """One flat row per arm: the recall of each class."""
     return [
         {"arm": row["arm"]}
-        | {cell(label): interval(recall) if recall else "not tested" for label, recall in row["recall"].items()}
+        | {
+            cell(label, SENTENCE): interval(recall) if recall else "not tested"
+            for label, recall in row["recall"].items()
+        }
         for row in result["arms"]
     ]
 
@@ -60,70 +64,31 @@ def markdown(result: Mapping[str, Any], picture: str) -> str:
     Args:
         picture: address of the plot: a file's name, or a data URL.
     """
-    settings, videos = result["settings"], result["videos"]
     counts = [
-        {"class": cell(label), "real videos": str(row["real"]), "sources": str(row["sources"]),
-         "synthetic videos": str(row["synthetic"])}
-        for label, row in videos.items()
-    ]  # fmt: skip
-    notes = "".join(f"- {cell(note)}\n" for note in result["notes"]) or "None.\n"
+        {
+            "class": cell(label, SENTENCE),
+            "real videos": row["real"],
+            "sources": row["sources"],
+            "synthetic videos": row["synthetic"],
+        }
+        for label, row in result["videos"].items()
+    ]
     left_out = [
-        {"video": cell(row["name"]), "reason": row["reason"], "what": cell(row["message"])}
+        {"video": cell(row["name"], SENTENCE), "reason": row["reason"], "what": cell(row["message"], SENTENCE)}
         for row in result["left_out"]
     ]
-    return f"""# Does synthetic data help?
-
-**{cell(result["headline"])}**
-
-![accuracy by arm]({picture})
-
-{table(table_rows(result))}
-
-Intervals are 95 % bootstrap intervals over {result["seeds"]} seeds and {result["sources"]} test sources
-({settings["bootstrap_draws"]} draws, percentiles); differences are paired. {result["comparisons_made"]} differences
-stand in these tables: with so many, about one in twenty leaves out 0 by chance alone.
-
-## Against adding as much in other ways
-
-{table(comparison_rows(result))}
-
-## Recall by class
-
-{table(recall_rows(result))}
-
-## What to keep in mind
-
-{notes}
-## How it was done
-
-Each of {result["seeds"]} seeds splits the real videos by source into {result["folds"]} folds and tests each once with
-a classifier that was trained on the others; synthetic videos are only trained on. All arms of one ratio add the same
-number of videos to each class, and all arms are trained for the same number of steps.
-
-- classifier: {cell(settings["classifier"])}, training: {settings["classifier_training"]}, digest
-  `{result["classifier_digest"]}`
-- data: sha256 `{result["data_digest"]}`
-
-{table(counts)}
-
-### Videos left out
-
-{table(left_out)}
-"""
-
-
-def table(rows: Sequence[Mapping[str, str]]) -> str:
-    """Rows of one shape as a Markdown table."""
-    if not rows:
-        return "None."
-    head = list(rows[0])
-    lines = [head, ["---"] * len(head), *([row[name] for name in head] for row in rows)]
-    return "\n".join("| " + " | ".join(line) + " |" for line in lines)
-
-
-def cell(text: str) -> str:
-    """Text of others, made harmless for Markdown."""
-    return "".join(c if c.isalnum() or c in " .,:;-+_/%×()[]'?!" else " " for c in text).strip()
+    return render(
+        "models.classifiers",
+        "augmentation_report.md.jinja",
+        result=result,
+        picture=picture,
+        sentence=SENTENCE,
+        arms=table_rows(result),
+        comparisons=comparison_rows(result),
+        recalls=recall_rows(result),
+        counts=counts,
+        left_out=left_out,
+    )
 
 
 def plot(result: Mapping[str, Any]) -> bytes:

@@ -5,13 +5,14 @@ The key holds the encoder, the recipe and the digests and labels of all videos: 
 
 import json
 from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
 from medgen.canonical import canonical_json, digest_of
 from medgen.catalog import ModelVersion
 from medgen.ledger import Ledger, Outcome, Record, StepIdentity, Work
+from medgen.markdown import cell, render
 from medgen.store import Store
 from models.encoders import encoder_digest, shown_name
 from models.segmentation.frames import head_model_digest
@@ -82,66 +83,38 @@ def hand_out(store: Store, outputs: Mapping[str, str], folder: Path) -> dict[str
 
 def model_card(scores: Mapping[str, Any], data: Mapping[str, Any]) -> str:
     """Markdown: what the head is for, how good it is, what it was trained on, what it can't do."""
-    found = scores["leave_one_source_out"]
+    held_out = scores["leave_one_source_out"]
     misjudged = [
-        (j["file"], j["medical"], j["probability"]) for j in scores["judged"] if j["file"] in found["misjudged"]
+        {
+            "video": cell(judged["file"]),
+            "truth": "medical" if judged["medical"] else "not medical",
+            "P(medical)": judged["probability"],
+        }
+        for judged in scores["judged"]
+        if judged["file"] in held_out["misjudged"]
     ]
     labels = Counter(video["class"] for video in data["videos"])
     sources = {label: {tuple(v["source"]) for v in data["videos"] if v["class"] == label} for label in labels}
-    trained_on = [(label, count, len(sources[label])) for label, count in sorted(labels.items())]
     licences = Counter(video["licence"] or "not stated" for video in data["videos"])
-    category = found["category_accuracy_of_medical_videos"]
-    figures = [
-        ("balanced accuracy by video", found["balanced_accuracy_by_video"]),
-        ("balanced accuracy by frame", found["balanced_accuracy_by_frame"]),
-        ("category right, of medical videos of known kind", "not measured" if category is None else category),
-        ("log loss by frame", found["log_loss"]),
-        ("expected calibration error, logits as fitted", found["calibration_error_before"]),
-        ("expected calibration error, calibrated", found["calibration_error"]),
-    ]
-    return f"""# Frame head for {scores["encoder"]}
-
-A linear layer on frozen embeddings: is a frame medical, and of which kind? Classes: {", ".join(scores["classes"])}.
-P(medical) is 1 − P(non-medical); a video's is the mean over its frames.
-
-- encoder digest `{scores["encoder_digest"]}`
-- {scores["dimension"]} numbers per frame, L2 penalty {scores["penalty"]}, temperature {scores["temperature"]}
-
-## How good it is
-
-Leave one source out: each of {found["videos"]} videos ({found["medical_videos"]} medical) is judged by a head that saw
-no video of its sources, with a penalty and temperature chosen without them.
-
-{_table(("figure", "value"), figures)}
-
-### Misjudged videos
-
-{_table(("video", "truth", "P(medical)"), [(_cell(f), "medical" if m else "not medical", p) for f, m, p in misjudged])}
-
-## What it was trained on
-
-{_table(("class", "videos", "sources"), trained_on)}
-
-{_table(("licence", "videos"), [(_cell(name), count) for name, count in sorted(licences.items())])}
-
-Every video, with source, licence and sha256, stands in the data list. Left out: {len(data["left_out"])}.
-
-## What to keep in mind
-
-- The figures hold for material like the training videos. With few sources they are rough: one video more or less
-  right moves balanced accuracy by {0.5 / max(1, found["medical_videos"]):.3f} (medical) or
-  {0.5 / max(1, found["videos"] - found["medical_videos"]):.3f} (not medical).
-- It chooses material for a data set. It is no medical device and says nothing of a patient.
-"""
-
-
-def _table(head: Sequence[str], rows: Sequence[Sequence[Any]]) -> str:
-    if not rows:
-        return "None."
-    lines = [head, ["---"] * len(head), *rows]
-    return "\n".join("| " + " | ".join(str(cell) for cell in line) + " |" for line in lines)
-
-
-def _cell(text: str) -> str:
-    """Text of others, made harmless for a Markdown table."""
-    return "".join(c if c.isalnum() or c in " .-+_/" else " " for c in text).strip()
+    category = held_out["category_accuracy_of_medical_videos"]
+    figures = {
+        "balanced accuracy by video": held_out["balanced_accuracy_by_video"],
+        "balanced accuracy by frame": held_out["balanced_accuracy_by_frame"],
+        "category right, of medical videos of known kind": "not measured" if category is None else category,
+        "log loss by frame": held_out["log_loss"],
+        "expected calibration error, logits as fitted": held_out["calibration_error_before"],
+        "expected calibration error, calibrated": held_out["calibration_error"],
+    }
+    return render(
+        "tasks.training",
+        "frame_head.md.jinja",
+        scores=scores,
+        held_out=held_out,
+        figures=[{"figure": name, "value": value} for name, value in figures.items()],
+        misjudged=misjudged,
+        trained_on=[
+            {"class": label, "videos": count, "sources": len(sources[label])} for label, count in sorted(labels.items())
+        ],
+        licences=[{"licence": cell(name), "videos": count} for name, count in sorted(licences.items())],
+        left_out=len(data["left_out"]),
+    )

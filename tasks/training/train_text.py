@@ -12,6 +12,7 @@ from typing import Any
 from medgen.canonical import canonical_json, digest_of
 from medgen.catalog import ModelVersion
 from medgen.ledger import Ledger, Outcome, Record, StepIdentity, Work
+from medgen.markdown import cell, render
 from medgen.store import Store
 from models.encoders import shown_name
 from models.relevance.classifier import head_model_digest
@@ -98,85 +99,53 @@ def hand_out(store: Store, outputs: Mapping[str, str], folder: Path) -> dict[str
 
 def model_card(scores: Mapping[str, Any], data: Mapping[str, Any]) -> str:
     """Markdown: what the head is for, how good it is, what it was trained on, what it can't do."""
-    found, rule = scores["cross_validation"], scores["rule"]
-    figures = ("rows", "medical", "f1", "recall", "false_alarm_rate")
+    validated, rule = scores["cross_validation"], scores["rule"]
     files = []
-    for name, own in found["by_file"].items():
-        files.append((_cell(name), *(_number(own[figure]) for figure in figures)))
+    for name, own in validated["by_file"].items():
+        files.append({"label file": cell(name), **_figures(own)})
         if alone := own.get("by_title_alone"):
-            files.append((f"{_cell(name)}, titles alone", *(_number(alone[figure]) for figure in figures)))
-    languages = [(_cell(n), *(_number(own[figure]) for figure in figures)) for n, own in found["by_language"].items()]
+            files.append({"label file": f"{cell(name)}, titles alone", **_figures(alone)})
     ways = [
-        (
-            way,
-            _number(own["f1"]),
-            "; ".join(f"{_cell(name)} {value}" for name, value in own["f1_by_file"].items()),
-            _number(own.get("background_rate")),
-            _number(own.get("background_rate_by_title_alone")),
-        )
+        {
+            "judged by": way,
+            "F1": _number(own["f1"]),
+            "F1 by file": "; ".join(f"{cell(name)} {value}" for name, value in own["f1_by_file"].items()),
+            "background called medical": _number(own.get("background_rate")),
+            "by titles alone": _number(own.get("background_rate_by_title_alone")),
+        }
         for way, own in scores["ways"].items()
     ]
     trained_on = [
-        (_cell(f["name"]), f["rows"], f["medical"], sum(f["left_out"].values()), f"`{f['sha256'][:16]}…`")
-        for f in data["files"]
+        {
+            "label file": cell(file["name"]),
+            "rows": file["rows"],
+            "medical": file["medical"],
+            "left out": sum(file["left_out"].values()),
+            "sha256": f"`{file['sha256'][:16]}…`",
+        }
+        for file in data["files"]
     ]
     bound = (
         f", among thresholds that call at most {rule['max_background_rate']:.2%} of the non-medical rows of "
-        f"{_cell(rule['background'])} medical, with their descriptions and by their titles alone"
+        f"{cell(rule['background'])} medical, with their descriptions and by their titles alone"
         if rule["background"]
         else ""
     )
-    return f"""# Text head for {scores["encoder"]}
+    return render(
+        "tasks.training",
+        "text_head.md.jinja",
+        scores=scores,
+        bound=bound,
+        files=files,
+        languages=[{"language": cell(n), **_figures(own)} for n, own in validated["by_language"].items()],
+        ways=ways,
+        trained_on=trained_on,
+    )
 
-Is a video listing medical, by its title, description and tags? A linear model of hashed words; where that leaves a
-probability between {scores["doubt"][0]} and {scores["doubt"][1]} (with a description or tags:
-{scores["doubt_with_context"][0]} and {scores["doubt_with_context"][1]}), one of the title's words and
-{scores["landmarks"]} likenesses of its embedding.
 
-- encoder digest `{scores["encoder_digest"]}`
-- {scores["dimension"]} numbers per text, inverse L2 penalties {scores["strengths"][0]} and {scores["strengths"][1]}
-- threshold {scores["threshold"]}: the highest F1{bound}
-
-## How good it is
-
-Cross-validation by groups: each row is judged by a head that saw no row of its group, with a penalty, weights,
-calibration and threshold chosen without its fold.
-
-{_table(("label file", *figures), files)}
-
-Expected calibration error {found["calibration_error"]}, for listings half of which are medical.
-
-### By language
-
-{_table(("language", *figures), languages)}
-
-### What each part is worth
-
-{_table(("judged by", "F1", "F1 by file", "background called medical", "by titles alone"), ways)}
-
-## What it was trained on
-
-{_table(("label file", "rows", "medical", "left out", "sha256"), trained_on)}
-
-## What to keep in mind
-
-- The figures hold for listings like those of the label files, and no better than their labels.
-- Languages without rows above were not measured.
-- It chooses material for a data set. It is no medical device and says nothing of a patient.
-"""
+def _figures(own: Mapping[str, Any]) -> dict[str, str]:
+    return {name: _number(own[name]) for name in ("rows", "medical", "f1", "recall", "false_alarm_rate")}
 
 
 def _number(value: float | None) -> str:
     return "not measured" if value is None else str(value)
-
-
-def _table(head: Sequence[str], rows: Sequence[Sequence[Any]]) -> str:
-    if not rows:
-        return "None."
-    lines = [head, ["---"] * len(head), *rows]
-    return "\n".join("| " + " | ".join(str(cell) for cell in line) + " |" for line in lines)
-
-
-def _cell(text: str) -> str:
-    """Text of others, made harmless for a Markdown table."""
-    return "".join(c if c.isalnum() or c in " .-+_/" else " " for c in text).strip()

@@ -4,7 +4,10 @@ import io
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, TypedDict
 
+from medgen.markdown import cell, render
 from models.training.config import TrainConfig
+
+TEXT = " .,:-+_/()[]'="  # what others' text may hold in a card beside letters and digits
 
 # Called with what training tells; for faces that show it.
 watchers: list[Callable[[dict[str, Any]], None]] = []
@@ -77,66 +80,29 @@ def loss_rows(validations: Sequence[ValidationRow]) -> list[dict[str, Any]]:
 
 
 def model_card(facts: TrainFacts, config: TrainConfig) -> str:
-    """Markdown: what the model is, what it was trained on and how. The same run gives the same card.
-
-    Args:
-        facts: detail of the record of the step train.
-    """
-    first, last = facts["held_out_loss"]
-    settings = "\n".join(f"| {name} | {_cell(value)} |" for name, value in sorted(config.identity().items()))
-    left_out = "\n".join(f"- {clip}: {_cell(why)}" for clip, why in sorted(facts["quarantined"].items())) or "None."
-    adapter = (
-        "\n`pytorch_lora_weights.safetensors` is the adapter alone, for `pipeline.load_lora_weights` on the base"
-        f"{'; the transformer here has it merged in' if config.merge_lora else ''}.\n"
-        if config.training == "lora"
-        else ""
+    """Markdown: what the model is, what it was trained on and how. The same run gives the same card."""
+    losses = [
+        {
+            "loss at fixed noise": name,
+            "before": _number(before),
+            f"after {facts['steps']} steps": _number(after),
+        }
+        for name, (before, after) in (
+            ("training clips", facts["train_loss"]),
+            ("held-out clips", facts["held_out_loss"]),
+        )
+    ]
+    settings = [{"setting": name, "value": cell(value, TEXT)} for name, value in sorted(config.identity().items())]
+    return render(
+        "tasks.training",
+        "model_card.md.jinja",
+        facts=facts,
+        config=config,
+        losses=losses,
+        settings=settings,
+        text=TEXT,
     )
-    return f"""---
-library_name: diffusers
-pipeline_tag: text-to-video
----
-
-# {_cell(facts["preset"])} trained on {_cell(facts["release"])}
-
-A text-to-video pipeline of diffusers: {"an adapter (LoRA)" if config.training == "lora" else "all weights"} of the
-transformer of {_cell(facts["base_name"])} (`{facts["base"]}`), trained by flow matching on the release
-{_cell(facts["release"])}.
-{adapter}
-## What it was trained on
-
-- {facts["train_clips"]} clips of {facts["train_videos"]} source videos
-- held out, and never trained on: {facts["held_out_clips"]} clips of {len(facts["held_out_videos"])} source videos
-
-Clips that could not be used:
-
-{left_out}
-
-## How it went
-
-| loss at fixed noise | before | after {facts["steps"]} steps |
-| --- | --- | --- |
-| training clips | {_number(facts["train_loss"][0])} | {_number(facts["train_loss"][1])} |
-| held-out clips | {_number(first)} | {_number(last)} |
-
-A model that answers nothing has about 2. {"The weights are the moving average." if config.use_ema else ""}
-
-## Settings
-
-| setting | value |
-| --- | --- |
-{settings}
-
-## What to keep in mind
-
-Its videos are synthetic. They can be wrong in ways that look right, and are no basis for teaching, diagnosis or
-treatment unless a professional has checked them. The licences of the training clips are those of the release.
-"""
 
 
 def _number(value: float | None) -> str:
     return "not measured" if value is None else f"{value:.4f}"
-
-
-def _cell(value: Any) -> str:
-    """Text of others, made harmless for a Markdown table."""
-    return "".join(c if c.isalnum() or c in " .,:-+_/()[]'=" else " " for c in str(value)).strip()
