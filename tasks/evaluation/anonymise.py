@@ -1,4 +1,4 @@
-"""Blind: a copy of a video from which nothing tells who made it, in the one form that every browser plays.
+"""Anonymise: a copy of a video from which nothing tells who made it, in the one form that every browser plays.
 
 What goes: metadata, sound, subtitles, chapters, names and times of the container, and of H.264 the supplemental
 information, in which encoders write their names and settings. Pictures stay bit for bit where the video is upright
@@ -12,7 +12,7 @@ import random
 from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal, TypedDict, cast
 
 import av
 import numpy as np
@@ -21,7 +21,7 @@ from av.video.frame import VideoFrame
 from pydantic import BaseModel, ConfigDict, Field
 
 from medgen.errors import ItemFailed
-from medgen.ledger import Ledger, Outcome, StepIdentity, Work
+from medgen.ledger import Ledger, Outcome, Record, StepIdentity, Work
 from medgen.media import Limits, cut, pictures, probe
 from medgen.shard import Item, ShardResult, Step, run_shard
 from medgen.store import Store, file_digest
@@ -32,7 +32,33 @@ BROKEN_NOISE = 110.0  # standard deviation of the noise over it, of 255
 MIN_FRAMES = 2  # fewer are a picture, no video
 
 
-class BlindParams(BaseModel):
+Form = Literal["whole", "broken"]
+
+
+class AnonymisedDetail(TypedDict):
+    """Detail of a kept record; `encoded_anew` says that the pictures are not the original's bit for bit."""
+
+    width: int
+    height: int
+    fps: float
+    frames: int
+    duration_s: float
+    encoded_anew: bool
+    form: Form
+
+
+class AnonymisedOutputs(TypedDict):
+    """Outputs of a kept record, role → sha256."""
+
+    video: str
+
+
+def detail_of(record: Record) -> AnonymisedDetail:
+    """What a kept record holds."""
+    return cast(AnonymisedDetail, record.detail)
+
+
+class AnonymiseParams(BaseModel):
     """How videos are made anonymous."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -43,10 +69,10 @@ class BlindParams(BaseModel):
     blind_time_limit_s: float = Field(300.0, gt=0, description="A video that takes longer is given up.")
 
 
-def blind_videos(
+def anonymise_videos(
     ledger: Ledger,
-    videos: Sequence[tuple[Path, str, Literal["whole", "broken"]]],
-    params: BlindParams,
+    videos: Sequence[tuple[Path, str, Form]],
+    params: AnonymiseParams,
     *,
     parents: dict[str, int] | None = None,
     progress: Callable[[int, int], None] | None = None,
@@ -58,7 +84,7 @@ def blind_videos(
         parents: sha256 of a file → step run that made it.
     """
     identity = StepIdentity("blind", 1, params.model_dump(exclude={"blind_time_limit_s"}), {})
-    step = Step(identity, partial(blind, params=params), "processes", params.blind_time_limit_s)
+    step = Step(identity, partial(anonymise, params=params), "processes", params.blind_time_limit_s)
     works = {
         f"blind-{sha256[:32]}-{form}": Work(
             f"blind-{sha256[:32]}-{form}",
@@ -73,7 +99,7 @@ def blind_videos(
     )
 
 
-def blind(work: Work, store: Store, *, params: BlindParams) -> Outcome:
+def anonymise(work: Work, store: Store, *, params: AnonymiseParams) -> Outcome:
     """One anonymous copy.
 
     Outputs:
@@ -86,7 +112,7 @@ def blind(work: Work, store: Store, *, params: BlindParams) -> Outcome:
     if file_digest(path)[0] != work.context["sha256"]:
         raise ItemFailed("file_changed", f"{path.name} was changed while it was read", transient=True)
     limits = Limits(max_pixels=params.blind_max_pixels, max_duration_s=params.blind_max_seconds)
-    looks = probe(path, limits)
+    probed = probe(path, limits)
     times = [picture.pts for picture in pictures(path, limits)]  # all are decoded: a broken file ends here
     if len(times) < MIN_FRAMES:
         raise ItemFailed("one_frame", f"{path.name} has one frame only")
@@ -100,14 +126,21 @@ def blind(work: Work, store: Store, *, params: BlindParams) -> Outcome:
             limits=limits, edit=edit,
         )  # fmt: skip
     else:
-        width, height = looks.width, looks.height
+        width, height = probed.width, probed.height
     copy = store.scratch(".mp4")
     strip(plain, copy)
     if anew:
         plain.unlink()
-    detail: dict[str, Any] = {"width": width, "height": height, "fps": looks.fps, "frames": len(times)}
-    detail |= {"duration_s": looks.duration_s, "encoded_anew": anew, "form": work.context["form"]}
-    return Outcome("kept", detail=detail, outputs={"video": store.put_file(copy, "video/mp4")}, decodes=1)
+    detail: AnonymisedDetail = {
+        "width": width,
+        "height": height,
+        "fps": probed.fps,
+        "frames": len(times),
+        "duration_s": probed.duration_s,
+        "encoded_anew": anew,
+        "form": work.context["form"],
+    }
+    return Outcome("kept", detail=dict(detail), outputs={"video": store.put_file(copy, "video/mp4")}, decodes=1)
 
 
 def strip(source: Path, target: Path) -> None:

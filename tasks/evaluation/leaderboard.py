@@ -74,7 +74,7 @@ def compare(
     systems: Sequence[System], measured: Sequence[Measured], baseline: str, seed: int
 ) -> tuple[list[LeaderboardRow], list[PairedTest]]:
     """Leaderboard rows, best first by mean over measured terms, and paired tests against the baseline."""
-    by_system = {system.name: [one for one in measured if one.video.system == system.name] for system in systems}
+    by_system = {system.name: [video for video in measured if video.video.system == system.name] for system in systems}
     board = [_row(system, by_system[system.name], seed) for system in systems]
     board.sort(
         key=lambda row: (-row["values"][TERM_MEAN]["mean"] if TERM_MEAN in row["values"] else 1.0, row["system"])

@@ -112,12 +112,12 @@ def plan_evaluation(
     generated: dict[str, GenerateParams] = {}
     for model in dict.fromkeys([*models, *extra]):
         params = GenerateParams(model=model, **dict(generation))
-        found = generate.plan(ledger, params)
-        if any(system.digest == found.digest for system in systems):
+        generation_plan = generate.plan(ledger, params)
+        if any(system.digest == generation_plan.digest for system in systems):
             continue  # named twice in two ways
-        taken = any(system.name == found.shown for system in systems)
-        name = f"{found.shown}@{found.digest[:8]}" if taken else found.shown
-        _add(systems, System(name, found.digest, found.version is not None))
+        taken = any(system.name == generation_plan.shown for system in systems)
+        name = f"{generation_plan.shown}@{generation_plan.digest[:8]}" if taken else generation_plan.shown
+        _add(systems, System(name, generation_plan.digest, generation_plan.version is not None))
         generated[name] = params
         baseline = name if model == asked else baseline
     return EvaluationPlan(

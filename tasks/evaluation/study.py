@@ -7,14 +7,13 @@ beside itself, plainly broken.
 """
 
 import hashlib
-import itertools
 import random
 import re
 import secrets
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
-from typing import Any
+from typing import Any, TypedDict
 
 from pydantic import ConfigDict, Field
 from sqlalchemy import func, select
@@ -25,18 +24,27 @@ from medgen.catalog import Evaluation, StepRun, Study, StudyPair, StudyRater, no
 from medgen.errors import RunStopped
 from medgen.ledger import Ledger, Outcome, Record, StepIdentity, Work
 from medgen.store import Artifact
-from tasks.evaluation.anonymise import BlindParams, blind_videos
-from tasks.evaluation.system_videos import SystemVideo, SystemVideos
+from tasks.evaluation import anonymise
+from tasks.evaluation.anonymise import AnonymiseParams
+from tasks.evaluation.study_pairs import (
+    MAX_PAIRS,
+    AnonymousCopies,
+    check_row,
+    choose_checks,
+    choose_pairs,
+    copies_of,
+    rated_row,
+)
+from tasks.evaluation.system_videos import SystemVideos
 
 AXES = ("text_alignment", "medical_accuracy", "visual_quality")
 CHOICES = ("first", "second", "neither")
 NAME = re.compile(r"[a-z0-9][a-z0-9._-]{0,63}")
 TOKEN_BYTES = 24
-MAX_PAIRS = 2000
 MAX_RATERS = 100
 
 
-class StudyParams(BlindParams):
+class StudyParams(AnonymiseParams):
     """How a study is laid out."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -47,12 +55,21 @@ class StudyParams(BlindParams):
     study_seed: int = Field(0, ge=0, lt=2**62, description="Of the choice of pairs, and of orders and sides.")
 
 
+class StudyDetail(TypedDict):
+    """Detail of the record of a study: how many pairs, checks and raters; name of a video → why it is in no pair."""
+
+    pairs: int
+    checks: int
+    raters: int
+    left_out: dict[str, str]
+
+
 @dataclass(frozen=True)
 class NewStudy:
     """A study that was just made.
 
     Args:
-        tokens: rater → what their link ends in. Told once: only its sha256 is on record.
+        tokens: rater → what their link ends in. Shown once: only its sha256 is on record.
         left_out: name of a video → why it is in no pair.
         looks: system → what its videos look like that no copy can hide, such as "832x480, 16 fps".
     """
@@ -64,46 +81,6 @@ class NewStudy:
     checks: int
     left_out: Mapping[str, str]
     looks: Mapping[str, Sequence[str]]
-
-
-@dataclass(frozen=True)
-class _Pair:
-    first: str
-    second: str
-    text: str
-
-
-class _Blinded:
-    """Anonymous copies, made when they are asked for."""
-
-    def __init__(
-        self, ledger: Ledger, systems: Mapping[str, SystemVideos], params: BlindParams,
-        progress: Callable[[int, int], None] | None,
-    ) -> None:  # fmt: skip
-        self.ledger, self.systems, self.progress = ledger, systems, progress
-        # Nothing else of the study may enter the copies' key: other studies use them too.
-        self.params = BlindParams(**{name: getattr(params, name) for name in BlindParams.model_fields})
-        self.records: dict[tuple[str, str], Record] = {}  # (sha256 of the original, form) → record
-
-    def make(self, wanted: Sequence[tuple[str, str, str]]) -> None:
-        """(system, prompt text, form) of the copies to make."""
-        videos = {(self.original(s, t).sha256, form): self.original(s, t) for s, t, form in wanted}
-        todo = {key: video for key, video in videos.items() if key not in self.records}
-        if not todo:
-            return
-        parents = {video.sha256: video.step_run_id for video in todo.values() if video.step_run_id is not None}
-        result = blind_videos(
-            self.ledger, [(video.path, sha, form) for (sha, form), video in todo.items()],  # type: ignore[misc]
-            self.params, parents=parents, progress=self.progress,
-        )  # fmt: skip
-        found = self.ledger.load(result.records)
-        self.records |= {key: found[run_id] for key, run_id in zip(todo, result.records, strict=True)}
-
-    def original(self, system: str, text: str) -> SystemVideo:
-        return self.systems[system].videos[text]
-
-    def record(self, system: str, text: str, form: str = "whole") -> Record:
-        return self.records[self.original(system, text).sha256, form]
 
 
 def new_study(
@@ -133,15 +110,49 @@ def new_study(
     if len(by_label) < 2 or len(by_label) != len(systems):
         raise RunStopped("a study compares two or more systems under names of their own: --videos NAME=FOLDER twice")
     left_out = {f"{s.label}: {video}": why for s in systems for video, why in s.left_out.items()}
-    blinded = _Blinded(ledger, by_label, params, progress)
-    chosen = _choose(by_label, params, blinded, left_out)
-    checks = _checks(chosen, params, blinded)
-    rows = [_row(name, number, pair, blinded) for number, pair in enumerate(chosen, 1)]
+    copies = AnonymousCopies(ledger, by_label, params, progress)
+    chosen = choose_pairs(by_label, params.pairs, params.study_seed, copies, left_out)
+    checks = choose_checks(chosen, params.checks, params.study_seed, copies)
+    rows = [rated_row(name, number, pair, copies) for number, pair in enumerate(chosen, 1)]
     rows += [
-        _check_row(name, number, pair, system, good, blinded)
+        check_row(name, number, pair, system, good, copies)
         for number, (pair, system, good) in enumerate(checks, len(rows) + 1)
     ]
+    used = [
+        (f"{row.number:04}/{place}", record)
+        for row, pair in zip(rows, [*chosen, *(pair for pair, _, _ in checks)], strict=True)
+        for place, record in copies_of(row, pair, copies)
+    ]
     tokens = {rater: new_token() for rater in range(1, params.raters + 1)}
+    detail: StudyDetail = {
+        "pairs": len(chosen),
+        "checks": len(checks),
+        "raters": params.raters,
+        "left_out": left_out,
+    }
+    record = _write(ledger, name, systems, params, consent, rows, used, tokens, detail)
+    looks = {
+        label: sorted({_look(copies.record(label, p.text)) for p in chosen if label in (p.first, p.second)})
+        for label in by_label
+    }
+    return NewStudy(name, record, tokens, len(chosen), len(checks), left_out, looks)
+
+
+def _write(
+    ledger: Ledger,
+    name: str,
+    systems: Sequence[SystemVideos],
+    params: StudyParams,
+    consent: str,
+    rows: Sequence[StudyPair],
+    used: Sequence[tuple[str, Record]],
+    tokens: Mapping[int, str],
+    detail: StudyDetail,
+) -> Record:
+    """Puts the design and the raters on record, in one transaction.
+
+    Raises RunStopped: another process made a study of that name meanwhile.
+    """
     raters = [
         StudyRater(
             study_name=name, number=rater, token_sha256=token_digest(token),
@@ -151,11 +162,6 @@ def new_study(
     ]  # fmt: skip
     design = [
         {c.name: getattr(row, c.name) for c in StudyPair.__table__.columns if c.name != "study_name"} for row in rows
-    ]
-    used = [
-        (f"{row.number:04}/{place}", record)
-        for row, pair in zip(rows, [*(p for p in chosen), *(p for p, _, _ in checks)], strict=True)
-        for place, record in _copies(row, pair, blinded)
     ]
     identity = StepIdentity("study", 1, params.model_dump(), {})
     work = Work(
@@ -169,28 +175,30 @@ def new_study(
         parents={role: record.id for role, record in used},
     )
     started = now()
-    laid_out = {"study": name, "pairs": design, "showings": {str(r.number): r.showing for r in raters}}
+    content = {"study": name, "pairs": design, "showings": {str(r.number): r.showing for r in raters}}
     outcome = Outcome(
         "kept",
-        detail={"pairs": len(chosen), "checks": len(checks), "raters": params.raters, "left_out": left_out},
-        outputs={"design": ledger.store.put_bytes(canonical_json(laid_out), "application/json")},
+        detail=dict(detail),
+        outputs={"design": ledger.store.put_bytes(canonical_json(content), "application/json")},
         rows=[
-            Study(name=name, systems=list(by_label), seed=params.study_seed, consent=consent),
+            Study(name=name, systems=[s.label for s in systems], seed=params.study_seed, consent=consent),
             *rows,
             *raters,
         ],
     )
+    ours = {rater.token_sha256 for rater in raters}
     record = ledger.write(identity, work, outcome, started_at=started, flow_run_id=None)
     with Session(ledger.engine) as session:
-        ours = {token_digest(token) for token in tokens.values()}
-        stands = set(session.scalars(select(StudyRater.token_sha256).where(StudyRater.study_name == name)))
-    if ours != stands:
+        on_record = set(session.scalars(select(StudyRater.token_sha256).where(StudyRater.study_name == name)))
+    if ours != on_record:
         raise RunStopped(f"another process made a study {name!r} meanwhile: choose another name")
-    looks = {
-        label: sorted({_look(blinded.record(label, p.text)) for p in chosen if label in (p.first, p.second)})
-        for label in by_label
-    }
-    return NewStudy(name, record, tokens, len(chosen), len(checks), left_out, looks)
+    return record
+
+
+def _look(record: Record) -> str:
+    """What a video looks like that no copy can hide, such as "832x480, 16 fps, 81 frames"."""
+    detail = anonymise.detail_of(record)
+    return f"{detail['width']}x{detail['height']}, {detail['fps']:g} fps, {detail['frames']} frames"
 
 
 def new_token() -> str:
@@ -245,7 +253,7 @@ def invite(ledger: Ledger, name: str, rater: int | None) -> tuple[int, str]:
         return last + 1, token
 
 
-def record_results(ledger: Ledger, name: str, found: Mapping[str, Any]) -> dict[str, Record]:
+def record_results(ledger: Ledger, name: str, results: Mapping[str, Any]) -> dict[str, Record]:
     """Puts results on record, system → record: for lineage from a model to what people said of it.
 
     The same results are recorded once. Output `results`: the JSON. Evaluation rows, by the raters who passed the
@@ -256,10 +264,10 @@ def record_results(ledger: Ledger, name: str, found: Mapping[str, Any]) -> dict[
     with Session(ledger.engine) as session:
         made_by = _study(session, name).step_run_id
         context = session.get_one(StepRun, made_by).context
-    block = found["attentive_raters"] or found["all_raters"]
+    block = results["attentive_raters"] or results["all_raters"]
     if not any(axis["votes"] for axis in block["axes"].values()):
         raise RunStopped(f"no attentive rater of {name!r} has rated a pair yet: there is nothing to put on record")
-    artifact = ledger.store.put_bytes(canonical_json(dict(found)), "application/json")
+    artifact = ledger.store.put_bytes(canonical_json(dict(results)), "application/json")
     identity = StepIdentity("rate", 1, {}, {})
     records = {}
     for system in context["systems"]:
@@ -305,97 +313,6 @@ def _study(session: Session, name: str) -> Study:
             + (f"there are {known}" if known else "there is none yet: `medgen study new`")
         )
     return study
-
-
-def _choose(
-    systems: Mapping[str, SystemVideos], params: StudyParams, blinded: _Blinded, left_out: dict[str, str]
-) -> list[_Pair]:
-    """Pairs in random order, the systems' pairings in turn; of those whose videos can't be read others take the place.
-
-    A prompt is used in as many pairings as the number asks for, each pairing with prompts in an order of its own.
-    """
-    draw = random.Random(f"{params.study_seed}/pairs")
-    queues: list[list[_Pair]] = []
-    for first, second in itertools.combinations(systems, 2):
-        shared = sorted(systems[first].videos.keys() & systems[second].videos.keys())
-        draw.shuffle(shared)
-        queues.append([_Pair(first, second, text) for text in shared])
-    candidates = [pair for row in itertools.zip_longest(*queues) for pair in row if pair is not None]
-    if not candidates:
-        texts = {label: next(iter(system.videos), "") for label, system in systems.items()}
-        shown = "; ".join(f"{label} has for example {text[:60]!r}" for label, text in texts.items())
-        raise RunStopped(f"no two systems have a video of the same prompt: {shown}")
-    wanted = params.pairs or min(len(candidates), MAX_PAIRS)
-    chosen: list[_Pair] = []
-    while candidates and len(chosen) < wanted:
-        batch, candidates = candidates[: wanted - len(chosen)], candidates[wanted - len(chosen) :]
-        blinded.make([(system, pair.text, "whole") for pair in batch for system in (pair.first, pair.second)])
-        for pair in batch:
-            bad = {s: blinded.record(s, pair.text) for s in (pair.first, pair.second)}
-            bad = {s: record for s, record in bad.items() if record.status != "kept"}
-            for system, record in bad.items():
-                file = systems[system].videos[pair.text].path.name
-                left_out[f"{system}: {file}"] = f"{record.reason}: {record.detail.get('message', '')}".strip(": ")
-            if not bad:
-                chosen.append(pair)
-    if not chosen:
-        told = "; ".join(f"{name}: {why}" for name, why in list(left_out.items())[:5])
-        raise RunStopped(f"no pair has two videos that can be read: {told}")
-    if params.pairs and len(chosen) < params.pairs:
-        raise RunStopped(f"{params.pairs} pairs were asked for, but there are {len(chosen)}; leave --pairs out for all")
-    return chosen
-
-
-def _checks(chosen: Sequence[_Pair], params: StudyParams, blinded: _Blinded) -> list[tuple[_Pair, str, str]]:
-    """(pair that the prompt is taken from, system whose video is broken, place of the good video) of the checks."""
-    number = params.checks if params.checks >= 0 else max(2, round(len(chosen) / 10))
-    draw = random.Random(f"{params.study_seed}/checks")
-    bases = [(pair, system) for pair in chosen for system in (pair.first, pair.second)]
-    draw.shuffle(bases)
-    bases = [bases[index % len(bases)] for index in range(number)]
-    blinded.make([(system, pair.text, "broken") for pair, system in bases])
-    usable = [(pair, system) for pair, system in bases if blinded.record(system, pair.text, "broken").status == "kept"]
-    return [(pair, system, ("first", "second")[index % 2]) for index, (pair, system) in enumerate(usable)]
-
-
-def _row(name: str, number: int, pair: _Pair, blinded: _Blinded) -> StudyPair:
-    prompt = blinded.original(pair.first, pair.text).prompt
-    return StudyPair(
-        study_name=name, number=number, kind="rated", prompt_id=prompt.id, prompt=prompt.text,
-        category=prompt.category, first_system=pair.first, second_system=pair.second,
-        first_sha256=blinded.record(pair.first, pair.text).outputs["video"],
-        second_sha256=blinded.record(pair.second, pair.text).outputs["video"],
-    )  # fmt: skip
-
-
-def _check_row(name: str, number: int, pair: _Pair, system: str, good: str, blinded: _Blinded) -> StudyPair:
-    prompt = blinded.original(system, pair.text).prompt
-    copies = {
-        place: blinded.record(system, pair.text, "whole" if place == good else "broken").outputs["video"]
-        for place in ("first", "second")
-    }
-    return StudyPair(
-        study_name=name, number=number, kind="check", prompt_id=prompt.id, prompt=prompt.text,
-        category=prompt.category, first_system=system, second_system=system,
-        first_sha256=copies["first"], second_sha256=copies["second"], expected=good,
-    )  # fmt: skip
-
-
-def _copies(row: StudyPair, pair: _Pair, blinded: _Blinded) -> list[tuple[str, Record]]:
-    if row.kind == "rated":
-        return [
-            ("first", blinded.record(row.first_system, pair.text)),
-            ("second", blinded.record(row.second_system, pair.text)),
-        ]
-    return [
-        (place, blinded.record(row.first_system, pair.text, "whole" if place == row.expected else "broken"))
-        for place in ("first", "second")
-    ]
-
-
-def _look(record: Record) -> str:
-    d = record.detail
-    return f"{d['width']}x{d['height']}, {d['fps']:g} fps, {d['frames']} frames"
 
 
 def _shown(source: str) -> str:

@@ -54,19 +54,19 @@ def folder_videos(name: str, folder: Path, prompts: Sequence[Prompt]) -> list[Vi
         raise RunStopped(f"{folder} holds no video: files that end in {kinds} are looked for")
     listed = _listed(folder, {path.relative_to(folder).as_posix() for path in files})
     by_id = {prompt.id: prompt for prompt in prompts}
-    found = []
+    videos = []
     for path in files:
         shown = path.relative_to(folder).as_posix()
         digest, _ = file_digest(path)
         stem = path.stem.split("-seed")[0]
         prompt = listed.get(shown) or by_id.get(path.stem) or by_id.get(stem) or Prompt(path.stem[:100], "")
-        found.append(
+        videos.append(
             Video(
                 name, f"video-{digest[:32]}", shown, digest, prompt.id, prompt.text, prompt.category, prompt.procedure,
                 path=str(path.resolve()),
             )
         )  # fmt: skip
-    return found
+    return videos
 
 
 def _listed(folder: Path, there: set[str]) -> dict[str, Prompt]:
@@ -77,7 +77,7 @@ def _listed(folder: Path, there: set[str]) -> dict[str, Prompt]:
         rows = list(csv.DictReader(io.StringIO(path.read_text("utf-8-sig"), newline=""), strict=True))
     except (OSError, UnicodeDecodeError, csv.Error) as error:
         raise RunStopped(f"{path} can't be read: {error}") from error
-    found: dict[str, Prompt] = {}
+    prompts: dict[str, Prompt] = {}
     for number, row in enumerate(rows, 2):
         file, text = (row.get("file") or "").strip(), (row.get("prompt") or "").strip()
         if not file or not text:
@@ -86,10 +86,10 @@ def _listed(folder: Path, there: set[str]) -> dict[str, Prompt]:
             raise RunStopped(f"{path}, line {number}: {file} is not in the folder")
         # Without an id the text is one, so that the same prompt is compared between folders.
         name = (row.get("id") or "").strip() or _text_id(text)
-        found[file] = Prompt(
+        prompts[file] = Prompt(
             name[:100], text, (row.get("category") or "").strip(), (row.get("procedure") or "").strip()
         )
-    return found
+    return prompts
 
 
 def _text_id(text: str) -> str:

@@ -64,9 +64,9 @@ def models_on_record(ledger: Ledger) -> list[ModelVersion]:
     """All text-to-video models on record, newest first."""
     with Session(ledger.engine) as session:
         query = select(ModelVersion).where(ModelVersion.kind == KIND, ModelVersion.checkpoint_sha256.is_not(None))
-        found = session.scalars(query.order_by(ModelVersion.created_at.desc(), ModelVersion.name)).all()
+        versions = session.scalars(query.order_by(ModelVersion.created_at.desc(), ModelVersion.name)).all()
         session.expunge_all()
-    return list(found)
+    return list(versions)
 
 
 def model_on_record(ledger: Ledger, name: str) -> ModelVersion:
@@ -75,16 +75,16 @@ def model_on_record(ledger: Ledger, name: str) -> ModelVersion:
     Raises ItemFailed: unknown_model, ambiguous_model.
     """
     known = models_on_record(ledger)
-    whole = [version for version in known if name in (version.digest, version.name)]
+    exact = [version for version in known if name in (version.digest, version.name)]
     begun = [
         version for version in known if name and (version.digest.startswith(name) or version.name.startswith(name))
     ]
-    found = whole or begun
-    if not found:
+    matches = exact or begun
+    if not matches:
         raise ItemFailed("unknown_model", f"no text-to-video model on record goes by {name!r}. {_known(ledger)}")
-    if len(found) > 1:
-        raise ItemFailed("ambiguous_model", f"{name!r} is the beginning of {_names(found)}: write more of it")
-    return found[0]
+    if len(matches) > 1:
+        raise ItemFailed("ambiguous_model", f"{name!r} is the beginning of {_names(matches)}: write more of it")
+    return matches[0]
 
 
 def taken_down(ledger: Ledger, release: str | None) -> list[str]:

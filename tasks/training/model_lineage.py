@@ -51,21 +51,21 @@ def models_of(ledger: Ledger, clip_id: str) -> list[dict[str, Any]]:
             .where(StepInput.role == LATENTS + clip_id, StepRun.step == TRAIN, ~StepRun.superseded)
             .order_by(StepRun.id)
         ).all()
-        found: list[dict[str, Any]] = []
+        models: list[dict[str, Any]] = []
         for run in runs:
             part = _parts(session, run)[clip_id]
             versions = session.scalars(select(ModelVersion).where(ModelVersion.step_run_id == run.id)).all()
-            found += [_entered(version, part, None) for version in versions]
-        known = {row["digest"] for row in found}
-        for row in found:  # grows while it is gone through: fine-tunes of fine-tunes
+            models += [_entered(version, part, None) for version in versions]
+        known = {row["digest"] for row in models}
+        for row in models:  # grows while it is gone through: fine-tunes of fine-tunes
             tuned = session.scalars(
                 select(ModelVersion)
                 .join(StepInput, StepInput.step_run_id == ModelVersion.step_run_id)
                 .where(StepInput.role == "base", StepInput.artifact_sha256 == row["digest"])
             ).all()
-            found += [_entered(v, row["part"], row["name"]) for v in tuned if v.digest not in known]
+            models += [_entered(v, row["part"], row["name"]) for v in tuned if v.digest not in known]
             known.update(v.digest for v in tuned)
-    return found
+    return models
 
 
 def _entered(version: ModelVersion, part: str, via: str | None) -> dict[str, Any]:
