@@ -37,8 +37,9 @@ def totals(ledger: Ledger) -> list[dict[str, Any]]:
 def missing(ledger: Ledger) -> dict[str, Any]:
     """taken_down: how many videos were; vanished: video id → when its source was found to have it no longer."""
     with Session(ledger.engine) as session:
-        graves = session.scalar(select(func.count()).select_from(Tombstone)) or 0
-    return {"taken_down": graves, "vanished": {v: stamp(when) for v, when in sorted(vanished(ledger.engine).items())}}
+        tombstones = session.scalar(select(func.count()).select_from(Tombstone)) or 0
+    vanished_at = {video_id: stamp(when) for video_id, when in sorted(vanished(ledger.engine).items())}
+    return {"taken_down": tombstones, "vanished": vanished_at}
 
 
 def verdicts(ledger: Ledger) -> Iterator[dict[str, Any]]:
