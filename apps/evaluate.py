@@ -80,8 +80,8 @@ def print_evaluation(summary: dict[str, Any]) -> None:
         out.print(table)
     for name, retrieval in summary["retrieval"].items():
         out.print(
-            f"{escape(name)}: {retrieval['right']} of {retrieval['videos']} videos look most like a training clip of their own "
-            f"category: {retrieval['accuracy']:.2f} ({retrieval['low']:.2f} to {retrieval['high']:.2f}), "
+            f"{escape(name)}: {retrieval['right']} of {retrieval['videos']} videos look most like a training clip of "
+            f"their own category: {retrieval['accuracy']:.2f} ({retrieval['low']:.2f} to {retrieval['high']:.2f}), "
             f"chance {retrieval['chance']:.2f}",
             highlight=False,
             soft_wrap=True,

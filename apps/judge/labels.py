@@ -33,7 +33,7 @@ class Cuts:
         moments: times of hard cuts, seconds.
         spans: stretches (start, end) that hold one boundary somewhere, seconds.
         gradual: stretches (start, end) of dissolves and fades, seconds.
-        complete: whether every boundary of the file is labelled with its time; if not, further detections are not judged.
+        complete: whether every boundary of the file is labelled with its time; if not, further ones are not judged.
     """
 
     moments: tuple[float, ...] = ()
