@@ -278,7 +278,7 @@ class Bench:
         """At random initialisation."""
         torch.manual_seed(0)
         with torch.device(self.device):
-            model = WanTransformer3DModel(**self.size.transformer)
+            model: WanTransformer3DModel = WanTransformer3DModel(**self.size.transformer)
         model.to(dtype)
         return model
 
