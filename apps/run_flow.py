@@ -3,6 +3,7 @@
 import importlib
 import logging
 import os
+from collections.abc import Callable
 from typing import Any
 
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
@@ -13,12 +14,19 @@ from medgen.settings import current
 from models import ModelUnavailable
 
 
-def run_flow(name: str, arguments: dict[str, Any], *, quiet: bool) -> dict[str, Any]:
+def run_flow(
+    name: str,
+    arguments: dict[str, Any],
+    *,
+    quiet: bool,
+    on_training: Callable[[dict[str, Any]], None] | None = None,
+) -> dict[str, Any]:
     """The summary of the flow `name` of the module `flows.NAME`, with a progress bar for each step.
 
     Args:
         arguments: of the flow; checked against the module's `PARAMETERS` before anything starts.
         quiet: show no bars.
+        on_training: called with each event of a training process.
 
     Raises:
         ValidationError: bad arguments.
@@ -32,7 +40,7 @@ def run_flow(name: str, arguments: dict[str, Any], *, quiet: bool) -> dict[str, 
         from prefect.logging.handlers import APILogHandler
 
         from medgen.shard import close_pools
-        from tasks import prefect_step
+        from tasks.progress import progress_to
 
         module = importlib.import_module(f"flows.{name}")
         module.PARAMETERS(**arguments)
@@ -41,12 +49,11 @@ def run_flow(name: str, arguments: dict[str, Any], *, quiet: bool) -> dict[str, 
             handler.addFilter(without_expected_errors)
         columns = (TextColumn("{task.description:<10}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
         with Progress(*columns, console=err, disable=quiet, transient=True) as bars:
-            prefect_step.watchers.append(_Bars(bars))
             try:
-                summary: dict[str, Any] = getattr(module, name)(**arguments)
-                return summary
+                with progress_to(_Bars(bars), on_training):
+                    summary: dict[str, Any] = getattr(module, name)(**arguments)
+                    return summary
             finally:
-                prefect_step.watchers.clear()
                 close_pools()
                 APILogHandler().flush()  # before the server goes
 

@@ -125,7 +125,9 @@ def _facts(step: Mapping[str, Any]) -> str:
         lines.append(f"{mark}  {check['metric']} {check['score']:g}, {check['passes_when']} {check['threshold']:g}")
     for name in (
         "message",
-        "word_filter",
+        "keyword_filter",
+        "text_classifier",
+        "word_filter",  # as records before version 0.2 have it
         "meaning_filter",
         "borders",
         "shots",

@@ -60,17 +60,7 @@ def train(
             "check_only": check,
             **about,
         }
-        from tasks.training.training_report import (
-            watchers,  # no Prefect: its settings are read before its server is there
-        )
-
-        watcher = _Teller()
-        if not as_json:
-            watchers.append(watcher)
-        try:
-            summary = run_flow("train", arguments, quiet=as_json)
-        finally:
-            watchers.clear()
+        summary = run_flow("train", arguments, quiet=as_json, on_training=None if as_json else _Teller())
         if as_json:
             print_json(summary)
             return

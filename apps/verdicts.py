@@ -10,10 +10,11 @@ from sqlalchemy.orm import Session, aliased
 from medgen.catalog import StepInput, StepRun, Tombstone
 from medgen.ledger import Ledger, Record
 from medgen.takedown import stamp
-from tasks.curation.funnel import STEPS, funnel
+from tasks.curation.funnel import funnel
+from tasks.curation.steps import STEP_NAMES
 from tasks.curation.vanished import vanished
 
-CLIP_STEPS = STEPS[STEPS.index("classify") :]
+CLIP_STEPS = STEP_NAMES[STEP_NAMES.index("classify") :]
 
 
 def newest(ledger: Ledger) -> list[Record]:

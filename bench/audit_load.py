@@ -87,7 +87,7 @@ INSERT INTO step_run (key, superseded, step, version, subject, status, reason, t
       WHEN 'deduplicate' THEN '{{"duplicate_of": null}}'::jsonb
       WHEN 'privacy' THEN '{{"found": {{"faces": false, "identifiers": []}}, "blurred": []}}'::jsonb
       ELSE '{{}}'::jsonb END,
-    '{{"similarity": 0.55, "medical_threshold": 0.5, "max_overlay_words": 20}}', '{{}}',
+    '{{"frame_similarity": 0.55, "medical_threshold": 0.5, "max_overlay_words": 20}}', '{{}}',
     '{{"frames": "0123456789abcdef"}}', '0.1.0', 'flow-' || (video / 10000), 1, 1, at, at + interval '1 second',
     md5('r' || step || subject || round) || md5('h')
   FROM (SELECT steps.*, round, timestamptz '2024-06-01' + (video * 40 + place * 3 - round) * interval '1 second' AS at
@@ -134,7 +134,7 @@ def make(dsn: str, home: Path, clips: int) -> dict[str, Any]:
     with psycopg.connect(dsn, autocommit=True) as connection:
         indexes = connection.execute(
             "SELECT indexname, indexdef FROM pg_indexes WHERE schemaname = 'public' AND tablename IN "
-            "('step_run', 'score', 'step_input', 'standing', 'clip') AND indexname NOT LIKE '%_pkey'"
+            "('step_run', 'score', 'step_input', 'item_status', 'clip') AND indexname NOT LIKE '%_pkey'"
         ).fetchall()
         foreign = connection.execute("SELECT 1 FROM pg_constraint WHERE contype = 'f' LIMIT 1").fetchone()
         assert foreign  # stays; rows are loaded with their triggers off
@@ -149,8 +149,8 @@ def make(dsn: str, home: Path, clips: int) -> dict[str, Any]:
         _say("their indexes", began)
         connection.execute(FILL)
         _say("clips, scores, lineage", began)
-        connection.execute("BEGIN; SELECT rebuild_standing(); COMMIT")
-        _say("standing", began)
+        connection.execute("BEGIN; SELECT rebuild_item_status(); COMMIT")
+        _say("item_status", began)
         for _, definition in indexes:
             if " ON public.step_run " not in definition:
                 connection.execute(definition)
@@ -161,7 +161,7 @@ def make(dsn: str, home: Path, clips: int) -> dict[str, Any]:
         connection.execute("VACUUM ANALYZE")
         counts = {
             table: _number(connection, sql.SQL("SELECT count(*) FROM {}").format(sql.Identifier(table)))
-            for table in ("video", "clip", "step_run", "score", "step_input", "caption", "standing", "release_clip")
+            for table in ("video", "clip", "step_run", "score", "step_input", "caption", "item_status", "release_clip")
         }
         size = _number(connection, sql.SQL("SELECT pg_database_size(current_database())"))
     return {"rows": counts, "database_gb": round(size / 1e9, 2), "made_in_s": round(time.perf_counter() - began)}

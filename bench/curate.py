@@ -34,7 +34,7 @@ from medgen.store import Store
 from tasks.curation import caption, classify, cut, decide, discover, download, list_feed, list_sources, quality, segment
 
 # Every frame counts as medical, so that all of the video goes through all steps.
-CLASSIFY = classify.ClassifyParams(medical_threshold=0.0, similarity=-1.0)
+CLASSIFY = classify.ClassifyParams(medical_threshold=0.0, frame_similarity=-1.0)
 WARM_UP_S = 8.0
 
 
@@ -117,7 +117,7 @@ def through_steps(folder: Path) -> dict[str, Any]:
     listing = list_sources.list_source.fn(folder.name, str(folder), list_feed.ListParams())
     found = discover.discover_shards.fn(folder.name, listing, discover.DiscoverParams())
     fetched = download.download_shard.fn(folder.name, found, download.DownloadParams(min_height=0))
-    records = open_ledger().load(item.trail["download"] for item in fetched.kept)
+    records = open_ledger().load(item.lineage["download"] for item in fetched.kept)
     minutes = sum(record.detail["probe"]["duration_s"] for record in records.values()) / 60
     upstream, rows = fetched, []
     for step, work_of, follow in (

@@ -1,40 +1,30 @@
 """A person approves a release that waits for it."""
 
-from typing import Any
+from prefect import get_run_logger
+from pydantic import ConfigDict, Field
 
-from prefect import flow, get_run_logger
-from pydantic import BaseModel, ConfigDict, Field
-
-from flows.parameters import takes
-from flows.runner import task_runner
+from flows.make_flow import Summary, make_flow
 from medgen.ledger import open_ledger
+from medgen.parameters import Parameters
 from tasks.curation import approve as step
 
 
-class ApproveParameters(BaseModel):
+class ApproveParameters(Parameters):
     """What an approval needs."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid")
+    model_config = ConfigDict(extra="forbid")
 
     release: str = Field(description="Name of the release, as the refresh that made it tells.")
     approved_by: str = Field(min_length=1, max_length=200, description="Who approves.")
     note: str = Field("", max_length=2000, description="What was looked at, and why it is fit for use.")
 
 
-def _approve(**arguments: Any) -> dict[str, Any]:
+def _approve(parameters: ApproveParameters) -> Summary:
     """Puts the approval on record and lays the release out for use."""
-    parameters = ApproveParameters(**arguments)
     record, folder = step.approve(open_ledger(), parameters.release, parameters.approved_by, parameters.note)
     get_run_logger().info("%s approved by %s; it lies in %s", parameters.release, record.detail["by"], folder)
     return {"release": parameters.release, "by": record.detail["by"], "folder": str(folder), "step_run": record.id}
 
 
-approve = flow(
-    takes(_approve, "approve", ApproveParameters, first=("release", "approved_by")),
-    name="approve",
-    flow_run_name="approve-{release}",
-    task_runner=task_runner(),
-    persist_result=False,
-    validate_parameters=True,
-)
+approve = make_flow(_approve, ApproveParameters, "approve", "approve-{release}", first=("release", "approved_by"))
 PARAMETERS = ApproveParameters

@@ -3,15 +3,15 @@
 import json
 from collections.abc import Sequence
 from dataclasses import replace
-from typing import Any, Literal
+from typing import Literal
 
-from prefect import flow, get_run_logger
+from prefect import get_run_logger
 from prefect.runtime import flow_run
 from pydantic import ConfigDict, Field
 
-from flows.parameters import part, takes
+from flows.flow_signature import subset
+from flows.make_flow import Summary, make_flow
 from flows.run_name import run_name
-from flows.runner import task_runner
 from medgen.ledger import Ledger, Record, open_ledger
 from medgen.shard import ShardResult
 from tasks.augmentation import augment as experiment
@@ -58,10 +58,9 @@ class AugmentParameters(AugmentParams, GenerateParams):
     retry_quarantined: bool = Field(False, exclude=True, description="Try videos again that failed for good.")
 
 
-def _augment(**arguments: Any) -> dict[str, Any]:
+def _augment(parameters: AugmentParameters) -> Summary:
     """Read labelled videos, embed them, train and test a classifier for every arm, seed and fold, compare."""
     log = get_run_logger()
-    parameters = AugmentParameters(**arguments)
     if not parameters.labelled:
         raise CannotAugment("no videos: name a folder, a CSV file or a release")
     if bool(parameters.model) != bool(parameters.prompts):
@@ -80,7 +79,7 @@ def _augment(**arguments: Any) -> dict[str, Any]:
     plan, fits = plan_of(videos, samples, leaks, parameters)
     log.info("%d videos, %d trainings", len(videos), len(fits))
     label = f"{len(fits)}-trainings"
-    fitted = fit_shard.submit(label, plan, fits, part(parameters, FitParams), parameters.retry_quarantined).result()
+    fitted = fit_shard.submit(label, plan, fits, subset(parameters, FitParams), parameters.retry_quarantined).result()
     shards.append(fitted)
     trainings = ledger.load(fitted.records)
     require_all(trainings.values(), len(fits))
@@ -92,7 +91,7 @@ def _augment(**arguments: Any) -> dict[str, Any]:
         labelled,
         {subject: embedded[subject].id for subject in samples},
         leaks,
-        part(parameters, AugmentParams),
+        subset(parameters, AugmentParams),
         flow_run.id,
     )
     result = json.loads(ledger.store.read(record.outputs["result"]))
@@ -121,7 +120,7 @@ def _read(ledger: Ledger, parameters: AugmentParameters, shards: list[ShardResul
     if not parameters.model:
         return labelled
     prompts = prompts_of_labels(parameters.prompts, labelled)
-    settings = part(parameters, GenerateParams)
+    settings = subset(parameters, GenerateParams)
     generate.plan(ledger, settings)  # a model that can't be had must be an error before any work
     made = generate.generate_shard.submit("synthetic", prompts, settings, parameters.retry_quarantined).result()
     shards.append(made)
@@ -132,7 +131,7 @@ def _embed(
     ledger: Ledger, videos: Sequence[LabelledVideo], parameters: AugmentParameters, shards: list[ShardResult]
 ) -> tuple[dict[str, Record], tuple[LeftOut, ...]]:
     """Subject → record of the videos that could be read; those that could not. What ran joins `shards`."""
-    params = part(parameters, EmbedParams)
+    params = subset(parameters, EmbedParams)
     futures = [
         embed_shard.submit(
             label,
@@ -151,17 +150,11 @@ def _embed(
     return kept, unreadable(videos, records)
 
 
-augment = flow(
-    takes(
-        _augment,
-        "augment",
-        AugmentParameters,
-        first=("labelled", "synthetic", "model", "prompts", "classifier", "ratios", "seeds", "leakage"),
-    ),
-    name="augment",
-    flow_run_name=run_name("augment", "labelled", "synthetic", "model"),
-    task_runner=task_runner(),
-    persist_result=False,
-    validate_parameters=True,
+augment = make_flow(
+    _augment,
+    AugmentParameters,
+    "augment",
+    run_name("augment", "labelled", "synthetic", "model"),
+    first=("labelled", "synthetic", "model", "prompts", "classifier", "ratios", "seeds", "leakage"),
 )
 PARAMETERS = AugmentParameters

@@ -4,14 +4,14 @@ from collections import Counter
 from collections.abc import Iterator, Sequence
 from typing import Any
 
-from prefect import flow, get_run_logger
+from prefect import get_run_logger
 from prefect.artifacts import create_table_artifact
 from prefect.futures import PrefectFuture
 from pydantic import ConfigDict, Field
 
-from flows.parameters import part, takes
+from flows.flow_signature import subset
+from flows.make_flow import Summary, make_flow
 from flows.run_name import run_name
-from flows.runner import task_runner
 from medgen.canonical import digest_of
 from medgen.errors import RunStopped
 from medgen.ledger import open_ledger
@@ -19,7 +19,7 @@ from medgen.shard import ShardResult
 from tasks.curation import discover as discover_step
 from tasks.curation import expand, list_feed, list_sources
 
-Found = list[tuple[str, PrefectFuture[ShardResult]]]
+Discovered = list[tuple[str, PrefectFuture[ShardResult]]]
 
 
 class SourceParameters(expand.ExpandParams, list_feed.ListParams, discover_step.DiscoverParams):
@@ -39,11 +39,11 @@ class DiscoveryFailed(RunStopped):
     """There is nothing to read, or shards failed. What was done stays done."""
 
 
-def discovered(parameters: SourceParameters, futures: list[PrefectFuture[Any]]) -> Found:
+def discover_sources(parameters: SourceParameters, futures: list[PrefectFuture[Any]]) -> Discovered:
     """(label, videos to come) of the shards of all sources, in their order. What is submitted joins `futures`."""
     if not parameters.sources:
         raise DiscoveryFailed("no sources: name at least one folder, listing file or feed")
-    listed = part(parameters, list_feed.ListParams)
+    listed = subset(parameters, list_feed.ListParams)
     listings = [
         list_sources.list_source.submit(list_sources.source_name(source), source, listed)
         for source in parameters.sources
@@ -52,16 +52,16 @@ def discovered(parameters: SourceParameters, futures: list[PrefectFuture[Any]]) 
     return [found for listing in listings for found in _judged(listing, parameters, futures)]
 
 
-def expanded(parameters: SourceParameters, found: Found, futures: list[PrefectFuture[Any]]) -> Found:
+def expand_channels(parameters: SourceParameters, found: Discovered, futures: list[PrefectFuture[Any]]) -> Discovered:
     """The same for the channels of the videos that were found, which are listed when all of these are known."""
     if not parameters.expand_channels:
         return []
     listing = expand.list_channels.submit(
         "channels",
-        [future for _, future in found],
-        part(parameters, expand.ExpandParams),
-        part(parameters, list_feed.ListParams),
-        part(parameters, discover_step.DiscoverParams),
+        [future for _, future in found],  # type: ignore[misc]  # Prefect hands results on in place of futures
+        subset(parameters, expand.ExpandParams),
+        subset(parameters, list_feed.ListParams),
+        subset(parameters, discover_step.DiscoverParams),
     )
     futures.append(listing)
     return list(_judged(listing, parameters, futures))
@@ -72,14 +72,14 @@ def _judged(
 ) -> Iterator[tuple[str, PrefectFuture[ShardResult]]]:
     known = listing.result(raise_on_failure=False)
     if not isinstance(known, list_sources.Listing):
-        return  # told of at the end
+        return  # `gather` names the cause
     groups = known.groups()
     for number, group in enumerate(groups, start=1):
         label = known.source if len(groups) == 1 else f"{known.source}-{number}"
         future = discover_step.discover_shards.submit(
             label,
             group,
-            part(parameters, discover_step.DiscoverParams),
+            subset(parameters, discover_step.DiscoverParams),
             parameters.columns,
             parameters.retry_quarantined,
         )
@@ -89,20 +89,20 @@ def _judged(
 
 def check_models(parameters: SourceParameters) -> None:
     """Raises ModelUnavailable or ValueError before any work when a model can't be had."""
-    discover_step.step(part(parameters, discover_step.DiscoverParams))
+    discover_step.step(subset(parameters, discover_step.DiscoverParams))
 
 
-def gathered(futures: Sequence[PrefectFuture[Any]]) -> tuple[list[ShardResult], list[str]]:
+def gather(futures: Sequence[PrefectFuture[Any]]) -> tuple[list[ShardResult], list[str]]:
     """Results of all steps, and the first cause of each chain that broke."""
-    results, troubles = [], []
+    results, errors = [], []
     for future in futures:
         future.wait()
         result = future.result(raise_on_failure=False)
         if isinstance(result, ShardResult):
             results.append(result)
         elif not isinstance(result, list_sources.Listing) and future.state.name != "NotReady":
-            troubles.append(str(result))  # NotReady only means that an earlier step broke
-    return results, troubles
+            errors.append(str(result))  # NotReady only means that an earlier step broke
+    return results, errors
 
 
 def check_sources(results: Sequence[ShardResult]) -> None:
@@ -112,27 +112,26 @@ def check_sources(results: Sequence[ShardResult]) -> None:
         DiscoveryFailed: says why for each.
     """
     sources = [result for result in results if result.step == "discover"]
-    if sources and all(result.ended and len(result.ended) == len(result.records) for result in sources):
-        records = open_ledger().load([trail["discover"] for result in sources for trail in result.ended])
+    if sources and all(result.dropped and len(result.dropped) == len(result.records) for result in sources):
+        records = open_ledger().load([lineage["discover"] for result in sources for lineage in result.dropped])
         raise DiscoveryFailed(
             "no source could be read: "
             + "; ".join(f"{record.reason}: {record.detail['message']}" for record in records.values())
         )
 
 
-def _discover(**arguments: Any) -> dict[str, Any]:
+def _discover(parameters: SourceParameters) -> Summary:
     """List sources, judge every row by its words and its meaning, look into the channels of what was found.
 
     A refresh does the same before it downloads, so that what stands here is not done again.
     """
     log = get_run_logger()
-    parameters = SourceParameters(**arguments)
     check_models(parameters)
     futures: list[PrefectFuture[Any]] = []
-    expanded(parameters, discovered(parameters, futures), futures)
-    results, troubles = gathered(futures)
-    if troubles:
-        raise DiscoveryFailed("; ".join(troubles) + ". What was done stays done: run again to go on.")
+    expand_channels(parameters, discover_sources(parameters, futures), futures)
+    results, errors = gather(futures)
+    if errors:
+        raise DiscoveryFailed("; ".join(errors) + ". What was done stays done: run again to go on.")
     check_sources(results)
     records = open_ledger().load({run_id for result in results for run_id in result.records})
     counts: Counter[str] = Counter()
@@ -156,12 +155,5 @@ def _discover(**arguments: Any) -> dict[str, Any]:
     return summary
 
 
-discover = flow(
-    takes(_discover, "discover", SourceParameters),
-    name="discover",
-    flow_run_name=run_name("discover", "sources"),
-    task_runner=task_runner(),
-    persist_result=False,
-    validate_parameters=True,
-)
+discover = make_flow(_discover, SourceParameters, "discover", run_name("discover", "sources"), first=("sources",))
 PARAMETERS = SourceParameters

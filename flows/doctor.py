@@ -1,30 +1,27 @@
 """Looks whether everything that the installation needs works. Runs by itself after a run that failed."""
 
-from typing import Any
-
-from prefect import flow, get_run_logger
+from prefect import get_run_logger
 from prefect.artifacts import create_table_artifact
-from pydantic import BaseModel, ConfigDict
+from pydantic import ConfigDict
 
-from flows.parameters import takes
-from flows.runner import task_runner
+from flows.make_flow import Summary, make_flow
 from medgen.errors import RunStopped
+from medgen.parameters import Parameters
 from tasks.operations.health import findings
 
 
-class DoctorParameters(BaseModel):
+class DoctorParameters(Parameters):
     """Nothing to tell."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid")
+    model_config = ConfigDict(extra="forbid")
 
 
 class Unwell(RunStopped):
     """Something that the installation needs is broken."""
 
 
-def _doctor(**arguments: Any) -> dict[str, Any]:
+def _doctor(parameters: DoctorParameters) -> Summary:
     """Checks database, store, disk, Prefect, models and codecs."""
-    DoctorParameters(**arguments)
     found = [vars(finding) for finding in findings()]
     create_table_artifact(found, key="health", description="What works, and what to do about the rest.")
     broken = [one for one in found if one["verdict"] == "broken"]
@@ -35,11 +32,5 @@ def _doctor(**arguments: Any) -> dict[str, Any]:
     return {"findings": found}
 
 
-doctor = flow(
-    takes(_doctor, "doctor", DoctorParameters, first=()),
-    name="doctor",
-    flow_run_name="doctor",
-    task_runner=task_runner(),
-    persist_result=False,
-)
+doctor = make_flow(_doctor, DoctorParameters, "doctor", "doctor")
 PARAMETERS = DoctorParameters

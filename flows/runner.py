@@ -16,9 +16,11 @@ def task_runner() -> TaskRunner[Any]:
 
         # Steps start worker processes of their own, which daemonic Dask workers may not.
         dask.config.set({"distributed.worker.daemon": False})
-        return DaskTaskRunner(address=settings.runner_address)
+        dask_runner: TaskRunner[Any] = DaskTaskRunner(address=settings.runner_address)
+        return dask_runner
     if settings.runner == "ray":
         from prefect_ray import RayTaskRunner
 
-        return RayTaskRunner(address=settings.runner_address or "local")
+        ray_runner: TaskRunner[Any] = RayTaskRunner(address=settings.runner_address or "local")
+        return ray_runner
     return ThreadPoolTaskRunner(max_workers=settings.workers + settings.download_workers)

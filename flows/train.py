@@ -3,11 +3,11 @@
 from pathlib import Path
 from typing import Any
 
-from prefect import flow, get_run_logger
+from prefect import get_run_logger
 from pydantic import ConfigDict, Field
 
-from flows.parameters import part, takes
-from flows.runner import task_runner
+from flows.flow_signature import subset
+from flows.make_flow import Summary, make_flow
 from medgen.ledger import Ledger, Record, open_ledger
 from medgen.shard import ShardResult
 from models.training.config import TrainConfig
@@ -41,10 +41,9 @@ class TrainParameters(TrainParams):
     retry_quarantined: bool = Field(False, exclude=True, description="Encode clips again that failed for good.")
 
 
-def _train(**arguments: Any) -> dict[str, Any]:
+def _train(parameters: TrainParameters) -> Summary:
     """Base model, encode, pre-flight, train: the model, its curves and its card go on record."""
-    parameters = TrainParameters(**arguments)
-    params = part(parameters, TrainParams)
+    params = subset(parameters, TrainParams)
     config = params.config()
     ledger = open_ledger()
     released_clips(ledger, parameters.release)  # an unknown release is an error at once
@@ -111,12 +110,12 @@ def _encode(
         for n in range(parameters.encode_shards)
     ]  # fmt: skip
     shards: list[ShardResult] = [future.result() for future in futures]
-    kept = sorted(item.trail["encode"] for shard in shards for item in shard.kept)
-    ended = [trail["encode"] for shard in shards for trail in shard.ended]
-    show_not_encoded(ledger, ended)
+    kept = sorted(item.lineage["encode"] for shard in shards for item in shard.kept)
+    dropped = [lineage["encode"] for shard in shards for lineage in shard.dropped]
+    show_not_encoded(ledger, dropped)
     counts = {
         "encoded": len(kept),
-        "not_encoded": {record.subject: record.reason or "" for record in ledger.load(ended).values()},
+        "not_encoded": {record.subject: record.reason or "" for record in ledger.load(dropped).values()},
         "executed": sum(shard.executed for shard in shards),
         "reused": sum(shard.reused for shard in shards),
     }
@@ -130,12 +129,11 @@ def _samples(ledger: Ledger, parameters: TrainParameters, record: Record) -> lis
     return sample_videos(ledger, prompts, generate_shard.submit(parameters.release, prompts, params).result())
 
 
-train = flow(
-    takes(_train, "train", TrainParameters, first=("release", "preset", "overrides")),
-    name="train",
-    flow_run_name="train-{release}-{preset}",
-    task_runner=task_runner(),
-    persist_result=False,
-    validate_parameters=True,
+train = make_flow(
+    _train,
+    TrainParameters,
+    "train",
+    "train-{release}-{preset}",
+    first=("release", "preset", "overrides"),
 )
 PARAMETERS = TrainParameters

@@ -1,15 +1,13 @@
 """Verifies everything on record: hash chain, digests, releases. Fails when anything is wrong."""
 
-from typing import Any
-
-from prefect import flow, get_run_logger
+from prefect import get_run_logger
 from prefect.artifacts import create_table_artifact
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import ConfigDict, Field
 
-from flows.parameters import takes
-from flows.runner import task_runner
+from flows.make_flow import Summary, make_flow
 from medgen.errors import RunStopped
 from medgen.ledger import open_ledger
+from medgen.parameters import Parameters
 from medgen.settings import current
 from medgen.verify import taken_down
 from medgen.verify import verify as verify_all
@@ -17,10 +15,10 @@ from medgen.verify import verify as verify_all
 SHOWN = 200  # faults in the artifact
 
 
-class VerifyParameters(BaseModel):
+class VerifyParameters(Parameters):
     """What a verification can be told."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid")
+    model_config = ConfigDict(extra="forbid")
 
     read_artifacts: bool = Field(True, description="Read every artifact and recompute its digest.")
 
@@ -29,9 +27,8 @@ class RecordsDamaged(RunStopped):
     """Something on record is not as it was written."""
 
 
-def _verify(**arguments: Any) -> dict[str, Any]:
+def _verify(parameters: VerifyParameters) -> Summary:
     """Recomputes the hash chain and all digests and names what is wrong."""
-    parameters = VerifyParameters(**arguments)
     ledger = open_ledger()
     faults = verify_all(ledger, current().releases_folder, artifacts=parameters.read_artifacts)
     known = taken_down(ledger)
@@ -48,12 +45,5 @@ def _verify(**arguments: Any) -> dict[str, Any]:
     return {"faults": faults, "taken_down": known}
 
 
-verify = flow(
-    takes(_verify, "verify", VerifyParameters, first=()),
-    name="verify",
-    flow_run_name="verify-all",
-    task_runner=task_runner(),
-    persist_result=False,
-    validate_parameters=True,
-)
+verify = make_flow(_verify, VerifyParameters, "verify", "verify-all")
 PARAMETERS = VerifyParameters

@@ -3,7 +3,7 @@
 The ledger writes these tables; everything else reads them. Rows are added and never changed: a repeated attempt
 is a new step run beside the one that it supersedes. Only a takedown blanks words, and leaves a seal (see
 `medgen.takedown`), and what raters answer may be revised. Only the last three tables hold transient facts of operation,
-and `standing` repeats what the others say, to be searched: triggers keep it (migration 0003), nobody else writes it.
+and `item_status` repeats what the others say, to be searched: triggers keep it (migration 0005), nobody else writes it.
 """
 
 from datetime import UTC, datetime
@@ -26,7 +26,7 @@ from sqlalchemy import (
     create_engine,
     text,
 )
-from sqlalchemy.dialects.postgresql import JSONB, TSVECTOR
+from sqlalchemy.dialects.postgresql import JSONB, TSVECTOR, insert
 from sqlalchemy.exc import OperationalError
 from sqlalchemy.orm import DeclarativeBase, Mapped, mapped_column
 
@@ -320,13 +320,13 @@ class Tombstone(Base):
     forgotten_at: Mapped[datetime] = mapped_column(default=now)
 
 
-class Standing(Base):
+class ItemStatus(Base):
     """Where a video, clip or stretch stands: the last word of the pipeline on it, beside what people search for.
 
-    Kept by triggers in the transaction that changes it; `SELECT rebuild_standing()` makes it anew from the records.
+    Kept by triggers in the transaction that changes it; `SELECT rebuild_item_status()` makes it anew from the records.
     """
 
-    __tablename__ = "standing"
+    __tablename__ = "item_status"
     id: Mapped[str] = mapped_column(primary_key=True)  # of a video or clip, or VIDEO/a-b of a stretch never cut
     kind: Mapped[str]  # video | clip | stretch
     video_id: Mapped[str]
@@ -342,14 +342,22 @@ class Standing(Base):
     category: Mapped[str | None]
     words: Mapped[Any] = mapped_column(TSVECTOR)  # of title, channel and tags, unstemmed: any language
     __table_args__ = (
-        Index("ix_standing_at", "decided_at", "id"),
+        Index("ix_item_status_at", "decided_at", "id"),
         *(
-            Index(f"ix_standing_{column}", column, "decided_at", "id")
+            Index(f"ix_item_status_{column}", column, "decided_at", "id")
             for column in ("kind", "status", "reason", "step", "channel", "licence", "category", "source_name")
         ),
-        Index("ix_standing_video", "video_id"),
-        Index("ix_standing_words", "words", postgresql_using="gin"),
+        Index("ix_item_status_video", "video_id"),
+        Index("ix_item_status_words", "words", postgresql_using="gin"),
     )
+
+
+class ItemStep(Base):
+    """A step whose records say where an item stands. Others (recheck, forget, encode, …) look at items and leave them
+    where they stand."""
+
+    __tablename__ = "item_step"
+    name: Mapped[str] = mapped_column(primary_key=True)
 
 
 class KnownFile(Base):
@@ -375,6 +383,13 @@ class ByteAccount(Base):
     __tablename__ = "byte_account"
     name: Mapped[str] = mapped_column(primary_key=True)
     used: Mapped[int] = mapped_column(BigInteger)
+
+
+@cache
+def declare_item_step(engine: Engine, name: str) -> None:
+    """Makes the records of the step `name` count for `item_status`; once a process."""
+    with engine.begin() as connection:
+        connection.execute(insert(ItemStep).values(name=name).on_conflict_do_nothing())
 
 
 @cache

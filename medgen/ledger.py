@@ -15,9 +15,9 @@ from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
 from functools import cache
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, cast
 
-from sqlalchemy import Engine, insert, select, update
+from sqlalchemy import Engine, Table, insert, select, update
 from sqlalchemy.dialects.postgresql import insert as upsert
 from sqlalchemy.orm import Session, aliased
 
@@ -67,9 +67,9 @@ class Outcome:
 
     status: Literal["kept", "rejected"]
     reason: str | None = None
-    detail: dict[str, Any] = field(default_factory=dict)
-    scores: dict[str, float] = field(default_factory=dict)
-    score_models: dict[str, str] = field(default_factory=dict)
+    detail: Mapping[str, Any] = field(default_factory=dict)
+    scores: Mapping[str, float] = field(default_factory=dict)
+    score_models: Mapping[str, str] = field(default_factory=dict)
     outputs: dict[str, Artifact] = field(default_factory=dict)
     rows: list[Base] = field(default_factory=list)
     captions: dict[str, dict[str, str]] = field(default_factory=dict)
@@ -239,27 +239,29 @@ class Ledger:
         earlier: Record | None,
     ) -> str:
         """Adds the rows of an outcome; gives its key."""
-        failed = isinstance(outcome, ItemFailed)
+        result = Outcome("rejected", outcome.reason) if isinstance(outcome, ItemFailed) else outcome
         values: dict[str, Any] = {
             "key": step.key(work),
             "step": step.name,
             "version": step.version,
             "subject": work.subject,
-            "status": "failed" if failed else outcome.status,
-            "reason": outcome.reason,
-            "transient": failed and outcome.transient,
-            "detail": {"message": _clean(outcome.message)} if failed else _clean(outcome.detail),
+            "status": result.status,
+            "reason": result.reason,
+            "transient": False,
+            "detail": _clean(result.detail),
             "params": step.params,
             "context": dict(work.context),
             "models": step.models,
             "code_version": code_version(),
             "flow_run_id": flow_run_id,
             "attempts": earlier.attempts + 1 if earlier else 1,
-            "decodes": 0 if failed else outcome.decodes,
+            "decodes": result.decodes,
             "started_at": started_at,
             "finished_at": now(),
         }
-        result = Outcome("rejected") if failed else outcome
+        if isinstance(outcome, ItemFailed):
+            values |= {"status": "failed", "transient": outcome.transient}
+            values["detail"] = {"message": _clean(outcome.message)}
         inputs = [
             {"role": role, "artifact_sha256": work.inputs.get(role), "parent_id": work.parents.get(role)}
             for role in sorted({*work.inputs, *work.parents})
@@ -289,13 +291,16 @@ class Ledger:
             .returning(StepRun.id)
         )
         if new_id is not None:
-            for table, rows in itertools.groupby(result.rows, key=type):
+            for implied, rows in itertools.groupby(result.rows, key=type):
                 values_of = [_column_values(row, new_id) for row in rows]
-                session.execute(upsert(table).on_conflict_do_nothing(), values_of)
-            for table, rows in ((StepInput, inputs), (StepOutput, outputs), (Score, scores), (Caption, captions)):
-                if rows:
-                    session.execute(insert(table), [{**row, "step_run_id": new_id} for row in rows])
-        return values["key"]
+                session.execute(upsert(implied).on_conflict_do_nothing(), values_of)
+            children: list[tuple[type[Base], list[dict[str, Any]]]] = [
+                (StepInput, inputs), (StepOutput, outputs), (Score, scores), (Caption, captions),
+            ]  # fmt: skip
+            for child, own in children:
+                if own:
+                    session.execute(insert(child), [{**row, "step_run_id": new_id} for row in own])
+        return str(values["key"])
 
     def _records(self, condition: Any) -> list[Record]:
         with Session(self.engine) as session:
@@ -319,10 +324,7 @@ class Ledger:
                 select(Score.step_run_id, Score.metric, Score.value).where(Score.step_run_id.in_(ids))
             ):
                 scores.setdefault(run_id, {})[metric] = value
-        return [
-            Record(**run._mapping, outputs=outputs.get(run.id, {}), scores=scores.get(run.id, {}))  # type: ignore[arg-type]
-            for run in runs
-        ]
+        return [Record(**run._mapping, outputs=outputs.get(run.id, {}), scores=scores.get(run.id, {})) for run in runs]
 
 
 def record_hash(
@@ -360,10 +362,11 @@ def _parent_hashes(session: Session, ids: Iterable[int]) -> dict[int, str]:
 
 
 def _column_values(row: Base, step_run_id: int) -> dict[str, Any]:
-    own_key = row.__table__.autoincrement_column  # the database numbers it
+    table = cast(Table, row.__table__)
+    own_key = table.autoincrement_column  # the database numbers it
     values = {
         column.name: getattr(row, column.name)
-        for column in row.__table__.columns
+        for column in table.columns
         if column.default is None and column is not own_key
     }
     if "step_run_id" in values and values["step_run_id"] is None:

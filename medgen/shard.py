@@ -2,7 +2,7 @@
 
 Items that the ledger knows are reused without touching their bytes; those of videos that were taken down end here.
 The others run in worker processes, which a decoder may crash and a time limit may kill without hurting anything
-else. One bad item is recorded and the rest go on; a shard that fails mostly for one passing cause raises, because
+else. One bad item is recorded and the rest go on; a shard that fails mostly for one transient cause raises, because
 then the fault is not the items'.
 """
 
@@ -17,7 +17,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence, Set
 from concurrent.futures import Future, ThreadPoolExecutor, as_completed
 from dataclasses import dataclass, field, replace
 from datetime import datetime
-from functools import cache
+from functools import cache, partial
 from typing import Any, Literal
 
 from pebble import ProcessExpired, ProcessPool
@@ -42,32 +42,45 @@ class Item:
 
     Args:
         subject: what the next step is about.
-        trail: step name → id of the step run that the subject passed.
+        lineage: step name → id of the step run that the subject passed.
     """
 
     subject: str
-    trail: Mapping[str, int] = field(default_factory=dict)
+    lineage: Mapping[str, int] = field(default_factory=dict)
+
+
+Past = Mapping[str, Record]
+"""The records of an item's lineage: step name → record."""
 
 
 @dataclass(frozen=True)
 class Step:
-    """A step, ready to run.
+    """A step, ready to run: `run_shard(step, items)`.
 
     Args:
         identity: name, version, parameters, models.
         function: (work, store) → outcome; a module-level function or a `functools.partial` of one, because it
             travels to worker processes. Raises `ItemFailed` for bad items.
-        where: in worker processes (decoding, models), in threads (waiting for a network) or inline (arithmetic).
+        work_of: (item, records of its lineage) → what the function sees. A step that is given its works needs none.
+        fan_out: (item, its kept record) → items for the next step; by default the same subject.
+        compare: (items, records of their lineages) → subject → facts that join the context of its work: for a step
+            that must know all items at once.
+        prepare: called once before any item is worked on.
+        runs_in: worker processes (decoding, models), threads (waiting for a network) or inline (arithmetic).
         time_limit_s: an item that takes longer is killed (processes) and quarantined.
-        lane: what work has to queue for, such as a host. Work of different lanes is taken up in turn, so that a slow
-            lane does not keep all workers waiting.
+        queue_key: what a work has to queue for, such as a host. Works with different keys are taken up in turn, so
+            that a slow host does not keep all workers waiting.
     """
 
     identity: StepIdentity
     function: Callable[[Work, Store], Outcome]
-    where: Literal["processes", "threads", "inline"]
+    work_of: Callable[[Item, Past], Work] | None = None
+    fan_out: Callable[[Item, Record], Iterable[Item]] | None = None
+    compare: Callable[[Sequence[Item], Mapping[int, Record]], Mapping[str, Mapping[str, Any]]] | None = None
+    prepare: Callable[[Store], None] | None = None
+    runs_in: Literal["processes", "threads", "inline"] = "processes"
     time_limit_s: float | None = None
-    lane: Callable[[Work], str] | None = None
+    queue_key: Callable[[Work], str] | None = None
 
 
 @dataclass(frozen=True)
@@ -77,7 +90,7 @@ class ShardResult:
     Args:
         step: name of the step.
         kept: items for the next step.
-        ended: trails of the items whose life ends here (rejected or failed), this step included.
+        dropped: lineages of the items that were rejected or failed here, this step included.
         executed, reused: number of items worked on and found in the ledger.
         decodes: number of video files opened for decoding in this run.
         records: ids of the step runs of all items.
@@ -85,7 +98,7 @@ class ShardResult:
 
     step: str
     kept: tuple[Item, ...] = ()
-    ended: tuple[Mapping[str, int], ...] = ()
+    dropped: tuple[Mapping[str, int], ...] = ()
     executed: int = 0
     reused: int = 0
     decodes: int = 0
@@ -93,15 +106,13 @@ class ShardResult:
 
 
 class ShardFailed(RuntimeError):
-    """Most items of a shard failed for the same passing reason."""
+    """Most items of a shard failed for the same transient reason."""
 
 
 def run_shard(
     step: Step,
-    items: Sequence[Item],
-    work_of: Callable[[Item, Mapping[str, Record]], Work],
+    items: Sequence[Item | Work],
     *,
-    follow: Callable[[Item, Record], Iterable[Item]] | None = None,
     flow_run_id: str | None = None,
     progress: Callable[[int, int], None] | None = None,
     retry_quarantined: bool = False,
@@ -110,8 +121,7 @@ def run_shard(
     """Runs `step` on every item that the ledger has no standing record of.
 
     Args:
-        work_of: (item, step name → record of its trail) → what the step's function sees.
-        follow: (item, kept record) → items for the next step; by default the same subject.
+        items: items on their way through the steps, or works whose facts are known already.
         progress: called with (done, total).
         retry_quarantined: work again on items that failed for good.
 
@@ -119,42 +129,35 @@ def run_shard(
         ShardFailed: see above.
     """
     ledger = ledger or open_ledger()
-    name = step.identity.name
-    past = ledger.load({run_id for item in items for run_id in item.trail.values()})
-    # After the load: of a record that a takedown has blanked since, this knows.
-    gone = ledger.forgotten(item.subject for item in items)
-    works = [
-        Work(item.subject)
-        if item.subject in gone
-        else work_of(item, {s: past[run_id] for s, run_id in item.trail.items()})
-        for item in items
-    ]
-    works = [replace(w, parents={**item.trail, **w.parents}) for item, w in zip(items, works, strict=True)]
+    if step.prepare:
+        step.prepare(ledger.store)
+    on_the_way = [Item(item.subject) if isinstance(item, Work) else item for item in items]
+    works, gone = _works(step, items, on_the_way, ledger)
     keys = [step.identity.key(work) for work in works]
     known = ledger.find(keys)
     records = ledger.done(known)
     if retry_quarantined:
         records = {key: record for key, record in records.items() if record.status != "failed"}
     todo = {key: work for key, work in zip(keys, works, strict=True) if key not in records}
-    if step.lane:
-        todo = _in_turn(todo, step.lane)
-    reused = len(keys) - len(todo)
+    if step.queue_key:
+        todo = _in_turn(todo, step.queue_key)
+    executed, reused = len(todo), len(keys) - len(todo)
     if progress:
         progress(reused, len(keys))
     causes: Counter[str] = Counter()
-    executed, decodes = len(todo), 0
+    decodes = 0
     for attempt in range(1, MAX_ATTEMPTS + 1):
         again: dict[str, Work] = {}
         for key, outcome, started in _outcomes(step, todo, ledger.store, gone):
-            passing = isinstance(outcome, ItemFailed) and outcome.transient and not outcome.later
-            if passing and attempt < MAX_ATTEMPTS:
-                again[key] = todo[key]
-                continue
-            if passing:
-                causes[outcome.reason] += 1
             if isinstance(outcome, ItemFailed):
-                log.warning("%s %s: %s", name, todo[key].subject, outcome)
-            decodes += 0 if isinstance(outcome, ItemFailed) else outcome.decodes
+                transient = outcome.transient and not outcome.later
+                if transient and attempt < MAX_ATTEMPTS:
+                    again[key] = todo[key]
+                    continue
+                causes[outcome.reason] += transient
+                log.warning("%s %s: %s", step.identity.name, todo[key].subject, outcome)
+            else:
+                decodes += outcome.decodes
             records[key] = ledger.write(
                 step.identity,
                 todo[key],
@@ -172,32 +175,66 @@ def run_shard(
     for reason, count in causes.most_common(1):
         if count >= MANY_FAILURES and count > len(items) / 2:
             raise ShardFailed(
-                f"{name}: {count} of {len(items)} items failed with {reason}; run again when it is mended"
+                f"{step.identity.name}: {count} of {len(items)} items failed with {reason}; run again when it is mended"
             )
-    kept: list[Item] = []
-    ended: list[Mapping[str, int]] = []
-    for item, key in zip(items, keys, strict=True):
-        record = records[key]
-        trail = {**item.trail, name: record.id}
-        if record.status == "kept":
-            here = Item(record.subject, trail)
-            kept.extend(follow(here, record) if follow else [here])
-        else:
-            ended.append(trail)
+    kept, dropped = _kept_and_dropped(step, on_the_way, [records[key] for key in keys])
     return ShardResult(
-        name, tuple(kept), tuple(ended), executed, reused, decodes, tuple(records[key].id for key in keys)
+        step.identity.name, kept, dropped, executed, reused, decodes, tuple(records[key].id for key in keys)
     )
 
 
-def _in_turn(todo: Mapping[str, Work], lane: Callable[[Work], str]) -> dict[str, Work]:
-    """The first of each lane, then the second of each, and so on."""
+def _works(
+    step: Step, given: Sequence[Item | Work], items: Sequence[Item], ledger: Ledger
+) -> tuple[list[Work], Set[str]]:
+    """(the work of every item, with its lineage as parents; subjects that were taken down)."""
+    past = ledger.load({run_id for item in items for run_id in item.lineage.values()})
+    # After the load: of a record that a takedown has blanked since, this knows.
+    gone = ledger.forgotten(item.subject for item in items)
+    compared = step.compare([item for item in items if item.subject not in gone], past) if step.compare else {}
+    works = []
+    for item_or_work, item in zip(given, items, strict=True):
+        if item.subject in gone:
+            work = Work(item.subject, parents=item_or_work.parents if isinstance(item_or_work, Work) else {})
+        elif isinstance(item_or_work, Work):
+            work = item_or_work
+        elif step.work_of:
+            work = step.work_of(item, {name: past[run_id] for name, run_id in item.lineage.items()})
+        else:
+            raise TypeError(f"{step.identity.name} has no work_of: it takes works, not items")
+        if item.subject in compared:
+            work = replace(work, context={**work.context, **compared[item.subject]})
+        works.append(replace(work, parents={**item.lineage, **work.parents}))
+    return works, gone
+
+
+def _kept_and_dropped(
+    step: Step, items: Sequence[Item], records: Sequence[Record]
+) -> tuple[tuple[Item, ...], tuple[Mapping[str, int], ...]]:
+    """(items for the next step, lineages that end here)."""
+    kept: list[Item] = []
+    dropped: list[Mapping[str, int]] = []
+    for item, record in zip(items, records, strict=True):
+        lineage = {**item.lineage, step.identity.name: record.id}
+        if record.status != "kept":
+            dropped.append(lineage)
+            continue
+        here = Item(record.subject, lineage)
+        kept.extend(step.fan_out(here, record) if step.fan_out else [here])
+    return tuple(kept), tuple(dropped)
+
+
+def _in_turn(todo: Mapping[str, Work], queue_key: Callable[[Work], str]) -> dict[str, Work]:
+    """The first work of each queue, then the second of each, and so on."""
     before: Counter[str] = Counter()
     turns: list[tuple[int, str]] = []
     for key, work in todo.items():
-        name = lane(work)
-        turns.append((before[name], key))
-        before[name] += 1
+        queue = queue_key(work)
+        turns.append((before[queue], key))
+        before[queue] += 1
     return {key: todo[key] for _, key in sorted(turns, key=lambda turn: turn[0])}
+
+
+_Running = Future[tuple[Outcome | ItemFailed, datetime]]
 
 
 def _outcomes(
@@ -214,14 +251,14 @@ def _execute(
     step: Step, todo: Mapping[str, Work], store: Store
 ) -> Iterable[tuple[str, Outcome | ItemFailed, datetime]]:
     """Yields (key, outcome, time of start) as items end."""
-    if step.where == "inline":
+    if step.runs_in == "inline":
         for key, work in todo.items():
             started = now()
-            yield key, _attempt(lambda work=work: step.function(work, store)), started
+            yield key, _attempt(partial(step.function, work, store)), started
         return
-    futures: dict[Future[Any], str] = {}
+    futures: dict[_Running, str] = {}
     for key, work in todo.items():
-        if step.where == "threads":
+        if step.runs_in == "threads":
             future = _threads().submit(_timed, step.function, work)
         else:
             future = _processes().schedule(_timed, args=(step.function, work), timeout=step.time_limit_s)
@@ -230,7 +267,7 @@ def _execute(
         for future in as_completed(list(futures)):
             key, started = futures.pop(future), now()  # what ended is not held: an outcome may have thousands of rows
 
-            def result(future: Future[Any] = future) -> Outcome | ItemFailed:
+            def result(future: _Running = future) -> Outcome | ItemFailed:
                 nonlocal started
                 outcome, started = future.result()
                 return outcome
@@ -293,7 +330,7 @@ def _processes() -> ProcessPool:
 def close_pools() -> None:
     """Ends the worker processes and threads of this process, if there are any."""
     if _processes.cache_info().currsize:
-        _processes().stop()
+        _processes().stop()  # type: ignore[no-untyped-call]  # pebble says so itself
         _processes().join()
         _processes.cache_clear()
     if _threads.cache_info().currsize:

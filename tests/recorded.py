@@ -59,13 +59,13 @@ class Recorder:
             Source(name=source, kind="listing", uri=source), *rows]))  # fmt: skip
 
     def cut(self, url: str, clip_file: Artifact, found: Record, count: int = 1, category: str = "imaging"):
-        """A video downloaded, judged and cut: its trail, and the trails of its clips."""
+        """A video downloaded, judged and cut: its lineage, and the lineages of its clips."""
         identity = video_id(url)
-        trail: dict[str, Record] = {"discover": found}
-        trail["download"] = self.step(
-            "download", identity, Outcome("kept", detail={"metadata": {"title": "", "url": url}}), trail
+        lineage: dict[str, Record] = {"discover": found}
+        lineage["download"] = self.step(
+            "download", identity, Outcome("kept", detail={"metadata": {"title": "", "url": url}}), lineage
         )
-        trail["segment"] = self.step("segment", identity, Outcome("kept", detail={"shots": 2}), trail)
+        lineage["segment"] = self.step("segment", identity, Outcome("kept", detail={"shots": 2}), lineage)
         clips = [
             {"start_frame": 200 * k, "end_frame": 200 * k + 180, "start_s": 8.0 * k, "end_s": 8.0 * k + 7.2,
              "medical": 0.9, "category": category}
@@ -78,12 +78,12 @@ class Recorder:
             ]
         }
         output = self.ledger.store.put_bytes(canonical_json(report), "application/json")
-        trail["classify"] = self.step(
+        lineage["classify"] = self.step(
             "classify", identity,
-            Outcome("kept", detail={"clips": clips}, outputs={"classification": output}), trail,
+            Outcome("kept", detail={"clips": clips}, outputs={"classification": output}), lineage,
             params={"medical_threshold": 0.5}, models={"frames": "f" * 64},
         )  # fmt: skip
-        trails = []
+        lineages = []
         for k, facts in enumerate(clips):
             clip_id = f"c{identity[1:13]}{k:03d}"
             row = {
@@ -93,17 +93,17 @@ class Recorder:
             stretch = f"{identity}/{facts['start_frame']}-{facts['end_frame']}"
             made = self.step(
                 "cut", stretch, Outcome("kept", detail={"clip": row}, outputs={"clip": clip_file}, rows=[Clip(**row)]),
-                trail,
+                lineage,
             )  # fmt: skip
-            trails.append((clip_id, trail | {"cut": made}))
-        return identity, trails
+            lineages.append((clip_id, lineage | {"cut": made}))
+        return identity, lineages
 
-    def judge(self, clip_id: str, trail: Mapping[str, Record], words: float = 0.0) -> tuple[str, dict[str, Record]]:
+    def judge(self, clip_id: str, lineage: Mapping[str, Record], words: float = 0.0) -> tuple[str, dict[str, Record]]:
         """A clip measured and decided on: rejected for overlay text when it has more than 20 words."""
-        trail = dict(trail)
+        lineage = dict(lineage)
         scores = {"short_side": 480.0, "overlay_words": words, "aesthetic": 4.2, "technical": 31.0}
-        trail["quality"] = self.step(
-            "quality", clip_id, Outcome("kept", scores=scores, clip_id=clip_id), trail, models={"technical": "a" * 64}
+        lineage["quality"] = self.step(
+            "quality", clip_id, Outcome("kept", scores=scores, clip_id=clip_id), lineage, models={"technical": "a" * 64}
         )
         checks = [
             {"reason": reason, "metric": metric, "score": scores[metric], "threshold": threshold, "passes_when": side,
@@ -116,22 +116,24 @@ class Recorder:
             outcome = Outcome("rejected", failed[0]["reason"], {"checks": checks, **first})
         else:
             outcome = Outcome("kept", detail={"checks": checks, "motion_type": "moving"})
-        trail["decide"] = self.step("decide", clip_id, outcome, trail)
-        return outcome.status, trail
+        lineage["decide"] = self.step("decide", clip_id, outcome, lineage)
+        return outcome.status, lineage
 
-    def caption(self, clip_id: str, trail: Mapping[str, Record], text: str) -> dict[str, Record]:
+    def caption(self, clip_id: str, lineage: Mapping[str, Record], text: str) -> dict[str, Record]:
         """The last steps of a kept clip."""
-        trail = dict(trail)
-        trail["deduplicate"] = self.step("deduplicate", clip_id, Outcome("kept", detail={"duplicate_of": None}), trail)
+        lineage = dict(lineage)
+        lineage["deduplicate"] = self.step(
+            "deduplicate", clip_id, Outcome("kept", detail={"duplicate_of": None}), lineage
+        )
         privacy = {"found": {"faces": False, "identifiers": []}, "blurred": []}
-        trail["privacy"] = self.step("privacy", clip_id, Outcome("kept", detail=privacy), trail)
+        lineage["privacy"] = self.step("privacy", clip_id, Outcome("kept", detail=privacy), lineage)
         made_by = {"model": "evidence_template", "model_digest": "b" * 64, "prompt_version": "v1"}
         captions = {kind: {"text": text, **made_by} for kind in ("brief", "detailed")}
         detail = {"captioner": "evidence_template", "transcript": text, "transcript_source": "subtitles"}
-        trail["caption"] = self.step(
-            "caption", clip_id, Outcome("kept", detail=detail, captions=captions, clip_id=clip_id), trail
+        lineage["caption"] = self.step(
+            "caption", clip_id, Outcome("kept", detail=detail, captions=captions, clip_id=clip_id), lineage
         )
-        return trail
+        return lineage
 
     def release(self, name: str, clips: Mapping[str, Mapping[str, Record]], policy: Mapping[str, Any]) -> Record:
         """A release of captioned clips, with a small metadata table and funnel."""
@@ -139,10 +141,10 @@ class Recorder:
         rows = [
             {
                 "clip_id": clip, "category": "imaging", "duration": 7.2, "aesthetic_score": 4.0 + k, "licence": "CC0",
-                "technical_score": 30.0 + k, "video_id": trail["download"].subject, "file": f"clips/{clip}.mp4",
-                "clip_sha256": trail["cut"].outputs["clip"],
+                "technical_score": 30.0 + k, "video_id": lineage["download"].subject, "file": f"clips/{clip}.mp4",
+                "clip_sha256": lineage["cut"].outputs["clip"],
             }
-            for k, (clip, trail) in enumerate(sorted(clips.items()))
+            for k, (clip, lineage) in enumerate(sorted(clips.items()))
         ]  # fmt: skip
         outputs = {}
         for role, table in (

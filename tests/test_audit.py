@@ -38,7 +38,7 @@ def installation(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, list[s
         shutil.copyfile(next(made.rglob(name)), source / name)
     home = tmp_path_factory.mktemp("audited") / "home"
     releases = []
-    for settings in (("--set", "max_overlay_words=100000", "--set", "copies=keep"), ()):
+    for settings in (("--set", "max_overlay_words=100000", "--set", "near_duplicates=keep"), ()):
         done = medgen("refresh", "--source", f"films={source}", "--json", *settings, home=home, MEDGEN_WORKERS="1")
         releases.append(json.loads(done.stdout)["release"])
     # Training is another matter than auditing: a record of a model is enough here.

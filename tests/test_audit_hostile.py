@@ -21,7 +21,7 @@ from apps.audit import search
 from apps.audit.application import create_site
 from apps.audit.reading import TooSlow
 from apps.audit.search import Filters
-from medgen.catalog import Standing
+from medgen.catalog import ItemStatus
 from medgen.ledger import Ledger, open_ledger
 from tasks.operations.takedown import take_down
 from tests.audit_addresses import hostile_addresses
@@ -61,11 +61,11 @@ def hostile(home: Path, tmp_path: Path) -> Ledger:
     found = recorder.discover("<b>listing</b>", videos)
     kept = {}
     for n, video in enumerate(videos):
-        _, trails = recorder.cut(video["url"], clip_file, found, count=2, category="a <i>category</i>")
-        for k, (clip, trail) in enumerate(trails):
-            status, trail = recorder.judge(clip, trail, words=40.0 if k else float(n))
+        _, lineages = recorder.cut(video["url"], clip_file, found, count=2, category="a <i>category</i>")
+        for k, (clip, lineage) in enumerate(lineages):
+            status, lineage = recorder.judge(clip, lineage, words=40.0 if k else float(n))
             if status == "kept":
-                kept[clip] = recorder.caption(clip, trail, video["title"])
+                kept[clip] = recorder.caption(clip, lineage, video["title"])
     made = recorder.release("medgen-one", kept, {"<b>": TITLES[0]})
     recorder.release("medgen-two", dict(list(kept.items())[:3]), {"max": 1})
     recorder.model("<img src=x onerror=window.harmed=8>", "medgen-one", made)
@@ -196,7 +196,9 @@ def test_every_row_is_on_one_page_of_a_search(hostile: Ledger, monkeypatch: pyte
                     return found
 
     with hostile.engine.connect() as connection:
-        everything = connection.execute(select(Standing).order_by(Standing.decided_at.desc(), Standing.id.desc())).all()
+        everything = connection.execute(
+            select(ItemStatus).order_by(ItemStatus.decided_at.desc(), ItemStatus.id.desc())
+        ).all()
     expected = {
         Filters(): lambda row: True,
         Filters(status="rejected"): lambda row: row.status == "rejected",
@@ -242,14 +244,14 @@ def test_lists_are_exported_as_they_are_and_harmless_to_spreadsheets(client: Tes
 
 
 def test_what_the_triggers_keep_is_what_the_records_say(hostile: Ledger) -> None:
-    told = "SELECT * FROM standing ORDER BY id"
+    told = "SELECT * FROM item_status ORDER BY id"
     with hostile.engine.connect() as connection:
         video, url = connection.execute(text("SELECT id, url FROM video ORDER BY id LIMIT 1")).one()
     for taken_down in ({}, {video: url}):
         take_down(hostile, taken_down, "asked")
         with hostile.engine.begin() as connection:
             kept = connection.execute(text(told)).all()
-            connection.execute(text("SELECT rebuild_standing()"))
+            connection.execute(text("SELECT rebuild_item_status()"))
             assert connection.execute(text(told)).all() == kept
 
 

@@ -20,8 +20,10 @@ from medgen.ledger import open_ledger
 from medgen.shard import ShardResult
 from medgen.verify import verify
 from tasks.curation.discover import video_id
-from tasks.curation.download import DownloadParams, download_shard
-from tasks.curation.segment import SegmentParams, segment_shard
+from tasks.curation.download import STEP as DOWNLOAD_STEP
+from tasks.curation.download import DownloadParams
+from tasks.curation.segment import STEP as SEGMENT_STEP
+from tasks.curation.segment import SegmentParams
 from tests.conftest import discover_source, numbered_video
 
 PARAMS = DownloadParams(
@@ -208,8 +210,8 @@ def nothing_written_outside(home: Path, monkeypatch: pytest.MonkeyPatch) -> Iter
 def run(source: Path, params: DownloadParams = PARAMS) -> list[ShardResult]:
     """Discover, download and segment, as the flow does."""
     found = discover_source(str(source))
-    fetched = download_shard.fn("s", found, params)
-    return [found, fetched, segment_shard.fn("s", fetched, SegmentParams())]
+    fetched = DOWNLOAD_STEP.run(found, params)
+    return [found, fetched, SEGMENT_STEP.run(fetched, SegmentParams())]
 
 
 def verdicts_by(name: str) -> dict[Any, tuple[str, str, str | None, bool]]:
@@ -246,7 +248,7 @@ def test_sources_that_cannot_be_read(home: Path, tmp_path: Path, monkeypatch: py
             (tmp_path / name).write_bytes(content)
     with nothing_written_outside(home, monkeypatch):
         results = {name: discover_source(text) for name, text in texts.items()}
-        ends = {name: result.ended[0]["discover"] for name, result in results.items()}
+        ends = {name: result.dropped[0]["discover"] for name, result in results.items()}
         records = open_ledger().load(ends.values())
         found = {name: (records[i].status, records[i].reason, records[i].transient) for name, i in ends.items()}
         wanted = {name: ("failed", reason, False) for name, (_, reason) in SOURCES.items()}

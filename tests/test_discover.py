@@ -100,9 +100,9 @@ def test_every_row_has_its_verdict_with_the_scores_behind_it(home: Path, tmp_pat
     assert [item.subject for item in result.kept] == [hit["video_id"] for hit in hits]
     assert judged(path)[2].executed == 0
     # Another threshold is another judgement of the same rows.
-    assert judged(path, word_threshold=1e6)[0][0]["reason"] == "weak_medical_terms"
-    assert judged(path, meaning_threshold=0.9999999)[0][0]["reason"] == "not_medical_by_text"
-    everything = judged(path, word_filter="off", meaning_filter="off")
+    assert judged(path, keyword_threshold=1e6)[0][0]["reason"] == "weak_medical_terms"
+    assert judged(path, text_threshold=0.9999999)[0][0]["reason"] == "not_medical_by_text"
+    everything = judged(path, keyword_filter="off", text_classifier="off")
     assert [hit["row"] for hit in everything[1]] == [1, 2, 3, 8]
 
 

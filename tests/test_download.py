@@ -34,12 +34,12 @@ from medgen.web.host_policy import HostPolicy
 from medgen.web.quotas import bytes_below, night_quota, store_quota
 from medgen.web.rate_limits import HostBusy, HostRateLimiter, open_rate_limiter
 from tasks.curation import discover
+from tasks.curation.download import STEP as DOWNLOAD_STEP
 from tasks.curation.download import (
     DownloadParams,
     _licence_rejection,
     _Rejected,
     choose_picture,
-    download_shard,
 )
 from tests.asking import ask
 from tests.conftest import ROOT, discover_source, inline, numbered_video
@@ -77,7 +77,7 @@ def listing_of(rows: list[dict[str, Any]], folder: Path) -> Path:
 
 def discovered(listing: Path) -> ShardResult:
     """The videos of a listing."""
-    return discover_source(str(listing), word_filter="off", meaning_filter="off")
+    return discover_source(str(listing), keyword_filter="off", text_classifier="off")
 
 
 def started(code: str, *arguments: str) -> subprocess.Popen[bytes]:
@@ -119,7 +119,7 @@ def test_what_does_not_fit_a_budget_waits_for_a_later_run(
     limit = base + 5 * max(size.values()) + 100
     quota = store_quota(open_catalog(), open_store().folder, limit)
     quota.acquire(limit)  # as if killed downloads had left it
-    first = download_shard.fn("s", found, DownloadParams(**site.parameters, **{name: limit}))
+    first = DOWNLOAD_STEP.run(found, DownloadParams(**site.parameters, **{name: limit}))
     got = records()
     kept = sum(size[url] for url, record in got.items() if record.status == "kept")
     waiting = [url for url, record in got.items() if record.status == "failed"]
@@ -131,7 +131,7 @@ def test_what_does_not_fit_a_budget_waits_for_a_later_run(
     if name == "night_budget_bytes":
         assert night_quota(open_catalog(), limit).left() <= limit - kept  # what was begun in vain counts too
     assert all(site.asked(row["id"]) <= 2 for row in rows)  # none was tried again
-    again = download_shard.fn("s", found, DownloadParams(**site.parameters, **{name: 1 << 30}))
+    again = DOWNLOAD_STEP.run(found, DownloadParams(**site.parameters, **{name: 1 << 30}))
     assert again.executed == len(waiting) and len(first.kept) + len(waiting) == len(again.kept) == len(rows)
 
 
@@ -139,7 +139,7 @@ def test_a_body_of_unknown_length_stops_at_the_budget(home: Path, tmp_path: Path
     row = next(row for row in site.listing() if row["id"] == "/page-bomb")
     listing = listing_of([row], tmp_path)
     params = DownloadParams(**site.parameters, shard_budget_bytes=1000)
-    download_shard.fn("s", discovered(listing), params)
+    DOWNLOAD_STEP.run(discovered(listing), params)
     assert records()[row["url"]].reason == "byte_budget_shard"
 
 
@@ -211,7 +211,7 @@ def test_a_name_that_resolves_anew_is_not_connected_to(
     monkeypatch.setattr(socket, "getaddrinfo", rebinding)
     url = site.url("/good-1.mp4", "rebind.example")
     listing = listing_of([{"url": url, "title": "Laparoscopy"}], tmp_path)
-    download_shard.fn("s", discovered(listing), DownloadParams(allowed_hosts=("*",), stall_limit_s=0.5))
+    DOWNLOAD_STEP.run(discovered(listing), DownloadParams(allowed_hosts=("*",), stall_limit_s=0.5))
     assert records()[url].reason == "host_refused"
     assert site.log == []
 
@@ -246,7 +246,7 @@ def test_denied_hosts_are_denied_however_they_are_spelled(home: Path, tmp_path: 
     urls = [site.url("/good-1.mp4", host) for host in hosts]
     listing = listing_of([{"url": url, "title": "Laparoscopy"} for url in urls], tmp_path)
     params = DownloadParams(**site.parameters | {"allowed_hosts": ("*", "127.0.0.*")}, denied_hosts=("127.0.0.2",))
-    download_shard.fn("s", discovered(listing), params)
+    DOWNLOAD_STEP.run(discovered(listing), params)
     assert {url: record.reason for url, record in records().items()} == dict.fromkeys(urls, "host_refused")
     assert site.log == []
 

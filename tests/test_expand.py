@@ -15,7 +15,8 @@ from medgen.ledger import open_ledger
 from medgen.shard import ShardResult
 from medgen.store import open_store
 from tasks.curation.discover import DiscoverParams, discover_shards
-from tasks.curation.download import DownloadParams, download_shard
+from tasks.curation.download import STEP as DOWNLOAD_STEP
+from tasks.curation.download import DownloadParams
 from tasks.curation.expand import PAGE, ExpandParams, list_channels
 from tasks.curation.list_feed import ListParams
 from tasks.curation.list_sources import list_source
@@ -85,7 +86,7 @@ def night(server: Server, path: str) -> tuple[ShardResult, ShardResult]:
     """What a refresh does with a feed, as far as the downloads."""
     listing = list_source.fn("feed", server.url(path), LISTING)
     found = discover_shards.fn("feed", listing, DiscoverParams())
-    return found, download_shard.fn("feed", found, DOWNLOAD)
+    return found, DOWNLOAD_STEP.run(found, DOWNLOAD)
 
 
 def test_a_night_takes_what_is_new_and_asks_for_nothing_else(home: Path, server: Server) -> None:
@@ -135,7 +136,7 @@ def test_channels_of_hits_are_listed_until_they_lead_away(home: Path, tmp_path: 
     assert sizes == {server.url("/surgeon"): 40, server.url("/gamer"): 20, server.url("/big"): 120}
     assert len(found.kept) == 40 + 60
     kept = open_ledger().load(found.records).values()
-    assert {record.detail["word_filter"] for record in kept} == {"none"}  # judged by their meaning alone
+    assert {record.detail["keyword_filter"] for record in kept} == {"none"}  # judged by their meaning alone
     (gamer,) = (record for record in kept if record.detail["source"] == server.url("/gamer"))
     assert gamer.detail["counts"] == {"rejected not_medical_by_text": 20}
     again, nothing = expanded()

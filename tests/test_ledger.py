@@ -13,7 +13,7 @@ from medgen.catalog import StepRun, open_catalog
 from medgen.errors import ItemFailed
 from medgen.gc import collect_garbage
 from medgen.ledger import Outcome, StepIdentity, Work, open_ledger
-from medgen.shard import Item, ShardFailed, Step, run_shard
+from medgen.shard import ShardFailed, Step, run_shard
 from medgen.store import Store, open_store
 from medgen.verify import verify
 from medgen.workplace import workplace
@@ -34,12 +34,12 @@ def measure(work: Work, store: Store, factor: float, fail: frozenset[str] = froz
 
 def step(factor: float = 1.0, fail: frozenset[str] = frozenset(), where: str = "inline") -> Step:
     identity = StepIdentity("measure", 1, {"factor": factor}, {"model": "m" * 64})
-    return Step(identity, partial(measure, factor=factor, fail=fail), where)
+    return Step(identity, partial(measure, factor=factor, fail=fail), runs_in=where)
 
 
 def run(subjects: list[str], made: Step, **options: object) -> object:
     calls.clear()
-    return run_shard(made, [Item(subject) for subject in subjects], lambda item, past: Work(item.subject), **options)
+    return run_shard(made, [Work(subject) for subject in subjects], **options)
 
 
 @settings(max_examples=15, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
@@ -50,8 +50,8 @@ def test_a_second_run_in_any_order_does_nothing(home: Path, subjects: list[str],
     order.shuffle(shuffled)
     second = run(shuffled, step())
     assert calls == [] and second.executed == 0 and second.reused == len(subjects)
-    assert {i.trail["measure"] for i in first.kept} == {i.trail["measure"] for i in second.kept}
-    assert len(first.kept) + len(first.ended) == len(subjects)
+    assert {i.lineage["measure"] for i in first.kept} == {i.lineage["measure"] for i in second.kept}
+    assert len(first.kept) + len(first.dropped) == len(subjects)
     with Session(open_catalog()) as session:
         doubled = session.execute(
             select(StepRun.key).where(~StepRun.superseded).group_by(StepRun.key).having(func.count() > 1)
@@ -63,7 +63,7 @@ def test_failures_are_isolated_quarantined_and_retried(home: Path, monkeypatch: 
     monkeypatch.setattr("medgen.shard.BACKOFF_S", 0.0)
     bad = frozenset({"p1", "t1"})
     result = run(["a", "p1", "t1", "b"], step(fail=bad))
-    assert [item.subject for item in result.kept] == ["a", "b"] and len(result.ended) == 2
+    assert [item.subject for item in result.kept] == ["a", "b"] and len(result.dropped) == 2
     assert calls.count("p1") == 1 and calls.count("t1") == 3  # only transient failures are tried again
     again = run(["a", "p1", "t1", "b"], step())  # t1 has got better; p1 stays quarantined
     assert set(calls) == {"t1"} and again.executed == 1
@@ -85,7 +85,7 @@ def test_parameters_and_models_are_part_of_the_identity(home: Path) -> None:
 def test_lost_bytes_are_made_again_and_garbage_is_swept(home: Path) -> None:
     result = run(["a", "b"], step())
     ledger, store = open_ledger(), open_store()
-    lost = ledger.load([result.kept[0].trail["measure"]])[result.kept[0].trail["measure"]].outputs["text"]
+    lost = ledger.load([result.kept[0].lineage["measure"]])[result.kept[0].lineage["measure"]].outputs["text"]
     store.remove(lost)
     assert f"artifact {lost}" in " ".join(verify(ledger, home / "releases"))
     assert run(["a", "b"], step()).executed == 1
@@ -124,7 +124,7 @@ def test_verify_names_what_was_altered(home: Path, tampering: str) -> None:
 
 def test_altered_bytes_are_named(home: Path) -> None:
     result = run(["a"], step())
-    record = open_ledger().load([result.kept[0].trail["measure"]])[result.kept[0].trail["measure"]]
+    record = open_ledger().load([result.kept[0].lineage["measure"]])[result.kept[0].lineage["measure"]]
     open_store().path(record.outputs["text"]).write_bytes(b"something else")
     faults = verify(open_ledger(), home / "releases")
     assert len(faults) == 1 and record.outputs["text"] in faults[0] and "changed" in faults[0]
@@ -146,7 +146,7 @@ def test_a_crashing_or_hanging_worker_hurts_only_its_item(home: Path, monkeypatc
     monkeypatch.setattr("medgen.shard.BACKOFF_S", 0.0)
     result = run(["a", "segfault", "hang", "b"], Step(StepIdentity("crash", 1, {}, {}), crash, "processes", 5.0))
     assert [item.subject for item in result.kept] == ["a", "b"]
-    ended = open_ledger().load([trail["crash"] for trail in result.ended]).values()
+    ended = open_ledger().load([lineage["crash"] for lineage in result.dropped]).values()
     assert {(r.subject, r.reason) for r in ended} == {("segfault", "worker_died"), ("hang", "time_limit")}
 
 

@@ -2,18 +2,19 @@
 
 import itertools
 from pathlib import Path
-from types import SimpleNamespace
 
 import av
 import cv2
 import numpy as np
 import pytest
 
+from medgen.ledger import Record
 from medgen.media import Limits, pictures
+from medgen.shard import Item
 from models.duplicates.fingerprint import Fingerprint, fingerprint
 from models.duplicates.near_duplicates import Candidate, compare, duplicates
 from models.quality.spatial_detail import measure_spatial_detail
-from tasks.curation.deduplicate import find_copies
+from tasks.curation.deduplicate import compare as compare_clips
 
 
 @pytest.fixture(scope="module")
@@ -164,14 +165,20 @@ def test_the_original_shows_more_detail_than_its_copies(sharp: dict[str, list[np
 def test_the_copy_that_stays_is_clean_first_and_shows_most_second(films: dict[str, np.ndarray]) -> None:
     text = seen(films["bunny"]).text()
 
+    def record(step: str, detail: dict[str, object], scores: dict[str, float]) -> Record:
+        return Record(0, "", step, "", "kept", None, False, detail, {}, scores, {}, 0, 1, "")
+
     def records(detail: float, words: float = 0.0, bits: int = 1_000):
-        cut = SimpleNamespace(detail={"clip": {}, "bit_rate": bits})
-        return cut, SimpleNamespace(scores={"detail": detail, "overlay_words": words}, detail={"fingerprint": text})
+        scores = {"detail": detail, "overlay_words": words}
+        return record("cut", {"clip": {}, "bit_rate": bits}, {}), record("quality", {"fingerprint": text}, scores)
 
     def kept(**clips) -> set[str]:
-        copies = find_copies(clips)
+        items = [Item(clip, {"cut": 2 * n, "quality": 2 * n + 1}) for n, clip in enumerate(clips)]
+        past = dict(enumerate(record for pair in clips.values() for record in pair))
+        compared = {clip: facts["copy_of"] for clip, facts in compare_clips(items, past).items()}
+        copies = {clip: copy for clip, copy in compared.items() if copy}
         assert {copy["clip"] for copy in copies.values()} == clips.keys() - copies.keys()
-        assert find_copies(dict(reversed(clips.items()))) == copies
+        assert {clip: facts["copy_of"] for clip, facts in compare_clips(items[::-1], past).items()} == compared
         return clips.keys() - copies.keys()
 
     assert kept(original=records(2.0), enlarged=records(1.9, bits=9_000), reduced=records(1.2)) == {"original"}

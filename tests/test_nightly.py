@@ -29,7 +29,7 @@ ENVIRONMENT = {
 # The numbered videos are no medical ones; their plain scenes look like still pictures with borders.
 LOOSE = {
     "medical_threshold": 0,
-    "similarity": -1,
+    "frame_similarity": -1,
     "still_below": 0,
     "technical_threshold": 100,
     "max_freeze_share": 1,

@@ -344,7 +344,7 @@ def test_guard_stops_a_release_when_the_text_filter_is_set_absurdly(up: Up, list
     night = {"sources": [str(listing)], "release_prefix": "guarded", "allowed_hosts": ["127.0.0.1"]}
     good = up.run(**night)
     assert good["state"]["name"] == "Completed", good["state"]
-    stopped = up.run(**night, word_threshold=1000)
+    stopped = up.run(**night, keyword_threshold=1000)
     assert stopped["state"]["name"] == "Failed"
     departure = "discover kept 0 of 6 (0%), where 100% was usual; most were dropped for"
     told = stopped["state"]["message"]
@@ -357,7 +357,7 @@ def test_guard_stops_a_release_when_the_text_filter_is_set_absurdly(up: Up, list
     (event,) = until(lambda: up.ask("POST", "/events/filter", query).json()["events"], 30, "no event")
     assert event["resource"]["prefect.resource.id"] == "medgen.release.guarded"
     assert departure in event["payload"]["departures"][0]
-    warned = up.run(**night, word_threshold=1000, funnel_guard="warn")
+    warned = up.run(**night, keyword_threshold=1000, funnel_guard="warn")
     assert warned["state"]["name"] == "Completed", warned["state"]
     assert f"**Departs from its history**: {departure}" in release_artifact(up, warned)[0]
 
@@ -403,7 +403,7 @@ def test_second_up_is_refused(up: Up, tmp_path: Path) -> None:
 
 
 def test_term_ends_everything_and_the_next_up_can_run(up: Up, videos: Path) -> None:
-    answer = up.ask_for_run(sources=[str(videos)], release_prefix="cutoff", similarity=0.5)
+    answer = up.ask_for_run(sources=[str(videos)], release_prefix="cutoff", frame_similarity=0.5)
     path = f"/flow_runs/{answer.json()['id']}"
     until(lambda: up.ask("GET", path).json()["state_name"] == "Running", 90, "the run does not start")
     assert len(processes(up.home)) >= 4  # command, server, worker, Postgres and the run

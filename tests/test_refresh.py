@@ -18,7 +18,7 @@ import pytest
 from apps.demo.corpus import build_corpus
 from medgen.media import Limits, pictures
 from medgen.postgres import embedded_url
-from tasks.curation.funnel import STEPS
+from tasks.curation.steps import STEP_NAMES
 from tests.conftest import S3Server, frame_number, kill_everything, medgen, medgen_running, numbered_video
 
 KILLS = 2
@@ -77,7 +77,7 @@ def test_every_item_gets_a_verdict_and_the_release_holds_what_it_says(
         assert row["brief_caption"] and row["detailed_caption"] and row["category"] != "non-medical"
         story = json.loads(medgen("show", row["clip_id"], "--json", home=home).stdout)
         steps = [step["step"] for step in story["steps"]]
-        assert steps == list(STEPS)
+        assert steps == list(STEP_NAMES)
         assert [release["name"] for release in story["releases"]] == [summary["release"]]
     assert (folder / "funnel.png").read_bytes().startswith(b"\x89PNG")
     assert json.loads((folder / "funnel.json").read_text()) == summary["funnel"]
@@ -210,7 +210,7 @@ def test_clips_never_cross_a_cut_and_start_and_end_with_the_promised_frames(corp
     shutil.copyfile(corpus / "numbered.mp4", source / "numbered.mp4")
     loose = (
         "medical_threshold=0",
-        "similarity=-1",
+        "frame_similarity=-1",
         "still_below=0",
         "technical_threshold=100",
         "max_freeze_share=1",

@@ -14,7 +14,7 @@ import av
 import numpy as np
 import pytest
 
-from flows.refresh import RefreshFailed, RefreshParameters, _check_models
+from flows.refresh import RefreshFailed, RefreshParameters, check_models
 from medgen.audio import decode_audio
 from medgen.errors import ItemFailed
 from medgen.ledger import Work, open_ledger
@@ -26,7 +26,8 @@ from models.captioning import speech
 from models.captioning.speech import RATE, Whisper, speech_digest
 from tasks.curation import caption as caption_step
 from tasks.curation.caption import CaptionParams
-from tasks.curation.download import DownloadParams, download_shard
+from tasks.curation.download import STEP as DOWNLOAD_STEP
+from tasks.curation.download import DownloadParams
 from tests.conftest import discover_source, forget_installation, numbered_video
 from tests.test_bad_input import Answer, Server
 from tests.test_captioner import EVIDENCE
@@ -212,11 +213,11 @@ def test_digest_follows_the_files_and_missing_models_are_named(
     assert speech_digest(str(copy)) != speech_digest(str(tiny_whisper))
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path))
-    parameters = RefreshParameters(speech_model="no-such-owner/no-such-whisper", with_sound=True)
+    parameters = RefreshParameters(speech_model="no-such-owner/no-such-whisper", with_audio=True)
     with pytest.raises(ModelUnavailable, match=r"no-such-owner/no-such-whisper is no local folder.*hub.*leave speech"):
-        _check_models(parameters)
-    with pytest.raises(RefreshFailed, match="with_sound=true"):
-        _check_models(parameters.model_copy(update={"with_sound": False}))
+        check_models(parameters)
+    with pytest.raises(RefreshFailed, match="with_audio=true"):
+        check_models(parameters.model_copy(update={"with_audio": False}))
     other = tmp_path / "other"
     other.mkdir()
     (other / "config.json").write_text('{"model_type": "whisper"}')
@@ -270,7 +271,7 @@ def test_the_step_says_where_the_words_came_from(
     plain = caption_step.step(CaptionParams())
     assert not {"speech_model", "speech_batch", "speech"} & (set(plain.identity.params) | set(plain.identity.models))
     assert plain.where == "inline" and run(CaptionParams()) == ("none", "", None)
-    assert "with_sound" not in DownloadParams().model_dump(mode="json")
+    assert "with_audio" not in DownloadParams().model_dump(mode="json")
     caption_step._whisper.cache_clear()
     forget_installation()
 
@@ -303,10 +304,10 @@ def test_sound_is_fetched_apart_and_given_to_the_step_only_when_asked_for(
         found = discover_source(str(listing))
         fetched = {}
         for wanted in (False, True):
-            params = DownloadParams(allowed_hosts=("127.0.0.1",), with_sound=wanted, min_height=0)
-            result = download_shard.fn("s", found, params)
+            params = DownloadParams(allowed_hosts=("127.0.0.1",), with_audio=wanted, min_height=0)
+            result = DOWNLOAD_STEP.run(found, params)
             assert len(result.kept) == 3
-            records = open_ledger().load({item.trail["download"] for item in result.kept})
+            records = open_ledger().load({item.lineage["download"] for item in result.kept})
             fetched[wanted] = {Path(r.detail["metadata"]["url"]).stem: r for r in records.values()}
         server.shutdown()
     assert set(fetched[False]["apart"].outputs) == {"video"}

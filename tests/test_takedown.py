@@ -44,14 +44,14 @@ SECRET = "Zebedee Quux"  # a word of the video that goes, found nowhere afterwar
 PARAMS = download.DownloadParams(allowed_hosts=("127.0.0.1",), stall_limit_s=0.5)
 LOOSE: dict[str, Any] = {
     "segment": segment.SegmentParams(dissolves=False),
-    "classify": classify.ClassifyParams(medical_threshold=0, similarity=-1),
+    "classify": classify.ClassifyParams(medical_threshold=0, frame_similarity=-1),
     "cut": cut.CutParams(crop_borders=False),
     "quality": quality.QualityParams(face_model="none"),
     "decide": decide.DecideParams(
         still_below=0, technical_threshold=100, max_freeze_share=1, min_short_side=0, min_sharpness=0,
         max_overlay_share=1, max_overlay_words=10_000, keep_uncropped_borders=True,
     ),
-    "deduplicate": deduplicate.DeduplicateParams(copies="keep"),
+    "deduplicate": deduplicate.DeduplicateParams(near_duplicates="keep"),
     "privacy": privacy.PrivacyParams(),
     "caption": caption.CaptionParams(caption_terms="none", detailed_min_words=1, brief_min_words=1),
 }  # fmt: skip
@@ -68,18 +68,18 @@ ROWS = {
 def refresh(listing: Path) -> tuple[list[ShardResult], Any, Path]:
     """All steps on one listing, as the flow runs them; gives their results, the release's record and its folder."""
     results = [discover_source(str(listing))]
-    results.append(download.download_shard.fn("s", results[-1], PARAMS))
+    results.append(download.STEP.run(results[-1], PARAMS))
     for name, module in (("segment", segment), ("classify", classify), ("cut", cut), ("quality", quality)):
-        results.append(getattr(module, f"{name}_shard").fn("s", results[-1], LOOSE[name]))
-    results.append(decide.decide_shard.fn("s", results[-1], LOOSE["decide"]))
-    results.append(deduplicate.deduplicate_all.fn("s", [results[-1]], LOOSE["deduplicate"]))
-    results.append(privacy.privacy_shard.fn("s", results[-1], LOOSE["privacy"]))
-    results.append(caption.caption_shard.fn("s", results[-1], LOOSE["caption"]))
+        results.append(module.STEP.run(results[-1], LOOSE[name]))
+    results.append(decide.STEP.run(results[-1], LOOSE["decide"]))
+    results.append(deduplicate.STEP.run([results[-1]], LOOSE["deduplicate"]))
+    results.append(privacy.STEP.run(results[-1], LOOSE["privacy"]))
+    results.append(caption.STEP.run(results[-1], LOOSE["caption"]))
     return [*results, *_released(results)]  # type: ignore[return-value]
 
 
 def _released(results: list[ShardResult], **params: str) -> tuple[ShardResult, Any, Path]:
-    ended = [trail for result in results for trail in result.ended]
+    ended = [lineage for result in results for lineage in result.dropped]
     return release.make_release.fn("t", results[-1].kept, ended, (), {}, release.ReleaseParams(**params))
 
 
@@ -415,23 +415,23 @@ def test_a_video_in_flight_does_not_come_back(made: Made) -> None:
     take_down(open_ledger(), made.urls("gone"), "asked")
     discovered, fetched, segmented, classified, cut_out, measured, decided, unique, guarded, captioned, _ = made.results
     for upstream, step, params in (
-        (discovered, download.download_shard, PARAMS),
-        (fetched, segment.segment_shard, LOOSE["segment"]),
-        (segmented, classify.classify_shard, LOOSE["classify"]),
-        (classified, cut.cut_shard, LOOSE["cut"]),
-        (cut_out, quality.quality_shard, LOOSE["quality"]),
-        (measured, decide.decide_shard, LOOSE["decide"]),
-        ([decided], deduplicate.deduplicate_all, LOOSE["deduplicate"]),
-        (unique, privacy.privacy_shard, LOOSE["privacy"]),
-        (guarded, caption.caption_shard, LOOSE["caption"]),
+        (discovered, download.STEP, PARAMS),
+        (fetched, segment.STEP, LOOSE["segment"]),
+        (segmented, classify.STEP, LOOSE["classify"]),
+        (classified, cut.STEP, LOOSE["cut"]),
+        (cut_out, quality.STEP, LOOSE["quality"]),
+        (measured, decide.STEP, LOOSE["decide"]),
+        ([decided], deduplicate.STEP, LOOSE["deduplicate"]),
+        (unique, privacy.STEP, LOOSE["privacy"]),
+        (guarded, caption.STEP, LOOSE["caption"]),
     ):
-        result = step.fn("s", upstream, params)
+        result = step.run(upstream, params)
         # Without it another may be the best copy, so that deduplicate decides anew.
         assert result.executed in ((1, 3) if result.step == "deduplicate" else (1,))
-        assert (len(result.kept), len(result.ended)) == (2, 1)
-        (record,) = open_ledger().load([trail[result.step] for trail in result.ended]).values()
+        assert (len(result.kept), len(result.dropped)) == (2, 1)
+        (record,) = open_ledger().load([lineage[result.step] for lineage in result.dropped]).values()
         assert (record.status, record.reason, record.outputs) == ("rejected", "forgotten", {})
-        assert step.fn("s", upstream, params).executed == 0
+        assert step.run(upstream, params).executed == 0
     _, record, folder = _released([captioned])
     assert record.detail["clips"] == 2 and len(pq.read_table(folder / "metadata.parquet")) == 2
     # A worker that was at it when the tombstone came.
@@ -573,7 +573,7 @@ def test_a_folder_that_lost_a_file_is_told_from_one_that_is_not_there(home: Path
     for name in ("stays.mp4", "goes.mp4"):
         numbered_video(folder / name, 25)
     found = discover_source(str(folder))
-    download.download_shard.fn("s", found, download.DownloadParams(min_duration_s=0.5))
+    download.STEP.run(found, download.DownloadParams(min_duration_s=0.5))
     ledger = open_ledger()
     away = folder.rename(tmp_path / "away")
     assert recheck_videos(ledger, RecheckParams()).unanswered == 2 and vanished(open_catalog()) == {}

@@ -13,7 +13,7 @@ from starlette.responses import Response
 from apps.audit import charts
 from apps.audit.releases import NUMBERS, Facts, described, outputs_of, read_json, release_of
 from apps.audit.site import site_of
-from medgen.catalog import Release, ReleaseClip, Standing
+from medgen.catalog import ItemStatus, Release, ReleaseClip
 
 router = APIRouter()
 
@@ -61,9 +61,11 @@ def _only_in(engine: Engine, connection: Connection, first: str, second: str) ->
     """Clips of one release that another does not hold: their number, and some with where they stand now."""
     count, ids = _missing(engine, first, second)
     rows = connection.execute(
-        select(Standing.id, Standing.title, Standing.step, Standing.status, Standing.reason, Standing.category)
-        .where(Standing.id.in_(ids))
-        .order_by(Standing.id)
+        select(
+            ItemStatus.id, ItemStatus.title, ItemStatus.step, ItemStatus.status, ItemStatus.reason, ItemStatus.category
+        )
+        .where(ItemStatus.id.in_(ids))
+        .order_by(ItemStatus.id)
     ).mappings()
     return {"count": count, "exact": count < COMPARED, "rows": [dict(row) for row in rows]}
 

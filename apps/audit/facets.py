@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from sqlalchemy import Connection, func, select, text
 
 from apps.audit.estimates import estimated_rows, rows_of
-from medgen.catalog import Standing
+from medgen.catalog import ItemStatus
 
 FACETS = ("kind", "step", "status", "reason", "category", "licence", "channel", "source_name")
 
@@ -59,14 +59,14 @@ def counts(connection: Connection, column: str, **equal: str) -> list[Count]:
     """
     assert column in FACETS
     total = rows_of(connection, "standing")
-    same = [getattr(Standing, name) == value for name, value in equal.items()]
-    it = getattr(Standing, column)
+    same = [getattr(ItemStatus, name) == value for name, value in equal.items()]
+    it = getattr(ItemStatus, column)
     if total < 60_000:
         query = select(it, func.count()).where(it.is_not(None), *same).group_by(it)
         values = [Count(value, rows, True) for value, rows in connection.execute(query)]
     else:
         values = [
-            Count(value, estimated_rows(connection, select(Standing.id).where(it == value, *same)), False)
+            Count(value, estimated_rows(connection, select(ItemStatus.id).where(it == value, *same)), False)
             for value in facets(connection, column, 60)
         ]
     return sorted((c for c in values if c.rows), key=lambda c: (-c.rows, c.value))

@@ -12,11 +12,11 @@ from apps.history import Unknown
 from medgen.catalog import (
     Clip,
     Evaluation,
+    ItemStatus,
     ModelVersion,
     Release,
     ReleaseClip,
     Source,
-    Standing,
     StepRun,
     Video,
 )
@@ -145,8 +145,8 @@ def _edges(connection: Connection, graph: Graph) -> None:
 
 def _videos(connection: Connection, condition: Any) -> list[Node]:
     rows = connection.execute(
-        select(Video.id, Video.title, Standing.status, Standing.reason)
-        .outerjoin(Standing, Standing.id == Video.id)
+        select(Video.id, Video.title, ItemStatus.status, ItemStatus.reason)
+        .outerjoin(ItemStatus, ItemStatus.id == Video.id)
         .where(condition)
         .order_by(Video.id)
         .limit(SHOWN + 1)
@@ -156,8 +156,8 @@ def _videos(connection: Connection, condition: Any) -> list[Node]:
 
 def _clips(connection: Connection, condition: Any) -> list[Node]:
     rows = connection.execute(
-        select(Clip.id, Clip.start_s, Clip.end_s, Standing.status, Standing.reason, Standing.category)
-        .outerjoin(Standing, Standing.id == Clip.id)
+        select(Clip.id, Clip.start_s, Clip.end_s, ItemStatus.status, ItemStatus.reason, ItemStatus.category)
+        .outerjoin(ItemStatus, ItemStatus.id == Clip.id)
         .where(condition)
         .order_by(Clip.video_id, Clip.start_frame, Clip.id)
         .limit(SHOWN + 1)

@@ -16,7 +16,7 @@ from starlette.responses import Response
 from apps.audit import charts
 from apps.audit.releases import described, outputs_of, read_json, release_of
 from apps.audit.site import query, site_of
-from medgen.catalog import Clip, ModelVersion, Release, ReleaseClip, Standing, StepRun, Tombstone
+from medgen.catalog import Clip, ItemStatus, ModelVersion, Release, ReleaseClip, StepRun, Tombstone
 from medgen.errors import ItemFailed
 from medgen.store import Store
 
@@ -104,9 +104,9 @@ def _sample(connection: Connection, name: str, clips: int, seed: int) -> list[di
 def _shown(connection: Connection, ids: Sequence[str]) -> list[dict[str, Any]]:
     """What a wall shows of clips and videos."""
     rows = connection.execute(
-        select(Standing.id, Standing.kind, Standing.title, Standing.category, Clip.start_s, Clip.end_s)
-        .outerjoin(Clip, Clip.id == Standing.id)
-        .where(Standing.id.in_(ids))
+        select(ItemStatus.id, ItemStatus.kind, ItemStatus.title, ItemStatus.category, Clip.start_s, Clip.end_s)
+        .outerjoin(Clip, Clip.id == ItemStatus.id)
+        .where(ItemStatus.id.in_(ids))
     ).mappings()
     by_id = {row["id"]: dict(row) for row in rows}
     return [by_id[i] for i in ids if i in by_id]

@@ -36,16 +36,16 @@ from sqlalchemy.orm import aliased
 
 from apps.audit.estimates import estimated_rows
 from apps.audit.reading import TooSlow, limited
-from medgen.catalog import ModelVersion, ReleaseClip, Score, Standing
+from medgen.catalog import ItemStatus, ModelVersion, ReleaseClip, Score
 
 PAGE = 50
 DIRECT_S = 1.2  # a search that takes longer is looked for piece by piece, newest first
 WINDOW = 40_000  # rows of such a piece
 FEW = 3000  # as many clips with a score in range are asked for by name
 COLUMNS = (
-    Standing.id, Standing.kind, Standing.video_id, Standing.title, Standing.channel, Standing.licence,
-    Standing.category, Standing.step, Standing.status, Standing.reason, Standing.decided_at, Standing.run_id,
-    Standing.source_name,
+    ItemStatus.id, ItemStatus.kind, ItemStatus.video_id, ItemStatus.title, ItemStatus.channel, ItemStatus.licence,
+    ItemStatus.category, ItemStatus.step, ItemStatus.status, ItemStatus.reason, ItemStatus.decided_at,
+    ItemStatus.run_id, ItemStatus.source_name,
 )  # fmt: skip
 Kind = Literal["", "clip", "video", "stretch"]
 Status = Literal["", "kept", "rejected", "failed"]
@@ -97,7 +97,7 @@ class Page:
     """A page of rows, newest decision first.
 
     Args:
-        rows: columns of `standing`; with a metric filter also `value`.
+        rows: columns of `item_status`; with a metric filter also `value`.
         after: cursor of the next page; None: this was the last.
         partial: the search was too broad to look through everything at once; `after` goes on looking.
         about: estimated number of rows in all.
@@ -114,8 +114,10 @@ def search(connection: Connection, filters: Filters, after: str | None = None, s
     where = conditions(connection, filters)
     start = _parse_cursor(after)
     if start:
-        where.append(tuple_(Standing.decided_at, Standing.id) < tuple_(literal(start[0]), literal(start[1])))
-    query = _selected(filters).where(*where).order_by(Standing.decided_at.desc(), Standing.id.desc()).limit(size + 1)
+        where.append(tuple_(ItemStatus.decided_at, ItemStatus.id) < tuple_(literal(start[0]), literal(start[1])))
+    query = (
+        _selected(filters).where(*where).order_by(ItemStatus.decided_at.desc(), ItemStatus.id.desc()).limit(size + 1)
+    )
     try:
         with limited(connection, DIRECT_S):
             rows = [dict(row) for row in connection.execute(query).mappings()]
@@ -145,21 +147,21 @@ def conditions(connection: Connection, filters: Filters) -> list[ColumnElement[b
     if filters.q:
         where.append(_words(filters.q))
     for column, value in (
-        (Standing.kind, filters.kind),
-        (Standing.step, filters.step),
-        (Standing.status, filters.status),
-        (Standing.reason, filters.reason),
-        (Standing.category, filters.category),
-        (Standing.licence, filters.licence),
-        (Standing.channel, filters.channel),
-        (Standing.source_name, filters.source),
+        (ItemStatus.kind, filters.kind),
+        (ItemStatus.step, filters.step),
+        (ItemStatus.status, filters.status),
+        (ItemStatus.reason, filters.reason),
+        (ItemStatus.category, filters.category),
+        (ItemStatus.licence, filters.licence),
+        (ItemStatus.channel, filters.channel),
+        (ItemStatus.source_name, filters.source),
     ):
         if value:
             where.append(column == value)
     if filters.since:
-        where.append(Standing.decided_at >= _midnight(filters.since))
+        where.append(ItemStatus.decided_at >= _midnight(filters.since))
     if filters.until:
-        where.append(Standing.decided_at < _midnight(filters.until + timedelta(days=1)))
+        where.append(ItemStatus.decided_at < _midnight(filters.until + timedelta(days=1)))
     if filters.release:
         where.append(_in_release([filters.release]))
     if filters.model:
@@ -177,7 +179,7 @@ def _newest(metric: str) -> ScalarSelect[float]:
     measured = aliased(Score)
     return (
         select(measured.value)
-        .where(measured.clip_id == Standing.id, measured.metric == metric)
+        .where(measured.clip_id == ItemStatus.id, measured.metric == metric)
         .order_by(measured.step_run_id.desc())
         .limit(1)
         .scalar_subquery()
@@ -199,14 +201,16 @@ def _in_pieces(
     size: int,
 ) -> Page:
     """Looks through the newest rows only; where it stopped, the next page goes on."""
-    window = select(Standing.id, Standing.decided_at).order_by(Standing.decided_at.desc(), Standing.id.desc())
+    window = select(ItemStatus.id, ItemStatus.decided_at).order_by(ItemStatus.decided_at.desc(), ItemStatus.id.desc())
     if start:
-        window = window.where(tuple_(Standing.decided_at, Standing.id) < tuple_(literal(start[0]), literal(start[1])))
+        window = window.where(
+            tuple_(ItemStatus.decided_at, ItemStatus.id) < tuple_(literal(start[0]), literal(start[1]))
+        )
     piece = window.limit(WINDOW).cte("piece").prefix_with("MATERIALIZED", dialect="postgresql")
     query = (
         _selected(filters)
-        .where(Standing.id.in_(select(piece.c.id)), *where)
-        .order_by(Standing.decided_at.desc(), Standing.id.desc())
+        .where(ItemStatus.id.in_(select(piece.c.id)), *where)
+        .order_by(ItemStatus.decided_at.desc(), ItemStatus.id.desc())
         .limit(size)
     )
     rows = [dict(row) for row in connection.execute(query).mappings()]
@@ -220,20 +224,20 @@ def _words(q: str) -> ColumnElement[bool]:
     """Words in any order, "phrases", -without; the last word may be a beginning. An id finds its item."""
     query = func.websearch_to_tsquery(text("'simple'"), q)
     last = re.search(r"(\w{2,})$", q)
-    matches: ColumnElement[bool] = Standing.words.op("@@")(query)
+    matches: ColumnElement[bool] = ItemStatus.words.op("@@")(query)
     if last and '"' not in q and " -" not in f" {q}" and " or " not in q.lower():
         begun: ColumnElement[Any] = func.to_tsquery(text("'simple'"), f"{last[1]}:*")
         if before := q[: last.start()].strip():
             begun = func.websearch_to_tsquery(text("'simple'"), before).op("&&")(begun)
-        matches = Standing.words.op("@@")(begun)
+        matches = ItemStatus.words.op("@@")(begun)
     if re.fullmatch(r"[cv][0-9a-f]{6,40}(/\d+-\d+)?", q):
         end = q[:-1] + chr(ord(q[-1]) + 1)
-        matches = or_(Standing.id == q, and_(Standing.id >= q, Standing.id < end))
+        matches = or_(ItemStatus.id == q, and_(ItemStatus.id >= q, ItemStatus.id < end))
     return matches
 
 
 def _in_release(names: Sequence[str]) -> ColumnElement[bool]:
-    return exists().where(ReleaseClip.release_name.in_(names), ReleaseClip.clip_id == Standing.id)
+    return exists().where(ReleaseClip.release_name.in_(names), ReleaseClip.clip_id == ItemStatus.id)
 
 
 def _scored(connection: Connection, filters: Filters) -> ColumnElement[bool]:
@@ -246,7 +250,7 @@ def _scored(connection: Connection, filters: Filters) -> ColumnElement[bool]:
     same += [Score.value <= filters.high] if filters.high is not None else []
     few = list(connection.scalars(select(Score.clip_id).where(*same).limit(FEW + 1)))
     if len(few) <= FEW:
-        return Standing.id == any_(cast(sorted({c for c in few if c}), ARRAY(Text)))  # one parameter, not thousands
+        return ItemStatus.id == any_(cast(sorted({c for c in few if c}), ARRAY(Text)))  # one parameter, not thousands
     latest = _newest(filters.metric)
     low = filters.low if filters.low is not None else float("-inf")
     high = filters.high if filters.high is not None else float("inf")

@@ -9,7 +9,7 @@ from sqlalchemy import select
 from sqlalchemy.orm import Session
 
 from apps.audit import charts
-from medgen.catalog import Clip, Standing
+from medgen.catalog import Clip, ItemStatus
 from medgen.errors import ItemFailed
 from medgen.store import Store
 
@@ -20,10 +20,10 @@ def clips_of_video(session: Session, video_id: str) -> list[dict[str, Any]]:
     """The clips of a video in their order, with where they stand."""
     rows = session.execute(
         select(
-            Clip.id, Clip.start_s, Clip.end_s, Clip.start_frame, Standing.status, Standing.step, Standing.reason,
-            Standing.category,
+            Clip.id, Clip.start_s, Clip.end_s, Clip.start_frame, ItemStatus.status, ItemStatus.step, ItemStatus.reason,
+            ItemStatus.category,
         )
-        .join(Standing, Standing.id == Clip.id)
+        .join(ItemStatus, ItemStatus.id == Clip.id)
         .where(Clip.video_id == video_id)
         .order_by(Clip.start_frame, Clip.id)
         .limit(MANY)

@@ -13,7 +13,7 @@ from apps.audit.search import Filters
 from apps.audit.site import Site, site_of
 from apps.audit.timeline import clips_of_video, strip_of
 from apps.history import Unknown, history_of
-from medgen.catalog import ReleaseClip, Source, Standing, Video
+from medgen.catalog import ItemStatus, ReleaseClip, Source, Video
 from medgen.verify import record_faults
 
 router = APIRouter()
@@ -30,8 +30,8 @@ def video(request: Request, video_id: Annotated[str, Path(max_length=200)]) -> R
         held = select(ReleaseClip.release_name).where(ReleaseClip.clip_id.in_([c["id"] for c in clips])).distinct()
         releases = sorted(session.scalars(held))
         uncut = session.execute(
-            select(Standing.id, Standing.run_id, Standing.reason)
-            .where(Standing.video_id == video_id, Standing.kind == "stretch")
+            select(ItemStatus.id, ItemStatus.run_id, ItemStatus.reason)
+            .where(ItemStatus.video_id == video_id, ItemStatus.kind == "stretch")
             .limit(50)
         ).all()
     describe_steps(history["steps"], faults)

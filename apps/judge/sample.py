@@ -16,7 +16,7 @@ from sqlalchemy.orm import Session
 from medgen.catalog import Release
 from medgen.errors import ItemFailed
 from medgen.ledger import Ledger
-from tasks.curation.release import LINEAGE_STEPS
+from tasks.curation.release import KEYED_STEPS
 
 COLUMNS = (
     "file", "sha256", "clip_id", "step", "verdict", "reason", "metric", "score", "threshold", "title", "url", "correct",
@@ -42,8 +42,8 @@ def sample(ledger: Ledger, step: str, count: int, target: Path, release: str | N
         NothingToSample: see there.
         FileExistsError: the target holds something already.
     """
-    if step not in LINEAGE_STEPS:
-        raise NothingToSample(f"no step {step!r} judges videos or clips: choose one of {', '.join(LINEAGE_STEPS)}")
+    if step not in KEYED_STEPS:
+        raise NothingToSample(f"no step {step!r} judges videos or clips: choose one of {', '.join(KEYED_STEPS)}")
     if target.exists() and any(target.iterdir()):
         raise FileExistsError(f"{target} is not empty")
     with Session(ledger.engine) as session:

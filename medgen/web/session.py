@@ -3,8 +3,9 @@
 import logging
 from typing import Any
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import Field
 
+from medgen.parameters import Parameters
 from medgen.settings import current
 from medgen.web.guard import MAX_PAGE_BYTES, FetchLimits, WebGuard
 from medgen.web.host_policy import HostPolicy
@@ -12,10 +13,8 @@ from medgen.web.quotas import DownloadQuota
 from medgen.web.rate_limits import RateLimits, open_rate_limiter
 
 
-class WebParams(BaseModel):
+class WebParams(Parameters):
     """Which hosts to ask on the web, and how often. Of these only the hosts belong to a step's identity."""
-
-    model_config = ConfigDict(frozen=True)
 
     allowed_hosts: tuple[str, ...] = Field(
         (),

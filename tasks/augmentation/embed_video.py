@@ -4,19 +4,20 @@ For a network that is trained whole there is nothing to embed: then the frames t
 done once per video, encoder or network, number of frames and number of variants.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from functools import cache, partial
 from pathlib import Path
 from typing import Literal
 
 import cv2
 import numpy as np
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import Field
 from safetensors.numpy import load, save
 
 from medgen.errors import ItemFailed
-from medgen.ledger import Outcome, Record, StepIdentity, Work
-from medgen.shard import Item, ShardResult, Step
+from medgen.ledger import Outcome, StepIdentity, Work
+from medgen.parameters import Parameters
+from medgen.shard import ShardResult, Step
 from medgen.store import Store
 from models.classifiers.clip_sample import RECIPE, sample_clip
 from models.classifiers.whole_classifier import Network, find_network, squeezed
@@ -29,10 +30,8 @@ JPEG_QUALITY = 95
 TIME_LIMIT_S = 1800.0
 
 
-class EmbedParams(BaseModel):
+class EmbedParams(Parameters):
     """How the classifier sees videos."""
-
-    model_config = ConfigDict(frozen=True)
 
     classifier: str = Field(
         MOBILENET,
@@ -143,7 +142,7 @@ def step(params: EmbedParams, variants: int) -> Step:
     }
     identity = StepIdentity("embed_video", 1, recorded, {"classifier": classifier_digest(params)})
     function = partial(embed_video, params=params, frames=frames, variants=variants)
-    return Step(identity, function, "processes", TIME_LIMIT_S)
+    return Step(identity, function, time_limit_s=TIME_LIMIT_S)
 
 
 @step_task("embed_video", "cpu")
@@ -155,13 +154,10 @@ def embed_shard(
     retry_quarantined: bool = False,
 ) -> ShardResult:
     """Embeds videos: those in the store as artifacts, those elsewhere by path and sha256."""
-    by_subject = {video.subject: video for video in videos}
-
-    def work_of(item: Item, past: Mapping[str, Record]) -> Work:
-        video = by_subject[item.subject]
-        if video.path is None:
-            return Work(video.subject, inputs={"video": video.sha256}, parents=video.parents)
-        return Work(video.subject, context={"sha256": video.sha256}, access={"path": video.path})
-
-    items = [Item(subject) for subject in by_subject]
-    return run_in_prefect(step(params, variants), items, work_of, retry_quarantined=retry_quarantined)
+    works = [
+        Work(video.subject, inputs={"video": video.sha256}, parents=video.parents)
+        if video.path is None
+        else Work(video.subject, context={"sha256": video.sha256}, access={"path": video.path})
+        for video in {video.subject: video for video in videos}.values()
+    ]
+    return run_in_prefect(step(params, variants), works, retry_quarantined=retry_quarantined)

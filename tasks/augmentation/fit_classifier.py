@@ -17,9 +17,9 @@ from pydantic import Field
 from medgen.canonical import digest_of, rounded
 from medgen.errors import ItemFailed
 from medgen.ledger import Outcome, Record, StepIdentity, Work, open_ledger
-from medgen.shard import Item, ShardResult, Step
+from medgen.shard import ShardResult, Step
 from medgen.store import Store, open_store
-from models.classifiers.augmentation import Arm, Fold, Kind, Sample, split, training_set
+from models.classifiers.augmentation import Arm, Fold, Sample, split, training_set
 from models.classifiers.frozen_classifier import HEAD_RECIPE, TemporalHead, fit_frozen
 from models.classifiers.whole_classifier import FullTraining, fit_whole
 from models.encoders import shown_name
@@ -244,7 +244,7 @@ def step(params: FitParams) -> Step:
         recorded = {name: value for name, value in recorded.items() if not name.startswith("tune_")}
         recorded["recipe"] = HEAD_RECIPE
     identity = StepIdentity("fit_classifier", 1, recorded, {"classifier": classifier_digest(params)})
-    return Step(identity, partial(fit_classifier, params=params), "processes", params.fit_limit_s)
+    return Step(identity, partial(fit_classifier, params=params), time_limit_s=params.fit_limit_s)
 
 
 @step_task("fit_classifier", "cpu")
@@ -257,14 +257,17 @@ def fit_shard(
     shared = open_ledger().store.scratch(".json")
     shared.write_text(plan.to_json())
 
-    def work_of(item: Item, past: Mapping[str, Record]) -> Work:
-        fit = named[item.subject]
-        kind: Kind = fit.arm.kind
-        context = {"data": digest, "arm": kind, "ratio": fit.arm.ratio, "seed": fit.seed, "fold": fit.fold}
-        return Work(item.subject, context=context, access={"plan": str(shared)})
-
+    works = [
+        Work(
+            subject,
+            context={
+                "data": digest, "arm": fit.arm.kind, "ratio": fit.arm.ratio, "seed": fit.seed, "fold": fit.fold,
+            },
+            access={"plan": str(shared)},
+        )
+        for subject, fit in named.items()
+    ]  # fmt: skip
     try:
-        items = [Item(subject) for subject in named]
-        return run_in_prefect(step(params), items, work_of, retry_quarantined=retry_quarantined)
+        return run_in_prefect(step(params), works, retry_quarantined=retry_quarantined)
     finally:
         shared.unlink(missing_ok=True)

@@ -3,21 +3,22 @@
 Runs last before the release, so that no language model is asked about a clip that is dropped.
 """
 
-from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cache, partial
-from typing import Any, Literal
+from typing import Any, Literal, NotRequired, TypedDict
 
 import numpy as np
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import Field
 
 from medgen.audio import decode_audio
 from medgen.canonical import canonical_json, rounded
 from medgen.errors import ItemFailed
-from medgen.ledger import Outcome, Record, StepIdentity, Work
+from medgen.handover import Handover
+from medgen.ledger import Outcome, StepIdentity, Work
 from medgen.media import Limits, evenly_spaced, pictures
+from medgen.parameters import Parameters
 from medgen.settings import current
-from medgen.shard import Item, ShardResult, Step
+from medgen.shard import Item, Past, Step
 from medgen.store import Store
 from models.captioning.captioner import FRAMES_SENT, Caption, Captioner, CaptionRejected, CaptionUnavailable, Evidence
 from models.captioning.checks import CaptionLimits, checks_digest
@@ -25,16 +26,18 @@ from models.captioning.loading import load_captioner
 from models.captioning.speech import MAX_S, RATE, SpeechUnavailable, Whisper
 from models.captioning.terms import TermPolicy
 from models.captioning.transcript import transcript_between
-from tasks.curation.classify import clip_facts
-from tasks.prefect_step import run_in_prefect, step_task
+from tasks.curation.classify import classified_clip
+from tasks.curation.curation_step import CurationStep
+from tasks.curation.decide import DECIDE
+from tasks.curation.download import DOWNLOAD
+from tasks.curation.privacy import PRIVACY
+from tasks.curation.quality import QUALITY
 
 SCORES = frozenset({"brief_words", "detailed_words", "brief_unsupported_terms", "detailed_unsupported_terms"})
 
 
-class CaptionParams(BaseModel):
+class CaptionParams(Parameters):
     """Parameters of caption."""
-
-    model_config = ConfigDict(frozen=True)
 
     captioner: str = Field(
         "evidence_template",
@@ -59,7 +62,7 @@ class CaptionParams(BaseModel):
     speech_model: str = Field(
         "",
         exclude_if=lambda name: not name,
-        description="Whisper-class model (hub name or folder) for videos without subtitles; needs with_sound.",
+        description="Whisper-class model (hub name or folder) for videos without subtitles; needs with_audio.",
     )
     speech_batch: int = Field(
         1,
@@ -72,6 +75,37 @@ class CaptionParams(BaseModel):
     caption_limit_s: float = Field(
         600.0, gt=0, exclude=True, description="Longest wait for one answer of an endpoint, retries included, seconds."
     )
+
+
+class CaptionDetail(TypedDict):
+    """What caption puts on record: what was asked and spent, every check, the transcript and where it came from.
+
+    Of a rejected clip also the first check that failed, and the last answer.
+    """
+
+    captioner: str
+    transcript: str
+    transcript_source: str
+    note: str | None
+    checks: list[dict[str, Any]]
+    questions: int
+    tokens_in: int
+    tokens_out: int
+    cost: float
+    metric: NotRequired[str]
+    score: NotRequired[float]
+    threshold: NotRequired[float]
+    message: NotRequired[str]
+    answer: NotRequired[str]
+
+
+class CaptionOutputs(TypedDict):
+    """Both captions with their model and prompts, JSON."""
+
+    captions: str
+
+
+CAPTION: Handover[CaptionDetail, CaptionOutputs] = Handover("caption")
 
 
 def caption(work: Work, store: Store, params: CaptionParams) -> Outcome:
@@ -121,7 +155,7 @@ def caption(work: Work, store: Store, params: CaptionParams) -> Outcome:
         "decodes": int(bool(frames)) + speech.decodes,
     }
     cost = (written.tokens_in * params.caption_price_in + written.tokens_out * params.caption_price_out) / 1e6
-    detail: dict[str, Any] = {
+    detail: CaptionDetail = {
         "captioner": captioner.name,
         "transcript": speech.transcript,
         "transcript_source": speech.source,
@@ -228,41 +262,50 @@ def step(params: CaptionParams) -> Step:
     models = {"captioner": captioner.digest, "checks": checks_digest()}
     if params.speech_model:
         models["speech"] = _whisper(params).digest
-    identity = StepIdentity("caption", 2, params.model_dump(mode="json"), models)
     waits = captioner.needs_frames or bool(params.speech_model)
-    return Step(identity, partial(caption, params=params), "threads" if waits else "inline")
+    return Step(
+        StepIdentity("caption", 2, params.model_dump(mode="json"), models),
+        partial(caption, params=params),
+        work_of=partial(work_of, listen=bool(params.speech_model)),
+        runs_in="threads" if waits else "inline",
+    )
 
 
-def _work(item: Item, past: Mapping[str, Record], *, listen: bool) -> Work:
-    """With `listen`, a video without subtitles gives its sound, which may be in a file of its own."""
-    downloaded, clip = past["download"], past["privacy"].detail["clip"]
-    facts = clip_facts(past, clip["start_frame"], clip["end_frame"])
-    metadata = downloaded.detail["metadata"]
+def work_of(item: Item, past: Past, *, listen: bool) -> Work:
+    """A clip with all that is known of it.
+
+    Args:
+        listen: a video without subtitles gives its audio, which may be in a file of its own.
+    """
+    downloaded, fetched, clip = DOWNLOAD.detail(past), DOWNLOAD.outputs(past), PRIVACY.detail(past)["clip"]
+    classified = classified_clip(past, clip["start_frame"], clip["end_frame"])
+    metadata = downloaded["metadata"]
     inputs = {"clip": clip["digest"]}
-    if "subtitles" in downloaded.outputs:
-        inputs["subtitles"] = downloaded.outputs["subtitles"]
-    elif listen and "sound" in downloaded.outputs:
-        inputs["sound"] = downloaded.outputs["sound"]
-    elif listen and downloaded.detail["probe"]["has_audio"]:
-        inputs["video"] = downloaded.outputs["video"]
+    if "subtitles" in fetched:
+        inputs["subtitles"] = fetched["subtitles"]
+    elif listen and "sound" in fetched:
+        inputs["sound"] = fetched["sound"]
+    elif listen and downloaded["probe"]["has_audio"]:
+        inputs["video"] = fetched["video"]
     return Work(
         item.subject,
         inputs=inputs,
         context={
-            **{name: metadata[name] for name in ("title", "description", "tags")},
-            **{name: facts[name] for name in ("category", "category_probability")},
-            **{name: clip[name] for name in ("start_s", "end_s", "width", "height", "fps")},
+            "title": metadata["title"],
+            "description": metadata["description"],
+            "tags": metadata["tags"],
+            "category": classified["category"],
+            "category_probability": classified["category_probability"],
+            "start_s": clip["start_s"],
+            "end_s": clip["end_s"],
+            "width": clip["width"],
+            "height": clip["height"],
+            "fps": clip["fps"],
             "frames": clip["end_frame"] - clip["start_frame"],
-            "motion_type": past["decide"].detail["motion_type"],
-            "shown_text": [line["text"] for line in past["quality"].detail["text"]],
+            "motion_type": DECIDE.detail(past)["motion_type"],
+            "shown_text": [line["text"] for line in QUALITY.detail(past)["text"]],
         },
     )
 
 
-@step_task("caption", "network")
-def caption_shard(
-    label: str, upstream: ShardResult, params: CaptionParams, retry_quarantined: bool = False
-) -> ShardResult:
-    """Captions a shard of clips."""
-    work_of = partial(_work, listen=bool(params.speech_model))
-    return run_in_prefect(step(params), upstream.kept, work_of, retry_quarantined=retry_quarantined)
+STEP = CurationStep("caption", "clips", CaptionParams, step, resource="network")

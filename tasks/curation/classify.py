@@ -12,28 +12,33 @@ from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from functools import cache, partial
 from pathlib import Path
-from typing import Any, Literal
+from types import MappingProxyType
+from typing import Any, Literal, TypedDict
 
 import numpy as np
 import pyarrow.parquet as pq
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import Field
 
 from medgen.canonical import canonical_json, rounded
+from medgen.handover import Handover
 from medgen.ledger import Outcome, Record, StepIdentity, Work
 from medgen.media import decode_jpeg
-from medgen.shard import Item, ShardResult, Step
+from medgen.parameters import Parameters
+from medgen.shard import Item, Past, Step
 from medgen.store import Store
 from models.segmentation.category import DESCRIPTION_CHARS, category
 from models.segmentation.frames import DEFAULT_PROMPTS, FrameModel, frame_model_digest, load_frame_model
-from tasks.prefect_step import run_in_prefect, step_task
+from tasks.curation.curation_step import CurationStep
+from tasks.curation.download import DOWNLOAD
+from tasks.curation.segment import SEGMENT
 
 
-class ClassifyParams(BaseModel):
+class ClassifyParams(Parameters):
     """Parameters of classify."""
 
-    model_config = ConfigDict(frozen=True)
+    former_names = MappingProxyType({"model": "frame_encoder", "similarity": "frame_similarity"})
 
-    model: str = Field("mobilenet_v2", description="Frame encoder: mobilenet_v2, or a CLIP-class hub name or folder.")
+    frame_encoder: str = Field("mobilenet_v2", description="mobilenet_v2, or a CLIP-class hub name or folder.")
     frame_head: str = Field(
         "", exclude=True, description="Head file (.safetensors) trained for the encoder; empty: the packaged one."
     )
@@ -41,7 +46,7 @@ class ClassifyParams(BaseModel):
         "head", description="A trained head, or text prompts per class (CLIP-class models only)."
     )
     medical_threshold: float = Field(0.5, ge=0, le=1, description="A frame with this probability is medical.")
-    similarity: float = Field(0.55, ge=-1, le=1, description="τ: cosine that neighbouring frames must exceed.")
+    frame_similarity: float = Field(0.55, ge=-1, le=1, description="τ: cosine that neighbouring frames must exceed.")
     min_clip_s: float = Field(6.0, gt=0, description="Shortest clip, seconds (paper: 6).")
     max_clip_s: float = Field(10.0, gt=0, description="Longest clip, seconds (paper: mostly 6 to 10).")
     gap_tolerance_s: float = Field(
@@ -52,6 +57,42 @@ class ClassifyParams(BaseModel):
         description="Stretches reach to a shot's edge less than a sample away; false: they end with samples (paper).",
     )
     classify_limit_s: float = Field(3600.0, gt=0, exclude=True, description="Slower work is stopped, seconds.")
+
+
+class Category(TypedDict):
+    """Category of a clip and what decided it. `category_probability` is the picture's, of what the picture shows."""
+
+    category: str
+    category_by: str
+    category_words: list[str]
+    category_of_picture: str
+    category_probability: float
+
+
+class ClassifiedClip(Category):
+    """Where a clip lies in its video, frames [start_frame, end_frame), and what its samples show, 0 to 1."""
+
+    start_frame: int
+    end_frame: int
+    start_s: float
+    end_s: float
+    medical: float
+    bridged_samples: int
+
+
+class ClassifyDetail(TypedDict):
+    """What classify puts on record of a video that it keeps."""
+
+    clips: list[ClassifiedClip]
+
+
+class ClassifyOutputs(TypedDict):
+    """The classification of every sample, JSON."""
+
+    classification: str
+
+
+CLASSIFY: Handover[ClassifyDetail, ClassifyOutputs] = Handover("classify")
 
 
 @dataclass(frozen=True)
@@ -173,7 +214,7 @@ def classify(work: Work, store: Store, params: ClassifyParams) -> Outcome:
     sample_times = samples["time_s"].to_numpy()
     runs = stretches(
         medical >= params.medical_threshold,
-        lambda sample, later: similarity(sample, later) > params.similarity,
+        lambda sample, later: similarity(sample, later) > params.frame_similarity,
         sample_frames,
         sample_times,
         sample_shots,
@@ -181,7 +222,7 @@ def classify(work: Work, store: Store, params: ClassifyParams) -> Outcome:
         gap_tolerance_s=params.gap_tolerance_s,
         to_shot_edge=params.to_shot_edge,
     )
-    clips = []
+    clips: list[ClassifiedClip] = []
     for run in runs:
         for start, end in pieces(times, run, params.min_clip_s, params.max_clip_s):
             inside = (sample_frames >= start) & (sample_frames < end)
@@ -240,8 +281,7 @@ def classify(work: Work, store: Store, params: ClassifyParams) -> Outcome:
     return Outcome("rejected", "no_medical_stretch", detail, **common)
 
 
-def _category(picture: Mapping[str, float], words: Mapping[str, str]) -> dict[str, Any]:
-    """Category of a clip and what decided it. `category_probability` is the picture's, of what the picture shows."""
+def _category(picture: Mapping[str, float], words: Mapping[str, str]) -> Category:
     found = category(picture, words["title"], words["tags"], words["description"])
     return {
         "category": found.name,
@@ -254,7 +294,7 @@ def _category(picture: Mapping[str, float], words: Mapping[str, str]) -> dict[st
 
 def loaded_model(params: ClassifyParams) -> FrameModel:
     """The frame model that the parameters name, loaded once per process. Raises as `load_frame_model`."""
-    return _model(params.model, *_parts(params))
+    return _model(params.frame_encoder, *_parts(params))
 
 
 @cache
@@ -270,37 +310,41 @@ def _parts(params: ClassifyParams) -> tuple[Path | None, Path | None]:
 
 def step(params: ClassifyParams) -> Step:
     """Classify, ready to run."""
-    models = {"frames": frame_model_digest(params.model, *_parts(params))}
-    identity = StepIdentity("classify", 2, params.model_dump(mode="json"), models)
-    return Step(identity, partial(classify, params=params), "processes", params.classify_limit_s)
-
-
-def _work(item: Item, past: Mapping[str, Record]) -> Work:
-    outputs = past["segment"].outputs
-    told = past["download"].detail["metadata"]
-    words = {
-        "title": told["title"] or "",
-        "tags": "\n".join(told["tags"] or ()),
-        "description": (told["description"] or "")[:DESCRIPTION_CHARS],
-    }
-    return Work(item.subject, inputs={"frames": outputs["frames"], "samples": outputs["samples"]}, context=words)
-
-
-def _clips(item: Item, record: Record) -> Iterable[Item]:
-    trail = {**item.trail, "classify": record.id}
-    return [Item(f"{item.subject}/{c['start_frame']}-{c['end_frame']}", trail) for c in record.detail["clips"]]
-
-
-def clip_facts(past: Mapping[str, Record], start_frame: int, end_frame: int) -> dict[str, Any]:
-    """What classify said of the clip with these frames."""
-    return next(
-        c for c in past["classify"].detail["clips"] if (c["start_frame"], c["end_frame"]) == (start_frame, end_frame)
+    models = {"frames": frame_model_digest(params.frame_encoder, *_parts(params))}
+    return Step(
+        StepIdentity("classify", 2, params.model_dump(mode="json"), models),
+        partial(classify, params=params),
+        work_of=work_of,
+        fan_out=clips_of,
+        time_limit_s=params.classify_limit_s,
     )
 
 
-@step_task("classify", "cpu")
-def classify_shard(
-    label: str, upstream: ShardResult, params: ClassifyParams, retry_quarantined: bool = False
-) -> ShardResult:
-    """Classifies a shard of videos; gives the stretches to cut."""
-    return run_in_prefect(step(params), upstream.kept, _work, follow=_clips, retry_quarantined=retry_quarantined)
+def work_of(item: Item, past: Past) -> Work:
+    """The sampled frames of a video, and the words beside it that may name a category."""
+    segmented, metadata = SEGMENT.outputs(past), DOWNLOAD.detail(past)["metadata"]
+    words = {
+        "title": metadata["title"] or "",
+        "tags": "\n".join(metadata["tags"] or ()),
+        "description": (metadata["description"] or "")[:DESCRIPTION_CHARS],
+    }
+    inputs = {"frames": segmented["frames"], "samples": segmented["samples"]}
+    return Work(item.subject, inputs=inputs, context=words)
+
+
+def clips_of(item: Item, record: Record) -> Iterable[Item]:
+    """The stretches of a video that become clips; their subject is VIDEO/START_FRAME-END_FRAME."""
+    clips = CLASSIFY.detail(record)["clips"]
+    return [Item(f"{item.subject}/{clip['start_frame']}-{clip['end_frame']}", item.lineage) for clip in clips]
+
+
+def classified_clip(past: Past, start_frame: int, end_frame: int) -> ClassifiedClip:
+    """What classify put on record of the clip with these frames."""
+    return next(
+        clip
+        for clip in CLASSIFY.detail(past)["clips"]
+        if (clip["start_frame"], clip["end_frame"]) == (start_frame, end_frame)
+    )
+
+
+STEP = CurationStep("classify", "videos", ClassifyParams, step)

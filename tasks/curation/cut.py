@@ -8,38 +8,105 @@ import hashlib
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
-from typing import Any
+from types import MappingProxyType
+from typing import Literal, TypedDict, cast
 
 import numpy as np
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 from av.video.frame import VideoFrame
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import Field
 
 from medgen.canonical import canonical_json, rounded
 from medgen.catalog import Clip
 from medgen.errors import ItemFailed
+from medgen.handover import Handover
 from medgen.ledger import Outcome, Record, StepIdentity, Work
 from medgen.media import Limits, decode_jpeg
 from medgen.media import cut as cut_video
-from medgen.shard import Item, ShardResult, Step
+from medgen.parameters import Parameters
+from medgen.shard import Item, Past, Step
 from medgen.store import Artifact, Store
 from models.segmentation.borders import Borders, detect_borders
-from tasks.curation.classify import clip_facts
-from tasks.prefect_step import run_in_prefect, step_task
+from tasks.curation.classify import classified_clip
+from tasks.curation.curation_step import CurationStep
+from tasks.curation.download import DOWNLOAD
+from tasks.curation.segment import SEGMENT
 
 
-class CutParams(BaseModel):
+class CutParams(Parameters):
     """Parameters of cut."""
 
-    model_config = ConfigDict(frozen=True)
+    former_names = MappingProxyType({"preset": "x264_preset"})
 
     crop_borders: bool = Field(True, description="Crop black borders away where a large enough picture remains.")
     min_inner_short_side: int = Field(480, ge=16, description="Short side that must remain after a crop, pixels.")
     crf: int = Field(18, ge=0, le=51, description="H.264 quality of clips (lower is better).")
-    preset: str = Field("veryfast", description="x264 preset.")
+    x264_preset: str = Field("veryfast", description="x264 preset.")
     max_pixels: int = Field(4096 * 2304, gt=0, description="Videos with larger pictures are refused, pixels.")
     cut_limit_s: float = Field(600.0, gt=0, exclude=True, description="Slower cuts are stopped, seconds.")
+
+
+class ClipFacts(TypedDict):
+    """Columns of a clip's row in the catalog: frames [start_frame, end_frame) of its video, pixels, sha256."""
+
+    id: str
+    video_id: str
+    start_frame: int
+    end_frame: int
+    start_s: float
+    end_s: float
+    width: int
+    height: int
+    fps: float
+    digest: str
+
+
+class EncodedClip(TypedDict):
+    """A clip, its size in bytes and its bits per second."""
+
+    clip: ClipFacts
+    bytes: int
+    bit_rate: int
+
+
+class BorderFacts(TypedDict):
+    """Borders of the source, and the inner picture (x, y, width, height) where they were cropped away."""
+
+    kind: str
+    content_mask: Literal["none", "circle", "corners", "page"]
+    cropped: bool
+    crop: tuple[int, int, int, int] | None
+
+
+class EncodingFacts(TypedDict):
+    """The fields of `Encoding`."""
+
+    video_id: str
+    start_frame: int
+    end_frame: int
+    start_s: float
+    end_s: float
+    crop: tuple[int, int, int, int] | None
+    crf: int
+    preset: str
+    max_pixels: int
+
+
+class CutDetail(EncodedClip):
+    """What cut puts on record."""
+
+    borders: BorderFacts
+    encoding: EncodingFacts
+
+
+class CutOutputs(TypedDict):
+    """The clip, MP4."""
+
+    clip: str
+
+
+CUT: Handover[CutDetail, CutOutputs] = Handover("cut")
 
 
 def cut(work: Work, store: Store, params: CutParams) -> Outcome:
@@ -63,18 +130,19 @@ def cut(work: Work, store: Store, params: CutParams) -> Outcome:
         **{name: work.context[name] for name in ("start_frame", "end_frame", "start_s", "end_s")},
         crop=crop,
         crf=params.crf,
-        preset=params.preset,
+        preset=params.x264_preset,
         max_pixels=params.max_pixels,
     )
     clip, made = encode_clip(store, work.inputs, encoding)
-    detail = made | {
+    detail: CutDetail = {
+        **made,
         "borders": {
             "kind": borders.kind,
             "content_mask": borders.content_mask,
             "cropped": crop is not None,
             "crop": crop,
         },
-        "encoding": vars(encoding),
+        "encoding": cast(EncodingFacts, vars(encoding)),
     }
     return Outcome(
         "kept",
@@ -105,7 +173,7 @@ def encode_clip(
     inputs: Mapping[str, str],
     encoding: Encoding,
     edit: Callable[[int, VideoFrame], VideoFrame] | None = None,
-) -> tuple[Artifact, dict[str, Any]]:
+) -> tuple[Artifact, EncodedClip]:
     """Encodes one clip into the store.
 
     Args:
@@ -113,7 +181,7 @@ def encode_clip(
         edit: as `medgen.media.cut`.
 
     Returns:
-        The file, and {"clip": columns of its catalog row, "bytes", "bit_rate" (bits per second)}.
+        The file, and the clip as it goes on record.
 
     Raises:
         ItemFailed: as `medgen.media.cut`.
@@ -142,7 +210,7 @@ def encode_clip(
         scratch.unlink(missing_ok=True)
     between = times[end - 1].as_py() - times[start].as_py()
     identity = hashlib.sha256(canonical_json([encoding.video_id, start, end, clip.sha256])).hexdigest()[:16]
-    facts = {
+    facts: ClipFacts = {
         "id": f"c{identity}",
         "video_id": encoding.video_id,
         "start_frame": start,
@@ -177,29 +245,39 @@ def _crop(
 
 def step(params: CutParams) -> Step:
     """Cut, ready to run."""
-    identity = StepIdentity("cut", 2, params.model_dump(mode="json"), {})
-    return Step(identity, partial(cut, params=params), "processes", params.cut_limit_s)
+    return Step(
+        StepIdentity("cut", 2, params.model_dump(mode="json"), {}),
+        partial(cut, params=params),
+        work_of=work_of,
+        fan_out=clip_of,
+        time_limit_s=params.cut_limit_s,
+    )
 
 
-def _work(item: Item, past: Mapping[str, Record]) -> Work:
+def work_of(item: Item, past: Past) -> Work:
+    """A stretch of a video: its frames, and what is needed to find borders and to cut."""
     start, end = (int(part) for part in item.subject.partition("/")[2].split("-"))
-    facts = clip_facts(past, start, end)
-    probe = past["download"].detail["probe"]
+    clip, probe, segmented = classified_clip(past, start, end), DOWNLOAD.detail(past)["probe"], SEGMENT.outputs(past)
     return Work(
         item.subject,
-        inputs={"video": past["download"].outputs["video"], **past["segment"].outputs},
+        inputs={
+            "video": DOWNLOAD.outputs(past)["video"],
+            "frames": segmented["frames"],
+            "samples": segmented["samples"],
+        },
         context={
-            **{name: facts[name] for name in ("start_frame", "end_frame", "start_s", "end_s")},
+            "start_frame": clip["start_frame"],
+            "end_frame": clip["end_frame"],
+            "start_s": clip["start_s"],
+            "end_s": clip["end_s"],
             "size": [probe["width"], probe["height"]],
         },
     )
 
 
-def _clip(item: Item, record: Record) -> Iterable[Item]:
-    return [Item(record.detail["clip"]["id"], {**item.trail, "cut": record.id})]
+def clip_of(item: Item, record: Record) -> Iterable[Item]:
+    """The clip that a stretch became."""
+    return [Item(CUT.detail(record)["clip"]["id"], item.lineage)]
 
 
-@step_task("cut", "cpu")
-def cut_shard(label: str, upstream: ShardResult, params: CutParams, retry_quarantined: bool = False) -> ShardResult:
-    """Cuts a shard's stretches; gives clips."""
-    return run_in_prefect(step(params), upstream.kept, _work, follow=_clip, retry_quarantined=retry_quarantined)
+STEP = CurationStep("cut", "clips", CutParams, step)

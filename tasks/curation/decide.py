@@ -4,15 +4,16 @@ Order and rules follow the paper's funnel: resolution, borders, overlay text, ae
 rule for clips that are mediocre in both; still pictures are dropped too (Panda-70M).
 """
 
-from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from functools import partial
-from typing import Any, Literal
+from typing import Literal, NotRequired, TypedDict, cast
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import Field
 
-from medgen.ledger import Outcome, Record, StepIdentity, Work
-from medgen.shard import Item, ShardResult, Step
+from medgen.handover import Handover
+from medgen.ledger import Outcome, StepIdentity, Work
+from medgen.parameters import Parameters
+from medgen.shard import Item, Past, Step
 from medgen.store import Store
 from models.quality.defects import (
     MAX_BLACK_SHARE,
@@ -23,14 +24,14 @@ from models.quality.defects import (
     MAX_NOISE,
     MIN_SHARPNESS,
 )
-from models.quality.motion import STILL_BELOW, Motion, is_panned_photograph, motion_type
-from tasks.prefect_step import run_in_prefect, step_task
+from models.quality.motion import STILL_BELOW, Motion, MotionType, is_panned_photograph, motion_type
+from tasks.curation.curation_step import CurationStep
+from tasks.curation.cut import CUT
+from tasks.curation.quality import QUALITY, MotionFacts, QualityDetail, QualityScores
 
 
-class DecideParams(BaseModel):
+class DecideParams(Parameters):
     """Thresholds of decide. "At least" is on the better side whichever way a metric's scale runs."""
-
-    model_config = ConfigDict(frozen=True)
 
     min_short_side: float = Field(480, ge=0, description="Short side of the picture, pixels (paper: 480).")
     keep_uncropped_borders: bool = Field(False, description="Keep clips whose borders could not be cropped away.")
@@ -71,6 +72,42 @@ class Check:
     passed: bool
 
 
+class CheckFacts(TypedDict):
+    """The fields of `Check`."""
+
+    reason: str
+    metric: str
+    score: float
+    threshold: float
+    passes_when: Side
+    passed: bool
+
+
+class DecideDetail(TypedDict):
+    """What decide puts on record: every comparison; of a rejected clip the first that failed, and all reasons."""
+
+    checks: list[CheckFacts]
+    motion_type: MotionType
+    metric: NotRequired[str]
+    score: NotRequired[float]
+    threshold: NotRequired[float]
+    all_reasons: NotRequired[list[str]]
+
+
+DECIDE: Handover[DecideDetail] = Handover("decide")
+
+
+class DecideContext(TypedDict):
+    """What decide sees of a clip."""
+
+    scores: QualityScores
+    technical_lower_is_better: bool
+    aesthetic_lower_is_better: bool
+    motion: MotionFacts
+    kind: str
+    cropped: bool
+
+
 @dataclass(frozen=True)
 class Facts:
     """What decide must know of a clip beside its scores."""
@@ -81,7 +118,7 @@ class Facts:
     uncropped_border: bool
 
     @classmethod
-    def of(cls, measured: Mapping[str, Any], *, border: str, cropped: bool) -> "Facts":
+    def of(cls, measured: QualityDetail | DecideContext, *, border: str, cropped: bool) -> "Facts":
         """From quality's detail and what cut made of the borders."""
         return cls(
             measured["technical_lower_is_better"],
@@ -93,13 +130,14 @@ class Facts:
 
 def decide(work: Work, store: Store, params: DecideParams) -> Outcome:
     """Compares scores with thresholds. The first failed check is the reason; all are on record."""
-    facts = Facts.of(work.context, border=work.context["kind"], cropped=work.context["cropped"])
-    found = checks(work.context["scores"], facts, params)
-    detail: dict[str, Any] = {
-        "checks": [vars(check) for check in found],
+    context = cast(DecideContext, work.context)
+    facts = Facts.of(context, border=context["kind"], cropped=context["cropped"])
+    compared = checks(context["scores"], facts, params)
+    detail: DecideDetail = {
+        "checks": [cast(CheckFacts, vars(check)) for check in compared],
         "motion_type": motion_type(facts.motion, params.still_below),
     }
-    failed = [check for check in found if not check.passed]
+    failed = [check for check in compared if not check.passed]
     if not failed:
         return Outcome("kept", detail=detail)
     first = failed[0]
@@ -108,11 +146,11 @@ def decide(work: Work, store: Store, params: DecideParams) -> Outcome:
     return Outcome("rejected", first.reason, detail)
 
 
-def checks(scores: Mapping[str, float], facts: Facts, params: DecideParams) -> list[Check]:
+def checks(scores: QualityScores, facts: Facts, params: DecideParams) -> list[Check]:
     """Every comparison, in the order of the paper's funnel; the first that fails is the reason of a rejection."""
     technical, aesthetic = _side(facts.technical_lower_is_better), _side(facts.aesthetic_lower_is_better)
     uncropped = float(facts.uncropped_border and not params.keep_uncropped_borders)
-    found = [
+    compared = [
         _check("resolution_too_low", "short_side", scores["short_side"], params.min_short_side, "at least"),
         _check("border_not_croppable", "uncropped_borders", uncropped, 0.0, "at most"),
         _check("overlay_text", "overlay_words", scores["overlay_words"], params.max_overlay_words, "at most"),
@@ -142,7 +180,7 @@ def checks(scores: Mapping[str, float], facts: Facts, params: DecideParams) -> l
     still = _check("still_picture", "motion_moving_fraction", moving, params.still_below, "more than")
     if motion_type(facts.motion, params.still_below) != "still":
         still = replace(still, passed=True)
-    return [*found, still, panned, *defects, *both]
+    return [*compared, still, panned, *defects, *both]
 
 
 def _check(reason: str, metric: str, score: float, threshold: float, passes_when: Side) -> Check:
@@ -160,26 +198,26 @@ def _side(lower_is_better: bool) -> Literal["at least", "at most"]:
 
 def step(params: DecideParams) -> Step:
     """Decide, ready to run."""
-    identity = StepIdentity("decide", 2, params.model_dump(mode="json"), {})
-    return Step(identity, partial(decide, params=params), "inline")
-
-
-def _work(item: Item, past: Mapping[str, Record]) -> Work:
-    measured, borders = past["quality"], past["cut"].detail["borders"]
-    names = ("technical_lower_is_better", "aesthetic_lower_is_better", "motion")
-    return Work(
-        item.subject,
-        context={
-            "scores": measured.scores,
-            **{name: measured.detail[name] for name in names},
-            **{name: borders[name] for name in ("kind", "cropped")},
-        },
+    return Step(
+        StepIdentity("decide", 2, params.model_dump(mode="json"), {}),
+        partial(decide, params=params),
+        work_of=work_of,
+        runs_in="inline",
     )
 
 
-@step_task("decide", "cpu")
-def decide_shard(
-    label: str, upstream: ShardResult, params: DecideParams, retry_quarantined: bool = False
-) -> ShardResult:
-    """Decides on a shard of clips."""
-    return run_in_prefect(step(params), upstream.kept, _work, retry_quarantined=retry_quarantined)
+def work_of(item: Item, past: Past) -> Work:
+    """The scores of a clip, and what must be known beside them."""
+    measured, borders = QUALITY.detail(past), CUT.detail(past)["borders"]
+    context: DecideContext = {
+        "scores": QUALITY.scores(past),
+        "technical_lower_is_better": measured["technical_lower_is_better"],
+        "aesthetic_lower_is_better": measured["aesthetic_lower_is_better"],
+        "motion": measured["motion"],
+        "kind": borders["kind"],
+        "cropped": borders["cropped"],
+    }
+    return Work(item.subject, context=context)
+
+
+STEP = CurationStep("decide", "clips", DecideParams, step)

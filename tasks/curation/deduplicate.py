@@ -4,92 +4,111 @@ The one step that looks at all clips of a refresh at once: a copy can be anywher
 for a clip that is dropped for it. What it finds depends on the clips alone, not on their order or on shards.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from functools import partial
-from typing import Any, Literal
+from types import MappingProxyType
+from typing import Any, Literal, NotRequired, TypedDict
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import Field
 
 from medgen.canonical import rounded
-from medgen.ledger import Outcome, Record, StepIdentity, Work, open_ledger
-from medgen.shard import Item, ShardResult, Step
+from medgen.handover import Handover
+from medgen.ledger import Outcome, Record, StepIdentity, Work
+from medgen.parameters import Parameters
+from medgen.shard import Item, Past, Step
 from medgen.store import Store
 from models.duplicates.fingerprint import Fingerprint
 from models.duplicates.near_duplicates import NEAR_DUPLICATES, Candidate, duplicates
-from tasks.prefect_step import run_in_prefect, step_task
+from tasks.curation.curation_step import CurationStep
+from tasks.curation.cut import CUT
+from tasks.curation.quality import QUALITY
 
 # Words of overlay text over quality's five frames: a word that stands in all of them.
 WRITTEN_OVER = 5
 
 
-class DeduplicateParams(BaseModel):
+class DeduplicateParams(Parameters):
     """Parameters of deduplicate."""
 
-    model_config = ConfigDict(frozen=True)
+    former_names = MappingProxyType({"copies": "near_duplicates"})
 
-    copies: Literal["drop", "keep"] = Field("drop", description="Drop near-duplicate clips but the best, or keep all.")
+    near_duplicates: Literal["drop", "keep"] = Field(
+        "drop", description="Drop near-duplicate clips but the best, or keep all."
+    )
+
+
+class DeduplicateDetail(TypedDict):
+    """What deduplicate puts on record: the better clip that this one copies, and how alike they are."""
+
+    duplicate_of: str | None
+    metric: NotRequired[str]
+    score: NotRequired[float]
+    threshold: NotRequired[float]
+    overlap_s: NotRequired[float]
+
+
+DEDUPLICATE: Handover[DeduplicateDetail] = Handover("deduplicate")
 
 
 def deduplicate(work: Work, store: Store, params: DeduplicateParams) -> Outcome:
     """Keeps a clip unless a better copy of it is known."""
-    found = work.context["copy_of"]
-    if found is None:
-        return Outcome("kept", detail={"duplicate_of": None})
+    better = work.context["copy_of"]
+    detail: DeduplicateDetail
+    if better is None:
+        detail = {"duplicate_of": None}
+        return Outcome("kept", detail=detail)
     detail = {
-        "duplicate_of": found["clip"],
+        "duplicate_of": better["clip"],
         "metric": "duplicate_similarity",
-        "score": found["similarity"],
-        "threshold": found["threshold"],
-        "overlap_s": found["overlap_s"],
+        "score": better["similarity"],
+        "threshold": better["threshold"],
+        "overlap_s": better["overlap_s"],
     }
-    if params.copies == "keep":
+    if params.near_duplicates == "keep":
         return Outcome("kept", detail=detail)
     return Outcome("rejected", "duplicate", detail)
 
 
-def find_copies(records: dict[str, tuple[Record, Record]]) -> dict[str, dict[str, Any]]:
-    """clip → the better clip that it copies, with similarity (0..1), its threshold and the overlap in seconds.
+def compare(items: Sequence[Item], past: Mapping[int, Record]) -> dict[str, dict[str, Any]]:
+    """clip → {"copy_of": the better clip that it copies, with similarity (0..1), its threshold and the overlap in
+    seconds; None where it copies none}.
 
-    Args:
-        records: clip → its records of cut and quality. The better of two copies has nothing written over it, then
-            shows more detail whatever its size (`models.quality.spatial_detail`), then has more bits per second, then
-            the smaller id.
+    The better of two copies has nothing written over it, then shows more detail whatever its size
+    (`models.quality.spatial_detail`), then has more bits per second, then the smaller id.
     """
     candidates = []
-    for clip, (cut, quality) in records.items():
-        written_over = quality.scores["overlay_words"] >= WRITTEN_OVER
-        rank = (float(written_over), -quality.scores["detail"], -cut.detail["bit_rate"], clip)
-        candidates.append(Candidate(clip, Fingerprint.parse(quality.detail["fingerprint"]), rank))
-    return {
+    for clip, item in {item.subject: item for item in items}.items():
+        cut, quality = past[item.lineage["cut"]], past[item.lineage["quality"]]
+        scores = QUALITY.scores(quality)
+        written_over = scores["overlay_words"] >= WRITTEN_OVER
+        rank = (float(written_over), -scores["detail"], -CUT.detail(cut)["bit_rate"], clip)
+        candidates.append(Candidate(clip, Fingerprint.parse(QUALITY.detail(quality)["fingerprint"]), rank))
+    copies = {
         clip: {
-            "clip": found.kept,
-            "similarity": rounded(found.similarity),
-            "threshold": found.threshold,
-            "overlap_s": rounded(found.overlap_s),
+            "clip": copy.kept,
+            "similarity": rounded(copy.similarity),
+            "threshold": copy.threshold,
+            "overlap_s": rounded(copy.overlap_s),
         }
-        for clip, found in duplicates(candidates).items()
+        for clip, copy in duplicates(candidates).items()
     }
+    return {item.subject: {"copy_of": copies.get(item.subject)} for item in items}
 
 
 def step(params: DeduplicateParams) -> Step:
     """Deduplicate, ready to run."""
-    identity = StepIdentity("deduplicate", 1, params.model_dump(mode="json"), {"near_duplicates": NEAR_DUPLICATES})
-    return Step(identity, partial(deduplicate, params=params), "inline")
+    return Step(
+        StepIdentity("deduplicate", 1, params.model_dump(mode="json"), {"near_duplicates": NEAR_DUPLICATES}),
+        partial(deduplicate, params=params),
+        work_of=work_of,
+        compare=compare,
+        runs_in="inline",
+    )
 
 
-@step_task("deduplicate", "cpu")
-def deduplicate_all(
-    label: str, upstream: Sequence[ShardResult], params: DeduplicateParams, retry_quarantined: bool = False
-) -> ShardResult:
-    """Looks at the clips of all shards together."""
-    # Two sources may list one video: its clips come twice and are no copies of themselves.
-    items = sorted((item for result in upstream for item in result.kept), key=lambda item: item.subject)
-    past = open_ledger().load({item.trail[step] for item in items for step in ("cut", "quality")})
-    gone = open_ledger().forgotten(item.subject for item in items)  # their fingerprints are blank
-    living = [item for item in items if item.subject not in gone]
-    copies = find_copies({i.subject: (past[i.trail["cut"]], past[i.trail["quality"]]) for i in living})
+def work_of(item: Item, past: Past) -> Work:
+    """A clip; `compare` adds which one it copies."""
+    return Work(item.subject)
 
-    def work_of(item: Item, _past: Any) -> Work:
-        return Work(item.subject, context={"copy_of": copies.get(item.subject)})
 
-    return run_in_prefect(step(params), items, work_of, retry_quarantined=retry_quarantined)
+STEP = CurationStep("deduplicate", "clips", DeduplicateParams, step, scope="dataset")

@@ -11,22 +11,25 @@ import hashlib
 from collections import Counter
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from functools import cache, lru_cache, partial
-from typing import Any, Literal
+from types import MappingProxyType
+from typing import Any, Literal, TypedDict
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import Field
 
 from medgen.canonical import rounded
 from medgen.catalog import Source, Video, open_catalog
 from medgen.errors import ItemFailed, SourceUnreadable
+from medgen.handover import Handover
 from medgen.ledger import Outcome, Record, StepIdentity, Work
 from medgen.listings.read import batches
 from medgen.listings.rows import LISTING, Batch, Listed, column_mapping, parse_row
 from medgen.listings.shard_file import Shard
 from medgen.memory import trim_heap
+from medgen.parameters import Parameters
 from medgen.shard import Item, ShardResult, Step
 from medgen.store import Artifact, Store, open_store
 from medgen.takedown import TAKEN_DOWN, taken_down_urls
@@ -39,6 +42,7 @@ from models.relevance.dictionary import (
     dictionary_digest,
     load_medical_dictionary,
 )
+from tasks.curation.curation_step import CurationStep
 from tasks.curation.list_sources import Listing
 from tasks.prefect_step import run_in_prefect, step_task
 
@@ -67,21 +71,53 @@ HITS = pa.schema(
 )
 
 
-class DiscoverParams(BaseModel):
+class DiscoverParams(Parameters):
     """Parameters of discover."""
 
-    model_config = ConfigDict(frozen=True)
+    former_names = MappingProxyType(
+        {
+            "word_filter": "keyword_filter",
+            "word_threshold": "keyword_threshold",
+            "meaning_filter": "text_classifier",
+            "meaning_model": "text_encoder",
+            "meaning_head": "text_head",
+            "meaning_threshold": "text_threshold",
+        }
+    )
 
-    word_filter: Literal["listings", "off"] = Field("listings", description="Which sources the dictionary judges.")
-    word_threshold: float = Field(THRESHOLD, gt=0, description="Weight of medical terms that a listing must reach.")
-    meaning_filter: Literal["listings", "off"] = Field("listings", description="Which sources the classifier judges.")
-    meaning_model: str = Field(
+    keyword_filter: Literal["listings", "off"] = Field("listings", description="Which sources the dictionary judges.")
+    keyword_threshold: float = Field(THRESHOLD, gt=0, description="Weight of medical terms that a listing must reach.")
+    text_classifier: Literal["listings", "off"] = Field(
+        "listings", description="Which sources the text classifier judges."
+    )
+    text_encoder: str = Field(
         DEFAULT_MODEL, description="Text encoder: minilm_int8, minilm, wordllama, or a hub name or folder."
     )
-    meaning_head: str = Field("", description="Head trained by `medgen train-text`; empty: the one that comes along.")
-    meaning_threshold: float = Field(
+    text_head: str = Field("", description="Head trained by `medgen train-text`; empty: the one that comes along.")
+    text_threshold: float = Field(
         0.0, ge=0, lt=1, description="Probability that a listing must reach; 0: the head's own operating point."
     )
+
+
+class DiscoverDetail(TypedDict):
+    """What discover puts on record of a shard: its source, verdict → number of rows, and what judged them."""
+
+    source: str
+    kind: str
+    uri: str
+    counts: dict[str, int]
+    keyword_filter: str
+    text_classifier: str
+
+
+class DiscoverOutputs(TypedDict):
+    """Tables of all rows and of the kept ones."""
+
+    verdicts: str
+    hits: str
+
+
+DISCOVER: Handover[DiscoverDetail, DiscoverOutputs] = Handover("discover")
 
 
 def video_id(url: str) -> str:
@@ -98,7 +134,7 @@ def discover(work: Work, store: Store, params: DiscoverParams) -> Outcome:
     if "unreadable" in work.context:
         raise SourceUnreadable(*work.context["unreadable"].split(": ", 1), transient=work.context["passing"])
     shard = Shard(**work.access["shard"])
-    judge = Judge(
+    classifier = ListingClassifier(
         params,
         by_hand=shard.kind == "folder",
         by_words=work.context.get("by_words", True),
@@ -109,23 +145,24 @@ def discover(work: Work, store: Store, params: DiscoverParams) -> Outcome:
     try:
         with pq.ParquetWriter(scratch, VERDICTS, compression="zstd", use_dictionary=["status", "reason"]) as writer:
             for batch in batches(shard, column_mapping(work.context.get("columns", ()))):
-                verdicts, kept = judge(batch)
+                verdicts, kept = classifier(batch)
                 writer.write_batch(verdicts)
                 hits += kept
         outputs = {"verdicts": store.put_file(scratch, PARQUET), "hits": _stored(hits, store)}
     finally:
         scratch.unlink(missing_ok=True)
         trim_heap()
+    detail: DiscoverDetail = {
+        "source": shard.source,
+        "kind": shard.kind,
+        "uri": work.access["uri"],
+        "counts": dict(sorted(classifier.counts.items())),
+        "keyword_filter": "dictionary" if classifier.dictionary else "none",
+        "text_classifier": classifier.classifier.name if classifier.classifier else "none",
+    }
     return Outcome(
         "kept",
-        detail={
-            "source": shard.source,
-            "kind": shard.kind,
-            "uri": work.access["uri"],
-            "counts": dict(sorted(judge.counts.items())),
-            "word_filter": "dictionary" if judge.dictionary else "none",
-            "meaning_filter": judge.classifier.name if judge.classifier else "none",
-        },
+        detail=detail,
         outputs=outputs,
         rows=[
             Source(name=shard.source, kind=shard.kind, uri=work.access["uri"]),
@@ -134,8 +171,8 @@ def discover(work: Work, store: Store, params: DiscoverParams) -> Outcome:
     )
 
 
-class Judge:
-    """Judges batch after batch of one shard; counts what it found.
+class ListingClassifier:
+    """Judges batch after batch of one shard; counts its verdicts.
 
     `counts` maps "kept", "rejected REASON" and "failed REASON" to numbers of rows.
 
@@ -151,12 +188,15 @@ class Judge:
         self.by_hand = by_hand
         self.forgotten = pa.array(sorted(forgotten), pa.string())
         self._forgotten_ids = {video_id(url) for url in forgotten}
-        words = by_words and not by_hand and params.word_filter == "listings"
-        text = not by_hand and params.meaning_filter == "listings"
+        words = by_words and not by_hand and params.keyword_filter == "listings"
+        text = not by_hand and params.text_classifier == "listings"
         self.dictionary = _dictionary() if words else None
-        self.classifier, self.meaning_threshold = classifier_of(params) if text else (None, 0.0)
+        self.classifier: TextClassifier | None = None
+        self.text_threshold = 0.0
+        if text:
+            self.classifier, self.text_threshold = classifier_of(params)
         trim_heap()  # loading models leaves as much as they need
-        self.word_threshold = params.word_threshold
+        self.keyword_threshold = params.keyword_threshold
         self.counts: Counter[str] = Counter()
         self._seen: dict[str, int] = {}
 
@@ -178,14 +218,16 @@ class Judge:
             judgement = self.dictionary.judge(rows["title"], rows["description"], tags)
             words = judgement.score
             ends.end_all(words <= 0, "no_medical_term")
-            ends.end_all(words < self.word_threshold, "weak_medical_terms")
+            ends.end_all(words < self.keyword_threshold, "weak_medical_terms")
         left = ends.open()
         if self.classifier and len(left):
             meaning[left] = self.classifier.probability(
-                *(_texts(column, left) for column in (rows["title"], rows["description"], tags)),
+                _texts(rows["title"], left),
+                _texts(rows["description"], left),
+                _texts(tags, left),
                 closely=words[left] >= STRONG_WEIGHT if self.dictionary else None,
             )
-            ends.end_all(meaning < self.meaning_threshold, "not_medical_by_text")
+            ends.end_all(meaning < self.text_threshold, "not_medical_by_text")
         hits = []
         for index, row in zip(left := ends.open(), rows.take(pa.array(left)).to_pylist(), strict=True):
             number = batch.first + int(index)
@@ -256,7 +298,8 @@ class _Ends:
 
 
 def _texts(column: pa.Array, indices: np.ndarray) -> list[str]:
-    return pc.fill_null(column.take(pa.array(indices)), "").to_pylist()
+    texts: list[str] = pc.fill_null(column.take(pa.array(indices)), "").to_pylist()
+    return texts
 
 
 def _nullable(column: Any, kind: pa.DataType) -> pa.Array:
@@ -314,8 +357,8 @@ def _dictionary() -> MedicalDictionary:
 
 def classifier_of(params: DiscoverParams) -> tuple[TextClassifier, float]:
     """The text classifier that parameters name, loaded once a process, and the probability that a row must reach."""
-    classifier = _classifier(params.meaning_model, params.meaning_head)
-    return classifier, params.meaning_threshold or classifier.threshold
+    classifier = _classifier(params.text_encoder, params.text_head)
+    return classifier, params.text_threshold or classifier.threshold
 
 
 @lru_cache(maxsize=2)
@@ -325,31 +368,46 @@ def _classifier(model: str, head: str) -> TextClassifier:
 
 def step(params: DiscoverParams) -> Step:
     """Discover, ready to run. Raises ModelUnavailable."""
-    models = {"dictionary": dictionary_digest()} if params.word_filter != "off" else {}
-    if params.meaning_filter != "off":
-        models["text_classifier"] = text_classifier_digest(params.meaning_model, params.meaning_head)
-    identity = StepIdentity("discover", 4, params.model_dump(mode="json"), models)
-    return Step(identity, partial(discover, params=params), "processes")
+    models = {"dictionary": dictionary_digest()} if params.keyword_filter != "off" else {}
+    if params.text_classifier != "off":
+        models["text_classifier"] = text_classifier_digest(params.text_encoder, params.text_head)
+    return Step(
+        StepIdentity("discover", 4, params.model_dump(mode="json"), models),
+        partial(discover, params=params),
+        fan_out=videos_of,
+    )
 
 
-def _work(listing: Listing, columns: Sequence[str], forgotten: Collection[str], item: Item) -> Work:
-    shard = listing.shards.get(item.subject)
-    if shard is None or shard.fault:
-        error = {"unreadable": shard.fault if shard else listing.error, "passing": listing.transient}
-        return Work(item.subject, context=error)
-    content = {name: getattr(shard, name) for name in ("source", "kind", "digest", "row_groups")}
-    if shard.kind == "folder":
-        content["location"] = shard.location  # where its videos are copied from
-    else:
-        content |= {"columns": sorted(columns), "by_words": listing.by_words}
-    access = {"shard": vars(shard), "uri": listing.uri or shard.source, "forgotten": forgotten}
-    return Work(item.subject, context=content, access=access)
+def works_of(listing: Listing, columns: Sequence[str], forgotten: Collection[str]) -> list[Work]:
+    """A work for each shard of a listing; one for a source that can't be read, so that its error goes on record.
+
+    Args:
+        forgotten: URLs of videos that were taken down.
+    """
+    works = []
+    for subject in listing.shards or ([listing.source] if listing.error else []):
+        shard = listing.shards.get(subject)
+        if shard is None or shard.fault:
+            error = {"unreadable": shard.fault if shard else listing.error, "passing": listing.transient}
+            works.append(Work(subject, context=error))
+            continue
+        content: dict[str, Any] = {name: getattr(shard, name) for name in ("source", "kind", "digest", "row_groups")}
+        if shard.kind == "folder":
+            content["location"] = shard.location  # where its videos are copied from
+        else:
+            content |= {"columns": sorted(columns), "by_words": listing.by_words}
+        access = {"shard": vars(shard), "uri": listing.uri or shard.source, "forgotten": forgotten}
+        works.append(Work(subject, context=content, access=access))
+    return works
 
 
-def _videos(item: Item, record: Record) -> Iterable[Item]:
-    trail = {**item.trail, "discover": record.id}
-    kept = pq.read_table(open_store().path(record.outputs["hits"]), columns=["video_id"])
-    return [Item(identity, trail) for identity in dict.fromkeys(kept["video_id"].to_pylist())]
+def videos_of(item: Item, record: Record) -> Iterable[Item]:
+    """The kept videos of a shard."""
+    kept = pq.read_table(open_store().path(DISCOVER.outputs(record)["hits"]), columns=["video_id"])
+    return [Item(identity, item.lineage) for identity in dict.fromkeys(kept["video_id"].to_pylist())]
+
+
+STEP = CurationStep("discover", "listed rows", DiscoverParams, step)
 
 
 @step_task("discover", "cpu")
@@ -357,11 +415,5 @@ def discover_shards(
     label: str, listing: Listing, params: DiscoverParams, columns: Sequence[str] = (), retry_quarantined: bool = False
 ) -> ShardResult:
     """Discovers shards of one source; gives their kept videos."""
-    forgotten = taken_down_urls(open_catalog())
-    return run_in_prefect(
-        step(params),
-        [Item(subject) for subject in listing.shards or ([listing.source] if listing.error else [])],
-        lambda item, past: _work(listing, columns, forgotten, item),
-        follow=_videos,
-        retry_quarantined=retry_quarantined,
-    )
+    works = works_of(listing, columns, taken_down_urls(open_catalog()))
+    return run_in_prefect(step(params), works, retry_quarantined=retry_quarantined)

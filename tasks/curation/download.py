@@ -8,16 +8,17 @@ and what merely has to wait (for a quota, for a host) is left to a later run.
 import logging
 import random
 from collections import deque
-from collections.abc import Collection, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from fnmatch import fnmatch
-from functools import partial
+from functools import cache, partial
 from pathlib import Path
-from typing import Any, Literal
+from types import MappingProxyType
+from typing import Any, Literal, NotRequired, TypedDict, cast
 from urllib.parse import urlsplit
 
 import yt_dlp
-from pydantic import ConfigDict, Field, model_validator
+from pydantic import Field, model_validator
 from yt_dlp.utils import (
     DownloadCancelled,
     YoutubeDLError,
@@ -25,12 +26,13 @@ from yt_dlp.utils import (
 
 from medgen.catalog import open_catalog
 from medgen.errors import ItemFailed
-from medgen.ledger import Outcome, Record, StepIdentity, Work
+from medgen.handover import Handover
+from medgen.ledger import Outcome, StepIdentity, Work
 from medgen.licences import creative_commons
 from medgen.listings.sources import FOLDER_SCHEME, Feed, folder_path
 from medgen.media import Limits, Probe, pictures, probe
-from medgen.shard import Item, ShardResult, Step
-from medgen.store import Artifact, Store, file_digest, open_store
+from medgen.shard import Item, Past, Step
+from medgen.store import Artifact, Store, file_digest
 from medgen.takedown import taken_down_digests
 from medgen.truncation import missing_bytes
 from medgen.web.failures import Stopped, failure_of, without_credentials
@@ -39,8 +41,8 @@ from medgen.web.guarded_youtube_dl import GuardedYoutubeDL
 from medgen.web.quotas import GRANT_BYTES, DownloadQuota, Quota, ShardQuota, bytes_below, night_quota, store_quota
 from medgen.web.session import WebParams, options_of
 from medgen.workplace import sweep, workplace, workplaces
-from tasks.curation.discover import listed
-from tasks.prefect_step import run_in_prefect, step_task
+from tasks.curation.curation_step import CurationStep
+from tasks.curation.discover import DISCOVER, listed
 
 log = logging.getLogger(__name__)
 
@@ -59,7 +61,7 @@ BACKOFF_S, LONGEST_BACKOFF_S = 0.5, 10.0  # before such a retry; doubled at each
 class DownloadParams(WebParams):
     """Parameters of download."""
 
-    model_config = ConfigDict(frozen=True)
+    former_names = MappingProxyType({"with_sound": "with_audio"})
 
     licence_policy: Literal["any", "creative_commons", "listed"] = Field(
         "any",
@@ -69,10 +71,10 @@ class DownloadParams(WebParams):
     licences: tuple[str, ...] = Field((), description="Allowed licences, with * as wildcard; see licence_policy.")
     min_duration_s: float = Field(6.0, ge=0, description="Shorter videos are rejected (no clip fits), seconds.")
     max_duration_s: float = Field(4 * 3600.0, gt=0, description="Longer videos are rejected, seconds.")
-    with_sound: bool = Field(
+    with_audio: bool = Field(
         False,
-        exclude_if=lambda wanted: not wanted,  # so that downloads without sound keep their keys
-        description="Fetch the sound too, for speech_model. Files of folders come with theirs anyway.",
+        exclude_if=lambda wanted: not wanted,  # so that downloads without audio keep their keys
+        description="Fetch the audio too, for speech_model. Files of folders come with theirs anyway.",
     )
     min_height: int = Field(480, ge=0, description="Videos with a shorter side below this are rejected, pixels.")
     wanted_height: int = Field(720, ge=0, description="The smallest format that reaches this is fetched, pixels.")
@@ -103,6 +105,52 @@ class DownloadParams(WebParams):
         return Limits(max_pixels=self.max_pixels, max_duration_s=self.max_duration_s)
 
 
+class Metadata(TypedDict):
+    """What listing and site say of a video; None where neither says anything."""
+
+    title: str | None
+    description: str | None
+    tags: list[str] | None
+    channel: str | None
+    channel_url: str | None
+    licence: str | None
+    published: str | None
+    url: str | None
+    external_id: str | None
+
+
+class ProbeFacts(TypedDict):
+    """The fields of `medgen.media.Probe`."""
+
+    container: str
+    codec: str
+    width: int
+    height: int
+    fps: float
+    duration_s: float
+    bit_rate: int
+    rotation: int
+    has_audio: bool
+
+
+class DownloadDetail(TypedDict):
+    """What download puts on record."""
+
+    metadata: Metadata
+    probe: ProbeFacts
+
+
+class DownloadOutputs(TypedDict):
+    """The video as fetched; its audio where that is a file of its own; WebVTT."""
+
+    video: str
+    sound: NotRequired[str]
+    subtitles: NotRequired[str]
+
+
+DOWNLOAD: Handover[DownloadDetail, DownloadOutputs] = Handover("download")
+
+
 class _Rejected(DownloadCancelled):
     """What the site says of a video rejects it."""
 
@@ -116,13 +164,13 @@ def download(
     store: Store,
     params: DownloadParams,
     quotas: Sequence[Quota] = (),
-    forgotten: Collection[str] = (),
+    forgotten: Callable[[], Collection[str]] = frozenset,
 ) -> Outcome:
     """Fetches one video and probes it.
 
     Args:
         quotas: of bytes, beyond those that `params` set for the night and the store.
-        forgotten: digests of files that were taken down, which no other URL brings back.
+        forgotten: gives the digests of files that were taken down, which no other URL brings back.
 
     Raises:
         ItemFailed: with the cause as reason, transient or not; see `medgen.web.failures` and `medgen.media.probe`.
@@ -143,7 +191,7 @@ def download(
                     raise ItemFailed("truncated_file", f"by its own account the file lacks its last {missing} bytes")
             else:
                 video, sound, subtitles = _copied(row, folder, params, quota), None, None
-            if forgotten and file_digest(video)[0] in forgotten:
+            if (taken_down := forgotten()) and file_digest(video)[0] in taken_down:
                 return Outcome("rejected", "copy_of_forgotten", {"message": "the same file was taken down"})
             facts = probe(video, params.limits)
             rejection = _duration_rejection(facts.duration_s, params) or _height_rejection(facts, params)
@@ -161,7 +209,10 @@ def download(
             return rejected.outcome
         finally:
             quota.close(sum(artifact.bytes for artifact in outputs.values()))
-    detail = {"metadata": {name: row.get(name) for name in METADATA}, "probe": vars(facts)}
+    detail: DownloadDetail = {
+        "metadata": cast(Metadata, {name: row.get(name) for name in METADATA}),
+        "probe": cast(ProbeFacts, vars(facts)),
+    }
     return Outcome("kept", detail=detail, outputs=outputs)
 
 
@@ -257,7 +308,8 @@ def _fetched(
 
     def pause(n: int) -> float:
         guard.leave()  # nobody waits for a host because we do
-        return min(BACKOFF_S * 2**n, LONGEST_BACKOFF_S) * random.uniform(0.5, 1.5)
+        longest: float = min(BACKOFF_S * 2**n, LONGEST_BACKOFF_S)
+        return longest * random.uniform(0.5, 1.5)
 
     options = options_of(params) | {
         # The name is ours: nothing that a site says becomes part of a path.
@@ -290,7 +342,7 @@ def _fetched(
         raise failure_of(error, guard.last_error) from error
     finally:
         guard.leave()
-    info = (list(info.get("entries") or ()) or [info])[0]
+    info = (list(cast(Iterable[Any], info.get("entries") or ())) or [info])[0]
     # Numbered in the order of fetching: the picture, then its sound.
     fetched = [p for p in folder.glob("video.*") if p.suffix not in (*UNFINISHED, ".vtt")]
     videos = [p for p in fetched if p.name.startswith("video.00001.")]
@@ -316,7 +368,7 @@ def choose_formats(context: Mapping[str, Any], params: DownloadParams) -> Iterat
     Both become files of their own, which need no merging. Raises as `choose_picture`.
     """
     yield choose_picture(context, params)
-    if params.with_sound:  # the sound beside a picture that fits is often a worse one
+    if params.with_audio:  # the sound beside a picture that fits is often a worse one
         sounds = [f for f in context["formats"] if f.get("vcodec") == "none" and f.get("acodec") != "none"]
         yield from [f for f in sounds if str(f.get("protocol")).startswith(FETCHED)][-1:]
 
@@ -339,7 +391,7 @@ def choose_picture(context: Mapping[str, Any], params: DownloadParams) -> dict[s
     if not usable:
         what = "no format with a picture" if not formats else "only formats by protocols that are not fetched"
         raise Stopped(ItemFailed("no_usable_format", f"the site offers {what}"))
-    small = [f for f in usable if (f.get("filesize") or 0) <= params.max_bytes] or usable
+    small: list[dict[str, Any]] = [f for f in usable if (f.get("filesize") or 0) <= params.max_bytes] or usable
     heights = [_told_height(f) for f in small]
     within = [n for n, height in enumerate(heights) if height and params.min_height <= height <= params.max_height]
     if reaching := [n for n in within if heights[n] >= params.wanted_height]:
@@ -388,10 +440,24 @@ def _used(store: Store) -> int:
     return len(downloads) * GRANT_BYTES + sum(map(bytes_below, downloads)) + bytes_below(store.folder)
 
 
-def step(params: DownloadParams, quotas: Sequence[Quota] = (), forgotten: Collection[str] = ()) -> Step:
-    """Download, ready to run."""
-    identity = StepIdentity("download", 2, params.model_dump(mode="json"), {})
-    return Step(identity, partial(download, params=params, quotas=quotas, forgotten=forgotten), "threads", lane=_host)
+def step(params: DownloadParams) -> Step:
+    """Download, ready to run on a shard: the quota of a shard is this step's own."""
+    quotas = [ShardQuota("byte_budget_shard", params.shard_budget_bytes)] if params.shard_budget_bytes else []
+    return Step(
+        StepIdentity("download", 2, params.model_dump(mode="json"), {}),
+        partial(download, params=params, quotas=quotas, forgotten=cache(lambda: taken_down_digests(open_catalog()))),
+        work_of=work_of,
+        prepare=partial(_make_room, params=params),
+        runs_in="threads",
+        queue_key=_host,
+    )
+
+
+def _make_room(store: Store, params: DownloadParams) -> None:
+    """Sweeps what killed downloads left, and measures the store where it has a quota."""
+    sweep(store)
+    if params.store_quota_bytes:
+        store_quota(open_catalog(), store.folder, params.store_quota_bytes).measure(lambda: _used(store))
 
 
 def _host(work: Work) -> str:
@@ -401,12 +467,13 @@ def _host(work: Work) -> str:
         return ""
 
 
-def _work(item: Item, past: Mapping[str, Record]) -> Work:
-    discovered = past["discover"]
-    row = listed(discovered.outputs["hits"])[item.subject]
+def work_of(item: Item, past: Past) -> Work:
+    """The listing's row of a video; of a folder's file also its size and time of change."""
+    discovered = DISCOVER.detail(past)
+    row = listed(DISCOVER.outputs(past)["hits"])[item.subject]
     context = {name: row.get(name) for name in (*METADATA, "duration_s", "subtitles_url")}
     if row["url"].startswith(FOLDER_SCHEME):
-        source, folder = discovered.detail["source"], Path(discovered.detail["uri"])
+        source, folder = discovered["source"], Path(discovered["uri"])
         context |= {"source": source, "path": str(folder)}
         try:
             status = folder_path(Feed(source, "folder", folder), row["url"]).stat()
@@ -416,19 +483,4 @@ def _work(item: Item, past: Mapping[str, Record]) -> Work:
     return Work(item.subject, context=context)
 
 
-@step_task("download", "network")
-def download_shard(
-    label: str, upstream: ShardResult, params: DownloadParams, retry_quarantined: bool = False
-) -> ShardResult:
-    """Downloads a shard of videos."""
-    store = open_store()
-    sweep(store)
-    if params.store_quota_bytes:
-        store_quota(open_catalog(), store.folder, params.store_quota_bytes).measure(lambda: _used(store))
-    quotas = [ShardQuota("byte_budget_shard", params.shard_budget_bytes)] if params.shard_budget_bytes else []
-    return run_in_prefect(
-        step(params, quotas, taken_down_digests(open_catalog())),
-        upstream.kept,
-        _work,
-        retry_quarantined=retry_quarantined,
-    )
+STEP = CurationStep("download", "videos", DownloadParams, step, resource="network")

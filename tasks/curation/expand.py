@@ -12,11 +12,12 @@ from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 from prefect.runtime import flow_run
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import Field
 
 from medgen.errors import ItemFailed, SourceUnreadable
 from medgen.ledger import open_ledger
 from medgen.listings.sources import open_feed
+from medgen.parameters import Parameters
 from medgen.settings import current
 from medgen.shard import ShardResult
 from models.relevance.classifier import TextClassifier
@@ -30,10 +31,8 @@ log = logging.getLogger(__name__)
 PAGE = 30  # entries that are judged at once; as many as YouTube gives at once
 
 
-class ExpandParams(BaseModel):
+class ExpandParams(Parameters):
     """Parameters of expand."""
-
-    model_config = ConfigDict(frozen=True)
 
     expand_channels: bool = Field(False, description="Look for more in the channels of the videos that were found.")
     max_channel_videos: int = Field(500, ge=1, description="Newest videos of a channel that are looked at in a run.")

@@ -6,20 +6,8 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from medgen.ledger import Record
-
-STEPS = ("discover", "download", "segment", "classify", "cut", "quality", "decide", "deduplicate", "privacy", "caption")
-UNITS = {
-    "discover": "listed rows",
-    "download": "videos",
-    "segment": "videos",
-    "classify": "videos",
-    "cut": "clips",
-    "quality": "clips",
-    "decide": "clips",
-    "deduplicate": "clips",
-    "privacy": "clips",
-    "caption": "clips",
-}
+from tasks.curation.discover import DISCOVER
+from tasks.curation.steps import STEPS
 
 
 def funnel(discovered: Iterable[Record], records: Iterable[Record]) -> list[dict[str, Any]]:
@@ -35,7 +23,7 @@ def funnel(discovered: Iterable[Record], records: Iterable[Record]) -> list[dict
         if record.status == "failed":
             ends.setdefault(("discover", "failed"), Counter())[record.reason or ""] += 1
             continue
-        for verdict, count in record.detail["counts"].items():
+        for verdict, count in DISCOVER.detail(record)["counts"].items():
             status, _, reason = verdict.partition(" ")
             if status == "kept":
                 kept["discover"] += count
@@ -48,11 +36,18 @@ def funnel(discovered: Iterable[Record], records: Iterable[Record]) -> list[dict
             ends.setdefault((record.step, record.status), Counter())[record.reason or ""] += 1
     table = []
     for step in STEPS:
-        rejected = dict(sorted(ends.get((step, "rejected"), Counter()).items()))
-        failed = dict(sorted(ends.get((step, "failed"), Counter()).items()))
-        total = kept[step] + sum(rejected.values()) + sum(failed.values())
+        rejected = dict(sorted(ends.get((step.name, "rejected"), Counter()).items()))
+        failed = dict(sorted(ends.get((step.name, "failed"), Counter()).items()))
+        total = kept[step.name] + sum(rejected.values()) + sum(failed.values())
         table.append(
-            {"step": step, "unit": UNITS[step], "in": total, "kept": kept[step], "rejected": rejected, "failed": failed}
+            {
+                "step": step.name,
+                "unit": step.unit,
+                "in": total,
+                "kept": kept[step.name],
+                "rejected": rejected,
+                "failed": failed,
+            }
         )
     return table
 
@@ -115,5 +110,5 @@ def picture(table: Sequence[Mapping[str, Any]]) -> bytes:
     axes.spines[["top", "right"]].set_visible(False)
     axes.tick_params(axis="x", labelsize=8)
     buffer = io.BytesIO()
-    canvas.print_png(buffer, metadata={"Software": ""})
+    canvas.print_png(buffer, metadata={"Software": ""})  # type: ignore[no-untyped-call]  # matplotlib has no types
     return buffer.getvalue()

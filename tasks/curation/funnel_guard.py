@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from statistics import median
 from typing import Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import Field
 from scipy.special import bdtr
 from sqlalchemy import select
 from sqlalchemy.orm import Session
@@ -19,6 +19,7 @@ from sqlalchemy.orm import Session
 from medgen.catalog import Release
 from medgen.errors import RunStopped
 from medgen.ledger import Ledger, open_ledger
+from medgen.parameters import Parameters
 from medgen.shard import Item
 from tasks.curation.funnel import funnel
 
@@ -31,10 +32,8 @@ class FunnelDeparted(RunStopped):
     """A step keeps far less than it used to. No release was made; what was done stays done."""
 
 
-class FunnelGuardParams(BaseModel):
+class FunnelGuardParams(Parameters):
     """Parameters of the funnel guard. They choose no clip, so they are no part of a release's policy."""
-
-    model_config = ConfigDict(frozen=True)
 
     funnel_guard: Literal["stop", "warn", "off"] = Field(
         "stop", exclude=True, description="What to do when a step keeps far less than in releases before."
@@ -106,7 +105,7 @@ def past_funnels(ledger: Ledger, prefix: str, sources: Sequence[str]) -> list[li
 def funnel_departures(
     prefix: str,
     kept: Sequence[Item],
-    ended: Sequence[Mapping[str, int]],
+    dropped: Sequence[Mapping[str, int]],
     discovered: Collection[int],
     sources: Sequence[str],
     params: FunnelGuardParams,
@@ -115,7 +114,7 @@ def funnel_departures(
     if params.funnel_guard == "off":
         return []
     ledger = open_ledger()
-    ids = {run_id for trail in (*(item.trail for item in kept), *ended) for run_id in trail.values()}
+    ids = {run_id for lineage in (*(item.lineage for item in kept), *dropped) for run_id in lineage.values()}
     ordered = sorted(ids | set(discovered))
     parts = (ledger.load(ordered[start : start + 5000]) for start in range(0, len(ordered), 5000))
     records = [record for part in parts for record in part.values()]

@@ -23,6 +23,7 @@ from pydantic import Field, field_validator
 from sqlalchemy import select
 from sqlalchemy.orm import Session
 from yt_dlp.utils import YoutubeDLError, sanitize_url, unsmuggle_url
+from yt_dlp.version import __version__ as YT_DLP_VERSION
 
 from medgen.catalog import StepRun, now
 from medgen.errors import ItemFailed
@@ -226,7 +227,7 @@ class _Reading:
             "left": self.left is not None,
             "requests": self.guard.requests,
             "stopped_by": str(self.failure) if self.failure else self.left,
-            "yt_dlp": yt_dlp.version.__version__,
+            "yt_dlp": YT_DLP_VERSION,
         }
 
     def __iter__(self) -> Iterator[dict[str, Any]]:

@@ -91,5 +91,6 @@ def _owner(feed: Feed) -> str | None:
     """The other folder that goes by this feed's name. Names are part of a folder's video ids."""
     with Session(open_catalog()) as session:
         known = session.get(Source, feed.name)
-    other = known is not None and known.kind == feed.kind == "folder" and known.uri != feed.uri
-    return known.uri if other and Path(known.uri).exists() else None
+    if known is None or not known.kind == feed.kind == "folder" or known.uri == feed.uri:
+        return None
+    return known.uri if Path(known.uri).exists() else None

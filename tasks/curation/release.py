@@ -12,11 +12,11 @@ from collections import Counter
 from collections.abc import Collection, Mapping, Sequence
 from functools import partial
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, TypedDict
 
 import pyarrow as pa
 import pyarrow.parquet as pq
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import Field
 from sqlalchemy import select
 from sqlalchemy.orm import Session
 
@@ -24,19 +24,29 @@ from medgen import __version__
 from medgen.canonical import canonical_json, digest_of
 from medgen.catalog import Caption, Release, ReleaseClip, StepRun, open_catalog
 from medgen.errors import ItemFailed
+from medgen.handover import Handover
 from medgen.ledger import Ledger, Outcome, Record, StepIdentity, Work, open_ledger
+from medgen.parameters import Parameters
 from medgen.settings import current
 from medgen.shard import Item, ShardResult, Step, run_shard
 from medgen.store import Artifact, Store
 from medgen.takedown import TAKEN_DOWN, release_takedown
 from models.captioning.checks import MOST_VIDEOS, repeated
+from tasks.curation.classify import CLASSIFY
+from tasks.curation.decide import DECIDE
+from tasks.curation.discover import DISCOVER
+from tasks.curation.download import DOWNLOAD
 from tasks.curation.funnel import funnel, markdown, picture
+from tasks.curation.privacy import PRIVACY
+from tasks.curation.quality import QUALITY
+from tasks.curation.steps import STEP_NAMES
 from tasks.curation.vanished import vanished
 from tasks.prefect_step import step_task
 
 APPROVE = "approve"
-LINEAGE_STEPS = ("segment", "classify", "cut", "quality", "decide", "deduplicate", "privacy", "caption")
-LINEAGE = ("discover", "download", *LINEAGE_STEPS, "release")
+LINEAGE = (*STEP_NAMES, "release")
+# The steps whose keys stand in a clip's row: those that looked at pictures.
+KEYED_STEPS = tuple(name for name in STEP_NAMES if name not in ("discover", "download"))
 REJECTED = pa.schema(
     [
         ("step", pa.string()),
@@ -87,16 +97,37 @@ METADATA = pa.schema(
         ("end_s", pa.float64()),
         ("start_frame", pa.int64()),
         ("end_frame", pa.int64()),
-        *((f"{step}_key", pa.string()) for step in LINEAGE_STEPS),
+        *((f"{step}_key", pa.string()) for step in KEYED_STEPS),
         ("models", pa.string()),
     ]
 )
 
 
-class ReleaseParams(BaseModel):
-    """Parameters of release."""
+class ReleaseDetail(TypedDict):
+    """What release puts on record: its name, the sha256 of its manifest, its number of clips."""
 
-    model_config = ConfigDict(frozen=True)
+    name: str
+    digest: str
+    clips: int
+
+
+class ReleaseOutputs(TypedDict):
+    """The files of a release beside its clips."""
+
+    content: str
+    metadata: str
+    rejected: str
+    card: str
+    funnel: str
+    funnel_picture: str
+    manifest: str
+
+
+RELEASE: Handover[ReleaseDetail, ReleaseOutputs] = Handover("release")
+
+
+class ReleaseParams(Parameters):
+    """Parameters of release."""
 
     release_prefix: str = Field(
         "medgen", pattern=r"^[a-z0-9][a-z0-9-]{0,40}$", description="First part of the name of the release."
@@ -154,15 +185,14 @@ def release(work: Work, store: Store, params: ReleaseParams) -> Outcome:
         ),
         *(ReleaseClip(release_name=name, clip_id=r["clip_id"], step_run_id=r["step_run_id"]) for r in rows),
     ]
-    return Outcome(
-        "kept", detail={"name": name, "digest": digest, "clips": len(rows)}, outputs=outputs, rows=catalog_rows
-    )
+    detail: ReleaseDetail = {"name": name, "digest": digest, "clips": len(rows)}
+    return Outcome("kept", detail=detail, outputs=outputs, rows=catalog_rows)
 
 
 def _content(
     ledger: Ledger,
     kept: Sequence[Item],
-    ended: Sequence[Mapping[str, int]],
+    dropped: Sequence[Mapping[str, int]],
     discovered: Collection[int],
     policy: Mapping[str, Any],
     params: ReleaseParams,
@@ -171,40 +201,38 @@ def _content(
 
     Of videos that were taken down while the refresh went on it only counts the clips.
     """
-    trails = [*(item.trail for item in kept), *ended]
-    records = _loaded(ledger, {run_id for trail in trails for run_id in trail.values()} | set(discovered))
-    # The same clip may come by two trails when two sources list a video: it is released once.
-    clips = {item.subject: item for item in sorted(kept, key=lambda item: (item.subject, sorted(item.trail.items())))}
-    captions = _captions(ledger, [item.trail["caption"] for item in clips.values()])
-    pasts = [{s: records[i] for s, i in trail.items()} for trail in ended]
+    lineages = [*(item.lineage for item in kept), *dropped]
+    records = _loaded(ledger, {run_id for lineage in lineages for run_id in lineage.values()} | set(discovered))
+    # The same clip may come by two lineages when two sources list a video: it is released once.
+    clips = {item.subject: item for item in sorted(kept, key=lambda item: (item.subject, sorted(item.lineage.items())))}
+    captions = _captions(ledger, [item.lineage["caption"] for item in clips.values()])
+    pasts = [{s: records[i] for s, i in lineage.items()} for lineage in dropped]
     # After the loads: what a takedown has blanked since is no longer needed.
     gone = ledger.forgotten([*clips, *(_last(past).subject for past in pasts)])
     pasts = [past for past in pasts if _last(past).subject not in gone]
     living = [item for clip, item in sorted(clips.items()) if clip not in gone]
-    rows = [_row(item, {s: records[i] for s, i in item.trail.items()}, captions) for item in living]
+    rows = [_row(item, {s: records[i] for s, i in item.lineage.items()}, captions) for item in living]
     vanished_since = vanished(ledger.engine) if params.vanished_videos == "drop" else {}
     left = [_left_out(row, "source_vanished") for row in rows if row["video_id"] in vanished_since]
     rows = [row for row in rows if row["video_id"] not in vanished_since]
     # The same words under several videos say nothing of any of them; which ones that are shows only here.
-    said = {row["clip_id"]: row["detailed_caption"] for row in rows}
-    times = repeated(said, {row["clip_id"]: row["video_id"] for row in rows})
+    captions_of = {row["clip_id"]: row["detailed_caption"] for row in rows}
+    times = repeated(captions_of, {row["clip_id"]: row["video_id"] for row in rows})
     left += [_repeated(row, times[row["clip_id"]]) for row in rows if row["clip_id"] in times]
     rows = [row for row in rows if row["clip_id"] not in times]
-    dropped = Counter(row["reason"] for row in left)
+    reasons = Counter(row["reason"] for row in left)
     if len(living) < len(clips):
-        dropped[TAKEN_DOWN] = len(clips) - len(living)
+        reasons[TAKEN_DOWN] = len(clips) - len(living)
     table = funnel(
         [r for r in records.values() if r.step == "discover"], [r for r in records.values() if r.step != "discover"]
     )
+    left_out: list[dict[str, Any]] = [*(_rejected(past) for past in pasts), *left]
     released = {"step": "release", "unit": "clips", "in": len(clips), "kept": len(rows)}
     return {
         "policy": dict(policy),
         "clips": rows,
-        "rejected": sorted(
-            [*(_rejected(past) for past in pasts), *left],
-            key=lambda row: (LINEAGE.index(row["step"]), row["subject"], row["key"]),
-        ),
-        "funnel": [*table, released | {"rejected": dict(sorted(dropped.items())), "failed": {}}],
+        "rejected": sorted(left_out, key=lambda row: (LINEAGE.index(row["step"]), row["subject"], row["key"])),
+        "funnel": [*table, released | {"rejected": dict(sorted(reasons.items())), "failed": {}}],
         "record_root": digest_of(sorted(record.record_hash for record in records.values())),
     }
 
@@ -268,40 +296,47 @@ def _left_out(row: Mapping[str, Any], reason: str) -> dict[str, Any]:
 
 
 def _row(item: Item, past: Mapping[str, Record], captions: Mapping[tuple[int, str], Caption]) -> dict[str, Any]:
-    clip, measured = past["privacy"].detail["clip"], past["quality"]
-    metadata = past["download"].detail["metadata"]
-    facts = next(c for c in past["classify"].detail["clips"] if c["start_frame"] == clip["start_frame"])
+    published, scores, measured = PRIVACY.detail(past), QUALITY.scores(past), QUALITY.detail(past)
+    clip, metadata = published["clip"], DOWNLOAD.detail(past)["metadata"]
+    classified = next(c for c in CLASSIFY.detail(past)["clips"] if c["start_frame"] == clip["start_frame"])
     brief, detailed = (captions[past["caption"].id, kind] for kind in ("brief", "detailed"))
     seconds = clip["end_s"] - clip["start_s"]
     return {
         "name": item.subject,
         "file": f"clips/{item.subject}.mp4",
         "resolution": f"{clip['width']}x{clip['height']}",
-        "bit_rate": past["privacy"].detail["bit_rate"],
-        "aesthetic_score": measured.scores["aesthetic"],
-        "aesthetic_model": measured.detail["aesthetic_model"],
-        "technical_score": measured.scores["technical"],
-        "technical_model": measured.detail["technical_model"],
+        "bit_rate": published["bit_rate"],
+        "aesthetic_score": scores["aesthetic"],
+        "aesthetic_model": measured["aesthetic_model"],
+        "technical_score": scores["technical"],
+        "technical_model": measured["technical_model"],
         "duration": round(seconds, 4),
         "fps": clip["fps"],
-        "camera_motion": past["decide"].detail["motion_type"],
-        "category": facts["category"],
-        "category_probability": facts["category_probability"],
-        "medical_probability": facts["medical"],
-        "overlay_words": int(measured.scores["overlay_words"]),
+        "camera_motion": DECIDE.detail(past)["motion_type"],
+        "category": classified["category"],
+        "category_probability": classified["category_probability"],
+        "medical_probability": classified["medical"],
+        "overlay_words": int(scores["overlay_words"]),
         "brief_caption": brief.text,
         "detailed_caption": detailed.text,
         "captioner": brief.model,
         "clip_id": item.subject,
         "clip_sha256": clip["digest"],
         "video_id": clip["video_id"],
-        "video_sha256": past["download"].outputs["video"],
-        "source": past["discover"].detail["source"],
-        **{name: metadata[name] for name in ("url", "title", "channel", "licence", "published")},
-        **{name: clip[name] for name in ("start_s", "end_s", "start_frame", "end_frame")},
-        **{f"{step}_key": past[step].key for step in LINEAGE_STEPS},
+        "video_sha256": DOWNLOAD.outputs(past)["video"],
+        "source": DISCOVER.detail(past)["source"],
+        "url": metadata["url"],
+        "title": metadata["title"],
+        "channel": metadata["channel"],
+        "licence": metadata["licence"],
+        "published": metadata["published"],
+        "start_s": clip["start_s"],
+        "end_s": clip["end_s"],
+        "start_frame": clip["start_frame"],
+        "end_frame": clip["end_frame"],
+        **{f"{step}_key": past[step].key for step in KEYED_STEPS},
         "models": json.dumps(past["quality"].models | past["classify"].models, sort_keys=True),
-        "bytes": past["privacy"].detail["bytes"],
+        "bytes": published["bytes"],
         "step_run_id": past["caption"].id,
     }
 
@@ -419,11 +454,17 @@ def materialize(store: Store, name: str, manifest_sha256: str) -> Path:
     return target
 
 
+def step(params: ReleaseParams) -> Step:
+    """Release, ready to run."""
+    identity = StepIdentity("release", 2, params.model_dump(mode="json"), {})
+    return Step(identity, partial(release, params=params), runs_in="inline")
+
+
 @step_task("release", "cpu")
 def make_release(
     label: str,
     kept: Sequence[Item],
-    ended: Sequence[Mapping[str, int]],
+    dropped: Sequence[Mapping[str, int]],
     discovered: Collection[int],
     policy: Mapping[str, Any],
     params: ReleaseParams,
@@ -432,29 +473,27 @@ def make_release(
 
     Args:
         kept: clips that passed all steps.
-        ended: trails of what did not.
+        dropped: lineages of what did not.
         discovered: step runs of all shards of listings, also of those that nothing was kept of.
     """
     ledger = open_ledger()
-    said = canonical_json(_content(ledger, kept, ended, discovered, policy, params))
-    content = ledger.store.put_bytes(said, "application/json")
+    content_json = canonical_json(_content(ledger, kept, dropped, discovered, policy, params))
+    content = ledger.store.put_bytes(content_json, "application/json")
     work = Work("release", inputs={"content": content.sha256}, context={"bytes": content.bytes})
-    step = Step(
-        StepIdentity("release", 2, params.model_dump(mode="json"), {}), partial(release, params=params), "inline"
-    )
-    result = run_shard(step, [Item("release")], lambda item, past: work)
-    record = next(iter(ledger.load([result.kept[0].trail["release"]]).values()))
-    name = record.detail["name"]
+    result = run_shard(step(params), [work])
+    record = next(iter(ledger.load([result.kept[0].lineage["release"]]).values()))
+    name = RELEASE.detail(record)["name"]
     with Session(ledger.engine) as session:
         waits = awaits_approval(session, session.get_one(Release, name))
-    return result, record, None if waits else materialize(ledger.store, name, record.outputs["manifest"])
+    return result, record, None if waits else materialize(ledger.store, name, RELEASE.outputs(record)["manifest"])
 
 
 def read_funnel(record: Record) -> list[dict[str, Any]]:
     """The funnel of a release's step run."""
-    return json.loads(open_ledger().store.read(record.outputs["funnel"]))
+    funnel_of: list[dict[str, Any]] = json.loads(open_ledger().store.read(RELEASE.outputs(record)["funnel"]))
+    return funnel_of
 
 
 def read_picture(record: Record) -> bytes:
     """The funnel's PNG of a release's step run."""
-    return open_ledger().store.read(record.outputs["funnel_picture"])
+    return open_ledger().store.read(RELEASE.outputs(record)["funnel_picture"])

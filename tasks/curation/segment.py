@@ -3,25 +3,29 @@
 One decode yields both the shots and the frames that classify looks at, about one a second.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from functools import partial
 from pathlib import Path
+from typing import Any, TypedDict
 
 import cv2
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import Field
 
 from medgen.errors import ItemFailed
-from medgen.ledger import Outcome, Record, StepIdentity, Work
+from medgen.handover import Handover
+from medgen.ledger import Outcome, StepIdentity, Work
 from medgen.media import Limits, Picture, pictures, time_base
-from medgen.shard import Item, ShardResult, Step
+from medgen.parameters import Parameters
+from medgen.shard import Item, Past, Step
 from medgen.store import Store
 from models.segmentation.shot_window import Boundary, DiscardedChange
 from models.segmentation.shots import ShotDetector, shots_digest
-from tasks.prefect_step import run_in_prefect, step_task
+from tasks.curation.curation_step import CurationStep
+from tasks.curation.download import DOWNLOAD
 
 DETECT_WIDTH = 256  # pixels: cuts are looked for in small pictures
 TOLD = 1000  # boundaries in the record; the table of frames has all of them
@@ -29,10 +33,8 @@ FRAMES = pa.schema([("pts", pa.int64()), ("time_s", pa.float64()), ("shot", pa.i
 SAMPLES = pa.schema([("frame", pa.int64()), ("time_s", pa.float64()), ("shot", pa.int32()), ("jpeg", pa.binary())])
 
 
-class SegmentParams(BaseModel):
+class SegmentParams(Parameters):
     """Parameters of segment."""
-
-    model_config = ConfigDict(frozen=True)
 
     dissolves: bool = Field(True, description="Look for dissolves too (TransNetV2), not only for cuts and fades.")
     sample_fps: float = Field(1.0, gt=0, description="Frames per second kept for classify (paper: 1).")
@@ -40,6 +42,26 @@ class SegmentParams(BaseModel):
     max_pixels: int = Field(4096 * 2304, gt=0, description="Videos with larger pictures are refused, pixels.")
     max_duration_s: float = Field(4 * 3600.0, gt=0, description="Decoding stops with an error beyond this, seconds.")
     segment_limit_s: float = Field(3600.0, gt=0, exclude=True, description="Slower decoding is stopped, seconds.")
+
+
+class SegmentDetail(TypedDict):
+    """What segment puts on record: counts, the first boundaries and the first changes that are none."""
+
+    shots: int
+    frames: int
+    samples: int
+    boundaries: list[dict[str, Any]]
+    passed_over: list[dict[str, Any]]
+
+
+class SegmentOutputs(TypedDict):
+    """The tables of frames and of samples, see `segment`."""
+
+    frames: str
+    samples: str
+
+
+SEGMENT: Handover[SegmentDetail, SegmentOutputs] = Handover("segment")
 
 
 @dataclass(frozen=True)
@@ -105,7 +127,7 @@ def segment(work: Work, store: Store, params: SegmentParams) -> Outcome:
         scratch = store.scratch(".parquet")
         pq.write_table(table, scratch, compression="zstd")
         outputs[role] = store.put_file(scratch, "application/vnd.apache.parquet")
-    detail = {
+    detail: SegmentDetail = {
         "shots": len(seen.boundaries) + 1,
         "frames": len(seen.times),
         "samples": len(seen.samples),
@@ -120,7 +142,8 @@ def shot_numbers(frames: int, boundaries: Sequence[Boundary]) -> list[int]:
     starts = {edge for b in boundaries for edge in ((b.frame,) if b.start == b.end else (b.start, b.end))}
     shots = np.zeros(frames, np.int64)
     shots[[start for start in starts if 0 < start < frames]] = 1
-    return shots.cumsum().tolist()
+    numbers: list[int] = shots.cumsum().tolist()
+    return numbers
 
 
 def _jpeg(picture: Picture, params: SegmentParams) -> bytes:
@@ -131,22 +154,21 @@ def _jpeg(picture: Picture, params: SegmentParams) -> bytes:
 def step(params: SegmentParams) -> Step:
     """Segment, ready to run."""
     models = {"shots": shots_digest(gradual=params.dissolves)}
-    identity = StepIdentity("segment", 2, params.model_dump(mode="json"), models)
-    return Step(identity, partial(segment, params=params), "processes", params.segment_limit_s)
-
-
-def _work(item: Item, past: Mapping[str, Record]) -> Work:
-    downloaded = past["download"]
-    return Work(
-        item.subject,
-        inputs={"video": downloaded.outputs["video"]},
-        context={"fps": downloaded.detail["probe"]["fps"]},
+    return Step(
+        StepIdentity("segment", 2, params.model_dump(mode="json"), models),
+        partial(segment, params=params),
+        work_of=work_of,
+        time_limit_s=params.segment_limit_s,
     )
 
 
-@step_task("segment", "cpu")
-def segment_shard(
-    label: str, upstream: ShardResult, params: SegmentParams, retry_quarantined: bool = False
-) -> ShardResult:
-    """Segments a shard of videos."""
-    return run_in_prefect(step(params), upstream.kept, _work, retry_quarantined=retry_quarantined)
+def work_of(item: Item, past: Past) -> Work:
+    """A video and its frame rate."""
+    return Work(
+        item.subject,
+        inputs={"video": DOWNLOAD.outputs(past)["video"]},
+        context={"fps": DOWNLOAD.detail(past)["probe"]["fps"]},
+    )
+
+
+STEP = CurationStep("segment", "videos", SegmentParams, step)

@@ -18,12 +18,13 @@ import av
 import numpy as np
 from av.bitstream import BitStreamFilterContext
 from av.video.frame import VideoFrame
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import ConfigDict, Field
 
 from medgen.errors import ItemFailed
 from medgen.ledger import Ledger, Outcome, Record, StepIdentity, Work
 from medgen.media import Limits, cut, pictures, probe
-from medgen.shard import Item, ShardResult, Step, run_shard
+from medgen.parameters import Parameters
+from medgen.shard import ShardResult, Step, run_shard
 from medgen.store import Store, file_digest
 
 SUPPLEMENTAL = 6  # type of the H.264 unit (NAL) that holds free text of encoders
@@ -58,7 +59,7 @@ def detail_of(record: Record) -> AnonymisedDetail:
     return cast(AnonymisedDetail, record.detail)
 
 
-class AnonymiseParams(BaseModel):
+class AnonymiseParams(Parameters):
     """How videos are made anonymous."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -84,19 +85,17 @@ def anonymise_videos(
         parents: sha256 of a file → step run that made it.
     """
     identity = StepIdentity("blind", 1, params.model_dump(exclude={"blind_time_limit_s"}), {})
-    step = Step(identity, partial(anonymise, params=params), "processes", params.blind_time_limit_s)
-    works = {
-        f"blind-{sha256[:32]}-{form}": Work(
+    step = Step(identity, partial(anonymise, params=params), time_limit_s=params.blind_time_limit_s)
+    works = [
+        Work(
             f"blind-{sha256[:32]}-{form}",
             context={"sha256": sha256, "form": form},
             parents={"video": parents[sha256]} if parents and sha256 in parents else {},
             access={"path": str(path)},
         )
         for path, sha256, form in videos
-    }
-    return run_shard(
-        step, [Item(name) for name in works], lambda item, _: works[item.subject], progress=progress, ledger=ledger
-    )
+    ]
+    return run_shard(step, works, progress=progress, ledger=ledger)
 
 
 def anonymise(work: Work, store: Store, *, params: AnonymiseParams) -> Outcome:

@@ -4,13 +4,14 @@ from collections.abc import Iterable, Sequence
 from functools import cache, partial
 
 import numpy as np
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import Field
 
 from medgen.canonical import digest_of
 from medgen.errors import ItemFailed
 from medgen.ledger import Ledger, Outcome, StepIdentity, Work
 from medgen.media import Limits, Picture, evenly_spaced, pictures
-from medgen.shard import Item, ShardResult, Step
+from medgen.parameters import Parameters
+from medgen.shard import ShardResult, Step
 from medgen.store import Store
 from models.encoders import MOBILENET, Encoder, encoder_digest, load_encoder
 from models.metrics.descriptor import (
@@ -30,10 +31,8 @@ from tasks.training.released import ReleasedClip
 LIMIT_S = 600.0
 
 
-class ClipDescriptorParams(BaseModel):
+class ClipDescriptorParams(Parameters):
     """Parameters of the descriptor of a clip; the field's name is part of step keys."""
-
-    model_config = ConfigDict(frozen=True)
 
     trace_side: int = Field(
         224,
@@ -80,7 +79,7 @@ def step(params: ClipDescriptorParams) -> Step:
     """The step `trace_clip`, as records name it, ready to run. Raises ModelUnavailable."""
     models = {"trace": digest_of([DESCRIPTOR, encoder_digest(MOBILENET)])}
     identity = StepIdentity("trace_clip", 1, params.model_dump(mode="json"), models)
-    return Step(identity, partial(describe_clip, params=params), "processes", LIMIT_S)
+    return Step(identity, partial(describe_clip, params=params), time_limit_s=LIMIT_S)
 
 
 @step_task("trace_clip", "cpu")
@@ -88,9 +87,8 @@ def descriptor_shard(
     label: str, clips: Sequence[ReleasedClip], params: ClipDescriptorParams, retry_quarantined: bool = False
 ) -> ShardResult:
     """Computes the descriptors of a release's clips."""
-    works = iter([Work(c.clip_id, inputs={"clip": c.sha256}, parents={"release": c.step_run_id}) for c in clips])
-    items = [Item(clip.clip_id) for clip in clips]
-    return run_in_prefect(step(params), items, lambda item, past: next(works), retry_quarantined=retry_quarantined)
+    works = [Work(c.clip_id, inputs={"clip": c.sha256}, parents={"release": c.step_run_id}) for c in clips]
+    return run_in_prefect(step(params), works, retry_quarantined=retry_quarantined)
 
 
 def read_descriptors(ledger: Ledger, records: Sequence[int]) -> dict[str, Descriptor]:

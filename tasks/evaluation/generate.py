@@ -18,7 +18,7 @@ from medgen.canonical import digest_of
 from medgen.catalog import ModelVersion
 from medgen.errors import ItemFailed, RunStopped
 from medgen.ledger import Ledger, Outcome, Record, StepIdentity, Work, open_ledger
-from medgen.shard import Item, ShardResult, Step, run_shard
+from medgen.shard import ShardResult, Step, run_shard
 from medgen.store import Store
 from medgen.video_file import write_video
 from models import ModelUnavailable
@@ -221,7 +221,7 @@ def step(plan: Plan, videos: int) -> Step:
     # One process holds the GPU. On a CPU each worker would load a model of its own, which only many videos repay.
     several = plan.options.device == "cpu" and videos >= MANY
     where: Literal["inline", "processes"] = "processes" if several else "inline"
-    return Step(identity, partial(generate, settings=dict(plan.settings), options=plan.options), where)
+    return Step(identity, partial(generate, settings=dict(plan.settings), options=plan.options), runs_in=where)
 
 
 def generate_videos(
@@ -247,22 +247,11 @@ def generate_videos(
     for prompt in prompts:
         for seed in range(params.seed, params.seed + params.videos_per_prompt):
             wanted.setdefault(f"{prompt.id} {seed}", (prompt, seed))
-    items = [Item(_subject(ready, prompt, seed)) for prompt, seed in wanted.values()]
-    works = iter([_work(ready, prompt, seed) for prompt, seed in wanted.values()])
-
-    def work_of(item: Item, past: Mapping[str, Record]) -> Work:
-        return next(works)
-
+    works = [_work(ready, prompt, seed) for prompt, seed in wanted.values()]
+    generating = step(ready, len(works))
     if progress:
-        return run_shard(
-            step(ready, len(items)),
-            items,
-            work_of,
-            progress=progress,
-            retry_quarantined=retry_quarantined,
-            ledger=ledger,
-        )
-    return run_in_prefect(step(ready, len(items)), items, work_of, retry_quarantined=retry_quarantined)
+        return run_shard(generating, works, progress=progress, retry_quarantined=retry_quarantined, ledger=ledger)
+    return run_in_prefect(generating, works, retry_quarantined=retry_quarantined)
 
 
 def _subject(plan: Plan, prompt: Prompt, seed: int) -> str:

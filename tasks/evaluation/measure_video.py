@@ -9,7 +9,7 @@ from statistics import median
 from typing import Any, TypedDict, cast
 
 import numpy as np
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import Field
 from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save
 
@@ -17,7 +17,8 @@ from medgen.canonical import rounded
 from medgen.errors import ItemFailed
 from medgen.ledger import Outcome, Record, StepIdentity, Work
 from medgen.media import Limits, Picture, pictures
-from medgen.shard import Item, ShardResult, Step
+from medgen.parameters import Parameters
+from medgen.shard import ShardResult, Step
 from medgen.store import Store
 from models.duplicates.fingerprint import Fingerprint
 from models.encoders import shown_name
@@ -31,10 +32,8 @@ MAX_FPS = 240.0
 FRAMES_FOR_RATE = 16
 
 
-class MeasureParams(BaseModel):
+class MeasureParams(Parameters):
     """Parameters of measure video: the model behind each metric, whose name the metric carries."""
-
-    model_config = ConfigDict(frozen=True)
 
     metric_subject: str = Field(
         "mobilenet_v2", description="Subject consistency: mobilenet_v2, or DINO (VBench: facebook/dino-vitb16)."
@@ -211,7 +210,7 @@ def step(params: MeasureParams) -> Step:
         for name, value in params.model_dump(mode="json").items()
     }  # fmt: skip
     identity = StepIdentity(STEP, 1, shown, params.backbones().digests())
-    return Step(identity, partial(measure_video, params=params), "processes", params.measure_limit_s)
+    return Step(identity, partial(measure_video, params=params), time_limit_s=params.measure_limit_s)
 
 
 @step_task(STEP, "cpu")
@@ -219,6 +218,5 @@ def measure_shard(
     label: str, videos: Sequence[Video], params: MeasureParams, retry_quarantined: bool = False
 ) -> ShardResult:
     """Measures videos; the records' ids come in their order."""
-    works = iter([video.work(**({"prompt": video.prompt} if params.metric_text else {})) for video in videos])
-    items = [Item(video.subject) for video in videos]
-    return run_in_prefect(step(params), items, lambda item, past: next(works), retry_quarantined=retry_quarantined)
+    works = [video.work(**({"prompt": video.prompt} if params.metric_text else {})) for video in videos]
+    return run_in_prefect(step(params), works, retry_quarantined=retry_quarantined)

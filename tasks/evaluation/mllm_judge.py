@@ -8,14 +8,15 @@ from functools import cache, partial
 from typing import TypedDict, cast
 
 import numpy as np
-from pydantic import BaseModel, ConfigDict, Field, field_validator
+from pydantic import Field, field_validator
 
 from medgen.canonical import rounded
 from medgen.errors import ItemFailed
 from medgen.ledger import Outcome, Record, StepIdentity, Work
 from medgen.media import Limits, evenly_spaced, pictures
+from medgen.parameters import Parameters
 from medgen.settings import current
-from medgen.shard import Item, ShardResult, Step
+from medgen.shard import ShardResult, Step
 from medgen.store import Store
 from models import ModelUnavailable
 from models.captioning.captioner import OPENAI_PREFIX, TRANSFORMERS_PREFIX, CaptionUnavailable
@@ -34,10 +35,8 @@ ACCURACY = "medical_accuracy"
 LEVEL = "medical_error_level"
 
 
-class MllmJudgeParams(BaseModel):
+class MllmJudgeParams(Parameters):
     """Parameters of the judge of medical accuracy and of VideoScore."""
-
-    model_config = ConfigDict(frozen=True)
 
     judge_model: str = Field(
         "", description="Judge of medical accuracy: openai:MODEL or transformers:NAME_OR_FOLDER; empty: none."
@@ -173,19 +172,18 @@ def mllm_judge_step(params: MllmJudgeParams) -> Step:
     """The judge, ready to run. Raises ModelUnavailable, ValueError."""
     digest = mllm_judge_digest(_chat(params).digest, params.judge_votes)
     identity = StepIdentity(STEP, 1, {"judge_votes": params.judge_votes}, {"judge": digest})
-    return Step(identity, partial(mllm_judge, params=params), "threads")
+    return Step(identity, partial(mllm_judge, params=params), runs_in="threads")
 
 
 def video_score_step(params: MllmJudgeParams) -> Step:
     """VideoScore, ready to run: in this process, because one copy of its weights is enough."""
     identity = StepIdentity("video_score", 1, {}, {"video_score": video_score_digest(params.video_score_model)})
-    return Step(identity, partial(video_score, params=params), "inline")
+    return Step(identity, partial(video_score, params=params), runs_in="inline")
 
 
 def _run(step: Step, videos: Sequence[tuple[Video, int]], retry_quarantined: bool) -> ShardResult:
-    works = iter([video.work(prompt=video.prompt, frames=frames) for video, frames in videos])
-    items = [Item(video.subject) for video, _ in videos]
-    return run_in_prefect(step, items, lambda item, past: next(works), retry_quarantined=retry_quarantined)
+    works = [video.work(prompt=video.prompt, frames=frames) for video, frames in videos]
+    return run_in_prefect(step, works, retry_quarantined=retry_quarantined)
 
 
 @step_task(STEP, "network")

@@ -10,7 +10,9 @@ from sqlalchemy.orm import Session
 
 from medgen.catalog import StepRun
 from medgen.ledger import Ledger, Record
-from tasks.curation.funnel import STEPS, UNITS
+from tasks.curation.steps import STEP_NAMES, STEPS
+
+UNITS = {step.name: step.unit for step in STEPS}
 
 
 def failures(ledger: Ledger, ids: Iterable[int] | None = None) -> list[dict[str, Any]]:
@@ -55,7 +57,7 @@ def failures(ledger: Ledger, ids: Iterable[int] | None = None) -> list[dict[str,
         _entry(step, reason, transient, count, *examples[run_id]) for step, reason, transient, count, run_id in groups
     ]
     entries += _bad_rows(ledger, ledger.load(discovered).values())
-    place = {step: number for number, step in enumerate(STEPS)}
+    place = {step: number for number, step in enumerate(STEP_NAMES)}
     return sorted(entries, key=lambda e: (place.get(e["step"], len(place)), -e["count"], e["reason"]))
 
 

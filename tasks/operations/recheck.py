@@ -20,9 +20,9 @@ from yt_dlp.utils import YoutubeDLError
 
 from medgen.catalog import StepRun, Tombstone, Video, now
 from medgen.errors import ItemFailed
-from medgen.ledger import Ledger, Outcome, Record, StepIdentity, Work
+from medgen.ledger import Ledger, Outcome, StepIdentity, Work
 from medgen.listings.sources import FOLDER_SCHEME, Feed, folder_path
-from medgen.shard import Item, Step, run_shard
+from medgen.shard import Step, run_shard
 from medgen.store import Store
 from medgen.web.failures import failure_of
 from medgen.web.guarded_youtube_dl import GuardedYoutubeDL
@@ -104,7 +104,7 @@ def _gone_from_web(context: Mapping[str, Any], params: RecheckParams) -> ItemFai
 def step(params: RecheckParams) -> Step:
     """Recheck, ready to run."""
     identity = StepIdentity(RECHECK, 1, params.model_dump(mode="json"), {})
-    return Step(identity, partial(recheck, params=params), "threads")
+    return Step(identity, partial(recheck, params=params), runs_in="threads")
 
 
 def due(engine: Engine, *, older_than: timedelta = timedelta(0), limit: int | None = None) -> list[tuple[str, int]]:
@@ -169,10 +169,8 @@ def recheck_videos(
     total = Rechecked()
     for start in range(0, len(wanted), SHARD):
         some = dict(wanted[start : start + SHARD])
-        works = _works(ledger, some)
-        items = [Item(video_id, {"download": run_id}) for video_id, run_id in some.items()]
-        result = run_shard(step(params), items, partial(_work, works), ledger=ledger)
-        ended = ledger.load(trail[RECHECK] for trail in result.ended).values()
+        result = run_shard(step(params), _works(ledger, some), ledger=ledger)
+        ended = ledger.load(lineage[RECHECK] for lineage in result.dropped).values()
         gone = sum(record.status == "rejected" for record in ended)
         total = Rechecked(
             total.asked + result.executed,
@@ -186,12 +184,8 @@ def recheck_videos(
     return total
 
 
-def _work(works: Mapping[str, Work], item: Item, past: Mapping[str, Record]) -> Work:
-    return works[item.subject]
-
-
-def _works(ledger: Ledger, downloads: Mapping[str, int]) -> dict[str, Work]:
-    """video → what recheck sees of it: its URL, where it may be asked for, and the day."""
+def _works(ledger: Ledger, downloads: Mapping[str, int]) -> list[Work]:
+    """What recheck sees of each video: its URL, where it may be asked for, and the day."""
     day = now().date().isoformat()
     with Session(ledger.engine) as session:
         rows: Sequence[Any] = session.execute(
@@ -199,11 +193,12 @@ def _works(ledger: Ledger, downloads: Mapping[str, int]) -> dict[str, Work]:
             .join(StepRun, StepRun.subject == Video.id)
             .where(StepRun.id.in_(downloads.values()))
         ).all()
-    works = {}
-    for video_id, url, context, params in rows:
+    works = []
+    for video_id, url, listed, params in rows:
         if url.startswith(FOLDER_SCHEME):
-            where = {"source": context["source"], "path": context["path"]}
+            where = {"source": listed["source"], "path": listed["path"]}
         else:
             where = {name: params.get(name, []) for name in ("allowed_hosts", "denied_hosts")}
-        works[video_id] = Work(video_id, context={"url": url, "day": day, **where})
+        context = {"url": url, "day": day, **where}
+        works.append(Work(video_id, context=context, parents={"download": downloads[video_id]}))
     return works

@@ -13,13 +13,14 @@ from typing import TypedDict, cast
 
 import numpy as np
 from prefect.runtime import flow_run
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import Field
 
 from medgen.canonical import digest_of
 from medgen.catalog import ModelVersion
 from medgen.errors import ItemFailed, RunStopped
 from medgen.folders import put_folder
 from medgen.ledger import Ledger, Outcome, Record, StepIdentity, Work, open_ledger
+from medgen.parameters import Parameters
 from medgen.settings import current
 from medgen.shard import worker_pool
 from models.generation.video_diffusion import save_pipeline
@@ -39,10 +40,8 @@ GEOMETRY = Geometry(FRAMES, HEIGHT, WIDTH)
 Progress = Callable[[str, int, int], None]
 
 
-class BaseModelParams(BaseModel):
+class BaseModelParams(Parameters):
     """Parameters of base_model."""
-
-    model_config = ConfigDict(frozen=True)
 
     base_seed: int = Field(0, ge=0, lt=2**63, description="nano: seed of its weights and of the VAE's training.")
     vae_steps: int = Field(300, ge=0, description="nano: steps of the VAE's training; 0: a linear transform coder.")

@@ -14,10 +14,11 @@ from pathlib import Path
 from typing import Any, Literal, TypedDict
 
 import numpy as np
-from pydantic import BaseModel, ConfigDict, Field, field_validator
+from pydantic import Field, field_validator
 
 from medgen.ledger import Ledger, Outcome, Record, StepIdentity, Work, open_ledger
-from medgen.shard import Item, ShardResult, Step, run_shard
+from medgen.parameters import Parameters
+from medgen.shard import ShardResult, Step, run_shard
 from medgen.store import Store
 from models.generation.video_diffusion import encode_frames, encode_texts, open_pipeline, part_digests
 from models.training.clip_frames import best_fit, read_frames, read_geometries
@@ -30,10 +31,8 @@ TIME_LIMIT_S = 1800.0
 EMPTY = "empty_text"  # step and subject of the empty caption's embedding
 
 
-class EncodeParams(BaseModel):
+class EncodeParams(Parameters):
     """Parameters of encode."""
-
-    model_config = ConfigDict(frozen=True)
 
     buckets: str = Field(
         "81x480x832", description="Allowed frames x height x width of clips, comma-separated; each takes the best fit."
@@ -139,7 +138,7 @@ def step(params: EncodeParams, base: Path) -> Step:
     identity = StepIdentity("encode", 1, params.model_dump(mode="json"), models)
     # One process holds the GPU: threads decode for it. Without one, each process has its own small models.
     where: Literal["threads", "processes"] = "threads" if _device(params) == "cuda" else "processes"
-    return Step(identity, partial(encode, params=params), where, TIME_LIMIT_S)
+    return Step(identity, partial(encode, params=params), runs_in=where, time_limit_s=TIME_LIMIT_S)
 
 
 def encode_release(
@@ -167,14 +166,11 @@ def encode_release(
 def _encode_clips(
     clips: Sequence[ReleasedClip], base: Path, params: EncodeParams, retry_quarantined: bool
 ) -> ShardResult:
-    by_id = {clip.clip_id: clip for clip in clips}
-    items = [Item(clip.clip_id, {"release": clip.step_run_id}) for clip in clips]
-
-    def work(item: Item, past: Mapping[str, Record]) -> Work:
-        clip = by_id[item.subject]
-        return Work(
+    works = [
+        Work(
             clip.clip_id,
             inputs={"clip": clip.sha256},
+            parents={"release": clip.step_run_id},
             context={
                 "video_id": clip.video_id,
                 "category": clip.category,
@@ -186,18 +182,17 @@ def _encode_clips(
             },
             access={"base": str(base)},
         )
-
-    return run_in_prefect(step(params, base), items, work, retry_quarantined=retry_quarantined)
+        for clip in {clip.clip_id: clip for clip in clips}.values()
+    ]
+    return run_in_prefect(step(params, base), works, retry_quarantined=retry_quarantined)
 
 
 def empty_text(ledger: Ledger, base: Path, params: EncodeParams) -> Record:
     """The record whose output `empty` is the empty caption's embedding by the base's text encoder."""
     models = part_digests(base, ["text_encoder", "tokenizer"])
     identity = StepIdentity(EMPTY, 1, {"max_sequence_length": params.max_sequence_length}, models)
-    step = Step(identity, partial(encode_empty, params=params), "inline")
-    result = run_shard(
-        step, [Item(EMPTY)], lambda item, past: Work(item.subject, access={"base": str(base)}), ledger=ledger
-    )
+    encoding = Step(identity, partial(encode_empty, params=params), runs_in="inline")
+    result = run_shard(encoding, [Work(EMPTY, access={"base": str(base)})], ledger=ledger)
     return ledger.load(result.records)[result.records[0]]
 
 

@@ -17,7 +17,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from prefect.context import TaskRunContext
 from prefect.runtime import flow_run
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import Field, model_validator
 from sqlalchemy.orm import Session
 
 from medgen.canonical import canonical_json
@@ -25,23 +25,23 @@ from medgen.catalog import ModelVersion
 from medgen.errors import ItemFailed
 from medgen.folders import put_folder
 from medgen.ledger import Ledger, Outcome, Record, StepIdentity, Work, open_ledger
+from medgen.parameters import Parameters
 from medgen.store import Artifact, Store
 from models.training.config import Preset, TrainConfig, configured
 from models.training.job import TrainJob, read_rows, split_by_video
 from tasks.prefect_step import StepProgress, step_task
+from tasks.progress import training_listener
 from tasks.training.job_folder import LATENTS, materialize_job, working_folder
 from tasks.training.process import Report, launch
 from tasks.training.released import released_clips
-from tasks.training.training_report import TrainFacts, ValidationRow, loss_plot, model_card, watchers
+from tasks.training.training_report import TrainFacts, ValidationRow, loss_plot, model_card
 
 TRAIN = "train"
 MERGED, ADAPTER = "text_to_video", "text_to_video_adapter"  # kinds of model versions
 
 
-class TrainParams(BaseModel):
+class TrainParams(Parameters):
     """Parameters of training as people give them: a preset, and what of it they want otherwise."""
-
-    model_config = ConfigDict(frozen=True)
 
     preset: Preset = Field("nano", description="nano runs on a laptop; the others need GPUs and Wan 2.1's weights.")
     overrides: tuple[str, ...] = Field(
@@ -188,6 +188,7 @@ def train_release(
         ledger, release, Path(base), base_digest, [records[i] for i in encoded], records[empty], params
     )
     bar = StepProgress(TRAIN) if TaskRunContext.get() else None
+    listener = training_listener()
     checks: list[dict[str, str]] = []
 
     def report(facts: dict[str, Any]) -> None:
@@ -195,8 +196,8 @@ def train_release(
             checks.append({name: value for name, value in facts.items() if name != "event"})
         if bar and facts["event"] == "step":
             bar(facts["step"], facts["steps"])
-        for watcher in watchers:
-            watcher(facts)
+        if listener:
+            listener(facts)
 
     if check_only:
         launch(_job(ledger, identity, work, params), params.accelerate_config, report, check_only=True)

@@ -1,16 +1,13 @@
 """What a training run shows people: the plot of its losses and the card of its model."""
 
 import io
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, TypedDict
 
 from medgen.markdown import cell, render
 from models.training.config import TrainConfig
 
 TEXT = " .,:-+_/()[]'="  # what others' text may hold in a card beside letters and digits
-
-# Called with what training tells; for faces that show it.
-watchers: list[Callable[[dict[str, Any]], None]] = []
 
 
 class TrainFacts(TypedDict):

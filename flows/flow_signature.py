@@ -1,14 +1,12 @@
-"""How parameters of steps become the arguments of a flow."""
+"""How the parameters of steps become the arguments of a flow."""
 
 import inspect
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from copy import copy
-from typing import Annotated, Any, TypeVar
+from typing import Annotated, TypeVar
 
 from pydantic import BaseModel
 from pydantic.fields import FieldInfo
-
-from flows.ending import ends_plainly
 
 P = TypeVar("P", bound=BaseModel)
 # Words of parameters' names as people write them.
@@ -23,24 +21,19 @@ WRITTEN = {
 }
 
 
-def part(parameters: BaseModel, kind: type[P]) -> P:
+def subset(parameters: BaseModel, kind: type[P]) -> P:
     """The parameters of one step out of those of a flow."""
     return kind(**{name: getattr(parameters, name) for name in kind.model_fields})
 
 
-def takes(
-    function: Callable[..., Any], name: str, model: type[BaseModel], first: Sequence[str] = ("sources",)
-) -> Callable[..., Any]:
-    """Makes a flow's function end plainly, and gives it a name and a flat signature with a model's fields.
+def flow_signature(model: type[BaseModel], first: Sequence[str]) -> inspect.Signature:
+    """A flat signature with a model's fields, which Prefect's forms show best.
 
     Args:
-        first: fields that come first; then the model's own, then those that it inherits. Prefect's forms show flat
-            arguments best.
+        first: fields that come first; then the model's own, then those that it inherits.
     """
-    function = ends_plainly(function)
     own = [*first, *(field for field in model.__annotations__ if field in model.model_fields)]
-    names = dict.fromkeys([*own, *model.model_fields])
-    function.__signature__ = inspect.Signature(  # type: ignore[attr-defined]
+    return inspect.Signature(
         [
             inspect.Parameter(
                 field,
@@ -48,11 +41,9 @@ def takes(
                 default=_titled(field, model.model_fields[field]),  # whole: Prefect takes default and description
                 annotation=Annotated[model.model_fields[field].annotation, model.model_fields[field]],
             )
-            for field in names
+            for field in dict.fromkeys([*own, *model.model_fields])
         ]
     )
-    function.__name__ = name
-    return function
 
 
 def _titled(name: str, field: FieldInfo) -> FieldInfo:

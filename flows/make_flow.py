@@ -1,0 +1,84 @@
+"""The one way in which a function becomes a flow."""
+
+import inspect
+from collections.abc import Callable, Sequence
+from typing import Any, TypeVar
+
+from prefect import Flow, get_run_logger
+from prefect.context import FlowRunContext
+from prefect.states import Failed
+
+from flows.flow_signature import flow_signature
+from flows.runner import task_runner
+from medgen.errors import ItemFailed, RunStopped
+from medgen.parameters import Parameters
+from models import ModelUnavailable
+
+P = TypeVar("P", bound=Parameters)
+Summary = dict[str, Any]
+"""What a flow returns: JSON facts about the run."""
+
+
+class MedgenFlow(Flow[..., Summary]):
+    """A flow that accepts the former names of its parameters, from people and from deployments."""
+
+    parameters_type: type[Parameters] = Parameters
+
+    def __call__(self, *arguments: Any, **named: Any) -> Any:
+        return super().__call__(*arguments, **self.parameters_type.with_current_names(named))
+
+    def validate_parameters(self, parameters: dict[str, Any]) -> dict[str, Any]:
+        """As Prefect does it, on the names that the parameters have now."""
+        return super().validate_parameters(self.parameters_type.with_current_names(parameters))
+
+
+def make_flow(
+    function: Callable[[P], Summary],
+    parameters: type[P],
+    name: str,
+    run_name: str | Callable[[], str],
+    first: Sequence[str] = (),
+) -> MedgenFlow:
+    """The flow `name`: its form has a field for each parameter, its results are not stored, its parameters are
+    validated, and a foreseen error ends it with a message for people.
+
+    Args:
+        function: gets the parameters, typed; its docstring describes the flow.
+        run_name: template or function for the names of runs.
+        first: parameters that come first in the form.
+    """
+    run = _reporting_expected_errors(function, parameters)
+    run.__name__ = run.__qualname__ = name
+    run.__module__ = function.__module__
+    run.__doc__ = function.__doc__
+    run.__signature__ = flow_signature(parameters, first)  # type: ignore[attr-defined]  # as `inspect` reads it
+    made = MedgenFlow(
+        run,
+        name=name,
+        description=inspect.getdoc(function),
+        flow_run_name=run_name,
+        task_runner=task_runner(),
+        persist_result=False,
+        validate_parameters=True,
+    )
+    made.parameters_type = parameters
+    return made
+
+
+def _reporting_expected_errors(function: Callable[[P], Summary], parameters: type[P]) -> Callable[..., Any]:
+    """Makes an expected error the message of the run's state, as it is, and the first thing that its log says of it.
+
+    By itself Prefect writes ``Flow run encountered an exception: CLASS: …`` and, in the log, the error as Python's
+    repr. The traceback stays in the log, below the message. Who called the flow gets the error itself.
+    """
+
+    def run(**arguments: Any) -> Any:
+        try:
+            return function(parameters(**arguments))
+        except (RunStopped, ItemFailed, ModelUnavailable) as error:
+            if FlowRunContext.get() is None:
+                raise
+            get_run_logger().error("%s", error, exc_info=error)
+            return Failed(message=str(error), data=error)
+
+    return run
