@@ -15,7 +15,6 @@ import tempfile
 import time
 from dataclasses import replace
 from fractions import Fraction
-from functools import partial
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -29,12 +28,12 @@ from rich.table import Table
 from bench.smallest import medical_folder
 from medgen.ledger import Outcome, StepIdentity, Work, open_ledger
 from medgen.listings.sources import VIDEO_SUFFIXES
-from medgen.shard import Item, ShardResult, Step, run_shard
+from medgen.shard import ShardResult, Step, run_shard
 from medgen.store import Store
 from tasks.curation import caption, classify, cut, decide, discover, download, list_feed, list_sources, quality, segment
 
 # Every frame counts as medical, so that all of the video goes through all steps.
-CLASSIFY = classify.ClassifyParams(medical_threshold=0.0, frame_similarity=-1.0)
+CLASSIFY = classify.ClassifyParams(medical_threshold=0.0, frame_frame_similarity=-1.0)
 WARM_UP_S = 8.0
 
 
@@ -115,21 +114,21 @@ def decode_seconds(folder: Path) -> float:
 def through_steps(folder: Path) -> dict[str, Any]:
     """Takes a folder of videos through all steps: minutes of video, and seconds and items of each step."""
     listing = list_sources.list_source.fn(folder.name, str(folder), list_feed.ListParams())
-    found = discover.discover_shards.fn(folder.name, listing, discover.DiscoverParams())
-    fetched = download.download_shard.fn(folder.name, found, download.DownloadParams(min_height=0))
-    records = open_ledger().load(item.lineage["download"] for item in fetched.kept)
-    minutes = sum(record.detail["probe"]["duration_s"] for record in records.values()) / 60
-    upstream, rows = fetched, []
-    for step, work_of, follow in (
-        (segment.step(segment.SegmentParams()), segment._work, None),
-        (classify.step(CLASSIFY), classify._work, classify._clips),
-        (cut.step(cut.CutParams()), cut._work, cut._clip),
-        (quality.step(quality.QualityParams()), quality._work, None),
-        (decide.step(decide.DecideParams()), decide._work, None),
-        (caption.step(caption.CaptionParams()), partial(caption._work, listen=False), None),
+    discovered = discover.discover_shards.fn(folder.name, listing, discover.DiscoverParams())
+    upstream = download.STEP.run(discovered, download.DownloadParams(min_height=0))
+    records = open_ledger().load(item.lineage["download"] for item in upstream.kept)
+    minutes = sum(download.DOWNLOAD.detail(record)["probe"]["duration_s"] for record in records.values()) / 60
+    rows = []
+    for step in (
+        segment.step(segment.SegmentParams()),
+        classify.step(CLASSIFY),
+        cut.step(cut.CutParams()),
+        quality.step(quality.QualityParams()),
+        decide.step(decide.DecideParams()),
+        caption.step(caption.CaptionParams()),
     ):
         started = time.perf_counter()
-        result = run_shard(replace(step, where="inline"), upstream.kept, work_of, follow=follow)
+        result = run_shard(replace(step, runs_in="inline"), upstream.kept)
         seconds = time.perf_counter() - started
         rows.append({"step": step.identity.name, "items": result.executed, "seconds": seconds})
         upstream = result
@@ -138,12 +137,12 @@ def through_steps(folder: Path) -> dict[str, Any]:
 
 def ledger_cost(items: int) -> dict[str, float]:
     """Milliseconds that the ledger takes for an item that is executed, and for one that is reused."""
-    step = Step(StepIdentity("bench", 1, {}, {}), _nothing, "inline")
-    todo = [Item(f"item-{number}") for number in range(items)]
+    step = Step(StepIdentity("bench", 1, {}, {}), _nothing, runs_in="inline")
+    todo = [Work(f"item-{number}", context={"some": "fact"}) for number in range(items)]
 
     def per_item(expected: int) -> float:
         started = time.perf_counter()
-        result: ShardResult = run_shard(step, todo, lambda item, _: Work(item.subject, context={"some": "fact"}))
+        result: ShardResult = run_shard(step, todo)
         assert result.executed == expected
         return round(1000 * (time.perf_counter() - started) / items, 4)
 

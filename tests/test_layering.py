@@ -5,8 +5,6 @@ from collections.abc import Iterator
 from graphlib import CycleError, TopologicalSorter
 from pathlib import Path
 
-import pytest
-
 ROOT = Path(__file__).resolve().parent.parent
 FLOORS = ("medgen", "models", "tasks", "flows", "apps", "bench")  # from the ground up
 
@@ -83,6 +81,5 @@ def _is_private(name: str) -> bool:
     return name.startswith("_") and not name.startswith("__")
 
 
-@pytest.mark.xfail(reason="bench/curate reaches into the steps")
 def test_private_names_stay_in_their_module() -> None:
     assert [f"{name} uses {full}" for name, file in MODULES.items() for full in _foreign_private_names(file)] == []
