@@ -60,7 +60,7 @@ def train_frames(
         out.print(
             f"{'known already' if reused else 'trained'}: [bold]{escape(str(files['head']))}[/]\n"
             f"use it with --set frame_head={escape(str(files['head'].resolve()))}"
-            + ("" if encoder == "mobilenet_v2" else f" --set model={escape(encoder)}"),
+            + ("" if encoder == "mobilenet_v2" else f" --set frame_encoder={escape(encoder)}"),
             soft_wrap=True,
             highlight=False,
         )

@@ -279,7 +279,7 @@ class Bench:
         torch.manual_seed(0)
         with torch.device(self.device):
             model: WanTransformer3DModel = WanTransformer3DModel(**self.size.transformer)
-        model.to(dtype)
+        model.to(dtype)  # type: ignore[arg-type]  # diffusers wraps it without its self
         return model
 
     def generate(self, name: str, prepare: FastPath) -> None:

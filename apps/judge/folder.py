@@ -49,7 +49,7 @@ def measure_all(
 def _unseen(
     folder: Path, verdicts: dict[str, Verdict], labels: Sequence[Label], parameters: JudgeParameters
 ) -> tuple[dict[str, Verdict], list[str]]:
-    if parameters.frame_head or parameters.model != "mobilenet_v2" or parameters.frame_judge != "head":
+    if parameters.frame_head or parameters.frame_encoder != "mobilenet_v2" or parameters.frame_judge != "head":
         return verdicts, []
     known = _trained_on()
     trained = {

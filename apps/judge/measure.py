@@ -11,7 +11,7 @@ from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 from pydantic import ConfigDict
@@ -23,8 +23,8 @@ from models.segmentation.frames import NON_MEDICAL
 from models.segmentation.shot_window import Boundary
 from tasks.curation.classify import ClassifyParams, loaded_model
 from tasks.curation.decide import DecideParams, Facts, checks
-from tasks.curation.quality import Meter, QualityParams
-from tasks.curation.segment import SegmentParams, look_through
+from tasks.curation.quality import QualityAnalyzer, QualityParams, TextFacts
+from tasks.curation.segment import SegmentParams, decode_video
 
 PIECE_S = 10.0  # no longer than a clip
 MOST_PIECES = 40  # of a long video, evenly spread
@@ -45,7 +45,7 @@ class JudgeParameters(DecideParams, QualityParams, ClassifyParams, SegmentParams
 
 @dataclass(frozen=True)
 class Verdict:
-    """What was found in one file.
+    """What was compared in one file.
 
     Args:
         problem, message: why it can't be used (a machine-readable reason, and words); "" when it can.
@@ -100,8 +100,8 @@ def measure_file(path: Path, parameters: JudgeParameters) -> Verdict:
     clock = _Clock(seconds)
     facts = probe(path, Limits(max_pixels=parameters.max_pixels, max_duration_s=parameters.max_duration_s))
     with clock("segment"):
-        seen = look_through(path, facts.fps, parameters)
-    frames = [decode_jpeg(jpeg) for _, jpeg in seen.samples]
+        decoded = decode_video(path, facts.fps, parameters)
+    frames = [decode_jpeg(jpeg) for _, jpeg in decoded.samples]
     with clock("classify"):
         model = loaded_model(parameters)
         probabilities = model.probabilities(model.embed(frames))
@@ -109,32 +109,33 @@ def measure_file(path: Path, parameters: JudgeParameters) -> Verdict:
         other = model.classes.index(NON_MEDICAL)
         medical = rounded(float(1.0 - mean[other]))
         category = model.classes[int(np.where(np.arange(len(mean)) == other, -1.0, mean).argmax())]
-    spans = _pieces([time_s for _, time_s in seen.times], seen.boundaries)
+    spans = _pieces([time_s for _, time_s in decoded.times], decoded.boundaries)
     borders: list[tuple[int, Borders]] = []
     scores: dict[str, float] = {}
     failed: list[str] = []
     stills, long_enough = 0, 0
-    text: list[Mapping[str, Any]] = []
-    for length, few, meter in _gathered(path, spans, facts.fps, parameters):
+    text: list[TextFacts] = []
+    for length, few, analyzer in _gathered(path, spans, facts.fps, parameters):
         with clock("borders"):
             borders.append((length, detect_borders(few)))
         with clock("quality"):
-            measured = meter.measured()
-        found = checks(measured.scores, Facts.of(measured.detail, border="none", cropped=False), parameters)
-        failed += [check.reason for check in found if not check.passed and check.reason != "resolution_too_low"]
-        scores = {name: max(value, scores.get(name, value)) for name, value in measured.scores.items()}
+            measured = analyzer.measured()
+        compared = checks(measured.scores, Facts.of(measured.detail, border="none", cropped=False), parameters)
+        failed += [check.reason for check in compared if not check.passed and check.reason != "resolution_too_low"]
+        of_stretch = cast(Mapping[str, float], measured.scores)
+        scores = {name: max(value, scores.get(name, value)) for name, value in of_stretch.items()}
         text += measured.detail["text"]
         if length >= MOTION_FRAMES:
             long_enough += 1
-            stills += bool(STILL.intersection(check.reason for check in found if not check.passed))
+            stills += bool(STILL.intersection(check.reason for check in compared if not check.passed))
     if stills < long_enough or not long_enough:  # a video with one held picture among moving ones is no still picture
         failed = [reason for reason in failed if reason not in STILL]
     border, mask = _prevailing(borders)
-    start = seen.times[0][1]
+    start = decoded.times[0][1]
     return Verdict(
         file=path.name,
         duration_s=facts.duration_s,
-        boundaries=tuple((rounded(seen.times[b.frame][1] - start), b.kind) for b in seen.boundaries),
+        boundaries=tuple((rounded(decoded.times[b.frame][1] - start), b.kind) for b in decoded.boundaries),
         medical=medical,
         is_medical=medical >= parameters.medical_threshold,
         category=category,
@@ -165,24 +166,24 @@ def _pieces(times: Sequence[float], boundaries: Sequence[Boundary]) -> list[tupl
 
 def _gathered(
     path: Path, spans: Sequence[tuple[int, int]], fps: float, parameters: JudgeParameters
-) -> Iterator[tuple[int, list[np.ndarray], Meter]]:
-    """Of each piece its number of frames, the frames for borders, and the meter that has seen its pictures."""
+) -> Iterator[tuple[int, list[np.ndarray], QualityAnalyzer]]:
+    """Of each piece its number of frames, the frames for borders, and the analyzer that has decoded its pictures."""
     waiting = list(spans)
     few: list[np.ndarray] = []
-    meter: Meter | None = None
+    analyzer: QualityAnalyzer | None = None
     for picture in pictures(path, Limits(max_pixels=parameters.max_pixels, max_duration_s=parameters.max_duration_s)):
         if not waiting:
             return
         start, end = waiting[0]
         if picture.index < start:
             continue
-        meter = meter or Meter(end - start, fps, parameters)
+        analyzer = analyzer or QualityAnalyzer(end - start, fps, parameters)
         if picture.index - start in evenly_spaced(end - start, BORDER_FRAMES):
             few.append(picture.rgb(parameters.sample_long_side))
-        meter.process_frame(picture.index - start, picture)
+        analyzer.process_frame(picture.index - start, picture)
         if picture.index == end - 1:
-            yield end - start, few, meter
-            few, meter = [], None
+            yield end - start, few, analyzer
+            few, analyzer = [], None
             waiting.pop(0)
 
 
@@ -191,10 +192,10 @@ def _prevailing(borders: Sequence[tuple[int, Borders]]) -> tuple[str, str]:
     total = sum(length for length, _ in borders)
     kinds: Counter[tuple[Any, ...]] = Counter()
     masks: Counter[str] = Counter()
-    for length, found in borders:
-        sides = tuple(round(side / SAME_BORDER) for side in (found.left, found.top, found.right, found.bottom))
-        kinds[(found.kind, sides)] += length
-        masks[found.content_mask] += length
+    for length, border in borders:
+        sides = tuple(round(side / SAME_BORDER) for side in (border.left, border.top, border.right, border.bottom))
+        kinds[(border.kind, sides)] += length
+        masks[border.content_mask] += length
     ((kind, _), longest) = kinds.most_common(1)[0]
     mask, masked = masks.most_common(1)[0]
     return (kind if 2 * longest > total else "none"), (mask if 2 * masked > total else "none")

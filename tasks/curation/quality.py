@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from functools import cache, partial
 from pathlib import Path
-from typing import Any, Literal, NotRequired, TypedDict
+from typing import Any, Literal, NotRequired, TypedDict, cast
 
 import cv2
 import numpy as np
@@ -39,7 +39,7 @@ from tasks.curation.curation_step import CurationStep
 from tasks.curation.cut import CUT
 
 FRAMES = 5
-TOLD = 50  # lines of text in the record
+MOST_ON_RECORD = 50  # lines of text in the record
 MOTION_FPS = 4.0
 SMALL_WIDTH = 160
 DOVER = "dover"
@@ -109,7 +109,7 @@ class QualityDetail(TypedDict):
 
 
 class QualityScores(TypedDict):
-    """What quality measures, see `Meter`."""
+    """What quality measures, see `QualityAnalyzer`."""
 
     words: float
     overlay_words: float
@@ -142,32 +142,32 @@ QUALITY: Handover[QualityDetail, Mapping[str, str], QualityScores] = Handover("q
 class Measured:
     """Scores of a clip with the digest of the model behind each, and the facts that explain them."""
 
-    scores: dict[str, float]
+    scores: QualityScores
     models: dict[str, str]
-    detail: dict[str, Any]
+    detail: QualityDetail
 
 
 def quality(work: Work, store: Store, params: QualityParams) -> Outcome:
-    """Measures one clip: see `Meter`.
+    """Measures one clip: see `QualityAnalyzer`.
 
     Raises:
         ItemFailed: as `medgen.media.pictures`; undecodable, when there is no frame at all.
     """
-    meter = Meter(work.context["frames"], work.context["fps"], params)
+    analyzer = QualityAnalyzer(work.context["frames"], work.context["fps"], params)
     for picture in pictures(store.path(work.inputs["clip"]), Limits(max_pixels=params.max_pixels)):
-        meter.process_frame(picture.index, picture)
-    found = meter.measured()
+        analyzer.process_frame(picture.index, picture)
+    measured = analyzer.measured()
     return Outcome(
         "kept",
-        detail=found.detail,
-        scores=found.scores,
-        score_models=found.models,
+        detail=measured.detail,
+        scores=cast(Mapping[str, float], measured.scores),
+        score_models=measured.models,
         clip_id=work.subject,
         decodes=1,
     )
 
 
-class Meter:
+class QualityAnalyzer:
     """Takes the pictures of a clip in order, keeps what the measures need, and measures.
 
     Scores: words (the paper's count), overlay_words, imaging_words, scene_words (over five frames), overlay_share (of
@@ -231,7 +231,7 @@ class Meter:
         models |= dict.fromkeys(asdict(defects), defects_digest()) | {"detail": SPATIAL_DETAIL}
         detail: dict[str, Any] = {
             "motion": asdict(motion),
-            "text": [asdict(line) for line in text.lines[:TOLD]],
+            "text": [asdict(line) for line in text.lines[:MOST_ON_RECORD]],
             "identifiers": [asdict(one) for one in dict.fromkeys(named)],
             "faces": None,
             "fingerprint": fingerprint(small[::every], every / self.fps).text(),
@@ -254,7 +254,7 @@ class Meter:
             scores["face_frames"] = float(sum(bool(found) for found in faces))
             models |= dict.fromkeys(("faces", "face_frames"), detector.digest)
             detail["faces"] = [[asdict(face) for face in found] for found in faces]
-        return Measured(scores, models, detail)
+        return Measured(cast(QualityScores, scores), models, cast(QualityDetail, detail))
 
 
 def small_grey(frame: VideoFrame) -> np.ndarray:

@@ -171,7 +171,7 @@ def release(work: Work, store: Store, params: ReleaseParams) -> Outcome:
         "funnel": "funnel.json",
         "funnel_picture": "funnel.png",
     }
-    files = [
+    files: list[dict[str, Any]] = [
         {"path": path, "sha256": outputs[role].sha256, "bytes": outputs[role].bytes} for role, path in paths.items()
     ]
     files += [{"path": row["file"], "sha256": row["clip_sha256"], "bytes": row["bytes"]} for row in rows]

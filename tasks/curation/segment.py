@@ -28,7 +28,7 @@ from tasks.curation.curation_step import CurationStep
 from tasks.curation.download import DOWNLOAD
 
 DETECT_WIDTH = 256  # pixels: cuts are looked for in small pictures
-TOLD = 1000  # boundaries in the record; the table of frames has all of them
+MOST_ON_RECORD = 1000  # boundaries in the record; the table of frames has all of them
 FRAMES = pa.schema([("pts", pa.int64()), ("time_s", pa.float64()), ("shot", pa.int32())])
 SAMPLES = pa.schema([("frame", pa.int64()), ("time_s", pa.float64()), ("shot", pa.int32()), ("jpeg", pa.binary())])
 
@@ -65,7 +65,7 @@ SEGMENT: Handover[SegmentDetail, SegmentOutputs] = Handover("segment")
 
 
 @dataclass(frozen=True)
-class Seen:
+class DecodedVideo:
     """What one decode of a video gave.
 
     Args:
@@ -81,7 +81,7 @@ class Seen:
     discarded: list[DiscardedChange]
 
 
-def look_through(path: Path, fps: float, params: SegmentParams) -> Seen:
+def decode_video(path: Path, fps: float, params: SegmentParams) -> DecodedVideo:
     """Decodes a video once, for its shots and its sampled frames.
 
     Raises:
@@ -99,7 +99,7 @@ def look_through(path: Path, fps: float, params: SegmentParams) -> Seen:
         detector.process_frame(picture.index, frame.to_ndarray(format="bgr24", width=DETECT_WIDTH, height=height))
     if not times:
         raise ItemFailed("undecodable", "not one frame could be decoded")
-    return Seen(times, samples, detector.boundaries(), detector.discarded)
+    return DecodedVideo(times, samples, detector.boundaries(), detector.discarded)
 
 
 def segment(work: Work, store: Store, params: SegmentParams) -> Outcome:
@@ -111,16 +111,17 @@ def segment(work: Work, store: Store, params: SegmentParams) -> Outcome:
         samples: Parquet, a row per sampled frame: frame (index), time_s, shot, jpeg.
 
     Raises:
-        ItemFailed: as `look_through`.
+        ItemFailed: as `decode_video`.
     """
     path = store.path(work.inputs["video"])
-    seen = look_through(path, work.context["fps"], params)
-    shots = shot_numbers(len(seen.times), seen.boundaries)
+    decoded = decode_video(path, work.context["fps"], params)
+    shots = shot_numbers(len(decoded.times), decoded.boundaries)
     frames_table = pa.table(
-        [[pts for pts, _ in seen.times], [round(t, 6) for _, t in seen.times], shots], schema=FRAMES
+        [[pts for pts, _ in decoded.times], [round(t, 6) for _, t in decoded.times], shots], schema=FRAMES
     ).replace_schema_metadata({"time_base": str(time_base(path))})
     samples_table = pa.Table.from_pylist(
-        [{"frame": i, "time_s": seen.times[i][1], "shot": shots[i], "jpeg": jpeg} for i, jpeg in seen.samples], SAMPLES
+        [{"frame": i, "time_s": decoded.times[i][1], "shot": shots[i], "jpeg": jpeg} for i, jpeg in decoded.samples],
+        SAMPLES,
     )
     outputs = {}
     for role, table in (("frames", frames_table), ("samples", samples_table)):
@@ -128,11 +129,11 @@ def segment(work: Work, store: Store, params: SegmentParams) -> Outcome:
         pq.write_table(table, scratch, compression="zstd")
         outputs[role] = store.put_file(scratch, "application/vnd.apache.parquet")
     detail: SegmentDetail = {
-        "shots": len(seen.boundaries) + 1,
-        "frames": len(seen.times),
-        "samples": len(seen.samples),
-        "boundaries": [asdict(boundary) for boundary in seen.boundaries[:TOLD]],
-        "passed_over": [asdict(change) for change in seen.discarded[:TOLD]],
+        "shots": len(decoded.boundaries) + 1,
+        "frames": len(decoded.times),
+        "samples": len(decoded.samples),
+        "boundaries": [asdict(boundary) for boundary in decoded.boundaries[:MOST_ON_RECORD]],
+        "passed_over": [asdict(change) for change in decoded.discarded[:MOST_ON_RECORD]],
     }
     return Outcome("kept", detail=detail, outputs=outputs, decodes=1)
 
