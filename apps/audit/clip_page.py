@@ -41,7 +41,7 @@ def clip_facts(site: Site, clip_id: str) -> dict[str, Any]:
     return {
         "history": history,
         "why": explanation_of(history),
-        "standing": next((s for s in siblings if s["id"] == clip_id), None),
+        "item_status": next((s for s in siblings if s["id"] == clip_id), None),
         "siblings": siblings,
         "before": at[place - 1] if place else None,
         "after": at[place + 1] if place + 1 < len(at) else None,

@@ -11,14 +11,14 @@ FACETS = ("kind", "step", "status", "reason", "category", "licence", "channel", 
 
 
 def facets(connection: Connection, column: str, most: int = 200, beginning: str = "") -> list[str]:
-    """Different values of a column of `standing`, in order, by jumping through its index."""
+    """Different values of a column of `item_status`, in order, by jumping through its index."""
     assert column in FACETS
     query = text(
         f"""
         WITH RECURSIVE jump AS (
-          (SELECT {column} AS value FROM standing WHERE {column} >= :beginning ORDER BY {column} LIMIT 1)
+          (SELECT {column} AS value FROM item_status WHERE {column} >= :beginning ORDER BY {column} LIMIT 1)
           UNION ALL
-          SELECT (SELECT {column} FROM standing WHERE {column} > jump.value ORDER BY {column} LIMIT 1)
+          SELECT (SELECT {column} FROM item_status WHERE {column} > jump.value ORDER BY {column} LIMIT 1)
           FROM jump WHERE jump.value IS NOT NULL
         )
         SELECT value FROM jump WHERE value IS NOT NULL LIMIT :most
@@ -53,12 +53,12 @@ class Count:
 
 
 def counts(connection: Connection, column: str, **equal: str) -> list[Count]:
-    """Values of a column of `standing` with their numbers, most frequent first.
+    """Values of a column of `item_status` with their numbers, most frequent first.
 
     Exact for small catalogs; else the planner's estimate for each value, so that nothing is counted.
     """
     assert column in FACETS
-    total = rows_of(connection, "standing")
+    total = rows_of(connection, "item_status")
     same = [getattr(ItemStatus, name) == value for name, value in equal.items()]
     it = getattr(ItemStatus, column)
     if total < 60_000:

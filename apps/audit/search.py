@@ -142,7 +142,7 @@ def every(connection: Connection, filters: Filters, most: int, batch: int = 2000
 
 
 def conditions(connection: Connection, filters: Filters) -> list[ColumnElement[bool]]:
-    """The filters as conditions on `standing`."""
+    """The filters as conditions on `item_status`."""
     where: list[ColumnElement[bool]] = []
     if filters.q:
         where.append(_words(filters.q))

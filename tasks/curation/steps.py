@@ -1,31 +1,23 @@
-"""The pipeline, from listings to captioned clips: every step once, in order. All else reads this list."""
+"""The pipeline, from listings to captioned clips: every step once, in order. All else reads this list.
 
+A name stands for the module of that name beside this file and for its `STEP`.
+"""
+
+from importlib import import_module
 from typing import Any
 
-from tasks.curation import (
-    caption,
-    classify,
-    cut,
-    decide,
-    deduplicate,
-    discover,
-    download,
-    privacy,
-    quality,
-    segment,
-)
 from tasks.curation.curation_step import CurationStep
 
-STEPS: tuple[CurationStep[Any], ...] = (
-    discover.STEP,
-    download.STEP,
-    segment.STEP,
-    classify.STEP,
-    cut.STEP,
-    quality.STEP,
-    decide.STEP,
-    deduplicate.STEP,
-    privacy.STEP,
-    caption.STEP,
+STEP_NAMES = (
+    "discover",
+    "download",
+    "segment",
+    "classify",
+    "cut",
+    "quality",
+    "decide",
+    "deduplicate",
+    "privacy",
+    "caption",
 )
-STEP_NAMES = tuple(step.name for step in STEPS)
+STEPS: tuple[CurationStep[Any], ...] = tuple(import_module(f"tasks.curation.{name}").STEP for name in STEP_NAMES)
