@@ -56,7 +56,7 @@ def _train(parameters: TrainParameters) -> Summary:
     if run_id is None:
         return {"release": parameters.release, "base": digest, "checks": checks, **counts}
     record = ledger.load([run_id])[run_id]
-    detail = training.detail_of(record)
+    detail = training.TRAINED.detail(record)
     is_pipeline = "model_index.json" in record.outputs
     summary = {
         **detail,
@@ -93,7 +93,7 @@ def _base(ledger: Ledger, parameters: TrainParameters, config: TrainConfig) -> t
             split_seed=config.seed,
         )
         run_id = base_model.base_model_task.submit(parameters.release, parameters.release, params).result()
-        name = f"medgen:{base_model.detail_of(ledger.load([run_id])[run_id])['model']}"
+        name = f"medgen:{base_model.BASE_MODEL.detail(ledger.load([run_id])[run_id])['model']}"
     return model_folder(ledger, name)
 
 
@@ -125,7 +125,7 @@ def _encode(
 def _samples(ledger: Ledger, parameters: TrainParameters, record: Record) -> list[SampleVideo]:
     """Videos of the trained model."""
     prompts = sample_prompts(ledger, parameters.release, parameters.sample_prompts)
-    params = GenerateParams(model=f"medgen:{training.detail_of(record)['model']}")
+    params = GenerateParams(model=f"medgen:{training.TRAINED.detail(record)['model']}")
     return sample_videos(ledger, prompts, generate_shard.submit(parameters.release, prompts, params).result())
 
 

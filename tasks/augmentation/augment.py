@@ -20,7 +20,7 @@ from models.classifiers.augmentation import FEW_SOURCES, Arm, CannotCompare, all
 from models.classifiers.augmentation_report import markdown, plot
 from models.encoders import shown_name
 from tasks.augmentation.embed_video import classifier_digest, frames_wanted
-from tasks.augmentation.fit_classifier import Fit, FitParams, Plan, detail_of
+from tasks.augmentation.fit_classifier import FIT_CLASSIFIER, Fit, FitParams, Plan
 from tasks.augmentation.generator_lineage import Leakage
 from tasks.augmentation.labelled_videos import CannotAugment, Labelled, LabelledVideo
 
@@ -171,7 +171,7 @@ def summarise(
     predicted = np.full((len(arms), params.seeds, len(place)), -1)
     sizes: Counter[Arm] = Counter()
     for fit, record in zip(fits, records, strict=True):
-        detail = detail_of(record)
+        detail = FIT_CLASSIFIER.detail(record)
         predicted[arms.index(fit.arm), fit.seed, [place[number] for number in detail["test"]]] = detail["found"]
         sizes[fit.arm] += detail["trained_on"]
     truth = [plan.classes.index(plan.rows[number]["label"]) for number in plan.real]

@@ -9,14 +9,15 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import lru_cache, partial
 from pathlib import Path
-from typing import Any, Literal, NotRequired, TypedDict, cast
+from typing import Any, Literal, NotRequired, TypedDict
 
 import numpy as np
 from pydantic import Field
 
 from medgen.canonical import digest_of, rounded
 from medgen.errors import ItemFailed
-from medgen.ledger import Outcome, Record, StepIdentity, Work, open_ledger
+from medgen.handover import Handover
+from medgen.ledger import Outcome, StepIdentity, Work, open_ledger
 from medgen.shard import ShardResult, Step
 from medgen.store import Store, open_store
 from models.classifiers.augmentation import Arm, Fold, Sample, split, training_set
@@ -66,9 +67,7 @@ class FitDetail(TypedDict):
     device: NotRequired[str]
 
 
-def detail_of(record: Record) -> FitDetail:
-    """What a kept record holds."""
-    return cast(FitDetail, record.detail)
+FIT_CLASSIFIER: Handover[FitDetail] = Handover("fit_classifier")
 
 
 @dataclass(frozen=True)

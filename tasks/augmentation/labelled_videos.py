@@ -134,11 +134,11 @@ def generated(records: Iterable[Record]) -> Labelled:
             message = str(record.detail.get("message", ""))
             left_out.append(LeftOut(record.subject, record.reason or "not_generated", message))
             continue
-        detail = generate.detail_of(record)
+        detail = generate.GENERATE.detail(record)
         videos.append(
             LabelledVideo(
                 record.subject,
-                record.outputs["video"],
+                generate.GENERATE.outputs(record)["video"],
                 detail["category"],
                 "",
                 True,

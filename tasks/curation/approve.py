@@ -4,10 +4,10 @@ from pathlib import Path
 
 from sqlalchemy.orm import Session
 
-from medgen.catalog import Release, now
+from medgen.catalog import Release
 from medgen.errors import ItemFailed
 from medgen.ledger import Ledger, Outcome, Record, StepIdentity, Work
-from tasks.curation.release import APPROVE, materialize
+from tasks.curation.release import APPROVE, RELEASE, materialize
 
 
 def approve(ledger: Ledger, name: str, by: str, note: str = "") -> tuple[Record, Path]:
@@ -25,9 +25,9 @@ def approve(ledger: Ledger, name: str, by: str, note: str = "") -> tuple[Record,
         run_id = release.step_run_id
     made = ledger.load([run_id])[run_id]
     identity = StepIdentity(APPROVE, 1, {}, {})
-    work = Work(name, {"manifest": made.outputs["manifest"]}, {"by": by.strip(), "note": note}, {"release": run_id})
-    known = ledger.find([identity.key(work)])
-    record = next(iter(known.values()), None) or ledger.write(
-        identity, work, Outcome("kept", detail={"by": by.strip(), "note": note}), started_at=now(), flow_run_id=None
+    work = Work(
+        name, {"manifest": RELEASE.outputs(made)["manifest"]}, {"by": by.strip(), "note": note}, {"release": run_id}
     )
-    return record, materialize(ledger.store, name, made.outputs["manifest"])
+    outcome = Outcome("kept", detail={"by": by.strip(), "note": note})
+    record, _ = ledger.once(identity, work, lambda: outcome)
+    return record, materialize(ledger.store, name, RELEASE.outputs(made)["manifest"])

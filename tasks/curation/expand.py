@@ -21,7 +21,7 @@ from medgen.parameters import Parameters
 from medgen.settings import current
 from medgen.shard import ShardResult
 from models.relevance.classifier import TextClassifier
-from tasks.curation.discover import DiscoverParams, classifier_of, listed
+from tasks.curation.discover import DISCOVER, DiscoverParams, classifier_of, listed
 from tasks.curation.list_feed import ListedFeed, ListParams, list_feed
 from tasks.curation.list_sources import Listing
 from tasks.prefect_step import step_task
@@ -77,8 +77,8 @@ def channels_of(found: Iterable[ShardResult]) -> list[str]:
     urls = {
         row["channel_url"]
         for record in records.values()
-        if "hits" in record.outputs
-        for row in listed(record.outputs["hits"]).values()
+        if record.status == "kept"
+        for row in listed(DISCOVER.outputs(record)["hits"]).values()
     }
     return sorted(url for url in urls if url and url.lower().startswith(("http://", "https://")))
 

@@ -12,7 +12,7 @@ import random
 from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
-from typing import Literal, TypedDict, cast
+from typing import Literal, TypedDict
 
 import av
 import numpy as np
@@ -21,7 +21,8 @@ from av.video.frame import VideoFrame
 from pydantic import ConfigDict, Field
 
 from medgen.errors import ItemFailed
-from medgen.ledger import Ledger, Outcome, Record, StepIdentity, Work
+from medgen.handover import Handover
+from medgen.ledger import Ledger, Outcome, StepIdentity, Work
 from medgen.media import Limits, cut, pictures, probe
 from medgen.parameters import Parameters
 from medgen.shard import ShardResult, Step, run_shard
@@ -54,9 +55,7 @@ class AnonymisedOutputs(TypedDict):
     video: str
 
 
-def detail_of(record: Record) -> AnonymisedDetail:
-    """What a kept record holds."""
-    return cast(AnonymisedDetail, record.detail)
+ANONYMISED: Handover[AnonymisedDetail, AnonymisedOutputs] = Handover("blind")
 
 
 class AnonymiseParams(Parameters):

@@ -9,7 +9,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache, lru_cache, partial
 from pathlib import Path
-from typing import Any, Literal, NotRequired, TypedDict, cast
+from typing import Any, Literal, NotRequired, TypedDict
 
 from pydantic import ConfigDict, Field
 
@@ -17,6 +17,7 @@ from medgen import __version__
 from medgen.canonical import digest_of
 from medgen.catalog import ModelVersion
 from medgen.errors import ItemFailed, RunStopped
+from medgen.handover import Handover
 from medgen.ledger import Ledger, Outcome, Record, StepIdentity, Work, open_ledger
 from medgen.shard import ShardResult, Step, run_shard
 from medgen.store import Store
@@ -100,9 +101,7 @@ class GenerateOutputs(TypedDict):
     video: str
 
 
-def detail_of(record: Record) -> GenerateDetail:
-    """What a kept record holds."""
-    return cast(GenerateDetail, record.detail)
+GENERATE: Handover[GenerateDetail, GenerateOutputs] = Handover("generate")
 
 
 @dataclass(frozen=True)
@@ -299,10 +298,10 @@ def hand_out(store: Store, records: Sequence[Record], folder: Path) -> list[Path
     try:
         folder.mkdir(parents=True, exist_ok=True)
         for record in records:
-            detail = detail_of(record)
+            detail = GENERATE.detail(record)
             target = folder / f"{detail['prompt_id']}-seed{detail['seed']}.mp4"
             making = target.with_name(f".{target.name}.making")
-            shutil.copyfile(store.path(record.outputs["video"]), making)
+            shutil.copyfile(store.path(GENERATE.outputs(record)["video"]), making)
             making.replace(target)
             written.append(target)
     except OSError as error:

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from statistics import median
-from typing import Any, TypedDict, cast
+from typing import Any, TypedDict
 
 import numpy as np
 from pydantic import Field
@@ -15,7 +15,8 @@ from safetensors.numpy import save
 
 from medgen.canonical import rounded
 from medgen.errors import ItemFailed
-from medgen.ledger import Outcome, Record, StepIdentity, Work
+from medgen.handover import Handover
+from medgen.ledger import Outcome, StepIdentity, Work
 from medgen.media import Limits, Picture, pictures
 from medgen.parameters import Parameters
 from medgen.shard import ShardResult, Step
@@ -85,9 +86,7 @@ class MeasureOutputs(TypedDict):
     picture: str
 
 
-def detail_of(record: Record) -> MeasureDetail:
-    """What a kept record holds."""
-    return cast(MeasureDetail, record.detail)
+MEASURE: Handover[MeasureDetail, MeasureOutputs] = Handover(STEP)
 
 
 @dataclass(frozen=True)

@@ -72,13 +72,13 @@ def generated_videos(system: str, records: Iterable[Record]) -> tuple[list[Video
             why = str(record.detail.get("message") or record.reason)
             failures.append({"system": system, "subject": record.subject, "why": why})
             continue
-        detail = generate.detail_of(record)
+        detail = generate.GENERATE.detail(record)
         videos.append(
             Video(
                 system,
                 record.subject,
                 f"{detail['prompt_id']}-seed{detail['seed']}.mp4",
-                record.outputs["video"],
+                generate.GENERATE.outputs(record)["video"],
                 detail["prompt_id"],
                 detail["prompt"],
                 detail["category"],
@@ -97,7 +97,7 @@ def frame_counts(ledger: Ledger, records: Sequence[int]) -> dict[int, int]:
     """
     loaded = ledger.load(records)
     return {
-        place: measure_video.detail_of(loaded[run_id])["frames"]
+        place: measure_video.MEASURE.detail(loaded[run_id])["frames"]
         for place, run_id in enumerate(records)
         if loaded[run_id].status == "kept"
     }
@@ -127,16 +127,21 @@ def _measured(
     """One video with its records, that of measure_video first."""
     first = records[0]
     kept = first.status == "kept"
-    votes = (mllm_judge.detail_of(r)["votes"] for r in records if r.step == mllm_judge.STEP and r.status == "kept")
+    votes = (
+        mllm_judge.MLLM_JUDGE.detail(r)["votes"] for r in records if r.step == mllm_judge.STEP and r.status == "kept"
+    )
+    outputs = measure_video.MEASURE.outputs(first)
     return Measured(
         video=video,
         scores={metric: value for record in records for metric, value in record.scores.items()} if kept else {},
         models={metric: digest for record in records for metric, digest in models.get(record.id, {}).items()},
         error="; ".join(_error(record) for record in records if record.status != "kept") or None,
-        detail=measure_video.detail_of(first) if kept else None,
+        detail=measure_video.MEASURE.detail(first) if kept else None,
         votes=next(votes, []),
-        picture=first.outputs.get("picture"),
-        descriptor=unpacked(ledger.store.path(first.outputs["trace"])) if "trace" in first.outputs else None,
+        picture=outputs.get("picture"),
+        descriptor=unpacked(ledger.store.path(measure_video.MEASURE.outputs(first)["trace"]))
+        if "trace" in first.outputs
+        else None,
         runs=tuple(record.id for record in records),
     )
 

@@ -5,14 +5,15 @@ Both are off unless a model is named, and neither is the same as asking people.
 
 from collections.abc import Sequence
 from functools import cache, partial
-from typing import TypedDict, cast
+from typing import TypedDict
 
 import numpy as np
 from pydantic import Field, field_validator
 
 from medgen.canonical import rounded
 from medgen.errors import ItemFailed
-from medgen.ledger import Outcome, Record, StepIdentity, Work
+from medgen.handover import Handover
+from medgen.ledger import Outcome, StepIdentity, Work
 from medgen.media import Limits, evenly_spaced, pictures
 from medgen.parameters import Parameters
 from medgen.settings import current
@@ -74,9 +75,7 @@ class MllmJudgeDetail(TypedDict):
     tokens_out: int
 
 
-def detail_of(record: Record) -> MllmJudgeDetail:
-    """What a kept record of the judge holds."""
-    return cast(MllmJudgeDetail, record.detail)
+MLLM_JUDGE: Handover[MllmJudgeDetail] = Handover(STEP)
 
 
 def mllm_judge(work: Work, store: Store, params: MllmJudgeParams) -> Outcome:

@@ -197,7 +197,7 @@ def _write(
 
 def _look(record: Record) -> str:
     """What a video looks like that no copy can hide, such as "832x480, 16 fps, 81 frames"."""
-    detail = anonymise.detail_of(record)
+    detail = anonymise.ANONYMISED.detail(record)
     return f"{detail['width']}x{detail['height']}, {detail['fps']:g} fps, {detail['frames']} frames"
 
 

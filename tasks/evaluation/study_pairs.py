@@ -9,7 +9,7 @@ from typing import Literal
 from medgen.catalog import StudyPair
 from medgen.errors import RunStopped
 from medgen.ledger import Ledger, Record
-from tasks.evaluation.anonymise import AnonymiseParams, Form, anonymise_videos
+from tasks.evaluation.anonymise import ANONYMISED, AnonymiseParams, Form, anonymise_videos
 from tasks.evaluation.system_videos import SystemVideo, SystemVideos
 
 MAX_PAIRS = 2000
@@ -131,8 +131,8 @@ def rated_row(name: str, number: int, pair: Pair, copies: AnonymousCopies) -> St
     return StudyPair(
         study_name=name, number=number, kind="rated", prompt_id=prompt.id, prompt=prompt.text,
         category=prompt.category, first_system=pair.first, second_system=pair.second,
-        first_sha256=copies.record(pair.first, pair.text).outputs["video"],
-        second_sha256=copies.record(pair.second, pair.text).outputs["video"],
+        first_sha256=ANONYMISED.outputs(copies.record(pair.first, pair.text))["video"],
+        second_sha256=ANONYMISED.outputs(copies.record(pair.second, pair.text))["video"],
     )  # fmt: skip
 
 
@@ -140,7 +140,7 @@ def check_row(name: str, number: int, pair: Pair, system: str, good: Place, copi
     """The row of an attention check: the video of a system beside itself, broken; the good one stands at `good`."""
     prompt = copies.original(system, pair.text).prompt
     videos = {
-        place: copies.record(system, pair.text, "whole" if place == good else "broken").outputs["video"]
+        place: ANONYMISED.outputs(copies.record(system, pair.text, "whole" if place == good else "broken"))["video"]
         for place in PLACES
     }
     return StudyPair(

@@ -10,6 +10,7 @@ from sqlalchemy.orm import Session
 
 from medgen.catalog import StepRun
 from medgen.ledger import Ledger, Record
+from tasks.curation.discover import DISCOVER
 from tasks.curation.steps import STEP_NAMES, STEPS
 
 UNITS = {step.name: step.unit for step in STEPS}
@@ -77,7 +78,7 @@ def _bad_rows(ledger: Ledger, discovered: Iterable[Record]) -> list[dict[str, An
 
 def _bad_row(ledger: Ledger, record: Record, reason: str) -> tuple[str, str]:
     columns = ["row", "status", "reason", "message"]
-    with pq.ParquetFile(ledger.store.path(record.outputs["verdicts"])) as file:
+    with pq.ParquetFile(ledger.store.path(DISCOVER.outputs(record)["verdicts"])) as file:
         for batch in file.iter_batches(columns=columns):
             mask = pc.and_(pc.equal(batch["status"], "failed"), pc.equal(batch["reason"], reason))
             if chosen := batch.filter(mask).slice(0, 1).to_pylist():

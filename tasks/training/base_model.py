@@ -9,7 +9,7 @@ from collections.abc import Callable, Sequence
 from concurrent.futures import Future, as_completed
 from functools import partial
 from pathlib import Path
-from typing import TypedDict, cast
+from typing import TypedDict
 
 import numpy as np
 from prefect.runtime import flow_run
@@ -19,6 +19,7 @@ from medgen.canonical import digest_of
 from medgen.catalog import ModelVersion
 from medgen.errors import ItemFailed, RunStopped
 from medgen.folders import put_folder
+from medgen.handover import Handover
 from medgen.ledger import Ledger, Outcome, Record, StepIdentity, Work, open_ledger
 from medgen.parameters import Parameters
 from medgen.settings import current
@@ -79,9 +80,7 @@ class BaseModelDetail(TypedDict):
     threads: int
 
 
-def detail_of(record: Record) -> BaseModelDetail:
-    """What the record of a base holds."""
-    return cast(BaseModelDetail, record.detail)
+BASE_MODEL: Handover[BaseModelDetail] = Handover(STEP)
 
 
 def base_model(

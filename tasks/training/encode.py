@@ -16,6 +16,7 @@ from typing import Any, Literal, TypedDict
 import numpy as np
 from pydantic import Field, field_validator
 
+from medgen.handover import Handover
 from medgen.ledger import Ledger, Outcome, Record, StepIdentity, Work, open_ledger
 from medgen.parameters import Parameters
 from medgen.shard import ShardResult, Step, run_shard
@@ -79,6 +80,10 @@ class EmptyTextOutputs(TypedDict):
     """Outputs of the record of the empty caption, role → sha256."""
 
     empty: str
+
+
+ENCODE: Handover[EncodeDetail, EncodeOutputs] = Handover("encode")
+EMPTY_TEXT: Handover[Mapping[str, object], EmptyTextOutputs] = Handover(EMPTY)
 
 
 def encode(work: Work, store: Store, params: EncodeParams) -> Outcome:

@@ -11,7 +11,7 @@ import shutil
 import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -24,6 +24,7 @@ from medgen.canonical import canonical_json
 from medgen.catalog import ModelVersion
 from medgen.errors import ItemFailed
 from medgen.folders import put_folder
+from medgen.handover import Handover
 from medgen.ledger import Ledger, Outcome, Record, StepIdentity, Work, open_ledger
 from medgen.parameters import Parameters
 from medgen.store import Artifact, Store
@@ -31,6 +32,7 @@ from models.training.config import Preset, TrainConfig, configured
 from models.training.job import TrainJob, read_rows, split_by_video
 from tasks.prefect_step import StepProgress, step_task
 from tasks.progress import training_listener
+from tasks.training.encode import EMPTY_TEXT, ENCODE
 from tasks.training.job_folder import LATENTS, materialize_job, working_folder
 from tasks.training.process import Report, launch
 from tasks.training.released import released_clips
@@ -82,9 +84,7 @@ class TrainDetail(TrainFacts):
     seconds: float
 
 
-def detail_of(record: Record) -> TrainDetail:
-    """What the record of a training run holds."""
-    return cast(TrainDetail, record.detail)
+TRAINED: Handover[TrainDetail] = Handover(TRAIN)
 
 
 def prepare(
@@ -112,9 +112,9 @@ def prepare(
             "than the smallest bucket, captions missing)",
         )
     _, row = released_clips(ledger, release)
-    inputs, parents = {"empty": empty.outputs["empty"]}, {"empty": empty.id, "release": row.step_run_id}
+    inputs, parents = {"empty": EMPTY_TEXT.outputs(empty)["empty"]}, {"empty": empty.id, "release": row.step_run_id}
     for record in encoded:
-        inputs[LATENTS + record.subject] = record.outputs["latents"]
+        inputs[LATENTS + record.subject] = ENCODE.outputs(record)["latents"]
         parents[LATENTS + record.subject] = record.id
     with Session(ledger.engine) as session:
         version = session.get(ModelVersion, base_digest)
