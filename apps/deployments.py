@@ -1,8 +1,10 @@
 """Registers with Prefect what runs and what happens by itself: work pool, limits, deployments, automations."""
 
+import re
 import subprocess
 import sys
 from collections.abc import Mapping, Sequence
+from importlib import import_module
 from pathlib import Path
 from typing import TYPE_CHECKING
 from uuid import UUID
@@ -10,6 +12,7 @@ from uuid import UUID
 import yaml
 
 from medgen.errors import RunStopped
+from medgen.parameters import Parameters
 from medgen.settings import current
 
 if TYPE_CHECKING:  # Prefect reads its settings once, when it is imported
@@ -56,7 +59,13 @@ def register(limits: Mapping[str, int]) -> None:
             flow = client.read_flow(deployment.flow_id).name
             names[f"{flow}/{deployment.name}"] = deployment.id
             # Prefect lets unknown parameters pass and then crashes the run: have them refused when a run is asked for.
-            schema = {**(deployment.parameter_openapi_schema or {}), "additionalProperties": False}
+            # Former names, which no form shows, are still accepted.
+            former = "|".join(map(re.escape, parameters_of(flow).all_former_names()))
+            schema = {
+                **(deployment.parameter_openapi_schema or {}),
+                "patternProperties": {f"^({former})$": {}} if former else {},
+                "additionalProperties": False,
+            }
             client.request(
                 "PATCH",
                 "/deployments/{id}",
@@ -64,6 +73,12 @@ def register(limits: Mapping[str, int]) -> None:
                 json={"parameter_openapi_schema": schema},
             )
         _register_automations(client, names)
+
+
+def parameters_of(flow: str) -> type[Parameters]:
+    """The parameters of the flow of that name."""
+    parameters: type[Parameters] = import_module(f"flows.{flow}").PARAMETERS
+    return parameters
 
 
 def our_deployments(client: "SyncPrefectClient") -> Sequence["DeploymentResponse"]:

@@ -317,7 +317,7 @@ def worker_pool(workers: int) -> ProcessPool:
     return ProcessPool(
         max_workers=workers,
         context=multiprocessing.get_context("spawn"),
-        initializer=_settle,
+        initializer=_prepare_worker,
         initargs=(os.getpid(),),
     )
 
@@ -338,7 +338,7 @@ def close_pools() -> None:
         _threads.cache_clear()
 
 
-def _settle(parent: int) -> None:
+def _prepare_worker(parent: int) -> None:
     """Prepares a worker: one thread for native libraries, and no life beyond the parent's."""
     for variable in ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS"):
         os.environ[variable] = "1"

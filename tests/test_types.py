@@ -29,7 +29,6 @@ def fps(record: Record) -> float:
 
 @pytest.mark.parametrize(("key", "mistakes"), [("fps", 0), ("frames_per_second", 1)])
 def test_a_wrong_key_is_a_type_error(tmp_path: Path, key: str, mistakes: int) -> None:
-    pytest.importorskip("medgen.handover")
     (tmp_path / "snippet.py").write_text(SNIPPET.replace("{key}", key))
     done = subprocess.run(
         [sys.executable, "-m", "mypy", "--config-file", str(ROOT / "pyproject.toml"), str(tmp_path / "snippet.py")],
