@@ -31,6 +31,7 @@ from medgen.listings.sources import VIDEO_SUFFIXES
 from medgen.shard import ShardResult, Step, run_shard
 from medgen.store import Store
 from tasks.curation import caption, classify, cut, decide, discover, download, list_feed, list_sources, quality, segment
+from tasks.curation.download_policy import DownloadParams
 
 # Every frame counts as medical, so that all of the video goes through all steps.
 CLASSIFY = classify.ClassifyParams(medical_threshold=0.0, frame_frame_similarity=-1.0)
@@ -115,7 +116,7 @@ def through_steps(folder: Path) -> dict[str, Any]:
     """Takes a folder of videos through all steps: minutes of video, and seconds and items of each step."""
     listing = list_sources.list_source.fn(folder.name, str(folder), list_feed.ListParams())
     discovered = discover.discover_shards.fn(folder.name, listing, discover.DiscoverParams())
-    upstream = download.STEP.run(discovered, download.DownloadParams(min_height=0))
+    upstream = download.STEP.run(discovered, DownloadParams(min_height=0))
     records = open_ledger().load(item.lineage["download"] for item in upstream.kept)
     minutes = sum(download.DOWNLOAD.detail(record)["probe"]["duration_s"] for record in records.values()) / 60
     rows = []

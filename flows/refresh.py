@@ -19,7 +19,7 @@ from medgen.shard import Item, ShardResult
 from tasks.curation import funnel_guard, list_sources, release
 from tasks.curation.caption import CaptionParams
 from tasks.curation.curation_step import CurationStep
-from tasks.curation.download import DownloadParams
+from tasks.curation.download_policy import DownloadParams
 from tasks.curation.funnel import markdown, table_rows
 from tasks.curation.privacy import PrivacyParams
 from tasks.curation.quality import QualityParams

@@ -21,7 +21,7 @@ from medgen.shard import ShardResult
 from medgen.verify import verify
 from tasks.curation.discover import video_id
 from tasks.curation.download import STEP as DOWNLOAD_STEP
-from tasks.curation.download import DownloadParams
+from tasks.curation.download_policy import DownloadParams
 from tasks.curation.segment import STEP as SEGMENT_STEP
 from tasks.curation.segment import SegmentParams
 from tests.conftest import discover_source, numbered_video
@@ -113,7 +113,7 @@ class _Handler(BaseHTTPRequestHandler):
 def impatient(monkeypatch: pytest.MonkeyPatch) -> None:
     """Further attempts follow at once; one worker process is enough."""
     monkeypatch.setattr("medgen.shard.BACKOFF_S", 0.01)
-    monkeypatch.setattr("tasks.curation.download.BACKOFF_S", 0.01)
+    monkeypatch.setattr("tasks.curation.fetch.BACKOFF_S", 0.01)
     monkeypatch.setenv("MEDGEN_WORKERS", "1")
 
 

@@ -35,12 +35,8 @@ from medgen.web.quotas import bytes_below, night_quota, store_quota
 from medgen.web.rate_limits import HostBusy, HostRateLimiter, open_rate_limiter
 from tasks.curation import discover
 from tasks.curation.download import STEP as DOWNLOAD_STEP
-from tasks.curation.download import (
-    DownloadParams,
-    _licence_rejection,
-    _Rejected,
-    choose_picture,
-)
+from tasks.curation.download_policy import DownloadParams, licence_rejection
+from tasks.curation.fetch import choose_picture
 from tests.asking import ask
 from tests.conftest import ROOT, discover_source, inline, numbered_video
 from tests.site import HOSTS, Site
@@ -53,7 +49,7 @@ def impatient(monkeypatch: pytest.MonkeyPatch) -> None:
     """Further attempts follow soon; more downloads at once than any host allows."""
     inline(monkeypatch)
     monkeypatch.setattr("medgen.shard.BACKOFF_S", 0.1)
-    monkeypatch.setattr("tasks.curation.download.BACKOFF_S", 0.02)
+    monkeypatch.setattr("tasks.curation.fetch.BACKOFF_S", 0.02)
     monkeypatch.setenv("MEDGEN_DOWNLOAD_WORKERS", "8")
 
 
@@ -281,15 +277,13 @@ def test_denied_hosts_are_denied_however_they_are_spelled(home: Path, tmp_path: 
 def test_creative_commons_in_the_spellings_of_sites(licence: str, known: str | None) -> None:
     assert creative_commons(licence) == creative_commons(f"  {licence.upper()} ") == known
     common = DownloadParams(licence_policy="creative_commons")
-    assert (_licence_rejection(licence, common) is None) == (known is not None)
+    assert (licence_rejection(licence, common) is None) == (known is not None)
     listed = DownloadParams(licence_policy="listed", licences=("CC-BY", "CC-BY-[0-9]*", "mit"))
     allowed = known == "CC-BY" or ((known or "").startswith("CC-BY-") and known[6].isdigit()) or licence == "MIT"
-    assert (_licence_rejection(licence, listed) is None) == allowed
-    assert _licence_rejection(licence, DownloadParams()) is None
-    assert _licence_rejection(licence, DownloadParams(licences=("CC*",))) is None or not licence.lower().startswith(
-        "cc"
-    )
-    assert _licence_rejection(None, common).reason == "licence_unknown"
+    assert (licence_rejection(licence, listed) is None) == allowed
+    assert licence_rejection(licence, DownloadParams()) is None
+    assert licence_rejection(licence, DownloadParams(licences=("CC*",))) is None or not licence.lower().startswith("cc")
+    assert licence_rejection(None, common).reason == "licence_unknown"
 
 
 heights = st.one_of(st.none(), st.integers(100, 2400))
@@ -307,7 +301,7 @@ def test_the_smallest_format_that_reaches_the_wanted_height(formats: list[tuple[
     reaching = [height for height in within if height >= 720]
     try:
         chosen = choose_picture({"formats": offered}, params)
-    except _Rejected as rejected:
+    except RejectedBySite as rejected:
         assert not within and len(known) == len(formats)
         assert rejected.outcome.reason in ("height_below_minimum", "height_above_maximum")
         return

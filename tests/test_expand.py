@@ -16,7 +16,7 @@ from medgen.shard import ShardResult
 from medgen.store import open_store
 from tasks.curation.discover import DiscoverParams, discover_shards
 from tasks.curation.download import STEP as DOWNLOAD_STEP
-from tasks.curation.download import DownloadParams
+from tasks.curation.download_policy import DownloadParams
 from tasks.curation.expand import PAGE, ExpandParams, list_channels
 from tasks.curation.list_feed import ListParams
 from tasks.curation.list_sources import list_source

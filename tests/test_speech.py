@@ -27,7 +27,7 @@ from models.captioning.speech import RATE, Whisper, speech_digest
 from tasks.curation import caption as caption_step
 from tasks.curation.caption import CaptionParams
 from tasks.curation.download import STEP as DOWNLOAD_STEP
-from tasks.curation.download import DownloadParams
+from tasks.curation.download_policy import DownloadParams
 from tests.conftest import discover_source, forget_installation, numbered_video
 from tests.test_bad_input import Answer, Server
 from tests.test_captioner import EVIDENCE

@@ -34,6 +34,7 @@ from medgen.takedown import NAME, NOTICE, PLAIN, blanked, taken_down_digests, ta
 from medgen.verify import verify
 from tasks.curation import caption, classify, cut, decide, deduplicate, download, privacy, quality, release, segment
 from tasks.curation.discover import video_id
+from tasks.curation.download_policy import DownloadParams
 from tasks.curation.vanished import vanished
 from tasks.operations.recheck import RecheckParams, due, recheck_videos
 from tasks.operations.takedown import finish, take_down
@@ -41,7 +42,7 @@ from tests.conftest import ROOT, S3Server, discover_source, forget_installation,
 from tests.test_bad_input import Answer, Server
 
 SECRET = "Zebedee Quux"  # a word of the video that goes, found nowhere afterwards
-PARAMS = download.DownloadParams(allowed_hosts=("127.0.0.1",), stall_limit_s=0.5)
+PARAMS = DownloadParams(allowed_hosts=("127.0.0.1",), stall_limit_s=0.5)
 LOOSE: dict[str, Any] = {
     "segment": segment.SegmentParams(dissolves=False),
     "classify": classify.ClassifyParams(medical_threshold=0, frame_similarity=-1),
@@ -573,7 +574,7 @@ def test_a_folder_that_lost_a_file_is_told_from_one_that_is_not_there(home: Path
     for name in ("stays.mp4", "goes.mp4"):
         numbered_video(folder / name, 25)
     found = discover_source(str(folder))
-    download.STEP.run(found, download.DownloadParams(min_duration_s=0.5))
+    download.STEP.run(found, DownloadParams(min_duration_s=0.5))
     ledger = open_ledger()
     away = folder.rename(tmp_path / "away")
     assert recheck_videos(ledger, RecheckParams()).unanswered == 2 and vanished(open_catalog()) == {}

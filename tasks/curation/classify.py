@@ -8,7 +8,7 @@ segment has kept them.
 
 import itertools
 import math
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache, partial
 from pathlib import Path
@@ -16,6 +16,7 @@ from types import MappingProxyType
 from typing import Any, Literal, TypedDict
 
 import numpy as np
+import pyarrow as pa
 import pyarrow.parquet as pq
 from pydantic import Field
 
@@ -59,18 +60,11 @@ class ClassifyParams(Parameters):
     classify_limit_s: float = Field(3600.0, gt=0, exclude=True, description="Slower work is stopped, seconds.")
 
 
-class Category(TypedDict):
-    """Category of a clip and what decided it. `category_probability` is the picture's, of what the picture shows."""
+class ClassifiedClip(TypedDict):
+    """Where a clip lies in its video, frames [start_frame, end_frame), and what its samples show.
 
-    category: str
-    category_by: str
-    category_words: list[str]
-    category_of_picture: str
-    category_probability: float
-
-
-class ClassifiedClip(Category):
-    """Where a clip lies in its video, frames [start_frame, end_frame), and what its samples show, 0 to 1."""
+    `medical` and `category_probability` are in [0, 1]; the latter is the picture's, of `category_of_picture`.
+    """
 
     start_frame: int
     end_frame: int
@@ -78,6 +72,11 @@ class ClassifiedClip(Category):
     end_s: float
     medical: float
     bridged_samples: int
+    category: str
+    category_by: str
+    category_words: list[str]
+    category_of_picture: str
+    category_probability: float
 
 
 class ClassifyDetail(TypedDict):
@@ -135,7 +134,8 @@ def stretches(
         sample_shots: int (N,).
         frame_shots: int (F,), shot of every frame, growing.
     """
-    found, first = [], 0
+    runs: list[Stretch] = []
+    first = 0
     count = len(medical)
 
     def following(sample: int) -> int | None:
@@ -163,9 +163,9 @@ def stretches(
         if to_shot_edge and alone_after:
             end = int(np.searchsorted(frame_shots, shot, "right"))
         bridged = tuple(sorted(set(range(first, last + 1)) - set(members)))
-        found.append(Stretch(start, end, first, last, bridged))
+        runs.append(Stretch(start, end, first, last, bridged))
         first = last + 1
-    return found
+    return runs
 
 
 def pieces(times: np.ndarray, stretch: Stretch, min_s: float, max_s: float) -> list[tuple[int, int]]:
@@ -187,6 +187,29 @@ def pieces(times: np.ndarray, stretch: Stretch, min_s: float, max_s: float) -> l
     return [(a, b) for a, b in itertools.pairwise(cuts) if b > a]
 
 
+@dataclass(frozen=True)
+class JudgedSamples:
+    """The samples of a video in order, with what the frame model says of each.
+
+    Args:
+        frame, time_s, shot: (N,), index of the frame, seconds, shot from 0.
+        embeddings: float (N, D), of length 1.
+        probabilities: float (N, classes).
+        medical: float (N,), rounded as on record, so that the record alone explains the verdict.
+    """
+
+    frame: np.ndarray
+    time_s: np.ndarray
+    shot: np.ndarray
+    embeddings: np.ndarray
+    probabilities: np.ndarray
+    medical: np.ndarray
+
+    def similarity(self, sample: int, later: int) -> float:
+        """Cosine of two samples, -1 to 1, rounded as on record."""
+        return rounded(self.embeddings[sample] @ self.embeddings[later])
+
+
 def classify(work: Work, store: Store, params: ClassifyParams) -> Outcome:
     """Judges every sampled frame and lays out the clips of a video.
 
@@ -195,100 +218,112 @@ def classify(work: Work, store: Store, params: ClassifyParams) -> Outcome:
     """
     model = loaded_model(params)
     frames = pq.read_table(store.path(work.inputs["frames"]))
-    samples = pq.read_table(store.path(work.inputs["samples"]))
-    embeddings = np.concatenate(
-        [model.embed([decode_jpeg(jpeg) for jpeg in batch["jpeg"].to_pylist()]) for batch in samples.to_batches(64)]
-    )
-    probabilities = model.probabilities(embeddings)
-    medical = model.medical(embeddings)
-    # Rounded before they are compared, so that the record alone explains the verdict.
-    medical = np.round(medical, 4)
-
-    def similarity(sample: int, later: int) -> float:
-        return rounded(embeddings[sample] @ embeddings[later])
-
+    samples = _judged(model, pq.read_table(store.path(work.inputs["samples"])))
     times = frames["time_s"].to_numpy()
-    step_s = float(np.median(np.diff(times))) if len(times) > 1 else 0.0
-    times = np.append(times, times[-1] + step_s)
-    sample_frames, sample_shots = samples["frame"].to_numpy(), samples["shot"].to_numpy()
-    sample_times = samples["time_s"].to_numpy()
+    frame_s = float(np.median(np.diff(times))) if len(times) > 1 else 0.0
+    times = np.append(times, times[-1] + frame_s)
     runs = stretches(
-        medical >= params.medical_threshold,
-        lambda sample, later: similarity(sample, later) > params.frame_similarity,
-        sample_frames,
-        sample_times,
-        sample_shots,
+        samples.medical >= params.medical_threshold,
+        lambda sample, later: samples.similarity(sample, later) > params.frame_similarity,
+        samples.frame,
+        samples.time_s,
+        samples.shot,
         frames["shot"].to_numpy(),
         gap_tolerance_s=params.gap_tolerance_s,
         to_shot_edge=params.to_shot_edge,
     )
-    clips: list[ClassifiedClip] = []
-    for run in runs:
-        for start, end in pieces(times, run, params.min_clip_s, params.max_clip_s):
-            inside = (sample_frames >= start) & (sample_frames < end)
-            picture = dict(zip(model.classes, probabilities[inside].mean(axis=0).tolist(), strict=True))
-            clips.append(
-                {
-                    "start_frame": start,
-                    "end_frame": end,
-                    "start_s": rounded(times[start]),
-                    "end_s": rounded(times[end]),
-                    "medical": rounded(medical[inside].mean()),
-                    "bridged_samples": int(inside[list(run.bridged)].sum()),
-                    **_category(picture, work.context),
-                }
-            )
-    longest = max((times[run.end] - times[run.start] for run in runs), default=0.0)
+    clips = [
+        _clip(model, samples, times, run, start, end, work.context)
+        for run in runs
+        for start, end in pieces(times, run, params.min_clip_s, params.max_clip_s)
+    ]
     scores = {
-        "medical_mean": rounded(medical.mean()),
-        "medical_max": rounded(medical.max()),
-        "longest_medical_stretch_s": rounded(longest),
+        "medical_mean": rounded(samples.medical.mean()),
+        "medical_max": rounded(samples.medical.max()),
+        "longest_medical_stretch_s": rounded(max((times[run.end] - times[run.start] for run in runs), default=0.0)),
     }
-    report = {
-        "classes": list(model.classes),
-        "samples": [
-            {
-                "frame": int(frame),
-                "time_s": rounded(time),
-                "shot": int(shot),
-                "medical": rounded(p),
-                "probabilities": [rounded(q) for q in row],
-                "similarity_to_next": similarity(k, k + 1) if k + 1 < len(medical) else None,
-            }
-            for k, (frame, time, shot, p, row) in enumerate(
-                zip(sample_frames, sample_times, sample_shots, medical, probabilities, strict=True)
-            )
-        ],
-        "stretches": [vars(run) for run in runs],
-        "clips": clips,
-    }
-    output = store.put_bytes(canonical_json(report), "application/json")
     common: dict[str, Any] = {
         "scores": scores,
         "score_models": dict.fromkeys(scores, model.digest),
-        "outputs": {"classification": output},
+        "outputs": {
+            "classification": store.put_bytes(
+                canonical_json(_classification(model, samples, runs, clips)), "application/json"
+            )
+        },
     }
     if clips:
-        return Outcome("kept", detail={"clips": clips}, **common)
-    if scores["medical_max"] < params.medical_threshold:
-        detail = {"metric": "medical_max", "score": scores["medical_max"], "threshold": params.medical_threshold}
-        return Outcome("rejected", "not_medical", detail, **common)
-    detail = {
-        "metric": "longest_medical_stretch_s",
-        "score": scores["longest_medical_stretch_s"],
-        "threshold": params.min_clip_s,
-    }
-    return Outcome("rejected", "no_medical_stretch", detail, **common)
+        detail: ClassifyDetail = {"clips": clips}
+        return Outcome("kept", detail=detail, **common)
+    reason, metric, threshold = (
+        ("not_medical", "medical_max", params.medical_threshold)
+        if scores["medical_max"] < params.medical_threshold
+        else ("no_medical_stretch", "longest_medical_stretch_s", params.min_clip_s)
+    )
+    return Outcome("rejected", reason, {"metric": metric, "score": scores[metric], "threshold": threshold}, **common)
 
 
-def _category(picture: Mapping[str, float], words: Mapping[str, str]) -> Category:
-    found = category(picture, words["title"], words["tags"], words["description"])
+def _judged(model: FrameModel, samples: pa.Table) -> JudgedSamples:
+    embeddings = np.concatenate(
+        [model.embed([decode_jpeg(jpeg) for jpeg in batch["jpeg"].to_pylist()]) for batch in samples.to_batches(64)]
+    )
+    return JudgedSamples(
+        samples["frame"].to_numpy(),
+        samples["time_s"].to_numpy(),
+        samples["shot"].to_numpy(),
+        embeddings,
+        model.probabilities(embeddings),
+        np.round(model.medical(embeddings), 4),
+    )
+
+
+def _clip(
+    model: FrameModel,
+    samples: JudgedSamples,
+    times: np.ndarray,
+    run: Stretch,
+    start: int,
+    end: int,
+    words: Mapping[str, str],
+) -> ClassifiedClip:
+    """The clip of the frames [start, end) of a stretch; `times` and `words` as in `pieces` and `work_of`."""
+    inside = (samples.frame >= start) & (samples.frame < end)
+    picture = dict(zip(model.classes, samples.probabilities[inside].mean(axis=0).tolist(), strict=True))
+    chosen = category(picture, words["title"], words["tags"], words["description"])
     return {
-        "category": found.name,
-        "category_by": found.by,
-        "category_words": list(found.words),
-        "category_of_picture": found.picture,
-        "category_probability": rounded(found.picture_probability),
+        "start_frame": start,
+        "end_frame": end,
+        "start_s": rounded(times[start]),
+        "end_s": rounded(times[end]),
+        "medical": rounded(samples.medical[inside].mean()),
+        "bridged_samples": int(inside[list(run.bridged)].sum()),
+        "category": chosen.name,
+        "category_by": chosen.by,
+        "category_words": list(chosen.words),
+        "category_of_picture": chosen.picture,
+        "category_probability": rounded(chosen.picture_probability),
+    }
+
+
+def _classification(
+    model: FrameModel, samples: JudgedSamples, runs: Sequence[Stretch], clips: Sequence[ClassifiedClip]
+) -> dict[str, Any]:
+    """All that the frame model said, as auditors read it."""
+    count = len(samples.medical)
+    return {
+        "classes": list(model.classes),
+        "samples": [
+            {
+                "frame": int(samples.frame[k]),
+                "time_s": rounded(samples.time_s[k]),
+                "shot": int(samples.shot[k]),
+                "medical": rounded(samples.medical[k]),
+                "probabilities": [rounded(p) for p in samples.probabilities[k]],
+                "similarity_to_next": samples.similarity(k, k + 1) if k + 1 < count else None,
+            }
+            for k in range(count)
+        ],
+        "stretches": [vars(run) for run in runs],
+        "clips": list(clips),
     }
 
 
