@@ -102,7 +102,8 @@ def _contents(release: dict[str, Any]) -> dict[str, Any]:
     """Folder, funnel, clips and takedowns of a release."""
     from medgen.errors import ItemFailed
     from medgen.ledger import open_ledger
-    from tasks.curation.release import materialize, read_funnel
+    from tasks.curation.release import read_funnel
+    from tasks.curation.release_files import materialize
 
     ledger, name = open_ledger(), release["name"]
     record = ledger.load([release["step_run_id"]])[release["step_run_id"]]

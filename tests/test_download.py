@@ -36,7 +36,7 @@ from medgen.web.rate_limits import HostBusy, HostRateLimiter, open_rate_limiter
 from tasks.curation import discover
 from tasks.curation.download import STEP as DOWNLOAD_STEP
 from tasks.curation.download_policy import DownloadParams, licence_rejection
-from tasks.curation.fetch import choose_picture
+from tasks.curation.fetch import RejectedBySite, choose_picture
 from tests.asking import ask
 from tests.conftest import ROOT, discover_source, inline, numbered_video
 from tests.site import HOSTS, Site

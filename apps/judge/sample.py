@@ -16,7 +16,7 @@ from sqlalchemy.orm import Session
 from medgen.catalog import Release
 from medgen.errors import ItemFailed
 from medgen.ledger import Ledger
-from tasks.curation.release import KEYED_STEPS
+from tasks.curation.release_content import KEYED_STEPS
 
 COLUMNS = (
     "file", "sha256", "clip_id", "step", "verdict", "reason", "metric", "score", "threshold", "title", "url", "correct",

@@ -7,7 +7,8 @@ from sqlalchemy.orm import Session
 from medgen.catalog import Release
 from medgen.errors import ItemFailed
 from medgen.ledger import Ledger, Outcome, Record, StepIdentity, Work
-from tasks.curation.release import APPROVE, RELEASE, materialize
+from tasks.curation.release import RELEASE
+from tasks.curation.release_files import APPROVE, materialize
 
 
 def approve(ledger: Ledger, name: str, by: str, note: str = "") -> tuple[Record, Path]:

@@ -6,6 +6,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from medgen.ledger import Record
+from medgen.markdown import table as markdown_table
 from tasks.curation.discover import DISCOVER
 from tasks.curation.steps import STEPS
 
@@ -76,12 +77,7 @@ def table_rows(table: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
 
 def markdown(table: Sequence[Mapping[str, Any]]) -> str:
     """The funnel as a Markdown table."""
-    lines = ["| step | unit | in | kept | rejected | failed | reasons |", "|---|---|---:|---:|---:|---:|---|"]
-    lines += [
-        "| {step} | {unit} | {in} | {kept} | {rejected} | {failed} | {reasons} |".format(**row)
-        for row in table_rows(table)
-    ]
-    return "\n".join(lines)
+    return markdown_table(table_rows(table), align="llrrrrl")
 
 
 def picture(table: Sequence[Mapping[str, Any]]) -> bytes:

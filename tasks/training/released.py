@@ -11,7 +11,7 @@ from medgen.catalog import Release, ReleaseClip
 from medgen.errors import ItemFailed
 from medgen.ledger import Ledger
 from models.training.clip_frames import Geometry, best_fit
-from tasks.curation.release import awaits_approval
+from tasks.curation.release_files import awaits_approval
 
 
 @dataclass(frozen=True)
