@@ -6,6 +6,7 @@ people what to do. The others have callers that know them. Everything else that 
 Each stands below its base class, beside the module that defines it:
 
     DownloadCancelled
+        RejectedBySite              tasks.curation.fetch
         Stopped                     medgen.web.failures
     Exception
         HostBusy                    medgen.web.rate_limits

@@ -71,7 +71,7 @@ def inline(patch: pytest.MonkeyPatch) -> None:
         shard,
         "_execute",
         lambda step, todo, store: execute(
-            replace(step, where="inline") if step.where == "processes" else step, todo, store
+            replace(step, runs_in="inline") if step.runs_in == "processes" else step, todo, store
         ),
     )
 
