@@ -200,7 +200,7 @@ def recheck(
         ledger = open_ledger()
         with Progress(console=err, disable=as_json, transient=True) as bars:
             bar = bars.add_task("asking sources", total=None)
-            found = step.recheck_videos(
+            rechecked = step.recheck_videos(
                 ledger,
                 params,
                 older_than=timedelta(days=min(older_than, 36500.0)),
@@ -209,11 +209,11 @@ def recheck(
             )
         gone = {video_id: stamp(when) for video_id, when in vanished(ledger.engine).items()}
         if as_json:
-            print_json(vars(found) | {"vanished": gone})
+            print_json(vars(rechecked) | {"vanished": gone})
             return
         out.print(
-            f"asked for {found.asked} videos, {found.reused} more were asked for today: "
-            f"{found.there} exist, {found.gone} are gone, {found.unanswered} without an answer",
+            f"asked for {rechecked.asked} videos, {rechecked.reused} more were asked for today: "
+            f"{rechecked.there} exist, {rechecked.gone} are gone, {rechecked.unanswered} without an answer",
             highlight=False,
             soft_wrap=True,
         )

@@ -119,7 +119,7 @@ def _leaves(record: Record, children: dict[int, list[Record]]) -> list[Record]:
 
 def _children(ledger: Ledger, records: dict[int, Record]) -> dict[int, list[Record]]:
     parent = aliased(StepRun)
-    found: dict[int, list[Record]] = {}
+    children: dict[int, list[Record]] = {}
     with Session(ledger.engine) as session:
         pairs = session.execute(
             select(StepInput.parent_id, StepInput.step_run_id)
@@ -129,5 +129,5 @@ def _children(ledger: Ledger, records: dict[int, Record]) -> dict[int, list[Reco
         )
         for parent_id, child_id in pairs:
             if parent_id is not None and child_id in records:
-                found.setdefault(parent_id, []).append(records[child_id])
-    return found
+                children.setdefault(parent_id, []).append(records[child_id])
+    return children

@@ -49,16 +49,18 @@ def discover_sources(parameters: SourceParameters, futures: list[PrefectFuture[A
         for source in parameters.sources
     ]
     futures += listings
-    return [found for listing in listings for found in _judged(listing, parameters, futures)]
+    return [shard for listing in listings for shard in _judged(listing, parameters, futures)]
 
 
-def expand_channels(parameters: SourceParameters, found: Discovered, futures: list[PrefectFuture[Any]]) -> Discovered:
+def expand_channels(
+    parameters: SourceParameters, discovered: Discovered, futures: list[PrefectFuture[Any]]
+) -> Discovered:
     """The same for the channels of the videos that were found, which are listed when all of these are known."""
     if not parameters.expand_channels:
         return []
     listing = expand.list_channels.submit(
         "channels",
-        [future for _, future in found],  # type: ignore[misc]  # Prefect hands results on in place of futures
+        [future for _, future in discovered],  # type: ignore[misc]  # Prefect hands results on in place of futures
         subset(parameters, expand.ExpandParams),
         subset(parameters, list_feed.ListParams),
         subset(parameters, discover_step.DiscoverParams),

@@ -22,14 +22,14 @@ class Unwell(RunStopped):
 
 def _doctor(parameters: DoctorParameters) -> Summary:
     """Checks database, store, disk, Prefect, models and codecs."""
-    found = [vars(finding) for finding in findings()]
-    create_table_artifact(found, key="health", description="What works, and what to do about the rest.")
-    broken = [one for one in found if one["verdict"] == "broken"]
-    for one in found:
-        get_run_logger().info("%s: %s, %s %s", one["name"], one["verdict"], one["found"], one["advice"])
+    rows = [vars(finding) for finding in findings()]
+    create_table_artifact(rows, key="health", description="What works, and what to do about the rest.")
+    broken = [row for row in rows if row["verdict"] == "broken"]
+    for row in rows:
+        get_run_logger().info("%s: %s, %s %s", row["name"], row["verdict"], row["found"], row["advice"])
     if broken:
-        raise Unwell("; ".join(f"{one['name']}: {one['found']}: {one['advice']}" for one in broken))
-    return {"findings": found}
+        raise Unwell("; ".join(f"{row['name']}: {row['found']}: {row['advice']}" for row in broken))
+    return {"findings": rows}
 
 
 doctor = make_flow(_doctor, DoctorParameters, "doctor", "doctor")

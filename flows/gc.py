@@ -29,7 +29,7 @@ def _gc(parameters: GcParameters) -> Summary:
         "%s %d objects and %d scratch files, %d bytes; finished %d takedowns",
         word, swept.objects, swept.scratch_files, swept.bytes, len(finished),
     )  # fmt: skip
-    return vars(swept) | {"finished_takedowns": [one.video_id for one in finished]}
+    return vars(swept) | {"finished_takedowns": [takedown.video_id for takedown in finished]}
 
 
 gc = make_flow(_gc, GcParameters, "gc", "gc-older-than-{grace_minutes}-min")

@@ -24,16 +24,18 @@ class RecheckParameters(step.RecheckParams):
 
 def _recheck(parameters: RecheckParameters) -> Summary:
     """Marks kept videos that vanished from their source."""
-    found = step.recheck_videos(
+    rechecked = step.recheck_videos(
         open_ledger(),
         subset(parameters, step.RecheckParams),
         older_than=timedelta(days=parameters.older_than_days),
         limit=parameters.most_videos,
         progress=StepProgress("recheck"),
     )
-    get_run_logger().info("asked for %d videos: %d exist, %d are gone", found.asked, found.there, found.gone)
-    create_table_artifact([vars(found)], key="recheck", description="What the sources of kept videos answered.")
-    return dict(vars(found))
+    get_run_logger().info(
+        "asked for %d videos: %d exist, %d are gone", rechecked.asked, rechecked.there, rechecked.gone
+    )
+    create_table_artifact([vars(rechecked)], key="recheck", description="What the sources of kept videos answered.")
+    return dict(vars(rechecked))
 
 
 recheck = make_flow(_recheck, RecheckParameters, "recheck", "recheck-at-most-{most_videos}-videos")

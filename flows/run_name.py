@@ -22,8 +22,8 @@ def run_name(flow: str, *parameters: str) -> Callable[[], str]:
         for parameter in parameters:
             value = given.get(parameter) or ()
             parts += [_short(text) for text in ([value] if isinstance(value, str) else value)]
-        said = "-".join([flow, "+".join(parts)] if parts else [flow])
-        return said if len(said) <= LONGEST else said[: LONGEST - 1] + "…"
+        full_name = "-".join([flow, "+".join(parts)] if parts else [flow])
+        return full_name if len(full_name) <= LONGEST else full_name[: LONGEST - 1] + "…"
 
     return name
 

@@ -130,11 +130,11 @@ def _grey(values: np.ndarray, darkest: float) -> np.ndarray:
 def _aorta() -> np.ndarray:
     """visvis keeps its volume (foot → head, front → back, right → left) as text: pieces of zlib behind base 64."""
     text = data_file("visvis", "visvisResources/stent_vol.ssdf").read_bytes()
-    found = re.search(rb"^vol = array (\d+)x(\d+)x(\d+) uint8 (\S+)$", text, re.MULTILINE)
-    if found is None:
+    volume = re.search(rb"^vol = array (\d+)x(\d+)x(\d+) uint8 (\S+)$", text, re.MULTILINE)
+    if volume is None:
         raise FileNotFoundError("visvis does not carry the volume of its stent as it is known to")
-    shape = [int(side) for side in found.groups()[:3]]
-    parts = [zlib.decompress(base64.b64decode(part)) for part in found[4].split(b";")]
+    shape = [int(side) for side in volume.groups()[:3]]
+    parts = [zlib.decompress(base64.b64decode(part)) for part in volume[4].split(b";")]
     values = np.frombuffer(b"".join(parts), np.uint8).reshape(shape)
     turned = values.transpose(2, 1, 0)[::-1, ::-1].astype(np.float32)
     return np.minimum(turned / _MOST_IN_AORTA, 1) * np.float32(255)

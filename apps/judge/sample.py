@@ -48,18 +48,18 @@ def sample(ledger: Ledger, step: str, count: int, target: Path, release: str | N
         raise FileExistsError(f"{target} is not empty")
     with Session(ledger.engine) as session:
         query = select(Release).order_by(Release.created_at.desc(), Release.name)
-        found = session.scalars(query.where(Release.name == release) if release else query).first()
-    if found is None:
+        release_row = session.scalars(query.where(Release.name == release) if release else query).first()
+    if release_row is None:
         raise NothingToSample(f"no release goes by {release!r}" if release else "there is no release yet")
-    outputs = ledger.load([found.step_run_id])[found.step_run_id].outputs
+    outputs = ledger.load([release_row.step_run_id])[release_row.step_run_id].outputs
     kept = pq.read_table(ledger.store.path(outputs["metadata"])).to_pylist()
     rejected = [row for row in pq.read_table(ledger.store.path(outputs["rejected"])).to_pylist() if row["step"] == step]
-    chosen = random.Random(f"{seed} {found.digest} {step}")
+    chosen = random.Random(f"{seed} {release_row.digest} {step}")
     half = max(count - count // 2, count - len(rejected))
     rows = [_kept(row, step) for row in _some(kept, half, chosen)]
     rows += [_rejected(row) for row in _some(rejected, count - len(rows), chosen)]
     if not rows:
-        raise NothingToSample(f"release {found.name}: nothing went through {step}")
+        raise NothingToSample(f"release {release_row.name}: nothing went through {step}")
     target.mkdir(parents=True, exist_ok=True)
     counts: dict[str, int] = {}
     with (target / "MANIFEST.csv").open("w", encoding="utf-8", newline="") as stream:
@@ -71,7 +71,9 @@ def sample(ledger: Ledger, step: str, count: int, target: Path, release: str | N
             writer.writerow({name: "" if value is None else value for name, value in row.items()})
             counts[row["verdict"]] = counts.get(row["verdict"], 0) + 1
     (target / "sample.json").write_text(
-        json.dumps({"release": found.name, "digest": found.digest, "step": step, "seed": seed, "counts": counts})
+        json.dumps(
+            {"release": release_row.name, "digest": release_row.digest, "step": step, "seed": seed, "counts": counts}
+        )
     )
     return counts
 

@@ -105,13 +105,13 @@ def agreement(labels: Iterable[Label]) -> list[Agreement]:
     for label in labels:
         if label.correct is not None and label.sampled.get("step"):
             groups.setdefault((label.sampled["step"], label.sampled.get("verdict", "")), []).append(label)
-    found = []
+    agreements = []
     for (step, verdict), group in sorted(groups.items()):
         right = sum(bool(label.correct) for label in group)
         low, high = interval(right, len(group) - right) or (0.0, 1.0)
         wrong = tuple(label.file for label in group if not label.correct)
-        found.append(Agreement(step, verdict, right, len(group), low, high, wrong))
-    return found
+        agreements.append(Agreement(step, verdict, right, len(group), low, high, wrong))
+    return agreements
 
 
 def interval(successes: int, failures: int) -> tuple[float, float] | None:
@@ -127,7 +127,7 @@ def _yes_no(
     question: str,
     pairs: Sequence[tuple[Label, Verdict]],
     truth: Callable[[Label], bool | None],
-    found: Callable[[Verdict], bool],
+    predicted: Callable[[Verdict], bool],
     wording: Callable[[Verdict], str],
 ) -> Answer | None:
     asked = [(label, verdict) for label, verdict in pairs if truth(label) is not None]
@@ -136,7 +136,7 @@ def _yes_no(
     counts = dict.fromkeys(((a, b) for a in (True, False) for b in (True, False)), 0)
     mistakes = []
     for label, verdict in asked:
-        labelled, judged = bool(truth(label)), found(verdict)
+        labelled, judged = bool(truth(label)), predicted(verdict)
         counts[labelled, judged] += 1
         if labelled != judged:
             mistakes.append(Mistake(label.file, "yes" if labelled else "no", wording(verdict)))
@@ -190,8 +190,8 @@ def _gradual(pairs: Sequence[tuple[Label, Verdict]]) -> Answer | None:
     return Answer("dissolve", "boundaries", right, 0, missed, None, tuple(mistakes), "recall only")
 
 
-def _share(part: int, whole: int) -> float | None:
-    return rounded(part / whole) if whole else None
+def _share(count: int, total: int) -> float | None:
+    return rounded(count / total) if total else None
 
 
 def _problem(verdict: Verdict) -> str:

@@ -8,13 +8,14 @@ server, and the pages work without their script too, but for the keys.
 import math
 import re
 from collections.abc import Awaitable, Callable
+from dataclasses import dataclass
 from importlib.resources import files
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 from unicodedata import category
 from urllib.parse import parse_qs
 
-from fastapi import Depends, FastAPI, HTTPException, Request, Response
+from fastapi import APIRouter, Depends, FastAPI, HTTPException, Request, Response
 from fastapi.responses import FileResponse, HTMLResponse, RedirectResponse
 from jinja2 import Environment, PackageLoader, StrictUndefined
 from starlette.exceptions import HTTPException as StarletteHTTPException
@@ -35,6 +36,8 @@ from apps.study.answers import (
 from medgen.errors import ItemFailed
 from medgen.ledger import Ledger
 from tasks.evaluation.study import AXES
+
+router = APIRouter()
 
 MAX_BODY = 64 << 10  # bytes of a form
 POSITION = re.compile(r"[1-9][0-9]{0,5}")
@@ -70,129 +73,52 @@ class _Video(FileResponse):
         self.headers.setdefault("content-length", str(stat_result.st_size))
 
 
+@dataclass(frozen=True)
+class _Site:
+    """What all pages need: the ledger, the study that is served, and the templates."""
+
+    ledger: Ledger
+    study: str
+    templates: Environment
+
+    def page(self, name: str, status: int = 200, **values: Any) -> HTMLResponse:
+        """A template, filled in. The answer is not to be stored."""
+        html = self.templates.get_template(f"{name}.html.jinja").render(questions=QUESTIONS, **values)
+        return HTMLResponse(html, status, {"Cache-Control": "no-store"})
+
+
 def study_site(ledger: Ledger, study: str) -> FastAPI:
     """The application that serves one study."""
-    engine = ledger.engine
     app = FastAPI(docs_url=None, redoc_url=None, openapi_url=None, title="study")
-    pages = Environment(
+    templates = Environment(
         loader=PackageLoader("apps.study", "pages"), autoescape=True, undefined=StrictUndefined,
         trim_blocks=True, lstrip_blocks=True,
     )  # fmt: skip
-
-    def page(name: str, status: int = 200, **values: Any) -> HTMLResponse:
-        html = pages.get_template(f"{name}.html.jinja").render(questions=QUESTIONS, **values)
-        return HTMLResponse(html, status, {"Cache-Control": "no-store"})
-
-    def rater(token: str) -> Rater:
-        found = rater_of(engine, study, token)
-        if found is None:
-            raise HTTPException(404)
-        return found
-
-    def position(position: str, rater: Rater = Depends(rater)) -> int:
-        if not POSITION.fullmatch(position) or not 1 <= int(position) <= rater.total:
-            raise HTTPException(404)
-        return int(position)
-
-    @app.middleware("http")
-    async def headers(request: Request, go_on: Callable[[Request], Awaitable[Response]]) -> Response:
-        response = await go_on(request)
-        for name, value in HEADERS.items():
-            response.headers.setdefault(name, value)
-        return response
-
-    @app.exception_handler(StarletteHTTPException)
-    def refused(request: Request, error: StarletteHTTPException) -> HTMLResponse:
-        return page("refused", error.status_code, code=error.status_code)
-
-    @app.exception_handler(ItemFailed)
-    def broken(request: Request, error: ItemFailed) -> HTMLResponse:
-        return page("refused", 503, code=503)
-
-    @app.get("/")
-    def front() -> HTMLResponse:
-        return page("refused", 200, code=200)
-
-    @app.get("/static/{name}")
-    def static(name: str) -> Response:
-        if name not in STATIC:
-            raise HTTPException(404)
-        content = (files("apps.study") / "static" / name).read_bytes()
-        return Response(content, media_type=STATIC[name], headers={"Cache-Control": "no-cache"})
-
-    @app.get("/r/{token}")
-    def start(token: str, rater: Rater = Depends(rater)) -> Response:
-        if not rater.consented:
-            return page("instructions", token=token, rater=rater, missing=False)
-        return _to(token, rater.next or "done")
-
-    @app.get("/r/{token}/instructions")
-    def instructions(token: str, rater: Rater = Depends(rater)) -> Response:
-        return page("instructions", token=token, rater=rater, missing=False)
-
-    @app.post("/r/{token}/consent")
-    def consent(token: str, rater: Rater = Depends(rater), form: dict[str, str] = Depends(_form)) -> Response:
-        if not rater.consented and form.get("agree") != "yes":
-            return page("instructions", 422, token=token, rater=rater, missing=True)
-        agree(engine, rater)
-        return _to(token, rater.next or "done")
-
-    @app.get("/r/{token}/done")
-    def done(token: str, rater: Rater = Depends(rater)) -> Response:
-        if rater.next is not None or not rater.consented:
-            return _to(token)
-        return page("done", token=token, rater=rater)
-
-    @app.get("/r/{token}/{position}")
-    def pair(token: str, rater: Rater = Depends(rater), position: int = Depends(position)) -> Response:
-        if not rater.consented or position > rater.reachable:
-            return _to(token)
-        given = answer_at(engine, rater, position)
-        return show_pair(token, rater, position, given or Given({}, ""), [], revising=given is not None)
-
-    @app.post("/r/{token}/{position}")
-    def answer(
-        token: str,
-        rater: Rater = Depends(rater),
-        position: int = Depends(position),
-        form: dict[str, str] = Depends(_form),
-    ) -> Response:
-        if not rater.consented or position > rater.reachable:
-            return _to(token)
-        sides = {axis: form[axis] for axis in AXES if form.get(axis) in SIDES}
-        given = Given(sides, _text(form.get("comment", "")))
-        missing = [axis for axis in AXES if axis not in sides]
-        if missing:
-            return show_pair(token, rater, position, given, missing, status=422)
-        save(engine, rater, position, given, _seconds(form.get("seconds", "")))
-        left = [p for p in range(1, rater.total + 1) if p not in rater.answered and p != position]
-        return _to(token, left[0] if left else "done")
-
-    @app.api_route("/r/{token}/{position}/{side}.mp4", methods=["GET", "HEAD"])
-    def video(
-        token: str, side: str, request: Request, rater: Rater = Depends(rater), position: int = Depends(position)
-    ) -> Response:
-        if side not in ("left", "right") or not rater.consented or position > rater.reachable:
-            raise HTTPException(404)
-        path: Path = ledger.store.path(video_at(engine, rater, position, side))
-        return _Video(path, media_type="video/mp4", headers={"Cache-Control": "private, max-age=3600"})
-
-    def show_pair(
-        token: str,
-        rater: Rater,
-        position: int,
-        given: Given,
-        missing: list[str],
-        *,
-        status: int = 200,
-        revising: bool = False,
-    ) -> HTMLResponse:
-        return page(
-            "pair", status, token=token, rater=rater, position=position, given=given, missing=missing,
-            prompt=prompt_at(engine, rater, position), revising=revising, max_comment=MAX_COMMENT,
-        )  # fmt: skip
-
+    app.state.site = _Site(ledger, study, templates)
+    app.include_router(router)
+    app.middleware("http")(_with_headers)
+    app.add_exception_handler(StarletteHTTPException, _refused)
+    app.add_exception_handler(ItemFailed, _broken)
     return app
+
+
+def _site_of(request: Request) -> _Site:
+    site: _Site = request.app.state.site
+    return site
+
+
+def _rater(token: str, request: Request) -> Rater:
+    site = _site_of(request)
+    rater = rater_of(site.ledger.engine, site.study, token)
+    if rater is None:
+        raise HTTPException(404)
+    return rater
+
+
+def _position(position: str, rater: Annotated[Rater, Depends(_rater)]) -> int:
+    if not POSITION.fullmatch(position) or not 1 <= int(position) <= rater.total:
+        raise HTTPException(404)
+    return int(position)
 
 
 async def _form(request: Request) -> dict[str, str]:
@@ -210,6 +136,127 @@ async def _form(request: Request) -> dict[str, str]:
     except ValueError as error:
         raise HTTPException(400) from error
     return {name: values[-1] for name, values in fields.items()}
+
+
+async def _with_headers(request: Request, go_on: Callable[[Request], Awaitable[Response]]) -> Response:
+    response = await go_on(request)
+    for name, value in HEADERS.items():
+        response.headers.setdefault(name, value)
+    return response
+
+
+def _refused(request: Request, error: Exception) -> Response:
+    assert isinstance(error, StarletteHTTPException)
+    return _site_of(request).page("refused", error.status_code, code=error.status_code)
+
+
+def _broken(request: Request, error: Exception) -> Response:
+    return _site_of(request).page("refused", 503, code=503)
+
+
+RaterOfToken = Annotated[Rater, Depends(_rater)]
+Position = Annotated[int, Depends(_position)]
+Form = Annotated[dict[str, str], Depends(_form)]
+
+
+@router.get("/")
+def front(request: Request) -> Response:
+    """Names no study: raters have a link of their own."""
+    return _site_of(request).page("refused", 200, code=200)
+
+
+@router.get("/static/{name}")
+def static(name: str) -> Response:
+    """Style, script and icon."""
+    if name not in STATIC:
+        raise HTTPException(404)
+    content = (files("apps.study") / "static" / name).read_bytes()
+    return Response(content, media_type=STATIC[name], headers={"Cache-Control": "no-cache"})
+
+
+@router.get("/r/{token}")
+def start(token: str, rater: RaterOfToken, request: Request) -> Response:
+    """Where a rater's link leads: the instructions, then the next pair."""
+    if not rater.consented:
+        return _site_of(request).page("instructions", token=token, rater=rater, missing=False)
+    return _to(token, rater.next or "done")
+
+
+@router.get("/r/{token}/instructions")
+def instructions(token: str, rater: RaterOfToken, request: Request) -> Response:
+    """The instructions, again too."""
+    return _site_of(request).page("instructions", token=token, rater=rater, missing=False)
+
+
+@router.post("/r/{token}/consent")
+def consent(token: str, rater: RaterOfToken, form: Form, request: Request) -> Response:
+    """Records the rater's consent."""
+    site = _site_of(request)
+    if not rater.consented and form.get("agree") != "yes":
+        return site.page("instructions", 422, token=token, rater=rater, missing=True)
+    agree(site.ledger.engine, rater)
+    return _to(token, rater.next or "done")
+
+
+@router.get("/r/{token}/done")
+def done(token: str, rater: RaterOfToken, request: Request) -> Response:
+    """Thanks, when all pairs are answered."""
+    if rater.next is not None or not rater.consented:
+        return _to(token)
+    return _site_of(request).page("done", token=token, rater=rater)
+
+
+@router.get("/r/{token}/{position}")
+def pair(token: str, rater: RaterOfToken, position: Position, request: Request) -> Response:
+    """The page of a pair, with the answer so far."""
+    if not rater.consented or position > rater.reachable:
+        return _to(token)
+    site = _site_of(request)
+    given = answer_at(site.ledger.engine, rater, position)
+    return _pair_page(site, token, rater, position, given or Given({}, ""), [], revising=given is not None)
+
+
+@router.post("/r/{token}/{position}")
+def answer(token: str, rater: RaterOfToken, position: Position, form: Form, request: Request) -> Response:
+    """Records the answer to a pair; asks again for axes without one."""
+    if not rater.consented or position > rater.reachable:
+        return _to(token)
+    site = _site_of(request)
+    sides = {axis: form[axis] for axis in AXES if form.get(axis) in SIDES}
+    given = Given(sides, _text(form.get("comment", "")))
+    missing = [axis for axis in AXES if axis not in sides]
+    if missing:
+        return _pair_page(site, token, rater, position, given, missing, status=422)
+    save(site.ledger.engine, rater, position, given, _seconds(form.get("seconds", "")))
+    left = [p for p in range(1, rater.total + 1) if p not in rater.answered and p != position]
+    return _to(token, left[0] if left else "done")
+
+
+@router.api_route("/r/{token}/{position}/{side}.mp4", methods=["GET", "HEAD"])
+def video(token: str, side: str, rater: RaterOfToken, position: Position, request: Request) -> Response:
+    """One video of a pair."""
+    if side not in ("left", "right") or not rater.consented or position > rater.reachable:
+        raise HTTPException(404)
+    ledger = _site_of(request).ledger
+    path: Path = ledger.store.path(video_at(ledger.engine, rater, position, side))
+    return _Video(path, media_type="video/mp4", headers={"Cache-Control": "private, max-age=3600"})
+
+
+def _pair_page(
+    site: _Site,
+    token: str,
+    rater: Rater,
+    position: int,
+    given: Given,
+    missing: list[str],
+    *,
+    status: int = 200,
+    revising: bool = False,
+) -> HTMLResponse:
+    return site.page(
+        "pair", status, token=token, rater=rater, position=position, given=given, missing=missing,
+        prompt=prompt_at(site.ledger.engine, rater, position), revising=revising, max_comment=MAX_COMMENT,
+    )  # fmt: skip
 
 
 def _to(token: str, *where: object) -> RedirectResponse:

@@ -66,8 +66,10 @@ def describe_clip(work: Work, store: Store, params: ClipDescriptorParams) -> Out
     every = max(1, round(fps * GREY_EVERY_S))
     encoder = _encoder()
     chosen = [shrunk(small[place], params.trace_side) for place in evenly_spaced(len(small), DESCRIPTOR_FRAMES)]
-    found = compute_descriptor(chosen, [grey_of(frame) for frame in small[::every]], every / fps, encoder)
-    return Outcome("kept", outputs={"trace": store.put_bytes(packed(found), "application/vnd.safetensors")}, decodes=1)
+    descriptor = compute_descriptor(chosen, [grey_of(frame) for frame in small[::every]], every / fps, encoder)
+    return Outcome(
+        "kept", outputs={"trace": store.put_bytes(packed(descriptor), "application/vnd.safetensors")}, decodes=1
+    )
 
 
 @cache

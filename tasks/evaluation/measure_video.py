@@ -187,9 +187,9 @@ def rate(shown: Sequence[Picture]) -> float:
     return min(MAX_FPS, 1 / step) if step > 0 else 25.0
 
 
-def packed(found: Descriptor) -> bytes:
+def packed(descriptor: Descriptor) -> bytes:
     """A descriptor as safetensors: tensor `features`, the fingerprint in the metadata."""
-    return save({"features": found.features.astype(np.float32)}, {"fingerprint": found.fingerprint.text()})
+    return save({"features": descriptor.features.astype(np.float32)}, {"fingerprint": descriptor.fingerprint.text()})
 
 
 def unpacked(path: Path) -> Descriptor:
