@@ -50,8 +50,6 @@ def augment(
     as_json: Json = False,
 ) -> None:
     """Does synthetic data help a classifier? Real only against real + synthetic, oversampling and augmentation."""
-    from apps.run_flow import run_flow
-
     with report_expected_errors(OSError):
         arguments: dict[str, Any] = {
             "labelled": _absolute(data),
@@ -68,13 +66,18 @@ def augment(
         }
         if ratio:
             arguments["ratios"] = ratio
-        summary = run_flow("augment", arguments | parse_settings(settings or []), quiet=as_json)
-        files = _handed_out(summary, target) if target else {}
-        if as_json:
-            facts = summary | {"files": files}
-            print_json(facts)
-            return
-        print_augmentation(summary, files)
+        _augment(arguments | parse_settings(settings or []), target, as_json)
+
+
+def _augment(arguments: dict[str, Any], target: Path | None, as_json: bool) -> None:
+    from apps.run_flow import run_flow
+
+    summary = run_flow("augment", arguments, quiet=as_json)
+    files = _handed_out(summary, target) if target else {}
+    if as_json:
+        print_json(summary | {"files": files})
+        return
+    print_augmentation(summary, files)
 
 
 def print_augmentation(summary: dict[str, Any], files: dict[str, str]) -> None:

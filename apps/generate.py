@@ -64,49 +64,43 @@ def generate(
     """Make videos of prompts. Kill it whenever you like; run it again to go on. Nothing is made twice."""
 
     with report_expected_errors():
-        chosen = _prompts(prompt, prompts, limit)
-        with err.status("loading diffusers"):
-            from medgen.ledger import open_ledger
-            from medgen.shard import close_pools
-            from tasks.evaluation import generate as step
-
-        params = step.GenerateParams(
-            model=model,
-            num_frames=frames,
-            height=height,
-            width=width,
-            num_inference_steps=steps,
-            guidance_scale=guidance,
-            negative_prompt=negative_prompt,
-            text_tokens=text_tokens,
-            fps=fps,
-            seed=seed,
-            videos_per_prompt=videos_per_prompt,
-            dtype=dtype,
-            device=device,
-            compile_transformer=compile_transformer,
-            attention_backend=attention_backend,
-            cache=cache,
-            cache_threshold=cache_threshold,
-            offload=offload,
-            vae_tiling=vae_tiling,
-            vae_slicing=vae_slicing,
+        settings = {
+            "model": model, "num_frames": frames, "height": height, "width": width, "num_inference_steps": steps,
+            "guidance_scale": guidance, "negative_prompt": negative_prompt, "text_tokens": text_tokens, "fps": fps,
+            "seed": seed, "videos_per_prompt": videos_per_prompt, "dtype": dtype, "device": device,
+            "compile_transformer": compile_transformer, "attention_backend": attention_backend, "cache": cache,
+            "cache_threshold": cache_threshold, "offload": offload, "vae_tiling": vae_tiling,
+            "vae_slicing": vae_slicing,
+        }  # fmt: skip
+        failed = _generate(
+            _prompts(prompt, prompts, limit), settings, target, retry_quarantined=retry_quarantined, as_json=as_json
         )
-        ledger = open_ledger()
-        with _progress(quiet=as_json) as show:
-            try:
-                result = step.generate_videos(
-                    ledger, chosen, params, retry_quarantined=retry_quarantined, progress=show
-                )
-            finally:
-                close_pools()
-        made = step.videos_of(ledger, result)
-        files = step.hand_out(ledger.store, made, target)
-        records = ledger.load(result.records)
-        failed = [records[run_id] for run_id in result.records if records[run_id].status != "kept"]
-        _print(result, made, files, failed, as_json)
     if failed:
         raise typer.Exit(1)
+
+
+def _generate(
+    prompts: list[Any], settings: dict[str, Any], target: Path, *, retry_quarantined: bool, as_json: bool
+) -> int:
+    """Number of videos that could not be made."""
+    with err.status("loading diffusers"):
+        from medgen.ledger import open_ledger
+        from medgen.shard import close_pools
+        from tasks.evaluation import generate as step
+
+    params = step.GenerateParams(**settings)
+    ledger = open_ledger()
+    with _progress(quiet=as_json) as show:
+        try:
+            result = step.generate_videos(ledger, prompts, params, retry_quarantined=retry_quarantined, progress=show)
+        finally:
+            close_pools()
+    made = step.videos_of(ledger, result)
+    files = step.hand_out(ledger.store, made, target)
+    records = ledger.load(result.records)
+    failed = [records[run_id] for run_id in result.records if records[run_id].status != "kept"]
+    _print(result, made, files, failed, as_json)
+    return len(failed)
 
 
 @contextmanager

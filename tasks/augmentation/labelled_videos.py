@@ -188,22 +188,9 @@ def fit_for_experiment(labelled: Labelled, min_sources: int) -> Labelled:
     Raises:
         SourceUnreadable: fewer than two classes are left, or no synthetic video.
     """
-    left_out, notes = list(labelled.left_out), list(labelled.notes)
-    videos: list[LabelledVideo] = []
-    by_digest: dict[str, list[LabelledVideo]] = defaultdict(list)
-    for video in sorted(labelled.videos, key=lambda video: video.synthetic):  # real ones first: their copies must go
-        by_digest[video.sha256].append(video)
-    for alike in by_digest.values():
-        if len({video.label for video in alike if video.synthetic == alike[0].synthetic}) > 1:
-            for video in alike:
-                left_out.append(LeftOut(video.name, "two_labels", "the same file stands under several labels"))
-            continue
-        videos.append(alike[0])
-        for video in alike[1:]:
-            kind = (
-                "a synthetic video that is a real one's copy" if video.synthetic and not alike[0].synthetic else "copy"
-            )
-            left_out.append(LeftOut(video.name, "copy", f"{kind}: the same file as {alike[0].name}"))
+    notes = list(labelled.notes)
+    videos, copies = _without_copies(labelled.videos)
+    left_out = [*labelled.left_out, *copies]
     sources = defaultdict(set)
     for video in videos:
         if not video.synthetic:
@@ -242,6 +229,27 @@ def fit_for_experiment(labelled: Labelled, min_sources: int) -> Labelled:
             notes.append(f"class {label!r} has no synthetic video: nothing is added to it in any arm")
     kept.sort(key=lambda video: (video.synthetic, video.subject))  # the same videos are the same experiment
     return Labelled(tuple(kept), tuple(left_out), tuple(dict.fromkeys(notes)))
+
+
+def _without_copies(labelled: Iterable[LabelledVideo]) -> tuple[list[LabelledVideo], list[LeftOut]]:
+    """(each file once, the rest): none of a file under several labels, real before synthetic."""
+    videos: list[LabelledVideo] = []
+    left_out: list[LeftOut] = []
+    by_digest: dict[str, list[LabelledVideo]] = defaultdict(list)
+    for video in sorted(labelled, key=lambda video: video.synthetic):  # real ones first: their copies must go
+        by_digest[video.sha256].append(video)
+    for alike in by_digest.values():
+        if len({video.label for video in alike if video.synthetic == alike[0].synthetic}) > 1:
+            for video in alike:
+                left_out.append(LeftOut(video.name, "two_labels", "the same file stands under several labels"))
+            continue
+        videos.append(alike[0])
+        for video in alike[1:]:
+            kind = (
+                "a synthetic video that is a real one's copy" if video.synthetic and not alike[0].synthetic else "copy"
+            )
+            left_out.append(LeftOut(video.name, "copy", f"{kind}: the same file as {alike[0].name}"))
+    return videos, left_out
 
 
 def _reasons(left_out: Iterable[LeftOut]) -> str:

@@ -9,7 +9,7 @@ from collections.abc import Callable, Sequence
 from concurrent.futures import Future, as_completed
 from functools import partial
 from pathlib import Path
-from typing import TypedDict
+from typing import TYPE_CHECKING, TypedDict
 
 import numpy as np
 from prefect.runtime import flow_run
@@ -32,6 +32,11 @@ from models.training.nano import text_encoder_folder as text_encoder
 from tasks.prefect_step import StepProgress, step_task
 from tasks.training.model_files import KIND
 from tasks.training.released import ReleasedClip, released_clips
+
+if TYPE_CHECKING:
+    from diffusers.pipelines.wan.pipeline_wan import WanPipeline
+
+    from models.training.nano_vae import TrainedVae
 
 STEP = "base_model"
 VERSION = 1
@@ -188,29 +193,10 @@ def _made(
     left_out: dict[str, str],
     progress: Progress,
 ) -> Outcome:
-    import torch
-
-    from models.training.nano_vae import psnr, train_vae
-
     train, test = ([clip for clip in clips if clip is not None] for clips in (shown, kept_back))
     if not train:
         raise ItemFailed("no_usable_clips", f"no clip of {release} can be read: {next(iter(left_out.values()))}")
-    threads = torch.get_num_threads()
-    torch.set_num_threads(params.vae_threads)
-    try:
-        pipeline = untrained_pipeline(params.base_seed)
-        trained = train_vae(
-            pipeline.vae,
-            np.stack(train),
-            seed=params.base_seed,
-            steps=params.vae_steps,
-            progress=partial(progress, "train VAE"),
-        )
-        held_out_psnr = round(psnr(pipeline.vae, np.stack(test)), 3) if test else None
-    finally:
-        torch.set_num_threads(threads)
-    if not np.isfinite(trained.psnr_db):
-        raise RunStopped(f"the VAE's training went astray (PSNR {trained.psnr_db}): try another base_seed")
+    pipeline, trained, held_out_psnr = _trained(params, train, test, progress)
     with tempfile.TemporaryDirectory(dir=ledger.store.temporary, ignore_cleanup_errors=True) as making:
         stored = put_folder(ledger.store, save_pipeline(pipeline, Path(making) / NANO, SAMPLING))
     digest = stored.manifest.sha256
@@ -241,6 +227,33 @@ def _made(
         rows=[version],
         decodes=len(shown) + len(kept_back),
     )
+
+
+def _trained(
+    params: BaseModelParams, train: Sequence[np.ndarray], test: Sequence[np.ndarray], progress: Progress
+) -> tuple["WanPipeline", "TrainedVae", float | None]:
+    """(pipeline with its VAE trained, how that went, PSNR in dB on the held-out clips if there are any)."""
+    import torch
+
+    from models.training.nano_vae import psnr, train_vae
+
+    threads = torch.get_num_threads()
+    torch.set_num_threads(params.vae_threads)
+    try:
+        pipeline = untrained_pipeline(params.base_seed)
+        trained = train_vae(
+            pipeline.vae,
+            np.stack(train),
+            seed=params.base_seed,
+            steps=params.vae_steps,
+            progress=partial(progress, "train VAE"),
+        )
+        held_out_psnr = round(psnr(pipeline.vae, np.stack(test)), 3) if test else None
+    finally:
+        torch.set_num_threads(threads)
+    if not np.isfinite(trained.psnr_db):
+        raise RunStopped(f"the VAE's training went astray (PSNR {trained.psnr_db}): try another base_seed")
+    return pipeline, trained, held_out_psnr
 
 
 def _text_encoder_digest() -> str:
