@@ -99,11 +99,11 @@ def run(home: Path, monkeypatch: pytest.MonkeyPatch) -> Any:
     for name, step in (("embed_shard", embed_video), ("fit_shard", fit_classifier)):
         monkeypatch.setattr(module, name, direct(getattr(module, name)))
         # Worker processes would import torch for each test; the command's test has them.
-        monkeypatch.setattr(step, "step", lambda *a, made=step.step: replace(made(*a), where="inline"))
+        monkeypatch.setattr(step, "step", lambda *a, made=step.step: replace(made(*a), runs_in="inline"))
     monkeypatch.setattr(module.generate, "generate_shard", direct(module.generate.generate_shard))
     monkeypatch.setattr(module, "get_run_logger", lambda: logging.getLogger("test"))
     monkeypatch.setattr(module, "show_experiment", lambda result, plot: None)
-    return lambda **arguments: module._augment(**(QUICK | arguments))
+    return lambda **arguments: module._augment(module.AugmentParameters(**(QUICK | arguments)))
 
 
 samples_of = st.lists(
