@@ -139,9 +139,9 @@ class Ledger:
         A superseded record tells the outputs of the one that stands in its place, because its own may be gone.
         """
         wanted = set(ids)
-        found = {record.id: record for record in self._records(StepRun.id.in_(wanted))}
-        if wanted - found.keys():
-            raise KeyError(f"no such step runs: {sorted(wanted - found.keys())}")
+        records = {record.id: record for record in self._records(StepRun.id.in_(wanted))}
+        if wanted - records.keys():
+            raise KeyError(f"no such step runs: {sorted(wanted - records.keys())}")
         old = aliased(StepRun)
         with Session(self.engine) as session:
             successors = session.execute(
@@ -151,8 +151,8 @@ class Ledger:
             ).all()
         if successors:
             standing = {r.id: r for r in self._records(StepRun.id.in_([new for _, new in successors]))}
-            found |= {run_id: replace(found[run_id], outputs=standing[new].outputs) for run_id, new in successors}
-        return found
+            records |= {run_id: replace(records[run_id], outputs=standing[new].outputs) for run_id, new in successors}
+        return records
 
     def forgotten(self, subjects: Iterable[str]) -> set[str]:
         """Those of `subjects` that belong to a video that was taken down."""
@@ -240,28 +240,13 @@ class Ledger:
     ) -> str:
         """Adds the rows of an outcome; gives its key."""
         result = Outcome("rejected", outcome.reason) if isinstance(outcome, ItemFailed) else outcome
-        values: dict[str, Any] = {
-            "key": step.key(work),
-            "step": step.name,
-            "version": step.version,
-            "subject": work.subject,
-            "status": result.status,
-            "reason": result.reason,
-            "transient": False,
-            "detail": _clean(result.detail),
-            "params": step.params,
-            "context": dict(work.context),
-            "models": step.models,
-            "code_version": code_version(),
+        values = _run_values(step, work, outcome, result)
+        values |= {
             "flow_run_id": flow_run_id,
             "attempts": earlier.attempts + 1 if earlier else 1,
-            "decodes": result.decodes,
             "started_at": started_at,
             "finished_at": now(),
         }
-        if isinstance(outcome, ItemFailed):
-            values |= {"status": "failed", "transient": outcome.transient}
-            values["detail"] = {"message": _clean(outcome.message)}
         inputs = [
             {"role": role, "artifact_sha256": work.inputs.get(role), "parent_id": work.parents.get(role)}
             for role in sorted({*work.inputs, *work.parents})
@@ -325,6 +310,28 @@ class Ledger:
             ):
                 scores.setdefault(run_id, {})[metric] = value
         return [Record(**run._mapping, outputs=outputs.get(run.id, {}), scores=scores.get(run.id, {})) for run in runs]
+
+
+def _run_values(step: StepIdentity, work: Work, outcome: Outcome | ItemFailed, result: Outcome) -> dict[str, Any]:
+    """Columns of the step run that say what was seen and what came of it; `result` stands for a failure too."""
+    values: dict[str, Any] = {
+        "key": step.key(work),
+        "step": step.name,
+        "version": step.version,
+        "subject": work.subject,
+        "status": result.status,
+        "reason": result.reason,
+        "transient": False,
+        "detail": _clean(result.detail),
+        "params": step.params,
+        "context": dict(work.context),
+        "models": step.models,
+        "code_version": code_version(),
+        "decodes": result.decodes,
+    }
+    if isinstance(outcome, ItemFailed):
+        values |= {"status": "failed", "transient": outcome.transient, "detail": {"message": _clean(outcome.message)}}
+    return values
 
 
 def record_hash(

@@ -3,6 +3,7 @@
 Runs last before the release, so that no language model is asked about a clip that is dropped.
 """
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cache, partial
 from typing import Any, Literal, NotRequired, TypedDict
@@ -119,26 +120,11 @@ def caption(work: Work, store: Store, params: CaptionParams) -> Outcome:
         ItemFailed: caption_unavailable or speech_unavailable, when a model gave no answer.
     """
     captioner = _captioner(params)
-    facts = dict(work.context)
     speech = _spoken(work, store, params)
-    evidence = Evidence(
-        title=facts["title"] or "",
-        description=facts["description"] or "",
-        transcript=speech.transcript,
-        category=facts["category"],
-        category_probability=facts["category_probability"],
-        motion_type=facts["motion_type"],
-        duration_s=facts["end_s"] - facts["start_s"],
-        width=facts["width"],
-        height=facts["height"],
-        fps=facts["fps"],
-        tags=tuple(facts["tags"] or ()),
-        start_s=facts["start_s"],
-        shown_text="\n".join(facts["shown_text"]),
-    )
+    evidence = _evidence(work.context, speech.transcript)
     frames: list[np.ndarray] = []
     if captioner.needs_frames:
-        wanted = set(evenly_spaced(facts["frames"], FRAMES_SENT))
+        wanted = set(evenly_spaced(work.context["frames"], FRAMES_SENT))
         frames = [p.rgb() for p in pictures(store.path(work.inputs["clip"]), Limits()) if p.index in wanted]
     written: Caption | CaptionRejected
     try:
@@ -147,7 +133,7 @@ def caption(work: Work, store: Store, params: CaptionParams) -> Outcome:
         raise ItemFailed("caption_unavailable", str(error), transient=error.transient) from error
     except CaptionRejected as error:
         written = error
-    scores = {one.metric: one.score for one in written.checks if one.metric in SCORES}
+    scores = {check.metric: check.score for check in written.checks if check.metric in SCORES}
     common: dict[str, Any] = {
         "scores": scores,
         "score_models": dict.fromkeys(scores, checks_digest()),
@@ -160,7 +146,7 @@ def caption(work: Work, store: Store, params: CaptionParams) -> Outcome:
         "transcript": speech.transcript,
         "transcript_source": speech.source,
         "note": speech.note,
-        "checks": [one.on_record() for one in written.checks],
+        "checks": [check.on_record() for check in written.checks],
         "questions": written.questions,
         "tokens_in": written.tokens_in,
         "tokens_out": written.tokens_out,
@@ -179,6 +165,25 @@ def caption(work: Work, store: Store, params: CaptionParams) -> Outcome:
         outputs={"captions": store.put_bytes(canonical_json(texts | made_by), "application/json")},
         captions={kind: {"text": text, **made_by} for kind, text in texts.items()},
         **common,
+    )
+
+
+def _evidence(facts: Mapping[str, Any], transcript: str) -> Evidence:
+    """What is on record of a clip before it is captioned; `facts` as `work_of` gathers them."""
+    return Evidence(
+        title=facts["title"] or "",
+        description=facts["description"] or "",
+        transcript=transcript,
+        category=facts["category"],
+        category_probability=facts["category_probability"],
+        motion_type=facts["motion_type"],
+        duration_s=facts["end_s"] - facts["start_s"],
+        width=facts["width"],
+        height=facts["height"],
+        fps=facts["fps"],
+        tags=tuple(facts["tags"] or ()),
+        start_s=facts["start_s"],
+        shown_text="\n".join(facts["shown_text"]),
     )
 
 

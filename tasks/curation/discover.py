@@ -277,8 +277,8 @@ class _Ends:
         return np.flatnonzero(self._codes == 0)
 
     def counts(self) -> dict[str, int]:
-        found = np.bincount(self._codes, minlength=len(self._verdicts))
-        return {" ".join(filter(None, v)): int(n) for v, n in zip(self._verdicts, found, strict=True) if n}
+        rows_of = np.bincount(self._codes, minlength=len(self._verdicts))
+        return {" ".join(filter(None, v)): int(n) for v, n in zip(self._verdicts, rows_of, strict=True) if n}
 
     def columns(self) -> tuple[pa.Array, pa.Array, pa.Array]:
         """status, reason and message of every row."""

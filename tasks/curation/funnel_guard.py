@@ -71,7 +71,7 @@ def departures(
     table: Sequence[Mapping[str, Any]], history: Sequence[Sequence[Mapping[str, Any]]], part: float
 ) -> list[Departure]:
     """The steps of a funnel that depart from funnels before it. Without a history none does."""
-    found = []
+    departed = []
     for entry in table:
         shares = [
             past["kept"] / past["in"]
@@ -85,8 +85,8 @@ def departures(
         chance = float(bdtr(kept, total, usual))
         if kept < part * usual * total and chance < CHANCE:
             ends = {**entry["rejected"], **entry["failed"]}
-            found.append(Departure(entry["step"], kept, total, usual, chance, max(ends, key=lambda r: ends[r])))
-    return found
+            departed.append(Departure(entry["step"], kept, total, usual, chance, max(ends, key=lambda r: ends[r])))
+    return departed
 
 
 def past_funnels(ledger: Ledger, prefix: str, sources: Sequence[str]) -> list[list[dict[str, Any]]]:

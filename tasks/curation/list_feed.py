@@ -150,8 +150,8 @@ def _shards(ledger: Ledger, feed: Feed) -> list[Shard]:
         if record.outputs
     }  # one that was lost and found again as it was has two records: the first counts
     lost = ledger.store.missing(deltas)
-    found = [artifact_shard(feed.name, name, digest) for digest, name in deltas.items() if digest not in lost]
-    return sorted(found, key=lambda shard: shard.name)
+    shards = [artifact_shard(feed.name, name, digest) for digest, name in deltas.items() if digest not in lost]
+    return sorted(shards, key=lambda shard: shard.name)
 
 
 def _deltas(ledger: Ledger, feed: Feed) -> list[Record]:
@@ -313,11 +313,11 @@ def _entries(downloader: yt_dlp.YoutubeDL, url: str) -> Iterator[Mapping[str, An
             case _:
                 yield info
 
-    found = False
+    any_entry = False
     for entry in opened(url, None, 0):
-        found = True
+        any_entry = True
         yield entry
-    if not found and len(visited) > 1:
+    if not any_entry and len(visited) > 1:
         raise ItemFailed("redirect_refused", f"{url} leads to nothing but itself")
 
 

@@ -70,10 +70,10 @@ def list_source(label: str, source: str, params: ListParams) -> Listing:
                 "source_name_taken", f"{feed.name!r} already stands for {other}; give this one a name: NAME=PATH"
             )
         if feed.kind == "web":
-            found = list_feed(open_ledger(), feed, params, flow_run.id)
-            if found.failure and not found.shards:
-                return Listing(feed.name, feed.uri, error=str(found.failure), transient=True)
-            return listing_of(feed, found.shards)
+            listed = list_feed(open_ledger(), feed, params, flow_run.id)
+            if listed.failure and not listed.shards:
+                return Listing(feed.name, feed.uri, error=str(listed.failure), transient=True)
+            return listing_of(feed, listed.shards)
         return listing_of(feed, shards(feed, KnownFiles(open_catalog())))
     except (SourceUnreadable, OSError) as error:
         return Listing(storable_text(source), error=storable_text(error))

@@ -75,11 +75,11 @@ def privacy(work: Work, store: Store, params: PrivacyParams) -> Outcome:
         ItemFailed: as `tasks.curation.cut.encode_clip` and `medgen.media.pictures`.
     """
     faces, named = work.context["faces"], work.context["identifiers"]
-    found: PrivacyFindings = {"faces": bool(faces), "identifiers": sorted({box["kind"] for box in named})}
+    findings: PrivacyFindings = {"faces": bool(faces), "identifiers": sorted({box["kind"] for box in named})}
     for what, there, policy in (("faces", bool(faces), params.faces), ("identifiers", bool(named), params.identifiers)):
         if there and policy == "reject":
             count = float(faces if what == "faces" else len(named))
-            why = {"found": found, "metric": what, "score": count, "threshold": 0.0}
+            why = {"found": findings, "metric": what, "score": count, "threshold": 0.0}
             return Outcome("rejected", f"{what}_found", why)
     hidden = [what for what, there in _to_blur(work.context, params).items() if there]
     detail: PrivacyDetail
@@ -88,7 +88,7 @@ def privacy(work: Work, store: Store, params: PrivacyParams) -> Outcome:
             "clip": work.context["clip"],
             "bytes": work.context["bytes"],
             "bit_rate": work.context["bit_rate"],
-            "found": found,
+            "found": findings,
             "blurred": [],
         }
         return Outcome("kept", detail=detail)
@@ -96,15 +96,15 @@ def privacy(work: Work, store: Store, params: PrivacyParams) -> Outcome:
     regions: list[list[Region]] = [[] for _ in range(count)]
     decodes = 1
     if "faces" in hidden:
-        seen = _faces_of(store, work.inputs["clip"], count)
-        regions = regions_over_time(seen, max(1, round(COVER_S * work.context["clip"]["fps"])))
+        faces_of = _faces_of(store, work.inputs["clip"], count)
+        regions = regions_over_time(faces_of, max(1, round(COVER_S * work.context["clip"]["fps"])))
         decodes += 1
     if "identifiers" in hidden:
         boxes = [Region(b["x"], b["y"], b["width"], b["height"]).widened() for b in named]
         regions = [[*frame, *boxes] for frame in regions]
     encoding = Encoding(**work.context["encoding"])
     clip, made = encode_clip(store, work.inputs, encoding, edit=lambda index, frame: redact(frame, regions[index]))
-    detail = {**made, "found": found, "blurred": hidden, "replaces": work.subject}
+    detail = {**made, "found": findings, "blurred": hidden, "replaces": work.subject}
     return Outcome(
         "kept",
         detail=detail,
@@ -117,13 +117,13 @@ def privacy(work: Work, store: Store, params: PrivacyParams) -> Outcome:
 def _faces_of(store: Store, clip: str, count: int) -> list[list[Region]]:
     """Widened boxes of faces on every frame of a clip that has some."""
     detector = load_faces()
-    found = []
+    regions = []
     for picture in pictures(store.path(clip), Limits()):
         (boxes,) = detector.find([picture.rgb()], LEAST_SCORE_AMONG_FACES)
-        found.append([Region(box.x, box.y, box.width, box.height).widened() for box in boxes])
-    if len(found) != count:
-        raise ItemFailed("frames_missing", f"{len(found)} frames where {count} were promised")
-    return found
+        regions.append([Region(box.x, box.y, box.width, box.height).widened() for box in boxes])
+    if len(regions) != count:
+        raise ItemFailed("frames_missing", f"{len(regions)} frames where {count} were promised")
+    return regions
 
 
 def _to_blur(context: Mapping[str, Any], params: PrivacyParams) -> dict[str, bool]:

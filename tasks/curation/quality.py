@@ -222,7 +222,7 @@ class QualityAnalyzer:
             "camera_shift": rounded(motion.camera_shift),
             "short_side": float(min(self.sharp[0].shape[:2])),
             "detail": measure_spatial_detail(self.sharp),
-            "identifiers": float(sum(one.strong for one in named)),
+            "identifiers": float(sum(identifier.strong for identifier in named)),
             **asdict(defects),
         }
         read_by = digest_of([reader.digest, overlay_rules_digest()])
@@ -232,7 +232,7 @@ class QualityAnalyzer:
         detail: dict[str, Any] = {
             "motion": asdict(motion),
             "text": [asdict(line) for line in text.lines[:MOST_ON_RECORD]],
-            "identifiers": [asdict(one) for one in dict.fromkeys(named)],
+            "identifiers": [asdict(identifier) for identifier in dict.fromkeys(named)],
             "faces": None,
             "fingerprint": fingerprint(small[::every], every / self.fps).text(),
         }
@@ -250,10 +250,10 @@ class QualityAnalyzer:
         if self.params.face_model != "none":
             detector = load_faces()
             faces = detector.find(self.sharp)
-            scores["faces"] = float(max(len(found) for found in faces))
-            scores["face_frames"] = float(sum(bool(found) for found in faces))
+            scores["faces"] = float(max(map(len, faces)))
+            scores["face_frames"] = float(sum(map(bool, faces)))
             models |= dict.fromkeys(("faces", "face_frames"), detector.digest)
-            detail["faces"] = [[asdict(face) for face in found] for found in faces]
+            detail["faces"] = [[asdict(face) for face in frame] for frame in faces]
         return Measured(cast(QualityScores, scores), models, cast(QualityDetail, detail))
 
 
