@@ -105,9 +105,9 @@ def print_augmentation(summary: dict[str, Any], files: dict[str, str]) -> None:
 
 def _handed_out(summary: dict[str, Any], target: Path) -> dict[str, str]:
     from medgen.ledger import open_ledger
-    from tasks.augmentation.augment import hand_out
+    from tasks.augmentation.augment import export
 
-    written = hand_out(open_ledger().store, summary["artifacts"], target)
+    written = export(open_ledger().store, summary["artifacts"], target)
     return {role: str(path) for role, path in written.items()}
 
 

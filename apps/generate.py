@@ -96,7 +96,7 @@ def _generate(
         finally:
             close_pools()
     made = step.videos_of(ledger, result)
-    files = step.hand_out(ledger.store, made, target)
+    files = step.export(ledger.store, made, target)
     records = ledger.load(result.records)
     failed = [records[run_id] for run_id in result.records if records[run_id].status != "kept"]
     _print(result, made, files, failed, as_json)

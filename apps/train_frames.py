@@ -35,7 +35,7 @@ def train_frames(
             record, reused = step.train_frames(
                 ledger, folder, encoder, lambda stage, done, total, item: show(stage, done, total)
             )
-        files = step.hand_out(ledger.store, record.outputs, target)
+        files = step.export(ledger.store, record.outputs, target)
         left_out = json.loads(ledger.store.read(record.outputs["data_list"]))["left_out"]
         if as_json:
             facts = {

@@ -44,7 +44,7 @@ def train_text(
         columns = [name.strip() for name in titles.split(",") if name.strip()]
         with stage_bars(quiet=as_json) as show:
             record, reused = step.train_text(ledger, labels, encoder, background, max_background_rate, columns, show)
-        files = step.hand_out(ledger.store, record.outputs, target)
+        files = step.export(ledger.store, record.outputs, target)
         if as_json:
             facts = {
                 **record.detail,

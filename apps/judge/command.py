@@ -68,12 +68,12 @@ def sample(
 ) -> None:
     """Lay out kept and rejected clips of a release to be labelled; `medgen judge` then scores the labels."""
     from apps.judge.sample import NothingToSample
-    from apps.judge.sample import sample as lay_out
+    from apps.judge.sample import sample as draw_sample
     from medgen.ledger import open_ledger
 
     with report_expected_errors(NothingToSample, FileExistsError):
         folder = target or Path(f"sample-{step}")
-        counts = lay_out(open_ledger(), step, count, folder, release, seed)
+        counts = draw_sample(open_ledger(), step, count, folder, release, seed)
         if as_json:
             sys.stdout.write(json.dumps({"folder": str(folder), "counts": counts}) + "\n")
             return

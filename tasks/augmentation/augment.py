@@ -257,7 +257,7 @@ def _outcome(store: Store, result: Mapping[str, Any], data_list: Mapping[str, An
     return Outcome("kept", detail=dict(detail), scores=scores, outputs=outputs)
 
 
-def hand_out(store: Store, outputs: Mapping[str, str], folder: Path) -> dict[str, Path]:
+def export(store: Store, outputs: Mapping[str, str], folder: Path) -> dict[str, Path]:
     """Writes the outputs of a record into a folder; role → file. Raises OSError."""
     folder.mkdir(parents=True, exist_ok=True)
     written = {role: folder / name for role, name in FILES.items()}

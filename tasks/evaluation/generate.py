@@ -292,7 +292,7 @@ def videos_of(ledger: Ledger, result: ShardResult) -> list[Record]:
     return [records[run_id] for run_id in result.records if records[run_id].status == "kept"]
 
 
-def hand_out(store: Store, records: Sequence[Record], folder: Path) -> list[Path]:
+def export(store: Store, records: Sequence[Record], folder: Path) -> list[Path]:
     """Copies videos into a folder as PROMPT-seedN.mp4. Raises RunStopped: a file can't be written."""
     written = []
     try:

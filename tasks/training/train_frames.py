@@ -72,7 +72,7 @@ def scores_file(trained: TrainedHead) -> bytes:
     return (json.dumps(content, indent=1, ensure_ascii=False) + "\n").encode()
 
 
-def hand_out(store: Store, outputs: Mapping[str, str], folder: Path) -> dict[str, Path]:
+def export(store: Store, outputs: Mapping[str, str], folder: Path) -> dict[str, Path]:
     """Writes head, scores and model card of a record into a folder; role → file. Raises OSError."""
     folder.mkdir(parents=True, exist_ok=True)
     written = {role: folder / name for role, name in FILES.items()}
