@@ -1,12 +1,11 @@
 """Registers with Prefect what runs and what happens by itself: work pool, limits, deployments, automations."""
 
-import re
 import subprocess
 import sys
 from collections.abc import Mapping, Sequence
 from importlib import import_module
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 from uuid import UUID
 
 import yaml
@@ -59,26 +58,23 @@ def register(limits: Mapping[str, int]) -> None:
             flow = client.read_flow(deployment.flow_id).name
             names[f"{flow}/{deployment.name}"] = deployment.id
             # Prefect lets unknown parameters pass and then crashes the run: have them refused when a run is asked for.
-            # Former names, which no form shows, are still accepted.
-            former = "|".join(map(re.escape, parameters_of(flow).all_former_names()))
-            schema = {
-                **(deployment.parameter_openapi_schema or {}),
-                "patternProperties": {f"^({former})$": {}} if former else {},
-                "additionalProperties": False,
-            }
+            schema = {**(deployment.parameter_openapi_schema or {}), "additionalProperties": False}
             client.request(
                 "PATCH",
                 "/deployments/{id}",
                 path_params={"id": deployment.id},
-                json={"parameter_openapi_schema": schema},
+                json={
+                    "parameter_openapi_schema": schema,
+                    "parameters": with_current_names(flow, deployment.parameters),
+                },
             )
         _register_automations(client, names)
 
 
-def parameters_of(flow: str) -> type[Parameters]:
-    """The parameters of the flow of that name."""
-    parameters: type[Parameters] = import_module(f"flows.{flow}").PARAMETERS
-    return parameters
+def with_current_names(flow: str, parameters: Mapping[str, Any]) -> dict[str, Any]:
+    """What prefect.yaml sets for a deployment of the flow, by the names that its parameters have now."""
+    known: type[Parameters] = import_module(f"flows.{flow}").PARAMETERS
+    return known.with_current_names(parameters)
 
 
 def our_deployments(client: "SyncPrefectClient") -> Sequence["DeploymentResponse"]:

@@ -20,16 +20,16 @@ Summary = dict[str, Any]
 
 
 class MedgenFlow(Flow[..., Summary]):
-    """A flow that accepts the former names of its parameters, from people and from deployments."""
+    """A flow that accepts the former names of its parameters where Python calls it.
+
+    A run of a deployment starts with its parameters as Prefect's server has them: `apps.deployments` registers them by
+    the names that they have now.
+    """
 
     parameters_type: type[Parameters] = Parameters
 
     def __call__(self, *arguments: Any, **named: Any) -> Any:
         return super().__call__(*arguments, **self.parameters_type.with_current_names(named))
-
-    def validate_parameters(self, parameters: dict[str, Any]) -> dict[str, Any]:
-        """As Prefect does it, on the names that the parameters have now."""
-        return super().validate_parameters(self.parameters_type.with_current_names(parameters))
 
 
 def make_flow(

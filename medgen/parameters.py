@@ -33,7 +33,7 @@ class Parameters(BaseModel):
             ValueError: a parameter is given by both of its names.
         """
         current = dict(values)
-        for former, name in cls.all_former_names().items():
+        for former, name in cls._all_former_names().items():
             if former not in current:
                 continue
             if name in current:
@@ -43,7 +43,7 @@ class Parameters(BaseModel):
         return current
 
     @classmethod
-    def all_former_names(cls) -> dict[str, str]:
+    def _all_former_names(cls) -> dict[str, str]:
         """Former name → name, of this class and its bases."""
         names: dict[str, str] = {}
         for base in reversed(cls.__mro__):

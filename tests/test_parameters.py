@@ -3,7 +3,8 @@
 import pytest
 from pydantic import ValidationError
 
-from flows.refresh import RefreshParameters, refresh
+from apps.deployments import with_current_names
+from flows.refresh import RefreshParameters
 from tasks.curation.classify import ClassifyParams
 from tasks.curation.steps import STEPS
 
@@ -24,9 +25,9 @@ def test_both_names_and_unknown_ones_are_refused() -> None:
         RefreshParameters(similarty=0.7)
 
 
-def test_a_run_that_was_scheduled_before_the_upgrade_starts() -> None:
-    validated = refresh.validate_parameters({"sources": ["videos"], "similarity": 0.7})
-    assert (validated["frame_similarity"], validated["sources"]) == (0.7, ("videos",))
+def test_deployments_are_registered_by_the_new_names() -> None:
+    written = {"sources": ["videos"], "similarity": 0.7}  # as prefect.yaml may still have it
+    assert with_current_names("refresh", written) == {"sources": ["videos"], "frame_similarity": 0.7}
 
 
 def test_a_refresh_has_the_parameters_of_all_its_steps() -> None:

@@ -357,7 +357,7 @@ def test_guard_stops_a_release_when_the_text_filter_is_set_absurdly(up: Up, list
     (event,) = until(lambda: up.ask("POST", "/events/filter", query).json()["events"], 30, "no event")
     assert event["resource"]["prefect.resource.id"] == "medgen.release.guarded"
     assert departure in event["payload"]["departures"][0]
-    warned = up.run(**night, word_threshold=1000, funnel_guard="warn")  # its former name is accepted
+    warned = up.run(**night, keyword_threshold=1000, funnel_guard="warn")
     assert warned["state"]["name"] == "Completed", warned["state"]
     assert f"**Departs from its history**: {departure}" in release_artifact(up, warned)[0]
 
