@@ -92,6 +92,7 @@ def page(browser: Browser, site: str) -> Iterator[Page]:
 def test_a_rejected_clip_is_found_by_its_reason_and_says_why(page: Page) -> None:
     page.goto("/")
     page.get_by_role("navigation", name="Main").get_by_role("link", name="Search").click()
+    page.wait_for_url("**/items")  # loaded whole, with the script that listens to the form
     with page.expect_response(lambda r: "reason=overlay_text" in r.url):
         page.get_by_label("Reason").select_option("overlay_text")
     expect(page.get_by_role("link", name="Remove the filter reason")).to_be_visible()
