@@ -38,7 +38,7 @@ RUN = """
 import sys
 from pathlib import Path
 from medgen.ledger import open_ledger
-from tasks import train
+from tasks.training import train
 from tests.test_train_step import arrange
 ledger = open_ledger()
 train.train(ledger, *arrange(ledger, Path(sys.argv[1]), sys.argv[2:]))
