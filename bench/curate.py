@@ -30,8 +30,9 @@ from medgen.ledger import Outcome, StepIdentity, Work, open_ledger
 from medgen.listings.sources import VIDEO_SUFFIXES
 from medgen.shard import ShardResult, Step, run_shard
 from medgen.store import Store
-from tasks.curation import caption, classify, cut, decide, discover, download, list_feed, list_sources, quality, segment
+from tasks.curation import classify, discover, download, list_feed, list_sources
 from tasks.curation.download_policy import DownloadParams
+from tasks.curation.steps import STEPS
 
 # Every frame counts as medical, so that all of the video goes through all steps.
 CLASSIFY = classify.ClassifyParams(medical_threshold=0.0, frame_frame_similarity=-1.0)
@@ -120,18 +121,12 @@ def through_steps(folder: Path) -> dict[str, Any]:
     records = open_ledger().load(item.lineage["download"] for item in upstream.kept)
     minutes = sum(download.DOWNLOAD.detail(record)["probe"]["duration_s"] for record in records.values()) / 60
     rows = []
-    for step in (
-        segment.step(segment.SegmentParams()),
-        classify.step(CLASSIFY),
-        cut.step(cut.CutParams()),
-        quality.step(quality.QualityParams()),
-        decide.step(decide.DecideParams()),
-        caption.step(caption.CaptionParams()),
-    ):
+    for curation_step in STEPS[2:]:
+        step = curation_step.step(CLASSIFY if curation_step is classify.STEP else curation_step.params())
         started = time.perf_counter()
         result = run_shard(replace(step, runs_in="inline"), upstream.kept)
         seconds = time.perf_counter() - started
-        rows.append({"step": step.identity.name, "items": result.executed, "seconds": seconds})
+        rows.append({"step": curation_step.name, "items": result.executed, "seconds": seconds})
         upstream = result
     return {"video_minutes": minutes, "steps": rows}
 

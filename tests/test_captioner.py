@@ -444,7 +444,7 @@ def test_step_puts_checks_tokens_and_cost_on_record(installation, tmp_path):
         settings.current.cache_clear()
         step = caption_step.step(params)
         assert len(requests) == 1  # the model was asked before any work
-        assert set(step.identity.models) == {"captioner", "checks"} and step.where == "threads"
+        assert set(step.identity.models) == {"captioner", "checks"} and step.runs_in == "threads"
         store = open_store()
         subtitles = b"WEBVTT\n\n00:01.000 --> 00:02.000\nNow the needle.\n"
         artifacts = {"clip": store.put_file(clip, "video/mp4"), "subtitles": store.put_bytes(subtitles, "text/vtt")}
