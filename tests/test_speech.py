@@ -255,7 +255,7 @@ def test_the_step_says_where_the_words_came_from(
 
     listening = CaptionParams(speech_model=str(tiny_whisper))
     step = caption_step.step(listening)
-    assert step.identity.models["speech"] == speech_digest(str(tiny_whisper)) and step.where == "threads"
+    assert step.identity.models["speech"] == speech_digest(str(tiny_whisper)) and step.runs_in == "threads"
     assert run(listening, subtitles="subtitles") == ("subtitles", "Now the needle.", None)
     source, words, note = run(listening, video="video")
     assert (source, bool(words), note) == ("speech_model", True, None)
@@ -270,7 +270,7 @@ def test_the_step_says_where_the_words_came_from(
     # Without the option nothing is new: neither the key nor what is read.
     plain = caption_step.step(CaptionParams())
     assert not {"speech_model", "speech_batch", "speech"} & (set(plain.identity.params) | set(plain.identity.models))
-    assert plain.where == "inline" and run(CaptionParams()) == ("none", "", None)
+    assert plain.runs_in == "inline" and run(CaptionParams()) == ("none", "", None)
     assert "with_audio" not in DownloadParams().model_dump(mode="json")
     caption_step._whisper.cache_clear()
     forget_installation()
@@ -335,9 +335,9 @@ def _inputs(downloaded, listen: bool) -> dict[str, str]:
     known = {"start_frame": 0, "end_frame": 10, "category": "x", "category_probability": 1.0}
     past = {
         "download": downloaded,
-        "privacy": Record(detail={"clip": clip | {"fps": 10.0}}),
-        "classify": Record(detail={"clips": [known]}),
-        "decide": Record(detail={"motion_type": "still"}),
-        "quality": Record(detail={"text": []}),
+        "privacy": Record(step="privacy", detail={"clip": clip | {"fps": 10.0}}),
+        "classify": Record(step="classify", detail={"clips": [known]}),
+        "decide": Record(step="decide", detail={"motion_type": "still"}),
+        "quality": Record(step="quality", detail={"text": []}),
     }
-    return dict(caption_step._work(Item("c1"), past, listen=listen).inputs)
+    return dict(caption_step.work_of(Item("c1"), past, listen=listen).inputs)
