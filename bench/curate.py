@@ -32,7 +32,7 @@ from medgen.shard import ShardResult, Step, run_shard
 from medgen.store import Store
 from tasks.curation import classify, discover, download, list_feed, list_sources
 from tasks.curation.download_policy import DownloadParams
-from tasks.curation.steps import STEPS
+from tasks.curation.steps import steps
 
 # Every frame counts as medical, so that all of the video goes through all steps.
 CLASSIFY = classify.ClassifyParams(medical_threshold=0.0, frame_frame_similarity=-1.0)
@@ -121,7 +121,7 @@ def through_steps(folder: Path) -> dict[str, Any]:
     records = open_ledger().load(item.lineage["download"] for item in upstream.kept)
     minutes = sum(download.DOWNLOAD.detail(record)["probe"]["duration_s"] for record in records.values()) / 60
     rows = []
-    for curation_step in STEPS[2:]:
+    for curation_step in steps()[2:]:
         step = curation_step.step(CLASSIFY if curation_step is classify.STEP else curation_step.params())
         started = time.perf_counter()
         result = run_shard(replace(step, runs_in="inline"), upstream.kept)

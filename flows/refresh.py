@@ -23,11 +23,11 @@ from tasks.curation.download_policy import DownloadParams
 from tasks.curation.funnel import markdown, table_rows
 from tasks.curation.privacy import PrivacyParams
 from tasks.curation.quality import QualityParams
-from tasks.curation.steps import STEPS
+from tasks.curation.steps import steps
 from tasks.operations.failures import failures
 from tasks.operations.failures import table_rows as failure_rows
 
-AFTER_DISCOVERY = STEPS[1:]  # flows/discover.py runs the first
+AFTER_DISCOVERY = steps()[1:]  # flows/discover.py runs the first
 
 
 class ReleaseParameters(funnel_guard.FunnelGuardParams, release.ReleaseParams, SourceParameters):
@@ -190,7 +190,7 @@ def policy(parameters: ReleaseParameters) -> dict[str, Any]:
 
 
 def _models(parameters: ReleaseParameters) -> dict[str, dict[str, str]]:
-    return {step.name: step.step(subset(parameters, step.params)).identity.models for step in STEPS}
+    return {step.name: step.step(subset(parameters, step.params)).identity.models for step in steps()}
 
 
 def check_models(parameters: ReleaseParameters) -> None:

@@ -1,6 +1,8 @@
-"""The floors of the code and the imports between its modules, read from the source; nothing is imported."""
+"""The floors of the code and the imports between its modules, read from the source."""
 
 import ast
+import subprocess
+import sys
 from collections.abc import Iterator
 from graphlib import CycleError, TopologicalSorter
 from pathlib import Path
@@ -83,3 +85,10 @@ def _is_private(name: str) -> bool:
 
 def test_private_names_stay_in_their_module() -> None:
     assert [f"{name} uses {full}" for name, file in MODULES.items() for full in _foreign_private_names(file)] == []
+
+
+def test_what_is_on_record_is_read_without_prefect() -> None:
+    """It takes seconds to import, which those would wait for who only ask for the status or a page."""
+    readers = "apps.verdicts, apps.history, apps.audit.application, tasks.operations.failures"
+    code = f"import sys, {readers}; sys.exit('prefect' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", code], cwd=ROOT, check=False).returncode == 0

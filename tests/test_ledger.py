@@ -144,7 +144,7 @@ def crash(work: Work, store: Store) -> Outcome:
 
 def test_a_crashing_or_hanging_worker_hurts_only_its_item(home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("medgen.shard.BACKOFF_S", 0.0)
-    result = run(["a", "segfault", "hang", "b"], Step(StepIdentity("crash", 1, {}, {}), crash, "processes", 5.0))
+    result = run(["a", "segfault", "hang", "b"], Step(StepIdentity("crash", 1, {}, {}), crash, time_limit_s=5.0))
     assert [item.subject for item in result.kept] == ["a", "b"]
     ended = open_ledger().load([lineage["crash"] for lineage in result.dropped]).values()
     assert {(r.subject, r.reason) for r in ended} == {("segfault", "worker_died"), ("hang", "time_limit")}

@@ -6,7 +6,7 @@ from pydantic import ValidationError
 from apps.deployments import with_current_names
 from flows.refresh import RefreshParameters
 from tasks.curation.classify import ClassifyParams
-from tasks.curation.steps import STEPS
+from tasks.curation.steps import steps
 
 
 def test_a_former_name_is_accepted_with_a_warning(caplog: pytest.LogCaptureFixture) -> None:
@@ -31,6 +31,6 @@ def test_deployments_are_registered_by_the_new_names() -> None:
 
 
 def test_a_refresh_has_the_parameters_of_all_its_steps() -> None:
-    for step in STEPS:
+    for step in steps():
         for name, field in step.params.model_fields.items():
             assert RefreshParameters.model_fields[name].default == field.default, (step.name, name)

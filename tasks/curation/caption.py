@@ -313,4 +313,4 @@ def work_of(item: Item, past: Past, *, listen: bool) -> Work:
     )
 
 
-STEP = CurationStep("caption", "clips", CaptionParams, step, resource="network")
+STEP = CurationStep("caption", CaptionParams, step, resource="network")

@@ -382,4 +382,4 @@ def classified_clip(past: Past, start_frame: int, end_frame: int) -> ClassifiedC
     )
 
 
-STEP = CurationStep("classify", "videos", ClassifyParams, step)
+STEP = CurationStep("classify", ClassifyParams, step)

@@ -1,4 +1,4 @@
-"""What the pipeline knows of one of its steps. All of them, in order, are `tasks.curation.steps.STEPS`."""
+"""What the pipeline knows of one of its steps. All of them, in order: `tasks.curation.steps.steps()`."""
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -21,7 +21,6 @@ class CurationStep(Generic[Params]):
 
     Args:
         name: as on record, in the funnel and in the UI.
-        unit: what it counts, in the plural.
         params: its parameters, which become parameters of the refresh.
         step: parameters → the step, ready to run. Loads no model; raises ModelUnavailable and ValueError when one
             can't be had.
@@ -30,7 +29,6 @@ class CurationStep(Generic[Params]):
     """
 
     name: str
-    unit: Literal["listed rows", "videos", "clips"]
     params: type[Params]
     step: Callable[[Params], Step]
     resource: Literal["network", "cpu", "gpu"] = "cpu"

@@ -280,4 +280,4 @@ def clip_of(item: Item, record: Record) -> Iterable[Item]:
     return [Item(CUT.detail(record)["clip"]["id"], item.lineage)]
 
 
-STEP = CurationStep("cut", "clips", CutParams, step)
+STEP = CurationStep("cut", CutParams, step)

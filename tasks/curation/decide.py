@@ -220,4 +220,4 @@ def work_of(item: Item, past: Past) -> Work:
     return Work(item.subject, context=context)
 
 
-STEP = CurationStep("decide", "clips", DecideParams, step)
+STEP = CurationStep("decide", DecideParams, step)

@@ -111,4 +111,4 @@ def work_of(item: Item, past: Past) -> Work:
     return Work(item.subject)
 
 
-STEP = CurationStep("deduplicate", "clips", DeduplicateParams, step, scope="dataset")
+STEP = CurationStep("deduplicate", DeduplicateParams, step, scope="dataset")

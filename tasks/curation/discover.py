@@ -12,7 +12,7 @@ from collections import Counter
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from functools import cache, lru_cache, partial
 from types import MappingProxyType
-from typing import Any, Literal, TypedDict
+from typing import Any, Literal
 
 import numpy as np
 import pyarrow as pa
@@ -23,7 +23,6 @@ from pydantic import Field
 from medgen.canonical import rounded
 from medgen.catalog import Source, Video, open_catalog
 from medgen.errors import ItemFailed, SourceUnreadable
-from medgen.handover import Handover
 from medgen.ledger import Outcome, Record, StepIdentity, Work
 from medgen.listings.read import batches
 from medgen.listings.rows import LISTING, Batch, Listed, column_mapping, parse_row
@@ -43,6 +42,7 @@ from models.relevance.dictionary import (
     load_medical_dictionary,
 )
 from tasks.curation.curation_step import CurationStep
+from tasks.curation.discover_record import DISCOVER, DiscoverDetail
 from tasks.curation.list_sources import Listing
 from tasks.prefect_step import run_in_prefect, step_task
 
@@ -97,27 +97,6 @@ class DiscoverParams(Parameters):
     text_threshold: float = Field(
         0.0, ge=0, lt=1, description="Probability that a listing must reach; 0: the head's own operating point."
     )
-
-
-class DiscoverDetail(TypedDict):
-    """What discover puts on record of a shard: its source, verdict → number of rows, and what judged them."""
-
-    source: str
-    kind: str
-    uri: str
-    counts: dict[str, int]
-    keyword_filter: str
-    text_classifier: str
-
-
-class DiscoverOutputs(TypedDict):
-    """Tables of all rows and of the kept ones."""
-
-    verdicts: str
-    hits: str
-
-
-DISCOVER: Handover[DiscoverDetail, DiscoverOutputs] = Handover("discover")
 
 
 def video_id(url: str) -> str:
@@ -407,7 +386,7 @@ def videos_of(item: Item, record: Record) -> Iterable[Item]:
     return [Item(identity, item.lineage) for identity in dict.fromkeys(kept["video_id"].to_pylist())]
 
 
-STEP = CurationStep("discover", "listed rows", DiscoverParams, step)
+STEP = CurationStep("discover", DiscoverParams, step)
 
 
 @step_task("discover", "cpu")

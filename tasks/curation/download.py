@@ -26,7 +26,8 @@ from medgen.truncation import missing_bytes
 from medgen.web.quotas import GRANT_BYTES, DownloadQuota, Quota, ShardQuota, bytes_below, night_quota, store_quota
 from medgen.workplace import sweep, workplace, workplaces
 from tasks.curation.curation_step import CurationStep
-from tasks.curation.discover import DISCOVER, listed
+from tasks.curation.discover import listed
+from tasks.curation.discover_record import DISCOVER
 from tasks.curation.download_policy import DownloadParams, duration_rejection, early_rejection, height_rejection
 from tasks.curation.fetch import Fetched, RejectedBySite, fetch
 
@@ -217,4 +218,4 @@ def work_of(item: Item, past: Past) -> Work:
     return Work(item.subject, context=context)
 
 
-STEP = CurationStep("download", "videos", DownloadParams, step, resource="network")
+STEP = CurationStep("download", DownloadParams, step, resource="network")

@@ -21,7 +21,8 @@ from medgen.parameters import Parameters
 from medgen.settings import current
 from medgen.shard import ShardResult
 from models.relevance.classifier import TextClassifier
-from tasks.curation.discover import DISCOVER, DiscoverParams, classifier_of, listed
+from tasks.curation.discover import DiscoverParams, classifier_of, listed
+from tasks.curation.discover_record import DISCOVER
 from tasks.curation.list_feed import ListedFeed, ListParams, list_feed
 from tasks.curation.list_sources import Listing
 from tasks.prefect_step import step_task

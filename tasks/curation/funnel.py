@@ -7,8 +7,8 @@ from typing import Any
 
 from medgen.ledger import Record
 from medgen.markdown import table as markdown_table
-from tasks.curation.discover import DISCOVER
-from tasks.curation.steps import STEPS
+from tasks.curation.discover_record import DISCOVER
+from tasks.curation.steps import UNITS
 
 
 def funnel(discovered: Iterable[Record], records: Iterable[Record]) -> list[dict[str, Any]]:
@@ -36,16 +36,16 @@ def funnel(discovered: Iterable[Record], records: Iterable[Record]) -> list[dict
         else:
             ends.setdefault((record.step, record.status), Counter())[record.reason or ""] += 1
     table = []
-    for step in STEPS:
-        rejected = dict(sorted(ends.get((step.name, "rejected"), Counter()).items()))
-        failed = dict(sorted(ends.get((step.name, "failed"), Counter()).items()))
-        total = kept[step.name] + sum(rejected.values()) + sum(failed.values())
+    for step, unit in UNITS.items():
+        rejected = dict(sorted(ends.get((step, "rejected"), Counter()).items()))
+        failed = dict(sorted(ends.get((step, "failed"), Counter()).items()))
+        total = kept[step] + sum(rejected.values()) + sum(failed.values())
         table.append(
             {
-                "step": step.name,
-                "unit": step.unit,
+                "step": step,
+                "unit": unit,
                 "in": total,
-                "kept": kept[step.name],
+                "kept": kept[step],
                 "rejected": rejected,
                 "failed": failed,
             }

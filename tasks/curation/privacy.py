@@ -168,4 +168,4 @@ def clip_of(item: Item, record: Record) -> Iterable[Item]:
     return [Item(PRIVACY.detail(record)["clip"]["id"], item.lineage)]
 
 
-STEP = CurationStep("privacy", "clips", PrivacyParams, step)
+STEP = CurationStep("privacy", PrivacyParams, step)

@@ -336,4 +336,4 @@ def work_of(item: Item, past: Past) -> Work:
     return Work(item.subject, inputs={"clip": clip["digest"]}, context=context)
 
 
-STEP = CurationStep("quality", "clips", QualityParams, step)
+STEP = CurationStep("quality", QualityParams, step)

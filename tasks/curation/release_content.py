@@ -17,7 +17,7 @@ from medgen.takedown import TAKEN_DOWN
 from models.captioning.checks import MOST_VIDEOS, repeated
 from tasks.curation.classify import CLASSIFY
 from tasks.curation.decide import DECIDE
-from tasks.curation.discover import DISCOVER
+from tasks.curation.discover_record import DISCOVER
 from tasks.curation.download import DOWNLOAD
 from tasks.curation.funnel import funnel
 from tasks.curation.privacy import PRIVACY

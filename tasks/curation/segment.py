@@ -172,4 +172,4 @@ def work_of(item: Item, past: Past) -> Work:
     )
 
 
-STEP = CurationStep("segment", "videos", SegmentParams, step)
+STEP = CurationStep("segment", SegmentParams, step)

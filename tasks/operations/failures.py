@@ -10,10 +10,8 @@ from sqlalchemy.orm import Session
 
 from medgen.catalog import StepRun
 from medgen.ledger import Ledger, Record
-from tasks.curation.discover import DISCOVER
-from tasks.curation.steps import STEP_NAMES, STEPS
-
-UNITS = {step.name: step.unit for step in STEPS}
+from tasks.curation.discover_record import DISCOVER
+from tasks.curation.steps import STEP_NAMES, UNITS
 
 
 def failures(ledger: Ledger, ids: Iterable[int] | None = None) -> list[dict[str, Any]]:

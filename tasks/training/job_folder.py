@@ -16,6 +16,7 @@ from models.training.config import TrainConfig
 from models.training.job import Sample, TrainJob
 from tasks.training.released import ReleasedClip
 
+TRAIN = "train"  # name of the step
 LATENTS = "latents:"  # beginning of the role of an encoded clip among a training run's inputs; the clip's id follows
 
 

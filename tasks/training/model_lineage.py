@@ -9,9 +9,8 @@ from sqlalchemy.orm import Session
 from medgen.catalog import Clip, Evaluation, ModelVersion, StepInput, StepRun, Video
 from medgen.ledger import Ledger
 from models.training.holdout import held_out
-from tasks.training.job_folder import LATENTS
+from tasks.training.job_folder import LATENTS, TRAIN
 from tasks.training.model_files import model_on_record, taken_down
-from tasks.training.train import TRAIN
 
 
 def trained_by(ledger: Ledger, name: str) -> dict[str, Any]:

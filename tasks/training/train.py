@@ -33,12 +33,11 @@ from models.training.job import TrainJob, read_rows, split_by_video
 from tasks.prefect_step import StepProgress, step_task
 from tasks.progress import training_listener
 from tasks.training.encode import EMPTY_TEXT, ENCODE
-from tasks.training.job_folder import LATENTS, materialize_job, working_folder
+from tasks.training.job_folder import LATENTS, TRAIN, materialize_job, working_folder
 from tasks.training.process import Report, launch
 from tasks.training.released import released_clips
 from tasks.training.training_report import TrainFacts, ValidationRow, loss_plot, model_card
 
-TRAIN = "train"
 MERGED, ADAPTER = "text_to_video", "text_to_video_adapter"  # kinds of model versions
 
 
