@@ -10,7 +10,7 @@ hash chain. A takedown blanks the words of a video's records and keeps their has
 
 import itertools
 import subprocess
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
 from functools import cache
@@ -162,8 +162,15 @@ class Ledger:
     def done(self, records: Mapping[str, Record]) -> dict[str, Record]:
         """Those of `records` (by key) that stand: decided, or quarantined, with their outputs still in the store."""
         settled = {key: r for key, r in records.items() if r.status != "failed" or not r.transient}
-        lost = self.store.missing(sha for r in settled.values() for sha in r.outputs.values())
+        lost = self.missing({sha for r in settled.values() for sha in r.outputs.values()})
         return {key: r for key, r in settled.items() if not lost.intersection(r.outputs.values())}
+
+    def missing(self, digests: Collection[str]) -> set[str]:
+        """Those of `digests` that the store has not, or not as many bytes of as are on record."""
+        with Session(self.engine) as session:
+            on_record = select(ArtifactRow.sha256, ArtifactRow.bytes).where(ArtifactRow.sha256.in_(list(digests)))
+            sizes = {digest: size for digest, size in session.execute(on_record)}
+        return self.store.missing(digests, sizes)
 
     def write(
         self,

@@ -1,8 +1,8 @@
 """Content-addressed artifacts: a local folder, with an S3 server behind it when one is configured.
 
-An object's name is the sha256 of its bytes. With S3, that is the store of record: writes go through, reads
-that miss the folder fetch and check the digest, and the folder is a bounded cache. Nothing above the store
-knows which is in use.
+An object's name is the sha256 of its bytes. With S3, that is the store of record: writes go through and are
+compared with what the server then holds, reads that miss the folder fetch and check the digest, and the folder
+is a bounded cache. Nothing above the store knows which is in use.
 """
 
 import hashlib
@@ -10,18 +10,21 @@ import logging
 import os
 import tempfile
 import time
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
-from functools import cache
+from functools import cache, partial
+from itertools import islice
 from pathlib import Path
 from typing import TypeVar
 from urllib.parse import urlsplit
+from xml.etree.ElementTree import ParseError
 
 import urllib3
 from minio import Minio
 from minio.error import MinioException, S3Error
+from minio.helpers import get_part_info
 from tenacity import Retrying, retry_if_exception, stop_after_delay, wait_exponential, wait_random
 
 from medgen.errors import ItemFailed
@@ -35,6 +38,9 @@ CHUNK = 1 << 20
 # A restarted server is back within a minute or so; a longer outage fails the item, which the next run retries.
 OUTAGE_S = 90.0
 RECENT_S = 3600.0  # the cache never evicts what was used within the last hour
+LISTED_AT_ONCE = 1000  # objects; as many as S3 names in one answer
+NO_SUCH_OBJECT = ("NoSuchKey", "NoSuchObject")
+PASSING = frozenset({408, 429, 500, 502, 503, 504})  # HTTP status codes of a server that may answer later
 
 
 @dataclass(frozen=True)
@@ -73,7 +79,7 @@ class Store:
         path.chmod(0o644)  # scratch files are private; what is released is not
         if self.remote:
             self.remote.put(digest, path, size, media_type)
-        if target.exists():
+        if _size(target) == size:
             os.utime(target)  # gc must take it for new
             path.unlink()
         else:
@@ -116,32 +122,41 @@ class Store:
         if self.remote is None:
             raise ArtifactLost("artifact_lost", f"artifact {digest} is not in {self.folder}", transient=True)
         fetched = self.scratch()
-        self.remote.get(digest, fetched)
-        actual, _ = file_digest(fetched)
-        if actual != digest:
-            fetched.unlink()
-            raise ArtifactLost(
-                "artifact_lost", f"S3 returned other bytes ({actual}) for artifact {digest}", transient=True
-            )
-        local.parent.mkdir(exist_ok=True)
-        fetched.replace(local)
+        try:
+            actual = self.remote.get(digest, fetched)
+            if actual != digest:
+                raise ArtifactLost(
+                    "artifact_lost", f"S3 returned other bytes ({actual}) for artifact {digest}", transient=True
+                )
+            local.parent.mkdir(exist_ok=True)
+            fetched.replace(local)
+        finally:
+            fetched.unlink(missing_ok=True)
         return local
 
     def read(self, digest: str) -> bytes:
         """The bytes of an artifact. Raises as `path`."""
         return self.path(digest).read_bytes()
 
-    def missing(self, digests: Iterable[str]) -> set[str]:
-        """Those of `digests` that no store has. Looks at presence only; `verify` looks at the bytes.
+    def missing(self, digests: Iterable[str], sizes: Mapping[str, int] | None = None) -> set[str]:
+        """Those of `digests` that no store has whole. Looks at presence and size only; `verify` looks at the bytes.
 
         With S3 only the server's answer counts, because the folder is a cache.
+
+        Args:
+            sizes: digest → bytes, of those whose size is known. An object of another size counts as missing.
         """
-        wanted = set(digests)
+        wanted, expected = sorted(set(digests)), sizes or {}
         if self.remote is None:
-            return {digest for digest in wanted if not self._local(digest).exists()}
-        with ThreadPoolExecutor(16) as pool:
-            present = pool.map(self.remote.has, sorted(wanted))
-            return {digest for digest, there in zip(sorted(wanted), present, strict=True) if not there}
+            found = [_size(self._local(digest)) for digest in wanted]
+        else:
+            with ThreadPoolExecutor(16) as pool:
+                found = list(pool.map(self.remote.size, wanted))
+        return {
+            digest
+            for digest, size in zip(wanted, found, strict=True)
+            if size is None or size != expected.get(digest, size)
+        }
 
     def digests(self) -> Iterator[tuple[str, float, int]]:
         """(digest, time of writing in epoch seconds, bytes) of every object of the store of record."""
@@ -162,12 +177,7 @@ class Store:
         """sha256 of the bytes that the store of record really holds under `digest`. Raises as `path`."""
         if self.remote is None:
             return file_digest(self.path(digest))[0]
-        fetched = self.scratch()
-        try:
-            self.remote.get(digest, fetched)
-            return file_digest(fetched)[0]
-        finally:
-            fetched.unlink(missing_ok=True)
+        return self.remote.get(digest)
 
     def evict(self) -> None:
         """Shrinks the cache below its size, least recently used first. Does nothing without S3."""
@@ -197,32 +207,89 @@ class _Remote:
         self._call(self._make_bucket)
 
     def put(self, digest: str, path: Path, size: int, media_type: str) -> None:
-        if self.has(digest):
-            return
-        self._call(lambda: self.client.fput_object(self.bucket, _name(digest), str(path), content_type=media_type))
+        """Uploads a file, unless the server holds it. Raises StoreUnavailable when it does not hold it afterwards."""
+        part_size, _ = get_part_info(size, 0)
+        etag = _etag(path, part_size)
 
-    def get(self, digest: str, path: Path) -> None:
+        def upload() -> None:
+            if self._holds(digest, size, etag):
+                return
+            self.client.fput_object(self.bucket, _name(digest), str(path), content_type=media_type, part_size=part_size)
+            if not self._holds(digest, size, etag):
+                raise ConnectionError(f"of artifact {digest} the server holds other bytes than were sent")
+
+        self._call(upload)
+
+    def get(self, digest: str, path: Path | None = None) -> str:
+        """sha256 of the bytes that the server has under `digest`, which are written to `path`, if one is given."""
         try:
-            self._call(lambda: self.client.fget_object(self.bucket, _name(digest), str(path)))
+            return self._call(lambda: self._get(digest, path))
         except S3Error as error:
             raise ArtifactLost(
                 "artifact_lost", f"artifact {digest} is not in S3: {error.code}", transient=True
             ) from error
 
-    def has(self, digest: str) -> bool:
+    def size(self, digest: str) -> int | None:
+        """Bytes of an object; None when there is none."""
         try:
-            self._call(lambda: self.client.stat_object(self.bucket, _name(digest)))
+            return self._call(lambda: self.client.stat_object(self.bucket, _name(digest)).size) or 0
         except S3Error:
-            return False
-        return True
+            return None
 
     def digests(self) -> Iterator[tuple[str, float, int]]:
-        for item in self.client.list_objects(self.bucket, prefix="sha256/", recursive=True):
-            written = item.last_modified.timestamp() if item.last_modified else 0.0
-            yield str(item.object_name).rsplit("/", 1)[-1], written, item.size or 0
+        """See `Store.digests`. An outage in between is waited out, and the listing goes on where it was."""
+        last: str | None = None
+        while True:
+            listed = self._call(partial(self._listed_after, last))
+            for name, written, size in listed:
+                yield name.rsplit("/", 1)[-1], written, size
+            if len(listed) < LISTED_AT_ONCE:
+                return
+            last = listed[-1][0]
 
     def remove(self, digest: str) -> None:
         self._call(lambda: self.client.remove_object(self.bucket, _name(digest)))
+
+    def _holds(self, digest: str, size: int, etag: str) -> bool:
+        """Whether the server has all bytes of an object.
+
+        Not every server's ETag is the MD5, and another client may have used parts of another size. Then the bytes
+        are read.
+        """
+        try:
+            found = self.client.stat_object(self.bucket, _name(digest))
+        except S3Error as error:
+            if error.code in NO_SUCH_OBJECT:
+                return False
+            raise
+        if found.size != size:
+            return False
+        return (found.etag or "").strip('"') == etag or self._get(digest, None) == digest
+
+    def _get(self, digest: str, path: Path | None) -> str:
+        response = self.client.get_object(self.bucket, _name(digest))
+        try:
+            sha256 = hashlib.sha256()
+            with path.open("wb") if path else nullcontext() as out:
+                for piece in response.stream(CHUNK):
+                    sha256.update(piece)
+                    if out:
+                        out.write(piece)
+                if out:
+                    out.flush()
+                    os.fsync(out.fileno())
+            return sha256.hexdigest()
+        finally:
+            response.close()
+            response.release_conn()
+
+    def _listed_after(self, name: str | None) -> list[tuple[str, float, int]]:
+        """(name, time of writing in epoch seconds, bytes) of the objects that follow `name`, of one answer."""
+        objects = self.client.list_objects(self.bucket, prefix="sha256/", recursive=True, start_after=name)
+        return [
+            (str(item.object_name), item.last_modified.timestamp() if item.last_modified else 0.0, item.size or 0)
+            for item in islice(objects, LISTED_AT_ONCE)
+        ]
 
     def _make_bucket(self) -> None:
         if not self.client.bucket_exists(self.bucket):
@@ -254,7 +321,7 @@ def through_outages(operation: Callable[[], T], endpoint: str, bucket: str) -> T
 
     Raises:
         S3Error: there is no such object.
-        StoreUnavailable: the server does not answer for OUTAGE_S, or refuses.
+        StoreUnavailable: for OUTAGE_S the server does not answer, or not soundly; or it refuses.
     """
     try:
         for attempt in Retrying(
@@ -266,14 +333,14 @@ def through_outages(operation: Callable[[], T], endpoint: str, bucket: str) -> T
             with attempt:
                 return operation()
     except S3Error as error:
-        if error.code in ("NoSuchKey", "NoSuchObject"):
+        if error.code in NO_SUCH_OBJECT:
             raise
         raise StoreUnavailable(
             "store_refused", f"S3 at {endpoint}, bucket {bucket}: {error.code}", transient=True
         ) from error
-    except (urllib3.exceptions.HTTPError, MinioException, OSError) as error:
+    except (urllib3.exceptions.HTTPError, MinioException, ParseError, OSError) as error:
         raise StoreUnavailable(
-            "store_unavailable", f"S3 at {endpoint} does not answer: {error}", transient=True
+            "store_unavailable", f"S3 at {endpoint} does not answer as it should: {error}", transient=True
         ) from error
     raise AssertionError("unreachable")
 
@@ -289,13 +356,34 @@ def suppress_codes(*codes: str) -> Iterator[None]:
 
 
 def _is_transient(error: BaseException) -> bool:
-    if isinstance(error, S3Error):
-        return error.code in ("InternalError", "ServiceUnavailable", "SlowDown", "XMinioServerNotInitialized")
-    return isinstance(error, urllib3.exceptions.HTTPError | MinioException | ConnectionError)
+    if isinstance(error, S3Error):  # some answer RequestTimeout as 400
+        return error.response.status in PASSING or error.code == "RequestTimeout"
+    # Half of an answer may be XML that can't be parsed.
+    return isinstance(error, urllib3.exceptions.HTTPError | MinioException | ConnectionError | ParseError)
 
 
 def _name(digest: str) -> str:
     return f"sha256/{digest[:2]}/{digest}"
+
+
+def _etag(path: Path, part_size: int) -> str:
+    """The ETag that S3 gives to a file: its MD5, or that of the MD5s of its parts with their number."""
+    digests = []
+    with path.open("rb") as file:
+        while (part := file.read(part_size)) or not digests:
+            digests.append(hashlib.md5(part, usedforsecurity=False))
+    if len(digests) == 1:
+        return digests[0].hexdigest()
+    whole = hashlib.md5(b"".join(digest.digest() for digest in digests), usedforsecurity=False)
+    return f"{whole.hexdigest()}-{len(digests)}"
+
+
+def _size(path: Path) -> int | None:
+    """Bytes of a file; None when there is none."""
+    try:
+        return path.stat().st_size
+    except FileNotFoundError:
+        return None
 
 
 def _move(path: Path, target: Path, temporary: Path) -> None:
