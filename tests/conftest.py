@@ -1,6 +1,7 @@
 """What the tests share: an installation in a temporary folder, real videos, a real S3 server."""
 
 import atexit
+import json
 import logging
 import os
 import shutil
@@ -14,6 +15,8 @@ import urllib.request
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import replace
+from fractions import Fraction
+from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -29,6 +32,7 @@ os.environ["COLUMNS"] = "200"  # tables are not cut
 os.environ.setdefault("XDG_RUNTIME_DIR", f"/tmp/medgen-tests-{os.getuid()}")
 
 ROOT = Path(__file__).resolve().parent.parent
+FLOW_COMMANDS = ("refresh", "discover", "train", "evaluate", "augment")  # those that need a Prefect server
 ACCESS_KEY, SECRET_KEY = "medgen-test", "medgen-test-secret"
 # With two processes, a long file that begins last would leave one of them idle.
 LONG = (
@@ -65,7 +69,12 @@ def pytest_unconfigure() -> None:
 def inline(patch: pytest.MonkeyPatch) -> None:
     """Runs the steps' functions in this process, for tests that are about none of them: worker processes cost."""
     from medgen import shard
+    from medgen.worker_processes import decoded_apart
+    from tasks.curation import caption, download
 
+    for module in (caption, download):
+        assert module.decoded_apart is decoded_apart
+        patch.setattr(module, "decoded_apart", lambda function, *arguments, time_limit_s: function(*arguments))
     execute = shard._execute
     patch.setattr(
         shard,
@@ -192,12 +201,63 @@ def s3(tmp_path: Path) -> Iterator[S3Server]:
     server.kill()
 
 
-def medgen(*arguments: str, home: Path, check: bool = True, **environment: str) -> subprocess.CompletedProcess[str]:
-    """Runs the command line as a user does, in a process of its own."""
+# Holds an installation's Prefect server until its standard input ends.
+HOLD_PREFECT = """
+import json, os, sys
+from pathlib import Path
+from apps.prefect_server import prefect_server
+
+with prefect_server(Path(sys.argv[1])):
+    variables = {name: value for name, value in os.environ.items() if name.startswith("PREFECT_API_")}
+    print(json.dumps(variables), flush=True)
+    sys.stdin.read()
+"""
+
+
+@cache
+def shared_prefect() -> dict[str, str]:
+    """Variables that lead to a Prefect server which the commands of this process's tests share.
+
+    One of their own would first make its database, which takes longer than most of what a test asks for.
+    """
+    folder = Path(tempfile.mkdtemp(prefix="mt-"))
+    holder = subprocess.Popen(
+        [sys.executable, "-c", HOLD_PREFECT, str(folder)],
+        cwd=ROOT,
+        env=clean_environment(),
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        text=True,
+    )
+
+    def end() -> None:
+        holder.communicate()
+        shutil.rmtree(folder, ignore_errors=True)
+
+    atexit.register(end)
+    assert holder.stdout
+    variables: dict[str, str] = json.loads(holder.stdout.readline())
+    return variables
+
+
+def command_environment(command: str, home: Path, own_server: bool) -> dict[str, str]:
+    """What a command of an installation finds in its environment."""
+    server = shared_prefect() if command in FLOW_COMMANDS and not own_server else {}
+    return clean_environment() | server | {"MEDGEN_HOME": str(home)}
+
+
+def medgen(
+    *arguments: str, home: Path, check: bool = True, own_server: bool = False, **environment: str
+) -> subprocess.CompletedProcess[str]:
+    """Runs the command line as a user does, in a process of its own.
+
+    Args:
+        own_server: start a Prefect server of the installation, as happens where there is none.
+    """
     done = subprocess.run(
         [sys.executable, "-m", "apps.cli", *arguments],
         cwd=ROOT,
-        env=clean_environment() | {"MEDGEN_HOME": str(home)} | environment,
+        env=command_environment(arguments[0], home, own_server) | environment,
         capture_output=True,
         text=True,
         check=False,
@@ -208,12 +268,14 @@ def medgen(*arguments: str, home: Path, check: bool = True, **environment: str) 
 
 
 @contextmanager
-def medgen_running(*arguments: str, home: Path, **environment: str) -> Iterator[subprocess.Popen[str]]:
+def medgen_running(
+    *arguments: str, home: Path, own_server: bool = False, **environment: str
+) -> Iterator[subprocess.Popen[str]]:
     """The command line as a process group that a test may kill as a whole."""
     process = subprocess.Popen(
         [sys.executable, "-m", "apps.cli", *arguments],
         cwd=ROOT,
-        env=clean_environment() | {"MEDGEN_HOME": str(home)} | environment,
+        env=command_environment(arguments[0], home, own_server) | environment,
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
         text=True,
@@ -241,7 +303,13 @@ def kill_everything(home: Path) -> None:
 
 def clean_environment() -> dict[str, str]:
     """This process's environment without what leads to servers and data of others."""
-    skipped = ("PREFECT_API_URL", "PREFECT_HOME", "MEDGEN_DATABASE_URL", "PREFECT_SERVER_ALLOW_EPHEMERAL_MODE")
+    skipped = (
+        "PREFECT_API_URL",
+        "PREFECT_API_AUTH_STRING",
+        "PREFECT_HOME",
+        "MEDGEN_DATABASE_URL",
+        "PREFECT_SERVER_ALLOW_EPHEMERAL_MODE",
+    )
     return {k: v for k, v in os.environ.items() if k not in skipped} | {"COLUMNS": "200"}
 
 
@@ -262,6 +330,40 @@ def numbered_video(path: Path, frames: int, *, fps: int = 25, cuts: tuple[int, .
             for bit in range(16):
                 picture[200:240, 20 + 36 * bit : 50 + 36 * bit] = 255 if index >> bit & 1 else 0
             out.mux(stream.encode(av.VideoFrame.from_ndarray(picture, format="rgb24")))
+        out.mux(stream.encode(None))
+    return path
+
+
+def changing_video(path: Path, sizes: tuple[tuple[int, int], ...], frames: int, *, aspect: int = 1) -> Path:
+    """MPEG-2 in a transport stream: so many grey frames of the first size (width, height), then of the next.
+
+    Args:
+        aspect: width over height of a pixel.
+    """
+    pieces = []
+    for place, (width, height) in enumerate(sizes):
+        with av.open(str(path), "w", format="mpegts") as out:
+            stream = out.add_stream("mpeg2video", rate=25)
+            stream.width, stream.height, stream.pix_fmt = width, height, "yuv420p"
+            stream.codec_context.sample_aspect_ratio = Fraction(aspect)
+            grey = av.VideoFrame.from_ndarray(np.full((height * 3 // 2, width), 128, np.uint8), format="yuv420p")
+            for index in range(frames):
+                grey.pts = place * frames + index
+                out.mux(stream.encode(grey))
+            out.mux(stream.encode(None))
+        pieces.append(path.read_bytes())
+    path.write_bytes(b"".join(pieces))
+    return path
+
+
+def wide_pixels_video(path: Path, width: int, height: int, aspect: Fraction) -> Path:
+    """One grey H.264 frame in MP4 whose pixels are `aspect` times as wide as high."""
+    with av.open(str(path), "w") as out:
+        stream = out.add_stream("libx264", rate=1, options={"preset": "ultrafast"})
+        stream.width, stream.height, stream.pix_fmt = width, height, "yuv420p"
+        stream.codec_context.sample_aspect_ratio = aspect
+        grey = av.VideoFrame.from_ndarray(np.full((height * 3 // 2, width), 128, np.uint8), format="yuv420p")
+        out.mux(stream.encode(grey))
         out.mux(stream.encode(None))
     return path
 
