@@ -11,12 +11,14 @@ from av.audio.stream import AudioStream
 from av.container import InputContainer
 
 from medgen.errors import ItemFailed
-from medgen.media import FORMATS
+from medgen.media import FORMATS, Limits
 
 # Those of videos, and those in which a site may keep its audio apart.
 AUDIO_FORMATS = f"{FORMATS},aac,mp3,wav,flac"
 # Decoding begins so much earlier: the first packets after a jump give damaged audio (AAC, MP3 and Opus overlap them).
 PREROLL_S = 0.3
+# Hz. The least that telephones send is 8000; a single sample of far fewer would become thousands.
+MIN_RATE = 1000
 
 
 def decode_audio(path: Path, start_s: float, end_s: float, *, rate: int) -> np.ndarray | None:
@@ -40,7 +42,8 @@ def decode_audio(path: Path, start_s: float, end_s: float, *, rate: int) -> np.n
         raise ItemFailed("empty_file", "the file has 0 bytes")
     for seek in (True, False):
         try:
-            with av.open(str(path), options={"format_whitelist": AUDIO_FORMATS}, timeout=(20.0, 20.0)) as container:
+            options = {"format_whitelist": AUDIO_FORMATS, **Limits().decoder_options}
+            with av.open(str(path), options=options, timeout=(20.0, 20.0)) as container:
                 if not container.streams.audio:
                     return None
                 stream = container.streams.audio[0]
@@ -75,6 +78,8 @@ def _stretch(
     wanted = decoded = 0
     resampler, layout = None, None
     for frame in _decoded(container, stream):
+        if frame.sample_rate < MIN_RATE:
+            raise ItemFailed("undecodable", f"sound of {frame.sample_rate} samples a second")
         if frame.time is None or frame.time + frame.samples / frame.sample_rate <= start_s:
             continue
         if begins_s is None:

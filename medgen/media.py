@@ -32,14 +32,34 @@ class Limits:
     """What is too much to decode.
 
     Args:
-        max_pixels: width × height of a picture.
+        max_pixels: width × height of a picture, of every one, as stored and as shown.
         max_duration_s: playing time.
         max_fps: frames per second, so that a lying header can't promise millions of frames.
+        max_side: width and height of a picture as stored and as shown, pixels; the most that x264 encodes.
+        max_pixel_aspect: width over height of a pixel, or height over width. The widest that H.264 lists by number is
+            2 (ITU-T H.264, table E-1).
     """
 
     max_pixels: int = 4096 * 2304
     max_duration_s: float = 4 * 3600.0
     max_fps: float = 240.0
+    max_side: int = 16384
+    max_pixel_aspect: int = 10
+
+    def check_size(self, width: int, height: int) -> None:
+        """Raises ItemFailed: resolution_above_limit."""
+        if width * height > self.max_pixels:
+            raise ItemFailed("resolution_above_limit", f"{width}x{height} pixels, allowed {self.max_pixels} in all")
+        if max(width, height) > self.max_side:
+            raise ItemFailed("resolution_above_limit", f"{width}x{height} pixels, allowed {self.max_side} a side")
+
+    @property
+    def decoder_options(self) -> dict[str, str]:
+        """Options by which FFmpeg's decoders refuse a picture before they take memory for it.
+
+        They count whole blocks of up to 128 pixels a side, hence the margin.
+        """
+        return {"max_pixels": str(min(self.max_pixels + 256 * self.max_side, 2**31 - 1))}
 
 
 @dataclass(frozen=True)
@@ -84,18 +104,23 @@ def decode_jpeg(jpeg: bytes) -> np.ndarray:
 
 
 @contextmanager
-def _opened(path: Path) -> Iterator[tuple[InputContainer, VideoStream]]:
+def _opened(path: Path, limits: Limits) -> Iterator[tuple[InputContainer, VideoStream]]:
     if path.stat().st_size == 0:
         raise ItemFailed("empty_file", "the file has 0 bytes")
     try:
-        container = av.open(str(path), options={"format_whitelist": FORMATS}, timeout=(20.0, 20.0))
+        # Opening decodes too: the first pictures of each stream.
+        options = {"format_whitelist": FORMATS, **limits.decoder_options}
+        container = av.open(str(path), options=options, timeout=(20.0, 20.0))
     except (av.error.FFmpegError, ValueError) as error:
         raise ItemFailed("not_a_video", f"no video container: {_message(error)}") from error
     with container:
         videos = [s for s in container.streams.video if "attached_pic" not in str(s.disposition).lower()]
         if not videos:
             raise ItemFailed("no_video_stream", "the file has no moving picture (audio only?)")
-        yield container, videos[0]
+        stream = videos[0]
+        stream.codec_context.options = limits.decoder_options
+        stream.thread_type = "NONE"
+        yield container, stream
 
 
 def probe(path: Path, limits: Limits) -> Probe:
@@ -103,10 +128,10 @@ def probe(path: Path, limits: Limits) -> Probe:
 
     Raises:
         ItemFailed: empty_file, not_a_video, no_video_stream, undecodable, resolution_above_limit,
-            duration_above_limit, frame_rate_above_limit.
+            pixel_aspect_above_limit, duration_above_limit, frame_rate_above_limit.
     """
-    with _opened(path) as (container, stream):
-        _check_pixels(stream.codec_context.width, stream.codec_context.height, limits)
+    with _opened(path, limits) as (container, stream):
+        limits.check_size(stream.codec_context.width, stream.codec_context.height)
         duration = _duration(container, stream)
         if duration > limits.max_duration_s:
             raise ItemFailed("duration_above_limit", f"{duration:.0f} s, allowed {limits.max_duration_s:.0f} s")
@@ -126,9 +151,9 @@ def probe(path: Path, limits: Limits) -> Probe:
         )
 
 
-def time_base(path: Path) -> Fraction:
+def time_base(path: Path, limits: Limits) -> Fraction:
     """Seconds per tick of the presentation times of `pictures`."""
-    with _opened(path) as (_, stream):
+    with _opened(path, limits) as (_, stream):
         return _time_base(stream)
 
 
@@ -138,9 +163,14 @@ def pictures(path: Path, limits: Limits) -> Iterator[Picture]:
     Raises:
         ItemFailed: as `probe`, and corrupt_stream when more than `MAX_BROKEN_SHARE` of the pictures are broken.
     """
-    with _opened(path) as (container, stream):
-        _check_pixels(stream.codec_context.width, stream.codec_context.height, limits)
+    with _opened(path, limits) as (container, stream):
+        limits.check_size(stream.codec_context.width, stream.codec_context.height)
         yield from _upright(container, stream, limits)
+
+
+def decode_all(path: Path, limits: Limits) -> None:
+    """Decodes every frame, only to see whether that can be done. Raises ItemFailed as `pictures`."""
+    deque(pictures(path, limits), maxlen=0)
 
 
 def cut(
@@ -168,14 +198,20 @@ def cut(
         (number of frames, width, height) of the new file.
 
     Raises:
-        ItemFailed: frames_missing when the promised first or last frame is not there.
+        ItemFailed: as `pictures`; frames_missing when the promised first or last frame is not there; size_changes when
+            a frame has another size than the first one.
     """
     frames = _from(path, start_pts, limits)
     first = next(frames, None)
     if first is None or first.pts != start_pts:
         raise ItemFailed("frames_missing", f"no frame at time {start_pts} of {path.name}")
-    x, y, width, height = crop or (0, 0, first.frame.width, first.frame.height)
+    full = (first.frame.width, first.frame.height)
+    x, y, width, height = crop or (0, 0, *full)
     width, height = width - width % 2, height - height % 2
+    if x + width > full[0] or y + height > full[1]:
+        raise ItemFailed("size_changes", f"a crop to {crop} of pictures that are {full[0]}x{full[1]} here")
+    if not (width and height):
+        raise ItemFailed("resolution_too_low", f"H.264 has no pictures of {full[0]}x{full[1]} pixels")
     base = first.frame.time_base
     assert base is not None  # every frame of a stream has it
     count, last = 0, None
@@ -186,9 +222,16 @@ def cut(
         stream = out.add_stream("libx264", rate=30, options=options)
         stream.width, stream.height, stream.pix_fmt = width, height, "yuv420p"
         stream.codec_context.time_base, stream.codec_context.thread_count = base, 1
-        graph = _crop_graph(first.frame, (x, y, width, height))
+        graph, shape = None, None
         picture: Picture | None = first
         while picture is not None and picture.pts <= end_pts:
+            # A crop takes each frame for as large as the first, and would read beyond the end of a smaller one.
+            if (size := (picture.frame.width, picture.frame.height)) != full:
+                raise ItemFailed(
+                    "size_changes", f"from {full[0]}x{full[1]} to {size[0]}x{size[1]} at {picture.time_s} s"
+                )
+            if graph is None or shape != _shape(picture.frame):
+                graph, shape = _crop_graph(picture.frame, (x, y, width, height)), _shape(picture.frame)
             graph.vpush(picture.frame)
             cropped = graph.vpull()
             if edit is not None:
@@ -207,7 +250,7 @@ def cut(
 def _from(path: Path, start_pts: int, limits: Limits) -> Iterator[Picture]:
     """Pictures from `start_pts` on. Seeks; decodes from the beginning where a file's index misleads."""
     for seek in (True, False):
-        with _opened(path) as (container, stream):
+        with _opened(path, limits) as (container, stream):
             if seek:
                 with suppress(av.error.FFmpegError):
                     container.seek(start_pts, stream=stream, backward=True)
@@ -225,11 +268,12 @@ def _from(path: Path, start_pts: int, limits: Limits) -> Iterator[Picture]:
 
 def _upright(container: InputContainer, stream: VideoStream, limits: Limits) -> Iterator[Picture]:
     base = _time_base(stream)
-    stream.thread_type = "NONE"
     graph: av.filter.Graph | None = None
-    straight = False
+    shape: tuple[int, int, str] | None = None
     waiting: deque[int] = deque()
-    index, last = 0, None
+    index = 0
+    first: int | None = None
+    last: int | None = None
 
     def ready(frame: VideoFrame) -> Picture:
         nonlocal index
@@ -238,34 +282,33 @@ def _upright(container: InputContainer, stream: VideoStream, limits: Limits) -> 
         index += 1
         return Picture(index - 1, pts, float(pts * base), frame)
 
-    for frame in _decoded(container, stream):
+    for frame in _decoded(container, stream, limits):
         pts = frame.pts if frame.pts is not None else frame.dts
         if pts is None or (last is not None and pts <= last):
             continue
+        first = min(stream.start_time or 0, pts) if first is None else first  # headers may lie
         last = pts
-        if float(pts * base) - float((stream.start_time or 0) * base) > limits.max_duration_s:
+        if float((pts - first) * base) > limits.max_duration_s:
             raise ItemFailed("duration_above_limit", f"plays on past {limits.max_duration_s:.0f} s")
         if index > limits.max_fps * limits.max_duration_s:
             raise ItemFailed("frame_rate_above_limit", f"more than {limits.max_fps:.0f} frames a second")
+        limits.check_size(frame.width, frame.height)
+        if shape != _shape(frame):  # filters are made for frames of one size and format
+            yield from map(ready, _filtered(graph, None, len(waiting)) if graph else [])
+            waiting.clear()
+            graph, shape = _upright_graph(frame, stream, limits), _shape(frame)
         waiting.append(pts)
-        if graph is None and not straight:
-            _check_pixels(frame.width, frame.height, limits)
-            graph = _upright_graph(frame, stream)
-            straight = graph is None
-        if graph is None:
-            yield ready(frame)
-            continue
-        graph.vpush(frame)
-        while (out := _pulled(graph)) is not None:
-            yield ready(out)
-    if graph is not None:
-        graph.vpush(None)
-        while waiting and (out := _pulled(graph)) is not None:
-            yield ready(out)
+        yield from map(ready, _filtered(graph, frame, len(waiting)) if graph else [frame])
+    yield from map(ready, _filtered(graph, None, len(waiting)) if graph else [])
 
 
-def _decoded(container: InputContainer, stream: VideoStream) -> Iterator[VideoFrame]:
-    good = broken = 0
+def _shape(frame: VideoFrame) -> tuple[int, int, str]:
+    """What a graph of filters is made for."""
+    return frame.width, frame.height, frame.format.name
+
+
+def _decoded(container: InputContainer, stream: VideoStream, limits: Limits) -> Iterator[VideoFrame]:
+    good = broken = too_large = 0
     try:
         for packet in container.demux(stream):
             try:
@@ -274,6 +317,7 @@ def _decoded(container: InputContainer, stream: VideoStream) -> Iterator[VideoFr
                 if isinstance(error, av.error.EOFError):
                     break
                 broken += 1
+                too_large += _refused(error, stream, limits)
                 continue
             for frame in frames:
                 broken += frame.is_corrupt
@@ -281,12 +325,32 @@ def _decoded(container: InputContainer, stream: VideoStream) -> Iterator[VideoFr
                 yield frame
     except av.error.FFmpegError as error:
         raise ItemFailed("corrupt_stream", f"reading stops after {good} frames: {_message(error)}") from error
-    if broken > max(1, MAX_BROKEN_SHARE * (good + broken)):
+    if too_large and (not good or broken > _bearable(good + broken)):
+        raise ItemFailed(
+            "resolution_above_limit",
+            f"after {good} frames, pictures of far more than the {limits.max_pixels} pixels allowed",
+        )
+    if broken > _bearable(good + broken):
         raise ItemFailed("corrupt_stream", f"{broken} of {good + broken} pictures are broken")
 
 
-def _upright_graph(frame: VideoFrame, stream: VideoStream) -> av.filter.Graph | None:
-    """Filters that undo interlacing, rotation and non-square pixels; None when there is nothing to undo."""
+def _bearable(pictures: int) -> float:
+    """How many broken ones are too few to matter."""
+    return max(1, MAX_BROKEN_SHARE * pictures)
+
+
+def _refused(error: av.error.FFmpegError, stream: VideoStream, limits: Limits) -> bool:
+    """Whether the decoder refused a picture for its size: it then says "invalid argument", and that it has no size."""
+    pixels = stream.codec_context.width * stream.codec_context.height
+    return isinstance(error, av.error.ArgumentError) and not 0 < pixels <= limits.max_pixels
+
+
+def _upright_graph(frame: VideoFrame, stream: VideoStream, limits: Limits) -> av.filter.Graph | None:
+    """Filters that undo interlacing, rotation and non-square pixels; None when there is nothing to undo.
+
+    Raises:
+        ItemFailed: resolution_above_limit, pixel_aspect_above_limit.
+    """
     chain: list[tuple[str, str]] = []
     if frame.interlaced_frame:
         chain.append(("bwdif", "mode=send_frame:deint=all"))
@@ -296,7 +360,12 @@ def _upright_graph(frame: VideoFrame, stream: VideoStream) -> av.filter.Graph | 
     )
     aspect = stream.codec_context.sample_aspect_ratio
     if aspect and aspect != 1:
-        wide = round(frame.width * aspect)
+        if not 1 <= max(aspect, 1 / aspect) <= limits.max_pixel_aspect:
+            raise ItemFailed(
+                "pixel_aspect_above_limit", f"pixels of {aspect}, allowed {limits.max_pixel_aspect} either way"
+            )
+        wide = max(1, round(frame.width * aspect))
+        limits.check_size(wide, frame.height)
         size = (wide, frame.height) if turn in (0, 180) else (frame.height, wide)
         chain.append(("scale", f"{size[0]}:{size[1]}:flags=bicubic"))
     return _chained(frame, chain) if chain else None
@@ -318,16 +387,20 @@ def _chained(frame: VideoFrame, chain: list[tuple[str, str]]) -> av.filter.Graph
     return graph
 
 
-def _pulled(graph: av.filter.Graph) -> VideoFrame | None:
+def _filtered(graph: av.filter.Graph, frame: VideoFrame | None, most: int) -> Iterator[VideoFrame]:
+    """The frames that come out when one goes in, or, with None, when no more will come; at most so many.
+
+    Raises:
+        ItemFailed: undecodable.
+    """
     try:
-        return graph.vpull()
+        graph.vpush(frame)
+        for _ in range(most):
+            yield graph.vpull()
     except (BlockingIOError, av.error.BlockingIOError, EOFError, av.error.EOFError):
-        return None
-
-
-def _check_pixels(width: int, height: int, limits: Limits) -> None:
-    if width * height > limits.max_pixels:
-        raise ItemFailed("resolution_above_limit", f"{width}x{height} pixels, allowed {limits.max_pixels} in all")
+        return
+    except av.error.FFmpegError as error:
+        raise ItemFailed("undecodable", f"a picture can't be turned upright: {_message(error)}") from error
 
 
 def _time_base(stream: VideoStream) -> Fraction:

@@ -12,6 +12,8 @@ from typing import Literal
 from pydantic import Field, SecretStr, model_validator
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
+from medgen.memory_limit import fair_share
+
 
 class Settings(BaseSettings):
     """Read from the environment (`MEDGEN_…`). Credentials come from here only and are never recorded."""
@@ -31,6 +33,11 @@ class Settings(BaseSettings):
         default_factory=lambda: os.cpu_count() or 1,
         ge=1,
         description="Worker processes for decoding and models.",
+    )
+    worker_memory_bytes: int = Field(
+        default_factory=lambda data: fair_share(data.get("workers", 1)),
+        ge=256 * 2**20,
+        description="Memory of one worker process; an item that needs more is quarantined, bytes.",
     )
     download_workers: int = Field(4, ge=1, description="Downloads under way at once.")
     runner: Literal["thread", "dask", "ray"] = Field("thread", description="Where Prefect runs the tasks.")

@@ -1,16 +1,13 @@
 """Maps a step's function over the items of a shard: the one loop that every step shares.
 
 Items that the ledger knows are reused without touching their bytes; those of videos that were taken down end here.
-The others run in worker processes, which a decoder may crash and a time limit may kill without hurting anything
-else. One bad item is recorded and the rest go on; a shard that fails mostly for one transient cause raises, because
-then the fault is not the items'.
+The others run in worker processes, which a decoder may crash and limits of time and memory may end without hurting
+anything else. One bad item is recorded and the rest go on; a shard that fails mostly for one transient cause raises,
+because then the fault is not the items'.
 """
 
 import logging
-import multiprocessing
-import os
 import random
-import threading
 import time
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence, Set
@@ -28,6 +25,7 @@ from medgen.ledger import Ledger, Outcome, Record, StepIdentity, Work, open_ledg
 from medgen.settings import current
 from medgen.store import Store, open_store
 from medgen.takedown import TAKEN_DOWN
+from medgen.worker_processes import MEMORY_LIMIT, close_decoders, failure_of, worker_pool
 
 log = logging.getLogger(__name__)
 
@@ -151,7 +149,9 @@ def run_shard(
         for key, outcome, started in _outcomes(step, todo, ledger.store, gone):
             if isinstance(outcome, ItemFailed):
                 transient = outcome.transient and not outcome.later
-                if transient and attempt < MAX_ATTEMPTS:
+                # A worker may hold what earlier items left: only who asks too much twice is at fault.
+                unlucky = outcome.reason == MEMORY_LIMIT and attempt == 1
+                if (transient and attempt < MAX_ATTEMPTS) or unlucky:
                     again[key] = todo[key]
                     continue
                 causes[outcome.reason] += transient
@@ -285,11 +285,9 @@ def _attempt(call: Callable[[], Outcome | ItemFailed], time_limit_s: float | Non
         return call()
     except ItemFailed as failure:
         return failure
-    except TimeoutError:
-        return ItemFailed("time_limit", f"took longer than {time_limit_s:.0f} s and was stopped")
-    except ProcessExpired as death:
-        return ItemFailed("worker_died", f"the worker process died ({death.exitcode})", transient=True)
     except (MemoryError, OSError) as error:
+        if isinstance(error, ProcessExpired) or (isinstance(error, TimeoutError) and time_limit_s is not None):
+            return failure_of(error, time_limit_s)
         return ItemFailed("resources", f"{type(error).__name__}: {error}", transient=True)
     except Exception as error:
         log.exception("unforeseen error in an item")
@@ -311,17 +309,6 @@ def _threads() -> ThreadPoolExecutor:
     return ThreadPoolExecutor(current().download_workers, thread_name_prefix="medgen-download")
 
 
-def worker_pool(workers: int) -> ProcessPool:
-    """Worker processes with one thread each for native libraries, which end with this process."""
-    # spawn: the parent has threads (Prefect's), which a fork would copy in mid-flight.
-    return ProcessPool(
-        max_workers=workers,
-        context=multiprocessing.get_context("spawn"),
-        initializer=_prepare_worker,
-        initargs=(os.getpid(),),
-    )
-
-
 @cache
 def _processes() -> ProcessPool:
     return worker_pool(current().workers)
@@ -333,19 +320,7 @@ def close_pools() -> None:
         _processes().stop()  # type: ignore[no-untyped-call]  # pebble says so itself
         _processes().join()
         _processes.cache_clear()
+    close_decoders()
     if _threads.cache_info().currsize:
         _threads().shutdown(wait=False, cancel_futures=True)
         _threads.cache_clear()
-
-
-def _prepare_worker(parent: int) -> None:
-    """Prepares a worker: one thread for native libraries, and no life beyond the parent's."""
-    for variable in ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS"):
-        os.environ[variable] = "1"
-
-    def watch() -> None:
-        while os.getppid() == parent:
-            time.sleep(0.5)
-        os._exit(1)
-
-    threading.Thread(target=watch, daemon=True).start()

@@ -7,6 +7,7 @@ from typing import BinaryIO
 _BOXES = frozenset(
     b"ftyp moov mdat free skip wide moof mfra meta udta uuid sidx ssix styp emsg prft pdin pnot idat".split()
 )
+MOST_BOXES = 1_000_000  # of four hours in fragments of 30 ms
 _EBML, _SEGMENT = b"\x1a\x45\xdf\xa3", b"\x18\x53\x80\x67"
 
 
@@ -32,7 +33,9 @@ def missing_bytes(path: Path) -> int:
 
 def _boxes_end(file: BinaryIO, size: int) -> int:
     position = 0
-    while position < size:
+    for _ in range(MOST_BOXES):
+        if position >= size:
+            return position
         file.seek(position)
         header = file.read(16)
         length = int.from_bytes(header[:4])
@@ -47,7 +50,7 @@ def _boxes_end(file: BinaryIO, size: int) -> int:
         if length < 8:
             return size  # broken, which is for the decoder to tell
         position += length
-    return position
+    return size  # an endless row of small boxes is not worth the time
 
 
 def _matroska_end(file: BinaryIO) -> int:

@@ -11,6 +11,7 @@ import numpy as np
 
 from medgen.canonical import canonical_json
 from medgen.errors import ItemFailed
+from medgen.media import FORMATS, Limits
 
 CRF = 16  # H.264's quality; close to what the eye can tell from the frames
 PRESET = "medium"
@@ -50,7 +51,8 @@ def write_video(path: Path, frames: np.ndarray, fps: float, record: Mapping[str,
 def read_record(path: Path) -> dict[str, Any] | None:
     """The record in a video's comment; None when it has none that is JSON facts."""
     try:
-        with av.open(str(path)) as container:
+        options = {"format_whitelist": FORMATS, **Limits().decoder_options}
+        with av.open(str(path), options=options, timeout=(20.0, 20.0)) as container:
             comment = container.metadata.get("comment", "")
     except (av.error.FFmpegError, ValueError, OSError):
         return None

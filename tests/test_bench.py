@@ -8,7 +8,7 @@ import pytest
 
 from tests.conftest import ROOT, clean_environment
 
-NO_SCRIPTS = {"listings", "smallest"}  # with those of `bench.judgement`'s sections, see there
+NO_SCRIPTS = {"listings", "smallest", "through_cut"}  # with those of `bench.judgement`'s sections, see there
 SCRIPTS = sorted(
     path.stem
     for path in (ROOT / "bench").glob("*.py")

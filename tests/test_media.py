@@ -1,5 +1,6 @@
 """Decoding and cutting real files: to the frame, upright, and with a readable reason when it can't be done."""
 
+from fractions import Fraction
 from pathlib import Path
 
 import av
@@ -10,7 +11,9 @@ from hypothesis import strategies as st
 
 from medgen.errors import ItemFailed
 from medgen.media import Limits, cut, pictures, probe
-from tests.conftest import frame_number, numbered_video
+from models.segmentation.shots import ShotDetector
+from tasks.curation.segment import SegmentParams, decode_video
+from tests.conftest import changing_video, frame_number, numbered_video, wide_pixels_video
 
 LIMITS = Limits()
 
@@ -57,7 +60,7 @@ def test_variable_frame_times_are_kept(tmp_path: Path) -> None:
     with av.open(str(path), "w") as out:
         stream = out.add_stream("libx264", rate=25)
         stream.width, stream.height, stream.pix_fmt = 64, 64, "yuv420p"
-        stream.codec_context.time_base = stream.time_base = __import__("fractions").Fraction(1, 1000)
+        stream.codec_context.time_base = stream.time_base = Fraction(1, 1000)
         for time in times:
             frame = av.VideoFrame.from_ndarray(np.full((64, 64, 3), time % 255, np.uint8), format="rgb24")
             frame.pts, frame.time_base = time, stream.codec_context.time_base
@@ -88,3 +91,74 @@ def test_bad_files_get_a_reason(tmp_path: Path, source: Path) -> None:
     with pytest.raises(ItemFailed) as failure:
         cut(source, tmp_path / "x.mp4", start_pts=1, end_pts=2, crop=None, crf=18, preset="veryfast", limits=LIMITS)
     assert failure.value.reason == "frames_missing"
+
+
+@pytest.mark.parametrize(
+    ("size", "aspect", "reason"),
+    [
+        ((4000, 600), Fraction(100), "pixel_aspect_above_limit"),
+        ((1600, 600), Fraction(1, 100), "pixel_aspect_above_limit"),
+        ((4000, 600), Fraction(8), "resolution_above_limit"),  # 32000x600: too many in all
+        ((4000, 16), Fraction(8), "resolution_above_limit"),  # 32000x16: too many a side
+        ((4000, 600), Fraction(2), None),
+        ((40, 600), Fraction(1, 8), None),
+    ],
+)
+def test_the_limits_hold_for_pictures_as_they_are_shown(
+    tmp_path: Path, size: tuple[int, int], aspect: Fraction, reason: str | None
+) -> None:
+    path = wide_pixels_video(tmp_path / "wide.mp4", *size, aspect)
+    for look in (lambda: probe(path, LIMITS), lambda: list(pictures(path, LIMITS))):
+        if reason:
+            with pytest.raises(ItemFailed) as failure:
+                look()
+            assert failure.value.reason == reason
+        else:
+            look()
+    if not reason:
+        facts = probe(path, LIMITS)
+        assert (facts.width, facts.height) == (size[0] * aspect, size[1])
+
+
+@pytest.mark.parametrize(
+    ("grown", "message"),
+    [
+        ((800, 600), "800x600 pixels"),
+        ((4000, 3000), "pictures of far more"),  # which the decoder refused, before it took memory for them
+    ],
+)
+def test_the_limits_hold_for_every_picture(tmp_path: Path, grown: tuple[int, int], message: str) -> None:
+    path = changing_video(tmp_path / "grows.ts", ((640, 480), grown), 5)
+    limits = Limits(max_pixels=640 * 480)
+    assert probe(path, limits).width == 640
+    sizes: list[int] = []
+    with pytest.raises(ItemFailed, match=message) as failure:
+        sizes.extend(picture.frame.width for picture in pictures(path, limits))
+    assert failure.value.reason == "resolution_above_limit" and set(sizes) == {640}
+
+
+@pytest.mark.parametrize("aspect", [Fraction(1), Fraction(4, 3)])
+@pytest.mark.parametrize("sizes", [((640, 480), (320, 240)), ((320, 240), (640, 480))])
+def test_pictures_that_change_their_size_are_decoded_but_no_clip(
+    tmp_path: Path, sizes: tuple[tuple[int, int], ...], aspect: Fraction
+) -> None:
+    path = changing_video(tmp_path / "changes.ts", sizes, 5, aspect=aspect)
+    found = list(pictures(path, LIMITS))
+    assert {(p.frame.width, p.frame.height) for p in found} == {(round(w * aspect), h) for w, h in sizes}
+
+    def cut_frames(first: int, last: int) -> tuple[int, int, int]:
+        ends = {"start_pts": found[first].pts, "end_pts": found[last].pts}
+        return cut(path, tmp_path / "x.mp4", crop=None, crf=18, preset="veryfast", limits=LIMITS, **ends)
+
+    assert cut_frames(0, 2) == (3, round(sizes[0][0] * aspect) // 2 * 2, sizes[0][1])
+    with pytest.raises(ItemFailed) as failure:
+        cut_frames(0, len(found) - 1)
+    assert failure.value.reason == "size_changes"
+
+
+def test_a_narrow_strip_is_not_enlarged_to_look_for_cuts(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    heights = []
+    monkeypatch.setattr(ShotDetector, "process_frame", lambda _, index, bgr: heights.append(bgr.shape[0]))
+    path = wide_pixels_video(tmp_path / "strip.mp4", 16, 8000, Fraction(1))
+    decode_video(path, 1.0, SegmentParams(dissolves=False))
+    assert heights == [1024]

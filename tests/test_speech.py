@@ -6,6 +6,7 @@ The model answers gibberish, but never the same to two different sounds.
 import json
 import shutil
 import threading
+import wave
 from concurrent.futures import ThreadPoolExecutor
 from fractions import Fraction
 from pathlib import Path
@@ -110,6 +111,11 @@ def test_no_sound_and_broken_sound_are_told_apart(tmp_path: Path) -> None:
         assert found is None or (found.shape == (2 * RATE,) and np.abs(found).max() <= 1)
     except ItemFailed as failure:
         assert failure.reason in ("undecodable", "not_a_video")
+    with wave.open(str(tmp_path / "slow.wav"), "wb") as slow:
+        slow.setparams((1, 2, 10, 0, "NONE", ""))  # 10 samples a second: each would become 1600
+        slow.writeframes(noise[:60_000])
+    with pytest.raises(ItemFailed, match="undecodable"):
+        decode_audio(tmp_path / "slow.wav", 0, 2, rate=RATE)
     for window in ((2, 2), (3, 2), (-1, 2), (0, float("nan"))):
         with pytest.raises(ValueError, match=r"stretch of time|NaN"):
             decode_audio(tmp_path / "whole.ts", *window, rate=RATE)

@@ -13,8 +13,8 @@ from apps.judge.measure import JudgeParameters, Verdict, measure_file
 from medgen.canonical import rounded
 from medgen.errors import ItemFailed
 from medgen.settings import current
-from medgen.shard import worker_pool
 from medgen.store import file_digest
+from medgen.worker_processes import failure_of, worker_pool
 from models.segmentation.frames import DEFAULT_HEAD
 from models.segmentation.train_head import judge_videos_leave_one_source_out
 
@@ -38,10 +38,9 @@ def measure_all(
         for file, job in jobs.items():
             try:
                 verdicts[file] = job.result()
-            except TimeoutError:
-                verdicts[file] = Verdict(file, "time_limit", f"took longer than {LIMIT_S:.0f} s")
-            except ProcessExpired as death:
-                verdicts[file] = Verdict(file, "worker_died", f"the worker process died ({death.exitcode})")
+            except (TimeoutError, ProcessExpired) as end:
+                failure = failure_of(end, LIMIT_S)
+                verdicts[file] = Verdict(file, failure.reason, failure.message)
             done()
     return _unseen(folder, verdicts, labels, parameters)
 

@@ -21,6 +21,7 @@ from medgen.parameters import Parameters
 from medgen.settings import current
 from medgen.shard import Item, Past, Step
 from medgen.store import Store
+from medgen.worker_processes import decoded_apart
 from models.captioning.captioner import FRAMES_SENT, Caption, Captioner, CaptionRejected, CaptionUnavailable, Evidence
 from models.captioning.checks import CaptionLimits, checks_digest
 from models.captioning.loading import load_captioner
@@ -34,6 +35,7 @@ from tasks.curation.download import DOWNLOAD
 from tasks.curation.privacy import PRIVACY
 from tasks.curation.quality import QUALITY
 
+HEAR_LIMIT_S = 600.0  # to decode the sound of a clip
 SCORES = frozenset({"brief_words", "detailed_words", "brief_unsupported_terms", "detailed_unsupported_terms"})
 
 
@@ -213,7 +215,9 @@ def _spoken(work: Work, store: Store, params: CaptionParams) -> _Speech:
     if source is None:
         return _Speech("", "none", "the video has no sound" if params.speech_model else None)
     try:
-        heard = decode_audio(store.path(source), start_s, min(end_s, start_s + MAX_S), rate=RATE)
+        decode = partial(decode_audio, rate=RATE)
+        end_s = min(end_s, start_s + MAX_S)
+        heard = decoded_apart(decode, store.path(source), start_s, end_s, time_limit_s=HEAR_LIMIT_S)
     except ItemFailed as error:
         return _Speech("", "none", f"sound unreadable: {error}", decodes=1)
     if heard is None:

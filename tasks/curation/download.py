@@ -5,7 +5,6 @@ record together with the metadata. Transient failures differ from final ones: on
 and what merely has to wait (for a quota, for a host) is left to a later run.
 """
 
-from collections import deque
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import replace
 from functools import cache, partial
@@ -18,12 +17,13 @@ from medgen.errors import ItemFailed
 from medgen.handover import Handover
 from medgen.ledger import Outcome, StepIdentity, Work
 from medgen.listings.sources import FOLDER_SCHEME, Feed, folder_path
-from medgen.media import pictures, probe
+from medgen.media import decode_all, probe
 from medgen.shard import Item, Past, Step
 from medgen.store import Artifact, Store, file_digest
 from medgen.takedown import taken_down_digests
 from medgen.truncation import missing_bytes
 from medgen.web.quotas import GRANT_BYTES, DownloadQuota, Quota, ShardQuota, bytes_below, night_quota, store_quota
+from medgen.worker_processes import decoded_apart
 from medgen.workplace import sweep, workplace, workplaces
 from tasks.curation.curation_step import CurationStep
 from tasks.curation.discover import listed
@@ -31,6 +31,8 @@ from tasks.curation.discover_record import DISCOVER
 from tasks.curation.download_policy import DownloadParams, duration_rejection, early_rejection, height_rejection
 from tasks.curation.fetch import Fetched, RejectedBySite, fetch
 
+PROBE_LIMIT_S = 60.0  # to read a header and decode a frame
+DECODE_LIMIT_S = 600.0  # to decode the whole of a file that says that it is short
 METADATA = (
     "title", "description", "tags", "channel", "channel_url", "licence", "published", "url", "external_id",
 )  # fmt: skip
@@ -116,12 +118,12 @@ def download(
                 files = Fetched(_copied(row, folder, params, quota), None, None, {})
             if (taken_down := forgotten()) and file_digest(files.video)[0] in taken_down:
                 return Outcome("rejected", "copy_of_forgotten", {"message": "the same file was taken down"})
-            facts = probe(files.video, params.limits)
+            facts = decoded_apart(probe, files.video, params.limits, time_limit_s=PROBE_LIMIT_S)
             rejection = duration_rejection(facts.duration_s, params) or height_rejection(facts, params)
             if rejection:
                 # Broken files look short too: decode the little there is, which tells the two apart.
                 if rejection.reason == "too_short":
-                    deque(pictures(files.video, params.limits), maxlen=0)
+                    decoded_apart(decode_all, files.video, params.limits, time_limit_s=DECODE_LIMIT_S)
                 return replace(rejection, decodes=1)
             outputs["video"] = store.put_file(files.video, "video/x-any")
             if files.audio:

@@ -28,6 +28,7 @@ from tasks.curation.curation_step import CurationStep
 from tasks.curation.download import DOWNLOAD
 
 DETECT_WIDTH = 256  # pixels: cuts are looked for in small pictures
+MAX_DETECT_HEIGHT = 4 * DETECT_WIDTH  # of a narrow strip; else it would come out of the scaler larger than it went in
 MOST_ON_RECORD = 1000  # boundaries in the record; the table of frames has all of them
 FRAMES = pa.schema([("pts", pa.int64()), ("time_s", pa.float64()), ("shot", pa.int32())])
 SAMPLES = pa.schema([("frame", pa.int64()), ("time_s", pa.float64()), ("shot", pa.int32()), ("jpeg", pa.binary())])
@@ -42,6 +43,11 @@ class SegmentParams(Parameters):
     max_pixels: int = Field(4096 * 2304, gt=0, description="Videos with larger pictures are refused, pixels.")
     max_duration_s: float = Field(4 * 3600.0, gt=0, description="Decoding stops with an error beyond this, seconds.")
     segment_limit_s: float = Field(3600.0, gt=0, exclude=True, description="Slower decoding is stopped, seconds.")
+
+    @property
+    def limits(self) -> Limits:
+        """For decoding."""
+        return Limits(max_pixels=self.max_pixels, max_duration_s=self.max_duration_s)
 
 
 class SegmentDetail(TypedDict):
@@ -90,12 +96,12 @@ def decode_video(path: Path, fps: float, params: SegmentParams) -> DecodedVideo:
     detector = ShotDetector(fps, gradual=params.dissolves)
     times: list[tuple[int, float]] = []
     samples: list[tuple[int, bytes]] = []
-    for picture in pictures(path, Limits(max_pixels=params.max_pixels, max_duration_s=params.max_duration_s)):
+    for picture in pictures(path, params.limits):
         times.append((picture.pts, picture.time_s))
         if not samples or picture.time_s - times[0][1] >= len(samples) / params.sample_fps - 1e-6:
             samples.append((picture.index, _jpeg(picture, params)))
         frame = picture.frame
-        height = max(2, round(frame.height * DETECT_WIDTH / frame.width))
+        height = min(max(2, round(frame.height * DETECT_WIDTH / frame.width)), MAX_DETECT_HEIGHT)
         detector.process_frame(picture.index, frame.to_ndarray(format="bgr24", width=DETECT_WIDTH, height=height))
     if not times:
         raise ItemFailed("undecodable", "not one frame could be decoded")
@@ -118,7 +124,7 @@ def segment(work: Work, store: Store, params: SegmentParams) -> Outcome:
     shots = shot_numbers(len(decoded.times), decoded.boundaries)
     frames_table = pa.table(
         [[pts for pts, _ in decoded.times], [round(t, 6) for _, t in decoded.times], shots], schema=FRAMES
-    ).replace_schema_metadata({"time_base": str(time_base(path))})
+    ).replace_schema_metadata({"time_base": str(time_base(path, params.limits))})
     samples_table = pa.Table.from_pylist(
         [{"frame": i, "time_s": decoded.times[i][1], "shot": shots[i], "jpeg": jpeg} for i, jpeg in decoded.samples],
         SAMPLES,

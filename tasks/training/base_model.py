@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, TypedDict
 
 import numpy as np
+from pebble import ProcessExpired
 from prefect.runtime import flow_run
 from pydantic import Field
 
@@ -23,7 +24,7 @@ from medgen.handover import Handover
 from medgen.ledger import Ledger, Outcome, Record, StepIdentity, Work, open_ledger
 from medgen.parameters import Parameters
 from medgen.settings import current
-from medgen.shard import worker_pool
+from medgen.worker_processes import failure_of, worker_pool
 from models.generation.video_diffusion import save_pipeline
 from models.training.clip_frames import Geometry, read_frames
 from models.training.holdout import held_out
@@ -175,8 +176,8 @@ def _read(
                 frames[jobs[job]] = job.result()
             except ItemFailed as failure:
                 left_out[jobs[job]] = str(failure)
-            except TimeoutError:
-                left_out[jobs[job]] = f"time_limit: decoding took longer than {CLIP_LIMIT_S:.0f} s"
+            except (TimeoutError, ProcessExpired) as end:
+                left_out[jobs[job]] = str(failure_of(end, CLIP_LIMIT_S))
             progress("decode", len(frames) + len(left_out), len(clips))
     finally:
         pool.stop()  # type: ignore[no-untyped-call]  # pebble's annotations leave it out

@@ -1,0 +1,84 @@
+"""What crashes, hangs or grows in a worker process ends there, and the others go on."""
+
+import os
+from pathlib import Path
+
+import pytest
+
+from medgen.errors import ItemFailed
+from medgen.ledger import Outcome, StepIdentity, Work, open_ledger
+from medgen.memory_limit import LEAST_BYTES, fair_share, machine_bytes
+from medgen.settings import Settings
+from medgen.shard import Step, run_shard
+from medgen.store import Store
+from medgen.worker_processes import close_decoders, decoded_apart
+from tests.conftest import forget_installation
+from tests.memory_eaters import end, take
+
+LIMIT_MIB = 512
+
+
+def grow(work: Work, store: Store) -> Outcome:
+    """Takes as much memory as its subject says, and gives nothing back."""
+    take(int(work.subject.partition(" ")[0]))
+    return Outcome("kept")
+
+
+@pytest.fixture
+def one_small_worker(home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """An installation whose only worker may take `LIMIT_MIB`."""
+    monkeypatch.setenv("MEDGEN_WORKERS", "1")
+    monkeypatch.setenv("MEDGEN_WORKER_MEMORY_BYTES", str(LIMIT_MIB << 20))
+    monkeypatch.setattr("medgen.shard.BACKOFF_S", 0.0)
+    forget_installation()
+
+
+def test_an_item_that_needs_too_much_memory_is_quarantined_and_the_others_go_on(one_small_worker: None) -> None:
+    step = Step(StepIdentity("grow", 1, {}, {}), grow)
+    # The second small one meets what the first one left, and is not to blame for that.
+    works = [Work(subject) for subject in ("240 a", "240 b", "100000 c", "16 d")]
+    result = run_shard(step, works)
+    records = {record.subject: record for record in open_ledger().load(result.records).values()}
+    assert {subject: record.status for subject, record in records.items()} == {
+        "240 a": "kept", "240 b": "kept", "100000 c": "failed", "16 d": "kept",
+    }  # fmt: skip
+    assert (records["100000 c"].reason, records["100000 c"].transient) == ("memory_limit", False)
+    assert "MEDGEN_WORKER_MEMORY_BYTES" in records["100000 c"].detail["message"]
+    assert run_shard(step, works).executed == 0
+
+
+def test_what_is_decoded_beside_the_steps_hurts_only_its_item(one_small_worker: None) -> None:
+    try:
+        for how, reason, transient in (
+            ("crash", "worker_died", True),
+            ("hang", "time_limit", False),
+            ("grow", "memory_limit", False),
+            ("fail", "no_such_luck", False),
+        ):
+            with pytest.raises(ItemFailed) as failure:
+                decoded_apart(end, how, time_limit_s=2.0 if how == "hang" else 60.0)
+            assert (failure.value.reason, failure.value.transient) == (reason, transient)
+        assert decoded_apart(end, "well", time_limit_s=60.0) != os.getpid()
+    finally:
+        close_decoders()
+
+
+def test_a_worker_may_take_its_share_of_the_memory_that_there_is(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    whole = machine_bytes(tmp_path, tmp_path / "none")
+    (tmp_path / "a" / "b").mkdir(parents=True)
+    (tmp_path / "groups").write_text("0::/a/b\n")
+    (tmp_path / "a" / "memory.max").write_text(f"{whole // 2}\n")
+    (tmp_path / "a" / "b" / "memory.max").write_text("max\n")
+    assert machine_bytes(tmp_path, tmp_path / "groups") == whole // 2
+    (tmp_path / "memory").mkdir()
+    (tmp_path / "memory" / "memory.limit_in_bytes").write_text(f"{whole // 4}\n")
+    assert machine_bytes(tmp_path, tmp_path / "groups") == whole // 4
+    monkeypatch.setattr("medgen.memory_limit.machine_bytes", lambda: 100 << 30)
+    assert fair_share(4) == 20 << 30
+    assert fair_share(64) == LEAST_BYTES
+    monkeypatch.setenv("MEDGEN_WORKERS", "4")
+    assert Settings().worker_memory_bytes == 20 << 30
+    monkeypatch.setattr("medgen.memory_limit.machine_bytes", lambda: 2 << 30)
+    assert fair_share(8) == int(0.8 * (2 << 30))
