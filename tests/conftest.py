@@ -334,18 +334,20 @@ def numbered_video(path: Path, frames: int, *, fps: int = 25, cuts: tuple[int, .
     return path
 
 
-def changing_video(path: Path, sizes: tuple[tuple[int, int], ...], frames: int, *, aspect: int = 1) -> Path:
+def changing_video(
+    path: Path, sizes: tuple[tuple[int, int], ...], frames: int, *, aspect: Fraction = Fraction(1)
+) -> Path:
     """MPEG-2 in a transport stream: so many grey frames of the first size (width, height), then of the next.
 
     Args:
-        aspect: width over height of a pixel.
+        aspect: width over height of a pixel. MPEG-2 knows only those that make pictures of 4:3, 16:9 or 2.21:1.
     """
     pieces = []
     for place, (width, height) in enumerate(sizes):
         with av.open(str(path), "w", format="mpegts") as out:
             stream = out.add_stream("mpeg2video", rate=25)
             stream.width, stream.height, stream.pix_fmt = width, height, "yuv420p"
-            stream.codec_context.sample_aspect_ratio = Fraction(aspect)
+            stream.codec_context.sample_aspect_ratio = aspect
             grey = av.VideoFrame.from_ndarray(np.full((height * 3 // 2, width), 128, np.uint8), format="yuv420p")
             for index in range(frames):
                 grey.pts = place * frames + index
