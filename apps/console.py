@@ -1,5 +1,6 @@
 """What all commands share: where they print, common options, how settings are read and how errors end a command."""
 
+import errno
 import json
 import sys
 from collections.abc import Iterator, Sequence
@@ -10,6 +11,16 @@ import typer
 from pydantic import ValidationError
 from rich.console import Console
 from rich.markup import escape
+
+_ROOM = "Free some space (`medgen gc` helps), or point MEDGEN_HOME at a larger disk; then run the same command again."
+_RIGHT = "Make it writable for the user who runs medgen, or name another folder in MEDGEN_HOME."
+PLACE_ADVICE = {
+    errno.ENOSPC: _ROOM,
+    errno.EDQUOT: _ROOM,
+    errno.EROFS: _RIGHT,
+    errno.EACCES: _RIGHT,
+    errno.EPERM: _RIGHT,
+}
 
 out = Console()
 err = Console(stderr=True)
@@ -39,8 +50,11 @@ def parse_settings(pairs: Sequence[str]) -> dict[str, Any]:
 def report_expected_errors(*expected: type[Exception]) -> Iterator[None]:
     """Expected errors, and those of the types given, end the command in one plain line and an exit code.
 
-    The code is 2 for bad parameters or settings, 130 for Ctrl-C, 1 otherwise. Other errors keep their traceback.
+    Always expected are a full disk, a place that can't be written to and a database that has gone. The code is 2 for
+    bad parameters or settings, 130 for Ctrl-C, 1 otherwise. Other errors keep their traceback.
     """
+    from sqlalchemy.exc import OperationalError
+
     from medgen.catalog import CatalogUnreachable
     from medgen.errors import ItemFailed, RunStopped
     from models import ModelUnavailable
@@ -51,10 +65,28 @@ def report_expected_errors(*expected: type[Exception]) -> Iterator[None]:
     except ValidationError as error:
         lines = [f"{'.'.join(map(str, e['loc'])) or 'settings'}: {e['msg']}" for e in error.errors()]
         stop("bad parameters or settings:\n  " + "\n  ".join(lines), code=2)
+    except OSError as error:
+        if not (fault := fault_of_the_place(error)) and not isinstance(error, known):
+            raise
+        stop(fault or str(error))
+    except OperationalError as error:
+        stop(
+            f"the catalog failed: {str(error.orig).strip().partition(chr(10))[0]}\n"
+            "See that Postgres runs and has room (`medgen doctor`), then run the same command again."
+        )
     except known as error:
         stop(str(error))
     except KeyboardInterrupt:
         stop("stopped; run the same command again to go on", code=130)
+
+
+def fault_of_the_place(error: OSError) -> str | None:
+    """What to tell of a full disk, or of a place that can't be written to; None of other errors."""
+    advice = PLACE_ADVICE.get(error.errno or 0)
+    denied = isinstance(error, PermissionError) and error.filename is None  # by a server, perhaps
+    if advice is None or denied:
+        return None
+    return f"{error.filename or 'a write failed'}: {error.strerror}\n{advice}"
 
 
 def stop(message: str, code: int = 1) -> NoReturn:

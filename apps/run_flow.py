@@ -8,7 +8,7 @@ from typing import Any
 
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
-from apps.console import err
+from apps.console import err, fault_of_the_place
 from medgen.errors import ItemFailed, RunStopped
 from medgen.settings import current
 from models import ModelUnavailable
@@ -61,7 +61,10 @@ def run_flow(
 
 def without_expected_errors(record: logging.LogRecord) -> bool:
     """A log filter: expected errors end the command in one plain line; the run's log in Prefect keeps the traceback."""
-    return not (record.exc_info and isinstance(record.exc_info[1], RunStopped | ItemFailed | ModelUnavailable))
+    error = record.exc_info[1] if record.exc_info else None
+    if isinstance(error, OSError):
+        return fault_of_the_place(error) is None
+    return not isinstance(error, RunStopped | ItemFailed | ModelUnavailable)
 
 
 class _Bars:

@@ -202,7 +202,7 @@ def _memory(process: psutil.Process) -> int:
 
 def start(listings: Path, home: Path) -> subprocess.Popen[str]:
     """Starts a discovery in a session of its own."""
-    home.mkdir(parents=True, exist_ok=True)
+    home.mkdir(mode=0o700, parents=True, exist_ok=True)
     command = [sys.executable, "-m", "apps.cli", "discover", "--source", str(listings.resolve()), "--json"]
     with (home / "stdout").open("w") as stdout, (home / "stderr").open("a") as stderr:
         return subprocess.Popen(

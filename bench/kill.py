@@ -104,7 +104,7 @@ def main(
 
 def start(folder: Path, home: Path) -> subprocess.Popen[str]:
     """Starts a refresh in a session of its own."""
-    home.mkdir(parents=True, exist_ok=True)
+    home.mkdir(mode=0o700, parents=True, exist_ok=True)
     command = [sys.executable, "-m", "apps.cli", "refresh", "--source", str(folder.resolve()), "--json"]
     with (home / "stdout").open("w") as stdout, (home / "stderr").open("a") as stderr:
         return subprocess.Popen(
@@ -163,9 +163,9 @@ def belonging(home: Path) -> list[psutil.Process]:
     for pid_file in home.glob("postgres*/postmaster.pid"):  # the server, or one that is still being made
         try:
             server = psutil.Process(int(pid_file.read_text().split("\n", 1)[0]))
-            if str(home) in " ".join(server.cmdline()) and server.status() != psutil.STATUS_ZOMBIE:
+            if server.cwd() == str(pid_file.parent.resolve()) and server.status() != psutil.STATUS_ZOMBIE:
                 processes += [server, *server.children(recursive=True)]
-        except (FileNotFoundError, ValueError, psutil.NoSuchProcess):
+        except (FileNotFoundError, ValueError, psutil.NoSuchProcess, psutil.AccessDenied):
             continue
     return processes
 

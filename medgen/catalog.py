@@ -31,6 +31,8 @@ from sqlalchemy.exc import OperationalError
 from sqlalchemy.orm import DeclarativeBase, Mapped, mapped_column
 
 from medgen.settings import current
+from medgen import __version__
+from medgen.home import private_home
 
 Sha256 = String(64)
 
@@ -399,22 +401,32 @@ def open_catalog() -> Engine:
     Starts the embedded server when no `MEDGEN_DATABASE_URL` is set. One engine per process.
 
     Raises:
-        CatalogUnreachable: names the host and the cause, never the password.
+        CatalogUnreachable: names the host and the cause, never the password; or the tables are of a newer version.
+        DatabaseUnusable: the embedded server can't be made or started.
+        HomeUnusable: as `private_home`.
     """
-    from medgen.migrations import upgrade
+    from medgen.migrations import TooNew, upgrade
 
     settings = current()
     if settings.database_url is None:
         from medgen.postgres import embedded_url
 
-        url = embedded_url(settings.home / "postgres")
+        url = embedded_url(private_home(settings.home) / "postgres")
     else:
         url = settings.database_url.get_secret_value()
     engine = create_engine(url, pool_size=8, max_overflow=24, pool_pre_ping=True)
     try:
         upgrade(engine)
-    except OperationalError as error:
+    except TooNew as error:
         raise CatalogUnreachable(
-            f"the catalog at {engine.url.render_as_string(hide_password=True)} can't be used: {error.orig}"
+            f"the tables of the catalog at {place} are at {error.revision}, which this version of medgen, {__version__}"
+            ", does not know\nA newer version wrote them: upgrade medgen, or restore the back-up made before."
         ) from error
     return engine
+    place = engine.url.render_as_string(hide_password=True)
+    except OperationalError as error:
+        raise CatalogUnreachable(f"the catalog at {place} can't be used: {_first_line(error.orig)}") from error
+
+
+def _first_line(error: BaseException | None) -> str:
+    return str(error).strip().partition("\n")[0]

@@ -14,6 +14,7 @@ Each stands below its base class, beside the module that defines it:
             ArtifactLost            medgen.store
             SourceUnreadable        medgen.errors
             StoreUnavailable        medgen.store
+        TooNew                      medgen.migrations
     LookupError
         NothingToSample             apps.judge.sample
         Unknown                     apps.history
@@ -31,9 +32,11 @@ Each stands below its base class, beside the module that defines it:
         RunStopped                  medgen.errors
             CannotAugment           tasks.augmentation.labelled_videos
             CheckpointNotWritten    models.training.checkpoint
+            DatabaseUnusable        medgen.postgres_programs
             DeploymentRefused       apps.deployments
             DiscoveryFailed         flows.discover
             FunnelDeparted          tasks.curation.funnel_guard
+            HomeUnusable            medgen.home
             NothingToTrainOn        models.training.samples
             PreflightFailed         models.training.job
             RecordsDamaged          flows.verify

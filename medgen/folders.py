@@ -14,7 +14,7 @@ from pathlib import Path, PurePosixPath
 
 from medgen.canonical import canonical_json
 from medgen.errors import ItemFailed
-from medgen.store import Artifact, Store
+from medgen.store import READ_ONLY, Artifact, Store
 
 MEDIA_TYPES = {
     ".json": "application/json",
@@ -64,7 +64,7 @@ def put_folder(store: Store, folder: Path, wanted: Callable[[str], bool] = lambd
 def materialize(store: Store, manifest_sha256: str, target: Path) -> Path:
     """The folder as ordinary files at `target`; made when it isn't there. Returns `target`.
 
-    Files are hard links into the store where the file system allows, copies elsewhere: do not write to them.
+    Files are hard links into the store where the file system allows, copies elsewhere: they are read-only.
 
     Raises:
         ArtifactLost, StoreUnavailable: as `Store.path`.
@@ -85,6 +85,7 @@ def materialize(store: Store, manifest_sha256: str, target: Path) -> Path:
                 os.link(source, to)
             except OSError:
                 shutil.copyfile(source, to)
+                to.chmod(READ_ONLY)
         try:
             folder.rename(target)
         except OSError:

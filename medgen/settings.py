@@ -9,10 +9,14 @@ from functools import cache
 from pathlib import Path
 from typing import Literal
 
-from pydantic import Field, SecretStr, model_validator
+from pydantic import Field, SecretStr, field_validator, model_validator
 from pydantic_settings import BaseSettings, SettingsConfigDict
+from sqlalchemy.engine import make_url
+from sqlalchemy.exc import ArgumentError
 
 from medgen.memory_limit import fair_share
+
+DRIVER = "postgresql+psycopg"
 
 
 class Settings(BaseSettings):
@@ -22,7 +26,7 @@ class Settings(BaseSettings):
 
     home: Path = Field(Path(".medgen"), description="Folder that holds all data of this installation.")
     database_url: SecretStr | None = Field(
-        None, description="Postgres as postgresql+psycopg://user:password@host/db; embedded server if unset."
+        None, description="Postgres as postgresql://user:password@host/db; embedded server if unset."
     )
     s3_endpoint: str | None = Field(None, description="http(s)://host:port of MinIO or any S3 server.")
     s3_access_key: SecretStr | None = None
@@ -47,6 +51,23 @@ class Settings(BaseSettings):
     caption_api_key: SecretStr | None = None
     yt_dlp_cookies: Path | None = Field(None, description="Netscape cookie file handed to yt-dlp.")
     yt_dlp_proxy: SecretStr | None = Field(None, description="Proxy URL handed to yt-dlp.")
+
+    @field_validator("database_url")
+    @classmethod
+    def _for_our_driver(cls, url: SecretStr | None) -> SecretStr | None:
+        """The URL with the driver that we have, however its scheme is written."""
+        if url is None:
+            return None
+        scheme, _, rest = url.get_secret_value().partition("://")
+        if scheme not in ("postgres", "postgresql", DRIVER) or not rest:
+            raise ValueError("must be postgresql://user:password@host/db")  # without the URL, which has the password
+        try:
+            make_url(f"{DRIVER}://{rest}")
+        except (ArgumentError, ValueError):
+            raise ValueError(
+                "must be postgresql://user:password@host:port/db; write @ : / in a password as %40 %3A %2F"
+            ) from None
+        return SecretStr(f"{DRIVER}://{rest}")
 
     @model_validator(mode="after")
     def _complete(self) -> "Settings":

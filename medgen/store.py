@@ -12,7 +12,7 @@ import tempfile
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager, nullcontext
+from contextlib import contextmanager, nullcontext, suppress
 from dataclasses import dataclass
 from functools import cache, partial
 from itertools import islice
@@ -28,6 +28,7 @@ from minio.helpers import get_part_info
 from tenacity import Retrying, retry_if_exception, stop_after_delay, wait_exponential, wait_random
 
 from medgen.errors import ItemFailed
+from medgen.home import private_home
 from medgen.settings import Settings, current
 
 log = logging.getLogger(__name__)
@@ -37,6 +38,7 @@ T = TypeVar("T")
 CHUNK = 1 << 20
 # A restarted server is back within a minute or so; a longer outage fails the item, which the next run retries.
 OUTAGE_S = 90.0
+READ_ONLY = 0o444  # files of releases are links to objects: who appends to one must be refused
 RECENT_S = 3600.0  # the cache never evicts what was used within the last hour
 LISTED_AT_ONCE = 1000  # objects; as many as S3 names in one answer
 NO_SUCH_OBJECT = ("NoSuchKey", "NoSuchObject")
@@ -66,6 +68,7 @@ class Store:
     def __init__(self, settings: Settings) -> None:
         self.folder = settings.store_folder
         self.temporary = settings.home / "tmp"
+        private_home(settings.home)
         self.folder.mkdir(parents=True, exist_ok=True)
         self.temporary.mkdir(parents=True, exist_ok=True)
         self.cache_bytes = settings.cache_bytes
@@ -76,11 +79,12 @@ class Store:
         """Moves the file at `path` into the store (it is gone afterwards). Putting twice is harmless."""
         digest, size = file_digest(path)
         target = self._local(digest)
-        path.chmod(0o644)  # scratch files are private; what is released is not
+        path.chmod(READ_ONLY)
         if self.remote:
             self.remote.put(digest, path, size, media_type)
         if _size(target) == size:
             os.utime(target)  # gc must take it for new
+            _protect(target)
             path.unlink()
         else:
             target.parent.mkdir(exist_ok=True)
@@ -118,6 +122,7 @@ class Store:
         if local.exists():
             if self.remote:
                 os.utime(local)  # marks it as used, for eviction
+            _protect(local)
             return local
         if self.remote is None:
             raise ArtifactLost("artifact_lost", f"artifact {digest} is not in {self.folder}", transient=True)
@@ -129,6 +134,7 @@ class Store:
                     "artifact_lost", f"S3 returned other bytes ({actual}) for artifact {digest}", transient=True
                 )
             local.parent.mkdir(exist_ok=True)
+            fetched.chmod(READ_ONLY)
             fetched.replace(local)
         finally:
             fetched.unlink(missing_ok=True)
@@ -386,6 +392,13 @@ def _size(path: Path) -> int | None:
         return None
 
 
+def _protect(path: Path) -> None:
+    """Takes the right to write from an object that an earlier version left, and so from releases that link to it."""
+    with suppress(PermissionError):  # another user's, in a store that is shared
+        if path.stat().st_mode & 0o222:
+            path.chmod(READ_ONLY)
+
+
 def _move(path: Path, target: Path, temporary: Path) -> None:
     handle, name = tempfile.mkstemp(dir=temporary)
     with os.fdopen(handle, "wb") as out, path.open("rb") as source:
@@ -393,6 +406,7 @@ def _move(path: Path, target: Path, temporary: Path) -> None:
             out.write(chunk)
         out.flush()
         os.fsync(out.fileno())
+    Path(name).chmod(READ_ONLY)
     Path(name).replace(target)
     path.unlink()
 

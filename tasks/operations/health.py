@@ -1,5 +1,6 @@
 """Health: is everything that this installation needs there and working? What to do about what is not."""
 
+import json
 import os
 import shutil
 import tempfile
@@ -10,6 +11,8 @@ from typing import Literal
 
 from sqlalchemy import text
 
+from medgen.errors import RunStopped
+from medgen.home import private_home
 from medgen.settings import current
 
 GIB = 2**30
@@ -38,6 +41,9 @@ def findings() -> Iterator[Finding]:
     for name, check in CHECKS.items():
         try:
             yield check()
+        except RunStopped as error:
+            found, _, advice = str(error).partition("\n")
+            yield Finding(name, "broken", found, advice or "see the message")
         except Exception as error:  # noqa: BLE001  (a doctor reports, whatever it is)
             yield Finding(name, "broken", f"{type(error).__name__}: {error}", "see the message")
 
@@ -48,7 +54,8 @@ def _database() -> Finding:
     try:
         engine = open_catalog()
     except CatalogUnreachable as error:
-        return Finding("database", "broken", str(error), "start Postgres, or correct MEDGEN_DATABASE_URL")
+        found, _, advice = str(error).partition("\n")
+        return Finding("database", "broken", found, advice or "start Postgres, or correct MEDGEN_DATABASE_URL")
     with engine.connect() as connection:
         version, size = connection.execute(
             text("SELECT current_setting('server_version'), pg_database_size(current_database())")
@@ -78,8 +85,7 @@ def _store() -> Finding:
 
 
 def _disk() -> Finding:
-    home = current().home
-    home.mkdir(parents=True, exist_ok=True)
+    home = private_home(current().home)
     with tempfile.TemporaryFile(dir=home):
         pass
     free = shutil.disk_usage(home).free
@@ -153,7 +159,9 @@ def _tesseract() -> Finding:
 def _prefect() -> Finding:
     import httpx
 
-    url = os.environ.get("PREFECT_API_URL") or _own_server(current().home / "prefect" / "server")
+    folder = current().home / "prefect"
+    own = _own_server(folder / "server")
+    url = os.environ.get("PREFECT_API_URL") or own
     if url is None:
         return Finding(
             "prefect", "weak", "no server runs", "commands start one for themselves; `medgen up` keeps one running"
@@ -161,16 +169,20 @@ def _prefect() -> Finding:
     try:
         answer = httpx.get(f"{url}/health", timeout=ANSWER_S)
     except httpx.HTTPError as error:
-        return Finding("prefect", "broken", f"{url}: {type(error).__name__}", "start it, or correct PREFECT_API_URL")
+        advice = f"`medgen up` starts it again; {folder / 'server.log'} says why it ended"
+        if url != own:
+            advice = "start it, or correct PREFECT_API_URL"
+        return Finding("prefect", "broken", f"{url}: {type(error).__name__}", advice)
     if answer.status_code != 200:
         return Finding("prefect", "broken", f"{url} answers {answer.status_code}", "look at the server's log")
     return Finding("prefect", "ok", url)
 
 
 def _own_server(path: Path) -> str | None:
+    """URL of the API of the installation's server, as it stands on record."""
     try:
-        return path.read_text().split()[1]
-    except (FileNotFoundError, IndexError):
+        return str(json.loads(path.read_text())["url"])
+    except (OSError, ValueError, KeyError, TypeError):
         return None
 
 
