@@ -11,6 +11,7 @@ from medgen.catalog import StepInput, StepRun, Tombstone
 from medgen.ledger import Ledger, Record
 from medgen.takedown import stamp
 from tasks.curation.funnel import funnel
+from tasks.curation.newest_runs import newest_runs
 from tasks.curation.steps import STEP_NAMES
 from tasks.curation.vanished import vanished
 
@@ -20,12 +21,7 @@ CLIP_STEPS = STEP_NAMES[STEP_NAMES.index("classify") :]
 def newest(ledger: Ledger) -> list[Record]:
     """The newest standing step run of every step and subject; releases are left out."""
     with Session(ledger.engine) as session:
-        ids = session.scalars(
-            select(StepRun.id)
-            .where(~StepRun.superseded, StepRun.step != "release")
-            .distinct(StepRun.step, StepRun.subject)
-            .order_by(StepRun.step, StepRun.subject, StepRun.id.desc())
-        ).all()
+        ids = session.scalars(newest_runs()).all()
     return list(ledger.load(ids).values())
 
 

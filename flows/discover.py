@@ -45,8 +45,8 @@ def discover_sources(parameters: SourceParameters, futures: list[PrefectFuture[A
         raise DiscoveryFailed("no sources: name at least one folder, listing file or feed")
     listed = subset(parameters, list_feed.ListParams)
     listings = [
-        list_sources.list_source.submit(list_sources.source_name(source), source, listed)
-        for source in parameters.sources
+        list_sources.list_source.submit(name, source, listed)
+        for name, source in zip(list_sources.source_names(parameters.sources), parameters.sources, strict=True)
     ]
     futures += listings
     return [shard for listing in listings for shard in _judged(listing, parameters, futures)]

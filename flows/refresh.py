@@ -185,7 +185,7 @@ def _guard(
 def policy(parameters: ReleaseParameters) -> dict[str, Any]:
     """What chose the clips of a release: names of sources, parameters and models. No path and no time limit."""
     content = parameters.model_dump(mode="json")
-    content["sources"] = sorted(list_sources.source_name(source) for source in parameters.sources)
+    content["sources"] = sorted(list_sources.source_names(parameters.sources))
     return content | {"models": {step: models for step, models in _models(parameters).items() if models}}
 
 

@@ -2,8 +2,9 @@
 
 The ledger writes these tables; everything else reads them. Rows are added and never changed: a repeated attempt
 is a new step run beside the one that it supersedes. Only a takedown blanks words, and leaves a seal (see
-`medgen.takedown`), and what raters answer may be revised. Only the last three tables hold transient facts of operation,
-and `item_status` repeats what the others say, to be searched: triggers keep it (migration 0005), nobody else writes it.
+`medgen.takedown`), what raters answer may be revised, and a source that was moved gets its new place. Only the last
+three tables hold transient facts of operation, and `item_status` repeats what the others say, to be searched: triggers
+keep it (migration 0005), nobody else writes it.
 """
 
 from datetime import UTC, datetime
@@ -65,6 +66,17 @@ class Source(Base):
     name: Mapped[str] = mapped_column(primary_key=True)
     kind: Mapped[str]
     uri: Mapped[str]
+    added_at: Mapped[datetime] = mapped_column(default=now)
+
+
+class SourceIdentity(Base):
+    """Which source goes by which name: one place, one name. `medgen.listings.source_identity` gives them."""
+
+    __tablename__ = "source_identity"
+    name: Mapped[str] = mapped_column(primary_key=True)
+    label: Mapped[str] = mapped_column(index=True)  # what people call it; several sources may be called the same
+    place: Mapped[str]  # a path as it was written, made absolute, or a URL
+    uri: Mapped[str]  # the same, of a path where its links led when it was last listed
     added_at: Mapped[datetime] = mapped_column(default=now)
 
 

@@ -5,7 +5,7 @@ A source is a folder of videos, a listing file, a folder or an S3 prefix of list
 
 import os
 import re
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Literal
 from urllib.parse import quote, unquote_to_bytes, urlsplit
@@ -37,16 +37,23 @@ class Feed:
     """A source that can be read.
 
     Args:
-        name: what the source goes by; part of a folder's video ids.
+        name: what the source goes by; part of a folder's video ids. Its label, until
+            `medgen.listings.source_identity` finds that another source has that name.
         kind: a listing file, a folder of videos (folder) or of listings (listings), S3 (s3), or a feed (web).
         path: resolved, of what lies on this machine.
         url: of what does not: ``s3://…``, ``http(s)://…``, or a search like ``ytsearch50:laparoscopy``.
+        label: what people call it. Several sources may be called the same.
+        place: a path as it was written, made absolute, its links not followed; else the URL.
+        named: the label was given with ``NAME=``.
     """
 
     name: str
     kind: Kind
     path: Path = Path()
     url: str | None = None
+    label: str = ""
+    place: str = ""
+    named: bool = False
 
     @property
     def uri(self) -> str:
@@ -73,9 +80,10 @@ def open_feed(text: str) -> Feed:
         if not bucket:
             raise SourceUnreadable("unknown_source_type", f"{rest!r} names no bucket: s3://BUCKET/PREFIX-OR-FILE")
         url = rest.rstrip("/")
-        return Feed(name or url, "s3", url=url)
+        return _named(Feed(url, "s3", url=url, place=url), name)
     if scheme in ("http", "https") or SEARCH.match(rest):
-        return Feed(name or rest, "web", url=_feed_url(rest) if scheme else storable_text(rest))
+        url = _feed_url(rest) if scheme else storable_text(rest)
+        return _named(Feed(rest, "web", url=url, place=url), name)
     try:
         path = Path(rest).expanduser().resolve()
         is_file, exists = path.is_file(), path.exists()
@@ -93,7 +101,13 @@ def open_feed(text: str) -> Feed:
     kind: Kind | None = _folder_kind(path) if path.is_dir() else listing_kind(path.name)
     if kind is None:
         raise SourceUnreadable("unknown_source_type", f"{rest!r} is a pipe, a socket or a device")
-    return Feed(name or path.name, kind, path)
+    return _named(Feed(path.name, kind, path, place=storable_text(Path(rest).expanduser().absolute())), name)
+
+
+def _named(feed: Feed, name: str) -> Feed:
+    """A feed under its label: the name that was given to it, or else its own."""
+    label = storable_text(name or feed.name)
+    return replace(feed, name=label, label=label, named=bool(name))
 
 
 def listing_kind(name: str) -> ListingKind | None:

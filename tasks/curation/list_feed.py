@@ -161,7 +161,7 @@ def _deltas(ledger: Ledger, feed: Feed) -> list[Record]:
             select(StepRun.id)
             .where(
                 StepRun.step == IDENTITY.name,
-                StepRun.subject == feed.name,
+                StepRun.subject.in_([feed.name, feed.label]),  # by its label before another source had that name
                 StepRun.status == "kept",
                 ~StepRun.superseded,
                 StepRun.context["url"].astext == feed.url,

@@ -1,18 +1,18 @@
 """List: which shards does a source have now? Nothing is judged yet, and no file that is known is read."""
 
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field, replace
-from pathlib import Path
 
 from prefect.runtime import flow_run
-from sqlalchemy.orm import Session
 
-from medgen.catalog import Source, open_catalog
+from medgen.catalog import open_catalog
 from medgen.errors import SourceUnreadable
 from medgen.ledger import open_ledger
 from medgen.listings.rows import storable_text
 from medgen.listings.shard_file import Shard
 from medgen.listings.shards import KnownFiles, shards
+from medgen.listings.source_identity import identified
 from medgen.listings.sources import Feed, open_feed
 from tasks.curation.list_feed import ListParams, list_feed
 from tasks.prefect_step import step_task
@@ -64,11 +64,7 @@ def listing_of(feed: Feed, found: Sequence[Shard]) -> Listing:
 def list_source(label: str, source: str, params: ListParams) -> Listing:
     """Finds the shards of a source. Only feeds of the web are asked for anything."""
     try:
-        feed = open_feed(source)
-        if other := _owner(feed):
-            raise SourceUnreadable(
-                "source_name_taken", f"{feed.name!r} already stands for {other}; give this one a name: NAME=PATH"
-            )
+        (feed,) = identified(open_catalog(), [open_feed(source)])
         if feed.kind == "web":
             listed = list_feed(open_ledger(), feed, params, flow_run.id)
             if listed.failure and not listed.shards:
@@ -79,18 +75,14 @@ def list_source(label: str, source: str, params: ListParams) -> Listing:
         return Listing(storable_text(source), error=storable_text(error))
 
 
-def source_name(text: str) -> str:
-    """The name that a source goes by; its text as given when it can't be opened."""
-    try:
-        return open_feed(text).name
-    except SourceUnreadable:
-        return storable_text(text)
+def source_names(texts: Sequence[str]) -> list[str]:
+    """The names that sources go by, given as people write them; the text of one that can't be opened.
 
-
-def _owner(feed: Feed) -> str | None:
-    """The other folder that goes by this feed's name. Names are part of a folder's video ids."""
-    with Session(open_catalog()) as session:
-        known = session.get(Source, feed.name)
-    if known is None or not known.kind == feed.kind == "folder" or known.uri == feed.uri:
-        return None
-    return known.uri if Path(known.uri).exists() else None
+    Names of new sources are settled here, for all of a run together, before any of them is listed.
+    """
+    feeds: dict[str, Feed] = {}
+    for text in texts:
+        with suppress(SourceUnreadable):
+            feeds[text] = open_feed(text)
+    names = dict(zip(feeds, (feed.name for feed in identified(open_catalog(), [*feeds.values()])), strict=True))
+    return [names.get(text) or storable_text(text) for text in texts]

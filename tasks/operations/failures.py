@@ -11,6 +11,7 @@ from sqlalchemy.orm import Session
 from medgen.catalog import StepRun
 from medgen.ledger import Ledger, Record
 from tasks.curation.discover_record import DISCOVER
+from tasks.curation.newest_runs import newest_runs
 from tasks.curation.steps import STEP_NAMES, UNITS
 
 
@@ -23,14 +24,8 @@ def failures(ledger: Ledger, ids: Iterable[int] | None = None) -> list[dict[str,
     Args:
         ids: step runs to look at; by default the newest of every step and subject.
     """
-    newest = (
-        select(func.max(StepRun.id).label("id"))
-        .where(~StepRun.superseded, StepRun.step != "release")
-        .group_by(StepRun.step, StepRun.subject)
-    )
-    if ids is not None:
-        newest = select(StepRun.id).where(StepRun.id.in_(list(ids)))
-    chosen = newest.subquery()
+    looked_at = newest_runs() if ids is None else select(StepRun.id).where(StepRun.id.in_(list(ids)))
+    chosen = looked_at.subquery()
     url = StepRun.context["url"].astext
     with Session(ledger.engine) as session:
         groups = session.execute(
