@@ -31,9 +31,9 @@ from sqlalchemy.dialects.postgresql import JSONB, TSVECTOR, insert
 from sqlalchemy.exc import OperationalError
 from sqlalchemy.orm import DeclarativeBase, Mapped, mapped_column
 
-from medgen.settings import current
 from medgen import __version__
 from medgen.home import private_home
+from medgen.settings import current
 
 Sha256 = String(64)
 
@@ -427,6 +427,7 @@ def open_catalog() -> Engine:
     else:
         url = settings.database_url.get_secret_value()
     engine = create_engine(url, pool_size=8, max_overflow=24, pool_pre_ping=True)
+    place = engine.url.render_as_string(hide_password=True)
     try:
         upgrade(engine)
     except TooNew as error:
@@ -434,10 +435,9 @@ def open_catalog() -> Engine:
             f"the tables of the catalog at {place} are at {error.revision}, which this version of medgen, {__version__}"
             ", does not know\nA newer version wrote them: upgrade medgen, or restore the back-up made before."
         ) from error
-    return engine
-    place = engine.url.render_as_string(hide_password=True)
     except OperationalError as error:
         raise CatalogUnreachable(f"the catalog at {place} can't be used: {_first_line(error.orig)}") from error
+    return engine
 
 
 def _first_line(error: BaseException | None) -> str:
