@@ -22,12 +22,13 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Annotated
 
+import av
+import numpy as np
 import psutil
 import typer
 from rich.console import Console
 from rich.table import Table
 
-from bench.smallest import containers_folder
 from medgen.listings.sources import VIDEO_SUFFIXES
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -72,6 +73,7 @@ class Findings:
 def main(
     folders: Annotated[list[Path] | None, typer.Argument(help="Folders of videos.")] = None,
     files: Annotated[int, typer.Option(min=1, help="Damaged files to make.")] = 1000,
+    first: Annotated[int, typer.Option(min=0, help="Number of the first, to go on with a run.")] = 0,
     seed: Annotated[int, typer.Option(help="Of the damage.")] = 1,
     largest: Annotated[int, typer.Option(help="Larger videos are left out, bytes.")] = 3 << 20,
     memory: Annotated[int, typer.Option(min=256, help="Memory of a worker, MiB.")] = 1536,
@@ -84,22 +86,23 @@ def main(
     scratch = Path(tempfile.mkdtemp(prefix="mf-"))
     try:
         if smoke:
-            folders, files, workers = [containers_folder(scratch / "videos")], 12, 1
+            make_videos(scratch / "videos")
+            folders, files, workers = [scratch / "videos"], 12, 1
         videos = videos_of(folders or [], largest)
         if not videos:
             raise typer.BadParameter("name folders of videos, or --smoke")
         found = Findings()
         environment = product_environment(scratch / "home", memory, workers)
-        for start in range(0, files, MOST_FILES):
-            batch = scratch / f"batch-{start}"
-            make_batch(batch, videos, range(start, min(files, start + MOST_FILES)), seed)
+        for start in range(first, first + files, MOST_FILES):
+            batch, end = scratch / f"batch-{start}", min(first + files, start + MOST_FILES)
+            make_batch(batch, videos, range(start, end), seed)
             faulty = run_batch(batch, environment, time_limit, found, dissolves=not smoke)
             if keep and faulty:
                 keep.mkdir(parents=True, exist_ok=True)
                 for name in faulty:
                     shutil.copy(batch / name, keep)
             shutil.rmtree(batch)
-            out.print(f"{min(files, start + MOST_FILES)} files, {len(found.faults)} faults", highlight=False)
+            out.print(f"{end - first} files, {len(found.faults)} faults", highlight=False)
     finally:
         shutil.rmtree(scratch, ignore_errors=True)
     if found.worker_bytes > 1.5 * (memory << 20) or found.main_bytes > memory << 20:
@@ -107,6 +110,20 @@ def main(
     show(found, files, videos)
     if found.faults:
         raise typer.Exit(1)
+
+
+def make_videos(folder: Path) -> None:
+    """A second of a moving stripe in MP4, Matroska, AVI and MPEG-TS."""
+    folder.mkdir()
+    for suffix in ("mp4", "mkv", "avi", "ts"):
+        with av.open(str(folder / f"stripe.{suffix}"), "w") as written:
+            stream = written.add_stream("libx264", rate=6)
+            stream.width, stream.height, stream.pix_fmt = 160, 120, "yuv420p"
+            for index in range(6):
+                picture = np.full((120, 160, 3), 60, np.uint8)
+                picture[:, 20 * index : 20 * index + 30] = 200
+                written.mux(stream.encode(av.VideoFrame.from_ndarray(picture, format="rgb24")))
+            written.mux(stream.encode(None))
 
 
 def videos_of(folders: Sequence[Path], largest: int) -> list[Path]:
@@ -219,7 +236,9 @@ def run_batch(
 ) -> set[str]:
     """Runs the product on a batch; names of the files with a fault. Without verdicts, all may be to blame."""
     report = batch.with_suffix(".jsonl")
-    command = [sys.executable, "-m", "bench.through_cut", str(batch), str(report), str(time_limit)]
+    # Not as a module: each of its workers would import that anew.
+    call = "from bench.through_cut import main; main()"
+    command = [sys.executable, "-c", call, str(batch), str(report), str(time_limit)]
     log = batch.with_suffix(".log")
     with log.open("w") as stderr:
         process = subprocess.Popen(
@@ -238,16 +257,20 @@ def run_batch(
             f"{batch.name}: the main process ended with {process.returncode}: {log.read_text()[-2000:]}"
         )
         faulty |= names
-    without = set(names)
+    without, to_segment = set(names), set[str]()
     for line in report.read_text().splitlines() if report.is_file() else []:
         verdict = json.loads(line)
         step, name, reason = verdict["step"], verdict["file"], verdict["reason"] or ""
-        without -= {name} if step == "download" else set()
+        without -= {name}
+        if (step, verdict["status"]) == ("download", "kept"):
+            to_segment.add(name)
+        to_segment -= {name} if step == "segment" else set()
         found.verdicts[step, verdict["status"], reason] += 1
         found.slowest[step] = max(found.slowest.get(step, (0.0, "")), (verdict["seconds"], name))
         if reason in FAULTS:
             found.faults.append(f"{step} {reason}: {name}: {verdict['message']}")
             faulty.add(name)
+    without |= to_segment
     found.faults += [f"no verdict: {name}" for name in sorted(without)]
     return faulty | without
 

@@ -1,7 +1,5 @@
 """Takes a folder of videos through download, segment and cut, for `bench.fuzz_media`.
 
-    python -m bench.through_cut FOLDER REPORT LIMIT_S [dissolves]
-
 A process of its own, in an installation of its own, which may crash. Policies that would turn small or short videos
 down are off, and the first shots are cut whatever they show.
 """
@@ -23,6 +21,12 @@ from tasks.curation import cut, discover, download, list_feed, list_sources, seg
 from tasks.curation.download_policy import DownloadParams
 
 CUTS_PER_VIDEO, MOST_FRAMES = 2, 100
+
+
+def main() -> None:
+    """With arguments FOLDER REPORT LIMIT_S [dissolves]."""
+    folder, report, limit_s, *options = sys.argv[1:]
+    run_product(Path(folder), Path(report), float(limit_s), dissolves=bool(options))
 
 
 def run_product(folder: Path, report: Path, time_limit: float, *, dissolves: bool) -> None:
@@ -89,8 +93,3 @@ def _stretches(segmented: ShardResult) -> Iterator[Work]:
                     },
                     parents=item.lineage,
                 )
-
-
-if __name__ == "__main__":
-    batch, lines_of_json, limit_s, *options = sys.argv[1:]
-    run_product(Path(batch), Path(lines_of_json), float(limit_s), dissolves=bool(options))
