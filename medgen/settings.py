@@ -11,8 +11,6 @@ from typing import Literal
 
 from pydantic import Field, SecretStr, field_validator, model_validator
 from pydantic_settings import BaseSettings, SettingsConfigDict
-
-from medgen.memory_limit import fair_share
 from sqlalchemy.engine import make_url
 from sqlalchemy.exc import ArgumentError
 
