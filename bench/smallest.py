@@ -48,15 +48,6 @@ def medical_folder(folder: Path) -> Path:
     return folder
 
 
-def containers_folder(folder: Path) -> Path:
-    """A second of video in MP4, Matroska, AVI and MPEG-TS."""
-    folder.mkdir(parents=True, exist_ok=True)
-    frames = _film("bikes.mp4")[:6]
-    for suffix in ("mp4", "mkv", "avi", "ts"):
-        _write(folder / f"bikes.{suffix}", frames, (160, 120), fps=6, seconds=1)
-    return folder
-
-
 def titles_folder(folder: Path) -> Path:
     """A CSV file of titles, descriptions and tags as `bench.discover` reads them."""
     folder.mkdir(parents=True, exist_ok=True)
