@@ -19,6 +19,7 @@ from collections import Counter
 from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass
+from email.message import Message
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
@@ -48,6 +49,7 @@ class Request:
     host: str
     path: str
     span: str | None  # the Range header
+    cookie: str | None  # the Cookie header
     started: float
     at_once: int
     ended: float | None = None
@@ -77,11 +79,12 @@ class Site:
         self._originals = _made(folder, 50)
         self._ordinary = self._originals if frames == 50 else _made(folder, frames)
         self._long = [
-            numbered_video(folder / f"long-{n}.mp4", LONG_FRAMES, cuts=(0,) * n).read_bytes() for n in range(DISTINCT)
+            _once(folder / f"long-{n}.mp4", lambda path, n=n: numbered_video(path, LONG_FRAMES, cuts=(0,) * n))
+            for n in range(DISTINCT)
         ]
         self._ending = KEPT if frames / FPS >= MIN_DURATION_S else ("rejected", "too_short")
         self.published = CHANNEL  # videos of the channel
-        self._small = _small(folder / "small.mp4", 50)
+        self._small = _once(folder / "small.mp4", lambda path: _small(path, 50))
         self._segments = _segments(folder / "stream.ts", self._originals[0])
         self.log: list[Request] = []
         self.delay_s = 0.02  # before each answer, so that requests meet
@@ -273,13 +276,13 @@ class Site:
 
     # --- what it notes
 
-    def _begin(self, host: str, path: str, span: str | None, connection: socket.socket) -> Request:
+    def _begin(self, host: str, path: str, headers: Message, connection: socket.socket) -> Request:
         with self._lock:
             for key, (_, other) in list(self._active.items()):
                 if _hung_up(other):  # its handler will see that in a moment
                     del self._active[key]
             here = sum(request.host == host for request, _ in self._active.values())
-            request = Request(host, path, span, time.monotonic(), here + 1)
+            request = Request(host, path, headers["Range"], headers["Cookie"], time.monotonic(), here + 1)
             self._active[id(request)] = request, connection
             self.log.append(request)
             self._asked[path] += 1
@@ -327,7 +330,7 @@ class _Handler(BaseHTTPRequestHandler):
         self.close_connection = True
         host = self.headers.get("Host", "").rpartition(":")[0]
         self.where = self.path.split("?")[0]
-        self.note = self.site._begin(host, self.where, self.headers.get("Range"), self.connection)
+        self.note = self.site._begin(host, self.where, self.headers, self.connection)
         try:
             slow = re.fullmatch(r"/good-\d*[05]\.mp4", self.where) is not None
             self.site.closing.wait(self.site.delay_s + slow * self.site.slow_s)
@@ -362,7 +365,7 @@ class _Handler(BaseHTTPRequestHandler):
     def head(self, code: int, headers: dict[str, str]) -> None:
         """Status and headers, which are sent with what follows."""
         self.send_response(code)
-        for name, value in ({"Connection": "close"} | headers).items():
+        for name, value in ({"Connection": "close", "Set-Cookie": "visitor=1; Max-Age=9999"} | headers).items():
             self.send_header(name, value)
         self._headers_buffer.append(b"\r\n")  # type: ignore[attr-defined]
 
@@ -505,9 +508,16 @@ def _tagged(video: bytes, tag: str) -> bytes:
 
 def _made(folder: Path, frames: int) -> list[bytes]:
     return [
-        numbered_video(folder / f"{frames}-{n}.mp4", frames, cuts=(frames // (n + 2),)).read_bytes()
+        _once(folder / f"{frames}-{n}.mp4", lambda path, n=n: numbered_video(path, frames, cuts=(frames // (n + 2),)))
         for n in range(DISTINCT)
     ]
+
+
+def _once(path: Path, make: Callable[[Path], object]) -> bytes:
+    """The bytes of a file, which is made unless another site in the same folder made it."""
+    if not path.exists():
+        make(path)
+    return path.read_bytes()
 
 
 def _small(path: Path, frames: int) -> bytes:

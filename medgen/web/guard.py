@@ -1,9 +1,10 @@
 """The guard of a download: every request and every byte of a body passes here, whichever client asks.
 
 Where to: only http and https, only hosts that the policy allows (`medgen.web.host_policy`). The address that was
-checked is the address that is connected to, so a name that resolves anew in between changes nothing. (Behind a proxy
-it is the proxy that connects; then only names are checked.) How: at the rate that all workers share, one request of a
-download at a time. How much: bodies are read in pieces, within limits of size, time, speed and the quotas of bytes.
+checked is the address that is connected to, so a name that resolves anew in between changes nothing, and no other
+client connects (`medgen.web.egress`). (Behind a proxy it is the proxy that connects; then only names are checked.) How:
+at the rate that all workers share, one request of a download at a time. How much: bodies are read in pieces, within
+limits of size, time, speed and the quotas of bytes.
 """
 
 import email.utils
@@ -17,20 +18,21 @@ from contextlib import suppress
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from io import BytesIO
+from typing import Any
 from urllib.parse import urlsplit
 from urllib.response import addinfourl
 
 from yt_dlp.networking.exceptions import TransportError
 
 from medgen.errors import ItemFailed
+from medgen.web.egress import unconfined
 from medgen.web.failures import Refused, Stopped
-from medgen.web.host_policy import HostPolicy, addresses_of, canonical_host, host_of
+from medgen.web.host_policy import Address, HostPolicy, addresses_of, canonical_host, host_of
 from medgen.web.quotas import DownloadQuota
-from medgen.web.rate_limits import HostBusy, RateLimits, Slot
+from medgen.web.rate_limits import LONGEST_PAUSE_S, HostBusy, RateLimits, Slot
 
 MAX_PAGE_BYTES = 64 << 20  # of what is no video: pages, playlists
 CHUNK = 1 << 16
-LONGEST_RETRY_AFTER_S = 3600.0
 
 
 @dataclass
@@ -132,9 +134,9 @@ class WebGuard:
             for ip_address, _ in resolved:
                 self.hosts.check_address(name, ip_address)
         error = OSError(f"host {host!r} has no address")
-        for _, socket_address in resolved:
+        for ip_address, socket_address in resolved:
             try:
-                return socket.create_connection(socket_address[:2], timeout, source_address)
+                return _connected(ip_address, socket_address, timeout, source_address)
             except OSError as failed:
                 error = failed
         raise error
@@ -277,6 +279,26 @@ class GuardedResponse(http.client.HTTPResponse):
             guard.free()
 
 
+def _connected(
+    ip_address: Address,
+    socket_address: tuple[Any, ...],
+    timeout: float | None,
+    source_address: tuple[str, int] | None,
+) -> socket.socket:
+    """A connection to just this address: nothing is resolved once more."""
+    connection = socket.socket(socket.AF_INET if ip_address.version == 4 else socket.AF_INET6, socket.SOCK_STREAM)
+    try:
+        connection.settimeout(timeout)
+        if source_address:
+            connection.bind(source_address)
+        with unconfined():
+            connection.connect(socket_address)
+    except BaseException:
+        connection.close()
+        raise
+    return connection
+
+
 def retry_after(header: str | None) -> float | None:
     """Seconds that a server asks to wait, at most an hour; None when it asks for nothing that can be read.
 
@@ -292,7 +314,7 @@ def retry_after(header: str | None) -> float | None:
         except ValueError:
             return None
         seconds = (until.replace(tzinfo=until.tzinfo or UTC) - datetime.now(UTC)).total_seconds()
-    return min(max(seconds, 0.0), LONGEST_RETRY_AFTER_S) if seconds == seconds else None
+    return min(max(seconds, 0.0), LONGEST_PAUSE_S) if seconds == seconds else None
 
 
 def _first_byte(span: str | None) -> str | None:

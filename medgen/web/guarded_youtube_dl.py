@@ -1,6 +1,7 @@
 """yt-dlp under the guard: all its requests, redirects included, pass `medgen.web.guard`.
 
-yt-dlp sends through urllib; the guard stands there as a handler, and makes the connections too.
+yt-dlp sends through urllib; the guard stands there as a handler, and makes the connections too. It is given no other
+client, and what brings one of its own is `confined`.
 """
 
 import http.client
@@ -8,7 +9,7 @@ import ssl
 import urllib.request
 from collections.abc import Callable, Mapping
 from contextlib import suppress
-from typing import Any
+from typing import Any, cast
 from urllib.parse import urlsplit
 
 import yt_dlp
@@ -18,6 +19,7 @@ from yt_dlp.networking import _urllib as yt_dlp_urllib  # type: ignore[attr-defi
 from yt_dlp.networking.exceptions import HTTPError, TransportError
 
 from medgen.errors import ItemFailed
+from medgen.web.egress import confined, unconfined
 from medgen.web.failures import Refused, Stopped, without_credentials
 from medgen.web.guard import GuardedResponse, WebGuard
 
@@ -32,6 +34,15 @@ class GuardedYoutubeDL(yt_dlp.YoutubeDL):
         self._guard = guard
         super().__init__(options)  # type: ignore[arg-type]  # the stubs' TypedDict of options is private
         guard.proxies = _proxy_hosts(self.proxies)
+
+    def extract_info(self, *arguments: Any, **options: Any) -> Any:
+        # Entries of a list that are asked for later are its caller's to confine.
+        with confined():
+            return super().extract_info(*arguments, **options)
+
+    def urlopen(self, req: Any) -> Any:
+        with confined():
+            return super().urlopen(req)
 
     def add_default_info_extractors(self) -> None:
         # As yt-dlp does, but without comparing all their names with each other, which costs half of a small download.
@@ -56,6 +67,9 @@ class GuardedYoutubeDL(yt_dlp.YoutubeDL):
                 if legacy not in _contexts:
                     _contexts[legacy] = super()._make_sslcontext(legacy_ssl_support=legacy)
                 return _contexts[legacy]
+
+            def _get_proxies(self, request: Any) -> dict[str, str | None]:
+                return dict(self.proxies)  # the operator's, whatever an extractor asks for
 
             def _prepare_headers(self, _: Any, headers: Any) -> None:
                 headers.setdefault("Accept-Encoding", "gzip, deflate")  # what `WebGuard` decompresses
@@ -120,7 +134,7 @@ class _Transport(yt_dlp_urllib.HTTPHandler):  # type: ignore[misc]  # the stubs 
         self._guard = guard
 
     def _make_conn_class(self, base: type[http.client.HTTPConnection], request: Any) -> Callable[..., Any]:
-        guard = self._guard
+        guard, socks = self._guard, request.headers.get("Ytdl-socks-proxy")
 
         class Connection(base):  # type: ignore[valid-type, misc]
             response_class = GuardedResponse
@@ -129,8 +143,16 @@ class _Transport(yt_dlp_urllib.HTTPHandler):  # type: ignore[misc]  # the stubs 
                 self._create_connection = guard.connect
                 super().connect()
 
-        connection: Callable[..., Any] = yt_dlp_urllib.HTTPHandler._make_conn_class(Connection, request)
-        return connection
+        connection = yt_dlp_urllib.HTTPHandler._make_conn_class(Connection, request)
+        if not socks:
+            return cast(Callable[..., Any], connection)
+
+        class ConnectionBySocks(connection):  # type: ignore[valid-type, misc]
+            def connect(self) -> None:  # to the operator's proxy, by code of yt-dlp
+                with unconfined():
+                    super().connect()
+
+        return ConnectionBySocks
 
 
 def _proxy_hosts(proxies: Mapping[str, str | None]) -> frozenset[str]:

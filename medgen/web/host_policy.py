@@ -18,6 +18,9 @@ from medgen.errors import ItemFailed
 from medgen.web.failures import Refused
 
 Address = ipaddress.IPv4Address | ipaddress.IPv6Address
+# Not public either, though not every version of `ipaddress` knows it: the special-purpose registries of IANA, and
+# site-local addresses (RFC 3879), which some networks still use.
+_SPECIAL = tuple(map(ipaddress.ip_network, ("192.0.0.0/24", "64:ff9b:1::/48", "3fff::/20", "fec0::/10")))
 _ADDRESS = re.compile(r"[0-9a-f:]+[.:]", re.IGNORECASE)  # how patterns of addresses begin
 
 
@@ -71,7 +74,8 @@ def _canonical_spelling(pattern: str) -> str:
 
 def _is_public(address: Address) -> bool:
     inner = _inner(address)
-    return inner.is_global and not inner.is_multicast and not inner.is_reserved
+    special = any(inner in network for network in _SPECIAL)
+    return inner.is_global and not inner.is_multicast and not inner.is_reserved and not special
 
 
 def _inner(address: Address) -> Address:

@@ -9,16 +9,16 @@ import os
 import threading
 from collections.abc import Callable, Sequence
 from contextlib import suppress
-from datetime import UTC, datetime
 from pathlib import Path
 from socket import gethostname
 from typing import Protocol
 
-from sqlalchemy import Engine, select, text, update
+from sqlalchemy import Engine, func, select, text, update
 from sqlalchemy.dialects.postgresql import insert as upsert
 
 from medgen.catalog import ByteAccount
 from medgen.errors import ItemFailed
+from medgen.web.egress import unconfined
 
 GRANT_BYTES = 1 << 20  # acquired at once
 
@@ -91,7 +91,7 @@ class SharedQuota:
 
     def left(self) -> int:
         """See `Quota`."""
-        with self._engine.connect() as connection:
+        with unconfined(), self._engine.connect() as connection:
             used = connection.scalar(select(ByteAccount.used).where(ByteAccount.name == self._name))
         return max(0, self.limit - (used or 0))
 
@@ -100,7 +100,7 @@ class SharedQuota:
         self._change(lambda old: used() - old)
 
     def _change(self, by: Callable[[int], int]) -> int:
-        with self._engine.begin() as connection:
+        with unconfined(), self._engine.begin() as connection:  # a lost connection is made anew
             # What a crash of the server forgets of the last moment does no harm; waiting for its disk would.
             connection.execute(text("SET LOCAL synchronous_commit = off"))
             connection.execute(upsert(ByteAccount).values(name=self._name, used=0).on_conflict_do_nothing())
@@ -112,8 +112,13 @@ class SharedQuota:
 
 
 def night_quota(engine: Engine, limit: int) -> SharedQuota:
-    """What may be fetched on the present day, UTC."""
-    return SharedQuota(engine, f"night {datetime.now(UTC):%Y-%m-%d}", "byte_budget_night", limit)
+    """What may be fetched on the present day, UTC, by the clock of the database: all machines have the same night.
+
+    Each day has an account of its own, so a clock that was wrong costs the budget of no more than the day it showed.
+    """
+    with engine.connect() as connection:
+        today = connection.scalar(select(func.to_char(func.timezone("UTC", func.clock_timestamp()), "YYYY-MM-DD")))
+    return SharedQuota(engine, f"night {today}", "byte_budget_night", limit)
 
 
 def store_quota(engine: Engine, folder: Path, limit: int) -> SharedQuota:

@@ -2,7 +2,8 @@
 
 Both limits live in Postgres, which every worker can reach. A request holds one of a host's slots, which are advisory
 locks of the session of its process: when a process is killed, Postgres frees them at once. The interval between
-requests is kept in one row of `HostPace` per host, which says when the host may be asked again.
+requests is kept in one row of `HostPace` per host, which says when the host may be asked again. No row is believed that
+forbids more than a pause that may be asked for: it was written by a clock that has been set back since.
 """
 
 import hashlib
@@ -17,8 +18,11 @@ from sqlalchemy import Connection, Engine, NullPool, TextClause, create_engine, 
 from sqlalchemy.exc import DBAPIError
 
 from medgen.catalog import open_catalog
+from medgen.web.egress import unconfined
 
 LOOK_AGAIN_S = (0.05, 0.15)  # between looks for a slot that another process may have freed
+LONGEST_PAUSE_S = 3600.0  # that a host or a run may ask for
+BELIEVED_S = LONGEST_PAUSE_S + 60.0  # of a pause on record; clocks are set right by some seconds now and then
 
 _TRY_SLOT = text("SELECT pg_try_advisory_lock(:key)")
 _FREE_SLOT = text("SELECT pg_advisory_unlock(:key)")
@@ -26,12 +30,15 @@ _FREE_SLOT = text("SELECT pg_advisory_unlock(:key)")
 _CLAIM = text(
     """INSERT INTO host_pace (host, next_at) VALUES (:host, clock_timestamp() + make_interval(secs => :interval))
     ON CONFLICT (host) DO UPDATE SET next_at = excluded.next_at WHERE host_pace.next_at <= clock_timestamp()
+        OR host_pace.next_at > clock_timestamp() + make_interval(secs => :believed)
     RETURNING host"""
 )
 _WAIT = text("SELECT extract(epoch FROM next_at - clock_timestamp())::float FROM host_pace WHERE host = :host")
 _BACK_OFF = text(
     """INSERT INTO host_pace (host, next_at) VALUES (:host, clock_timestamp() + make_interval(secs => :seconds))
-    ON CONFLICT (host) DO UPDATE SET next_at = greatest(host_pace.next_at, excluded.next_at)
+    ON CONFLICT (host) DO UPDATE SET next_at = CASE
+        WHEN host_pace.next_at > clock_timestamp() + make_interval(secs => :believed) THEN excluded.next_at
+        ELSE greatest(host_pace.next_at, excluded.next_at) END
     RETURNING host"""
 )
 
@@ -76,7 +83,7 @@ class HostRateLimiter:
 
         Args:
             simultaneous: requests under way at once, over all workers.
-            interval_s: seconds from the start of a request to the start of the next.
+            interval_s: seconds from the start of a request to the start of the next, at most LONGEST_PAUSE_S.
             slot_wait_s, interval_wait_s: longest waits for a slot, and for the host's next instant.
 
         Raises:
@@ -91,9 +98,9 @@ class HostRateLimiter:
         return slot
 
     def back_off(self, host: str, seconds: float) -> None:
-        """Nobody asks `host` for the next `seconds`; requests under way go on."""
+        """Nobody asks `host` for the next `seconds`, at most LONGEST_PAUSE_S; requests under way go on."""
         with self._changed:
-            self._run(_BACK_OFF, host=host, seconds=seconds)
+            self._run(_BACK_OFF, host=host, seconds=min(seconds, LONGEST_PAUSE_S), believed=BELIEVED_S)
 
     def close(self) -> None:
         """Frees all slots of this process."""
@@ -120,7 +127,7 @@ class HostRateLimiter:
         deadline = time.monotonic() + longest_s
         while True:
             with self._changed:
-                if self._run(_CLAIM, host=host, interval=interval_s):
+                if self._run(_CLAIM, host=host, interval=min(interval_s, LONGEST_PAUSE_S), believed=BELIEVED_S):
                     return
                 wait: float = self._run(_WAIT, host=host) or 0.0
             if time.monotonic() + wait > deadline:
@@ -146,7 +153,8 @@ class HostRateLimiter:
 
     def _connected(self) -> Connection:
         if self._connection is None:
-            self._connection = self._engine.connect()
+            with unconfined():
+                self._connection = self._engine.connect()
             # An interval that a crash of the server forgets does no harm; waiting for its disk at each request would.
             self._connection.execute(text("SET synchronous_commit = off"))
             self._session += 1

@@ -1,16 +1,18 @@
 """yt-dlp as all steps use it: quiet, without a configuration of its own, and under the guard."""
 
 import logging
+from io import StringIO
 from typing import Any
 
 from pydantic import Field
 
+from medgen.errors import ItemFailed
 from medgen.parameters import Parameters
 from medgen.settings import current
 from medgen.web.guard import MAX_PAGE_BYTES, FetchLimits, WebGuard
 from medgen.web.host_policy import HostPolicy
 from medgen.web.quotas import DownloadQuota
-from medgen.web.rate_limits import RateLimits, open_rate_limiter
+from medgen.web.rate_limits import LONGEST_PAUSE_S, RateLimits, open_rate_limiter
 
 
 class WebParams(Parameters):
@@ -29,7 +31,11 @@ class WebParams(Parameters):
         2, ge=1, exclude=True, description="Requests to a host at once, by all workers together."
     )
     request_interval_s: float = Field(
-        0.2, ge=0, exclude=True, description="Between two requests to a host, by all workers together, seconds."
+        0.2,
+        ge=0,
+        le=LONGEST_PAUSE_S,
+        exclude=True,
+        description="Between two requests to a host, by all workers together, seconds.",
     )
     host_wait_limit_s: float = Field(
         60.0, ge=0, exclude=True, description="What a host that asks for a longer pause has waits for the next run."
@@ -53,7 +59,7 @@ def page_guard(params: WebParams, deadline_s: float) -> WebGuard:
 
 
 def options_of(params: WebParams) -> dict[str, Any]:
-    """Options of yt-dlp that every session has."""
+    """Options of yt-dlp that every session has, for one session. Raises ItemFailed: cookies_unreadable."""
     settings = current()
     logging.getLogger("yt_dlp").setLevel(logging.CRITICAL)  # its errors come back as exceptions
     return {
@@ -65,6 +71,22 @@ def options_of(params: WebParams) -> dict[str, Any]:
         "no_warnings": True,
         "noprogress": True,
         "logger": logging.getLogger("yt_dlp"),
-        "cookiefile": str(settings.yt_dlp_cookies) if settings.yt_dlp_cookies else None,
+        "cookiefile": _cookies(),
         "proxy": settings.yt_dlp_proxy.get_secret_value() if settings.yt_dlp_proxy else None,
     }
+
+
+def _cookies() -> StringIO | None:
+    """A copy of the operator's cookies. yt-dlp writes what sites set into it when its session ends, which is forgotten.
+
+    Raises:
+        ItemFailed: cookies_unreadable.
+    """
+    path = current().yt_dlp_cookies
+    if path is None:
+        return None
+    try:
+        return StringIO(path.expanduser().read_text(encoding="utf-8"))
+    except (OSError, UnicodeDecodeError) as error:
+        why = getattr(error, "strerror", None) or "it is no text in UTF-8"
+        raise ItemFailed("cookies_unreadable", f"the file of MEDGEN_YT_DLP_COOKIES: {why}", transient=True) from error

@@ -33,6 +33,7 @@ from medgen.listings.shard_file import Shard
 from medgen.listings.shards import artifact_shard
 from medgen.listings.sources import Feed
 from medgen.store import ArtifactLost, Store
+from medgen.web.egress import each_confined
 from medgen.web.failures import Refused, failure_of
 from medgen.web.guard import MAX_PAGE_BYTES, FetchLimits, WebGuard
 from medgen.web.guarded_youtube_dl import GuardedYoutubeDL
@@ -149,7 +150,7 @@ def _shards(ledger: Ledger, feed: Feed) -> list[Shard]:
         for number, record in reversed([*enumerate(_deltas(ledger, feed), start=1)])
         if record.outputs
     }  # one that was lost and found again as it was has two records: the first counts
-    lost = ledger.store.missing(deltas)
+    lost = ledger.missing(deltas)
     shards = [artifact_shard(feed.name, name, digest) for digest, name in deltas.items() if digest not in lost]
     return sorted(shards, key=lambda shard: shard.name)
 
@@ -233,7 +234,7 @@ class _Reading:
     def __iter__(self) -> Iterator[dict[str, Any]]:
         try:
             with GuardedYoutubeDL(options_of(self.params) | FLAT, self.guard) as downloader:
-                yield from self._fresh(_entries(downloader, self.url))
+                yield from self._fresh(each_confined(_entries(downloader, self.url)))
         except ItemFailed as failure:
             self.failure = failure
         except (YoutubeDLError, OSError, http.client.HTTPException) as error:
