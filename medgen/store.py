@@ -13,6 +13,7 @@ import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, nullcontext, suppress
+from contextvars import ContextVar
 from dataclasses import dataclass
 from functools import cache, partial
 from itertools import islice
@@ -34,6 +35,8 @@ from medgen.settings import Settings, current
 log = logging.getLogger(__name__)
 
 T = TypeVar("T")
+
+_scratch: ContextVar[list[Path] | None] = ContextVar("scratch", default=None)  # files of the innermost `tidy`
 
 CHUNK = 1 << 20
 # A restarted server is back within a minute or so; a longer outage fails the item, which the next run retries.
@@ -101,15 +104,31 @@ class Store:
 
     def put_bytes(self, data: bytes, media_type: str) -> Artifact:
         """Stores `data`."""
-        path = self.scratch()
-        path.write_bytes(data)
-        return self.put_file(path, media_type)
+        with self.tidy():
+            path = self.scratch()
+            path.write_bytes(data)
+            return self.put_file(path, media_type)
 
     def scratch(self, suffix: str = "") -> Path:
         """A new empty file for work in progress. What a killed process leaves there is swept by `gc`."""
         handle, name = tempfile.mkstemp(dir=self.temporary, suffix=suffix)
         os.close(handle)
-        return Path(name)
+        path = Path(name)
+        if (made := _scratch.get()) is not None:
+            made.append(path)
+        return path
+
+    @contextmanager
+    def tidy(self) -> Iterator[None]:
+        """Removes the scratch files that were made inside the block, in this thread, and are still there after it."""
+        made: list[Path] = []
+        outer = _scratch.set(made)
+        try:
+            yield
+        finally:
+            _scratch.reset(outer)
+            for path in made:
+                path.unlink(missing_ok=True)
 
     def path(self, digest: str) -> Path:
         """Local path of an artifact, fetched and checked first when only S3 has it.
@@ -374,13 +393,13 @@ def _name(digest: str) -> str:
 
 def _etag(path: Path, part_size: int) -> str:
     """The ETag that S3 gives to a file: its MD5, or that of the MD5s of its parts with their number."""
-    digests = []
+    digests: list[bytes] = []
     with path.open("rb") as file:
         while (part := file.read(part_size)) or not digests:
-            digests.append(hashlib.md5(part, usedforsecurity=False))
+            digests.append(hashlib.md5(part, usedforsecurity=False).digest())
     if len(digests) == 1:
-        return digests[0].hexdigest()
-    whole = hashlib.md5(b"".join(digest.digest() for digest in digests), usedforsecurity=False)
+        return digests[0].hex()
+    whole = hashlib.md5(b"".join(digests), usedforsecurity=False)
     return f"{whole.hexdigest()}-{len(digests)}"
 
 
@@ -401,13 +420,17 @@ def _protect(path: Path) -> None:
 
 def _move(path: Path, target: Path, temporary: Path) -> None:
     handle, name = tempfile.mkstemp(dir=temporary)
-    with os.fdopen(handle, "wb") as out, path.open("rb") as source:
-        while chunk := source.read(CHUNK):
-            out.write(chunk)
-        out.flush()
-        os.fsync(out.fileno())
-    Path(name).chmod(READ_ONLY)
-    Path(name).replace(target)
+    copy = Path(name)
+    try:
+        with os.fdopen(handle, "wb") as out, path.open("rb") as source:
+            while chunk := source.read(CHUNK):
+                out.write(chunk)
+            out.flush()
+            os.fsync(out.fileno())
+        copy.chmod(READ_ONLY)
+        copy.replace(target)
+    finally:
+        copy.unlink(missing_ok=True)
     path.unlink()
 
 
