@@ -1,6 +1,9 @@
 """Release: the same content gives the same digest, and the manifest lists every file."""
 
 import json
+import shutil
+import stat
+from pathlib import Path
 from typing import Any
 
 import pyarrow.parquet as pq
@@ -9,8 +12,9 @@ import pytest
 from medgen.canonical import canonical_json
 from medgen.ledger import Outcome, Work
 from medgen.settings import Settings
-from medgen.store import Store
+from medgen.store import Store, open_store
 from tasks.curation.release import ReleaseParams, release
+from tasks.curation.release_files import materialize
 
 
 @pytest.fixture
@@ -70,6 +74,27 @@ def test_tables_hold_what_was_released_and_what_was_not(store):
     assert [(row["subject"], row["reason"]) for row in rejected] == [("c9", "overlay_text")]
     card = store.read(outcome.outputs["card"].sha256).decode()
     assert "2 clips" in card and "| CC0 | 2 |" in card
+
+
+@pytest.mark.parametrize("links", [True, False])
+def test_its_files_are_read_only(home: Path, monkeypatch: pytest.MonkeyPatch, links: bool) -> None:
+    """A clip is the store's own object: who appends to it must be refused. Removing the folder must be easy."""
+
+    def elsewhere(*paths: object) -> None:
+        raise OSError(18, "Invalid cross-device link")
+
+    if not links:
+        monkeypatch.setattr("tasks.curation.release_files.os.link", elsewhere)
+    store = open_store()
+    film = store.put_bytes(b"film", "video/mp4").sha256
+    manifest = released(store, [clip("ca", clip_sha256=film)]).outputs["manifest"].sha256
+    folder = materialize(store, "trial", manifest)
+    files = [path for path in folder.rglob("*") if path.is_file()]
+    assert {path.name for path in files} > {"ca.mp4", "manifest.json", "README.md"}
+    assert {stat.S_IMODE(path.stat().st_mode) for path in files} == {0o444}
+    assert (folder / "clips" / "ca.mp4").samefile(store.path(film)) == links
+    shutil.rmtree(folder)
+    assert materialize(store, "trial", manifest) == folder
 
 
 def test_an_empty_release_is_a_release(store):
