@@ -9,6 +9,8 @@ def deploy() -> None:
     """Register work pool, limits, deployments and automations with the Prefect server at PREFECT_API_URL."""
     from apps.prefect_server import prefect_server
 
-    with report_expected_errors(), prefect_server(current().home) as url:
+    with report_expected_errors(), prefect_server(current().home) as server:
         register(tag_limits())
-        out.print(f"registered with {url}: see `prefect deployment ls` and `prefect automation ls`", soft_wrap=True)
+        out.print(
+            f"registered with {server.url}: see `prefect deployment ls` and `prefect automation ls`", soft_wrap=True
+        )

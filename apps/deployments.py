@@ -20,8 +20,16 @@ if TYPE_CHECKING:  # Prefect reads its settings once, when it is imported
 
 ROOT = Path(__file__).resolve().parent.parent
 POOL = "medgen"  # as in prefect.yaml
+HEARTBEAT_S = 30  # between the signs of life of a run; the least that Prefect takes
 TAG = "medgen"
 AUTOMATIONS = ROOT / "infra" / "automations.yaml"
+NO_NUMBER_BUT_NAN = {"minimum": 1, "maximum": 0}  # JSON schema; see `strict_schema`
+# A run is asked for with parameters and nothing else: neither its command nor its environment is for a caller to
+# choose. Prefect fills in the command that runs the flow.
+JOB_TEMPLATE = {
+    "variables": {"type": "object", "properties": {}, "additionalProperties": False},
+    "job_configuration": {"stream_output": True},
+}
 NOTIFIER = "medgen"  # name of the notification block that automations write to, where there is one
 
 
@@ -40,11 +48,11 @@ def register(limits: Mapping[str, int]) -> None:
     """
     from prefect.client.orchestration import get_client
     from prefect.client.schemas.actions import WorkPoolCreate
-    from prefect.workers.process import ProcessWorker
 
-    template = ProcessWorker.get_default_base_job_template()
     with get_client(sync_client=True) as client:
-        client.create_work_pool(WorkPoolCreate(name=POOL, type="process", base_job_template=template), overwrite=True)
+        client.create_work_pool(
+            WorkPoolCreate(name=POOL, type="process", base_job_template=JOB_TEMPLATE), overwrite=True
+        )
         for tag, limit in limits.items():
             client.create_concurrency_limit(tag, limit)
         done = subprocess.run(
@@ -57,18 +65,33 @@ def register(limits: Mapping[str, int]) -> None:
         for deployment in our_deployments(client):
             flow = client.read_flow(deployment.flow_id).name
             names[f"{flow}/{deployment.name}"] = deployment.id
-            # Prefect lets unknown parameters pass and then crashes the run: have them refused when a run is asked for.
-            schema = {**(deployment.parameter_openapi_schema or {}), "additionalProperties": False}
             client.request(
                 "PATCH",
                 "/deployments/{id}",
                 path_params={"id": deployment.id},
                 json={
-                    "parameter_openapi_schema": schema,
+                    "parameter_openapi_schema": strict_schema(deployment.parameter_openapi_schema or {}),
                     "parameters": with_current_names(flow, deployment.parameters),
                 },
             )
         _register_automations(client, names)
+
+
+def strict_schema(schema: Mapping[str, Any]) -> dict[str, Any]:
+    """A deployment's schema that refuses, when a run is asked for, what Prefect's server would let pass.
+
+    Unknown parameters, which would crash the run; and NaN, which is no JSON, but the server reads it, and it lies
+    within any minimum and maximum, because it compares with nothing. Infinity the parameters' own limits refuse.
+    """
+    properties = {name: _without_nan(known) for name, known in schema.get("properties", {}).items()}
+    return {**schema, "properties": properties, "additionalProperties": False}
+
+
+def _without_nan(schema: Mapping[str, Any]) -> dict[str, Any]:
+    """A parameter's schema, of a number or of several, that refuses NaN."""
+    if schema.get("type") == "array" and "items" in schema:
+        return {**schema, "items": _without_nan(schema["items"])}
+    return {**schema, "not": NO_NUMBER_BUT_NAN} if schema.get("type") == "number" else dict(schema)
 
 
 def with_current_names(flow: str, parameters: Mapping[str, Any]) -> dict[str, Any]:
@@ -94,6 +117,8 @@ def _register_automations(client: "SyncPrefectClient", deployments: Mapping[str,
     ]
     for entry in yaml.safe_load(AUTOMATIONS.read_text()):
         message = entry.pop("message", "")
+        if heartbeats := entry["trigger"].pop("within_heartbeats", None):
+            entry["trigger"]["within"] = heartbeats * HEARTBEAT_S
         for action in entry["actions"]:
             if name := action.pop("deployment", None):
                 action |= {"source": "selected", "deployment_id": str(deployments[name])}

@@ -1,19 +1,17 @@
 """`medgen metrics`: figures of the installation for Prometheus, read from the catalog at each scrape."""
 
 import shutil
-import signal
-import threading
 from collections.abc import Iterable
-from contextlib import suppress
 from typing import Annotated
 
 import typer
-from prometheus_client import CollectorRegistry, start_http_server
+from prometheus_client import CollectorRegistry, make_asgi_app
 from prometheus_client.core import GaugeMetricFamily, Metric
 from prometheus_client.registry import Collector
 from sqlalchemy import Engine, text
 
 from apps.console import out, report_expected_errors
+from apps.host_check import AllowHost, HostCheck
 
 # Counts over all that stands. Superseded attempts are left out.
 _STEP_RUNS = "SELECT step, status, count(*) FROM step_run WHERE NOT superseded GROUP BY step, status"
@@ -74,16 +72,15 @@ def registry(engine: Engine, home: str) -> CollectorRegistry:
 def metrics(
     port: Annotated[int, typer.Option(help="Port of the endpoint.")] = 9464,
     host: Annotated[str, typer.Option(help="Address to listen on.")] = "127.0.0.1",
+    allow_host: AllowHost = None,
 ) -> None:
     """Serve figures of the installation to Prometheus, at /metrics. Ctrl-C stops."""
+    from apps.serve import listen, serve
     from medgen.catalog import open_catalog
     from medgen.settings import current
 
-    signal.signal(signal.SIGTERM, signal.default_int_handler)  # a service manager's way to say Ctrl-C
-    with report_expected_errors(OSError):
-        engine = open_catalog()
-        server, _ = start_http_server(port, host, registry(engine, str(current().home)))
-        out.print(f"http://{host}:{server.server_port}/metrics   (Ctrl-C stops)", soft_wrap=True)
-        with suppress(KeyboardInterrupt):
-            threading.Event().wait()
-        server.shutdown()
+    with report_expected_errors():
+        figures = make_asgi_app(registry(open_catalog(), str(current().home)))
+        listening, url = listen(host, port)
+        out.print(f"{url}/metrics   (Ctrl-C stops)", soft_wrap=True)
+        serve(HostCheck(figures, host, allow_host or ()), listening)

@@ -1,27 +1,36 @@
-"""The Prefect server of this installation, for when `PREFECT_API_URL` names none; its deployment and its worker.
+"""The Prefect server of this installation, for when `PREFECT_API_URL` names none.
 
-One server per installation, shared by all its processes; the last one to leave stops it.
+One server per installation, shared by all its processes; the last one to leave stops it, and it ends by itself when all
+of them were killed. Only who knows the installation's secret may use it (see `apps.prefect_access`).
 """
 
 import fcntl
+import json
+import logging
 import os
 import socket
 import subprocess
 import sys
 import time
-import urllib.error
-import urllib.request
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from contextlib import contextmanager, suppress
+from dataclasses import asdict, dataclass
 from pathlib import Path
 
 import psutil
 
-from apps.deployments import POOL, ROOT, our_deployments, register
+from apps.deployments import HEARTBEAT_S, ROOT
+from apps.prefect_access import auth_string, proves_itself
 from medgen.errors import RunStopped
+from medgen.home import private_home
+
+log = logging.getLogger(__name__)
 
 START_LIMIT_S = 120.0
-STOP_LIMIT_S = 5.0
+STOP_LIMIT_S = 10.0
+MOST_REVIVALS = 5  # before it is given up
+BACKOFF_S = 1.0  # before it is started again; doubled each time
+STEADY_S = 600.0  # a server that lived so long is no hopeless case
 # Offline and quiet: no analytics, and no V2 UI, which loads from outside.
 ENVIRONMENT = {
     "PREFECT_SERVER_ANALYTICS_ENABLED": "false",
@@ -34,6 +43,7 @@ ENVIRONMENT = {
     "PREFECT_SERVER_SERVICES_TASK_RUN_RECORDER_FLUSH_INTERVAL": "1",
     # A run that was asked for should not wait 10 s for the worker to look.
     "PREFECT_WORKER_QUERY_SECONDS": "2",
+    "PREFECT_FLOWS_HEARTBEAT_FREQUENCY": str(HEARTBEAT_S),
 }
 
 
@@ -41,9 +51,74 @@ class ServerDidNotStart(RunStopped):
     """The Prefect server died or did not answer in time, or it refused the deployment."""
 
 
+@dataclass(frozen=True)
+class _Process:
+    """A server as it stands on record. Its start tells it from another process that got its number later."""
+
+    pid: int
+    started: float  # seconds since the epoch, as psutil has it
+    url: str
+
+    def lives(self) -> bool:
+        with suppress(psutil.Error):
+            process = psutil.Process(self.pid)
+            return process.create_time() == self.started and process.status() != psutil.STATUS_ZOMBIE
+        return False
+
+
+class Server:
+    """A Prefect server that this process uses.
+
+    Args:
+        url: of its API.
+        folder: Prefect's files of the installation; None: somebody else's server.
+    """
+
+    def __init__(self, url: str, folder: Path | None = None, process: _Process | None = None) -> None:
+        self.url = url
+        self.folder = folder
+        self.process = process
+        self.revivals = 0
+        self.since = time.monotonic()
+
+    def revive(self) -> None:
+        """Starts the installation's server again, at the same address, if it has died.
+
+        Raises:
+            ServerDidNotStart: it died again and again.
+        """
+        if self.folder is None or self.process is None or self.process.lives():
+            return
+        if time.monotonic() - self.since > STEADY_S:
+            self.revivals = 0
+        if self.revivals >= MOST_REVIVALS:
+            raise ServerDidNotStart(f"the Prefect server died {self.revivals + 1} times; see {_log(self.folder)}")
+        log.warning("the Prefect server at %s died; it is started again", self.url)
+        time.sleep(BACKOFF_S * 2**self.revivals)
+        self.revivals += 1
+        with (self.folder / "start.lock").open("w") as starting:
+            fcntl.flock(starting, fcntl.LOCK_EX)
+            self.process = _running(self.folder) or _started(self.folder, int(self.url.split(":")[2].split("/")[0]))
+        self.since = time.monotonic()
+
+    def stop(self) -> None:
+        """Ends it. Its lock must be held."""
+        assert self.folder and self.process
+        _record(self.folder).unlink(missing_ok=True)
+        if not self.process.lives():
+            return
+        with suppress(psutil.Error):
+            process = psutil.Process(self.process.pid)
+            process.terminate()
+            try:
+                process.wait(STOP_LIMIT_S)
+            except psutil.TimeoutExpired:
+                process.kill()
+
+
 @contextmanager
-def prefect_server(home: Path, port: int | None = None) -> Iterator[str]:
-    """Yields the API URL of a running server and points this process's Prefect at it.
+def prefect_server(home: Path, port: int | None = None) -> Iterator[Server]:
+    """Yields a running server and points this process's Prefect at it.
 
     Must be entered before `prefect` is imported, which reads its settings once.
 
@@ -53,22 +128,24 @@ def prefect_server(home: Path, port: int | None = None) -> Iterator[str]:
 
     Raises:
         ServerDidNotStart: names the log file.
+        HomeUnusable: as `private_home`.
     """
     os.environ.update({name: value for name, value in ENVIRONMENT.items() if name not in os.environ})
     if url := os.environ.get("PREFECT_API_URL"):
-        yield url
+        yield Server(url)
         return
-    folder = home / "prefect"
+    folder = private_home(home) / "prefect"
     folder.mkdir(parents=True, exist_ok=True)
     os.environ.setdefault("PREFECT_HOME", str(folder))
     with (folder / "start.lock").open("w") as starting, (folder / "use.lock").open("w") as using:
         fcntl.flock(starting, fcntl.LOCK_EX)
         fcntl.flock(using, fcntl.LOCK_SH)
-        url, pid = _running(folder) or _started(folder, port)
+        process = _running(folder) or _started(folder, port)
         fcntl.flock(starting, fcntl.LOCK_UN)
-        os.environ["PREFECT_API_URL"] = url
+        os.environ |= {"PREFECT_API_URL": process.url, "PREFECT_API_AUTH_STRING": auth_string(folder)}
+        server = Server(process.url, folder, process)
         try:
-            yield url
+            yield server
         finally:
             fcntl.flock(starting, fcntl.LOCK_EX)
             try:
@@ -76,135 +153,66 @@ def prefect_server(home: Path, port: int | None = None) -> Iterator[str]:
             except BlockingIOError:
                 pass  # others still use it
             else:
-                _stop(folder, pid)
+                server.stop()
 
 
-@contextmanager
-def worker(home: Path, limit: int, tag_limits: Mapping[str, int]) -> Iterator[subprocess.Popen[bytes]]:
-    """Registers the deployments and runs them in processes; they end with it, and what they have done stays done.
-
-    Args:
-        home: the installation's data folder. Flow runs must find it, wherever they start.
-        limit: flow runs at once.
-        tag_limits: tag → task runs at once.
-
-    Raises:
-        ServerDidNotStart: another worker of this installation is at work.
-        DeploymentRefused: the server refuses a deployment.
-    """
-    with (home / "prefect" / "worker.lock").open("w") as lock:
-        try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            raise ServerDidNotStart(f"`medgen up` runs already, at {os.environ['PREFECT_API_URL']}") from None
-        register(tag_limits)
-        if (known := _running(home / "prefect")) and known[0] == os.environ["PREFECT_API_URL"]:
-            _end_orphans()
-        with _worker_process(home, limit) as process:
-            yield process
+def running_server(home: Path) -> str | None:
+    """URL of the API of the installation's server, if one runs."""
+    process = _running(home / "prefect")
+    return process.url if process else None
 
 
-def _end_orphans() -> None:
-    """Ends, on record, the runs whose worker was killed: as long as they seem to run, no other run may start."""
-    from prefect.client.orchestration import get_client
-    from prefect.client.schemas.filters import FlowRunFilter
-    from prefect.states import Crashed
-
-    with get_client(sync_client=True) as client:
-        orphans = {
-            "deployment_id": {"any_": [deployment.id for deployment in our_deployments(client)]},
-            "state": {"type": {"any_": ["PENDING", "RUNNING", "CANCELLING"]}},
-        }
-        for run in client.read_flow_runs(flow_run_filter=FlowRunFilter.model_validate(orphans)):
-            message = "its worker was stopped; what was done stays done, the next run goes on"
-            client.set_flow_run_state(run.id, Crashed(message=message), force=True)
+def _record(folder: Path) -> Path:
+    return folder / "server"
 
 
-@contextmanager
-def _worker_process(home: Path, limit: int) -> Iterator[subprocess.Popen[bytes]]:
-    # What the flow and the steps say belongs into the log of the run.
-    environment = {"MEDGEN_HOME": str(home), "PREFECT_LOGGING_LEVEL": "INFO", "PREFECT_LOGGING_EXTRA_LOGGERS": "medgen"}
-    process = subprocess.Popen(
-        [sys.executable, "-m", "prefect", "--no-prompt", "worker", "start", "--pool", POOL, "--limit", str(limit)],
-        cwd=ROOT,
-        env=os.environ | environment,
-        start_new_session=True,  # Ctrl-C is for us; we end it
-    )
+def _log(folder: Path) -> Path:
+    return folder / "server.log"
+
+
+def _running(folder: Path) -> _Process | None:
+    """The server on record, if it is the same process still and knows our secret: anybody's may have its port now."""
     try:
-        yield process
-    finally:
-        # A worker that is told to stop waits for its runs, which may last for hours; they die with it.
-        # Each is in a session of its own, so that a signal to the worker's group would not reach it.
-        with suppress(psutil.NoSuchProcess):
-            family = [psutil.Process(process.pid)]
-            family += family[0].children(recursive=True)
-            family[0].terminate()
-            with suppress(subprocess.TimeoutExpired):
-                process.wait(STOP_LIMIT_S)
-            with suppress(psutil.NoSuchProcess):
-                family += family[0].children(recursive=True)  # a run that it was just starting
-            for member in family:
-                with suppress(psutil.NoSuchProcess):
-                    member.kill()
-            psutil.wait_procs(family[1:], STOP_LIMIT_S)  # nobody is left who could use the database
-        process.wait()
-
-
-def _running(folder: Path) -> tuple[str, int] | None:
-    try:
-        pid, url = (folder / "server").read_text().split()
-    except (FileNotFoundError, ValueError):
+        process = _Process(**json.loads(_record(folder).read_text()))
+    except (OSError, ValueError, TypeError):
         return None
-    return (url, int(pid)) if _healthy(url) else None
+    return process if process.lives() and proves_itself(process.url, auth_string(folder)) else None
 
 
-def _started(folder: Path, port: int | None) -> tuple[str, int]:
+def _started(folder: Path, port: int | None) -> _Process:
     if port and _taken(port):
         raise ServerDidNotStart(f"port {port} is taken; choose another")
     port = port or _free_port()
-    url = f"http://127.0.0.1:{port}/api"
-    log_path = folder / "server.log"
-    environment = os.environ | {"PREFECT_SERVER_UI_API_URL": url}
+    origin = f"http://127.0.0.1:{port}"
+    url, auth = f"{origin}/api", auth_string(folder)
+    environment = os.environ | {
+        "PREFECT_SERVER_UI_API_URL": url,
+        "PREFECT_SERVER_API_AUTH_STRING": auth,
+        "PREFECT_API_AUTH_STRING": auth,
+        "PREFECT_SERVER_CORS_ALLOWED_ORIGINS": origin,
+        "PREFECT_SERVER_API_CSRF_PROTECTION_ENABLED": "true",
+    }
     environment.pop("PREFECT_API_URL", None)
-    with log_path.open("ab") as log:
+    with _log(folder).open("ab") as output:
         process = subprocess.Popen(
-            [sys.executable, "-m", "prefect", "server", "start", "--host", "127.0.0.1", "--port", str(port)],
+            [sys.executable, "-m", "apps.prefect_app", "--port", str(port), "--installation", str(folder)],
+            cwd=ROOT,
             stdin=subprocess.DEVNULL,
-            stdout=log,
-            stderr=log,
+            stdout=output,
+            stderr=output,
             env=environment,
+            umask=0o077,
             start_new_session=True,  # Ctrl-C is for us, not for the server that others may share
         )
     deadline = time.monotonic() + START_LIMIT_S
-    while not _healthy(url):
+    while not proves_itself(url, auth):
         if process.poll() is not None or time.monotonic() > deadline:
             process.kill()
-            raise ServerDidNotStart(f"the Prefect server on port {port} did not start; see {log_path}")
+            raise ServerDidNotStart(f"the Prefect server on port {port} did not start; see {_log(folder)}")
         time.sleep(0.1)
-    (folder / "server").write_text(f"{process.pid} {url}")
-    return url, process.pid
-
-
-def _stop(folder: Path, pid: int) -> None:
-    (folder / "server").unlink(missing_ok=True)
-    try:
-        os.kill(pid, 15)
-        for _ in range(100):
-            if os.waitpid(pid, os.WNOHANG)[0]:
-                return
-            time.sleep(0.1)
-        os.kill(pid, 9)
-    except (ProcessLookupError, ChildProcessError):
-        return  # another process started it, or it is gone
-
-
-def _healthy(url: str) -> bool:
-    try:
-        with urllib.request.urlopen(f"{url}/health", timeout=2) as answer:
-            status: int = answer.status
-            return status == 200
-    except (urllib.error.URLError, OSError):
-        return False
+    known = _Process(process.pid, psutil.Process(process.pid).create_time(), url)
+    _record(folder).write_text(json.dumps(asdict(known)))
+    return known
 
 
 def _taken(port: int) -> bool:

@@ -1,7 +1,8 @@
 """`medgen up`."""
 
 import signal
-from typing import Annotated
+import time
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
@@ -9,20 +10,43 @@ from apps.console import out, report_expected_errors, stop
 from apps.deployments import tag_limits
 from medgen.settings import current
 
+if TYPE_CHECKING:
+    from apps.prefect_server import Server
+
+LOOK_S = 1.0  # between looks at server and worker
+
 
 def up(
     port: Annotated[int, typer.Option(help="Port of the Prefect UI, on loopback.")] = 4200,
     worker_limit: Annotated[int, typer.Option(help="Flow runs at once.")] = 1,
 ) -> None:
     """Start Prefect's server, UI and a worker with the deployments of prefect.yaml. Ctrl-C stops them."""
-    from apps.prefect_server import prefect_server, worker
+    from apps.prefect_server import prefect_server
+    from apps.worker import worker
 
     signal.signal(signal.SIGTERM, signal.default_int_handler)  # ends like Ctrl-C, from the first moment on
-    with report_expected_errors(), prefect_server(current().home, port) as url:
+    with report_expected_errors(), prefect_server(current().home, port) as server:
         from medgen.catalog import open_catalog
 
         open_catalog()  # flow runs share its embedded Postgres, which stays up between them
-        with worker(current().home, worker_limit, tag_limits()) as process:
-            out.print(f"Prefect UI: [bold]{url.removesuffix('/api')}[/]   (Ctrl-C stops)", soft_wrap=True)
-            process.wait()
+        with worker(current().home, server, worker_limit, tag_limits()) as process:
+            _tell(server)
+            while process.poll() is None:
+                server.revive()
+                time.sleep(LOOK_S)
         stop("the worker ended by itself")
+
+
+def _tell(server: "Server") -> None:
+    """Where the UI is and how to get in. The secret is shown to a person only, not to a log."""
+    from apps.prefect_access import auth_string, log_in_link
+
+    page = server.url.removesuffix("/api")
+    if server.folder is None:
+        out.print(f"Prefect UI: [bold]{page}[/]   (Ctrl-C stops)", soft_wrap=True)
+    elif out.is_terminal:
+        link = log_in_link(server.url, auth_string(server.folder))
+        out.print(f"Prefect UI: [bold]{link}[/]   (Ctrl-C stops)", soft_wrap=True, highlight=False)
+    else:
+        secret = server.folder / "auth"
+        out.print(f"Prefect UI: {page}   (Ctrl-C stops; log in with what {secret} holds)", soft_wrap=True)

@@ -8,11 +8,12 @@ from playwright.sync_api import Browser, sync_playwright
 
 
 @contextmanager
-def chromium() -> Iterator[Browser]:
-    """A browser without any network but loopback."""
+def chromium(*names: str) -> Iterator[Browser]:
+    """A browser without any network but loopback, which it also finds under these names."""
     program = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
     assert program, "the tests need chromium"
-    rules = "--host-resolver-rules=MAP * ~NOTFOUND, EXCLUDE 127.0.0.1"
+    ours = "".join(f"MAP {name} 127.0.0.1, " for name in names)
+    rules = f"--host-resolver-rules={ours}MAP * ~NOTFOUND, EXCLUDE 127.0.0.1"
     with sync_playwright() as playwright:
         browser = playwright.chromium.launch(executable_path=program, args=["--no-sandbox", rules])
         yield browser

@@ -20,6 +20,7 @@ from minio.error import MinioAdminException
 from minio.minioadmin import MinioAdmin
 from prefect.client.schemas.schedules import CronSchedule
 
+from apps.deployments import HEARTBEAT_S
 from medgen.migrations import upgrade
 from medgen.postgres import embedded_url
 from medgen.settings import Settings
@@ -241,6 +242,12 @@ def test_servers_do_not_call_home(config):
     assert environment["PREFECT_SERVER_ANALYTICS_ENABLED"] == environment["PREFECT_SERVER_UI_V2_ENABLED"] == "false"
     assert environment["DO_NOT_TRACK"] == "1"
     assert environment["PREFECT_SERVER_API_AUTH_STRING"] == SECRETS["PREFECT_API_AUTH_STRING"]
+    assert environment["PREFECT_SERVER_API_CSRF_PROTECTION_ENABLED"] == "true"
+    assert environment["PREFECT_SERVER_CORS_ALLOWED_ORIGINS"] == "http://127.0.0.1:4200"
+    command = config["services"]["prefect-server"]["command"]
+    assert command[:3] == ["python", "-m", "apps.prefect_app"] and command[-2:] == ["--allow-host", "prefect-server"]
+    heartbeats = config["services"]["worker"]["environment"]["PREFECT_FLOWS_HEARTBEAT_FREQUENCY"]
+    assert heartbeats == str(HEARTBEAT_S)
 
 
 def test_worker_settings_are_understood(config, monkeypatch):

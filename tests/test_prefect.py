@@ -1,5 +1,6 @@
 """`medgen up`: Prefect's real server, pages and worker, with all deployments, started from their forms."""
 
+import json
 import os
 import shutil
 import signal
@@ -11,6 +12,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from datetime import datetime
+from functools import cached_property
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
@@ -24,9 +26,11 @@ from pydicom.data import get_testdata_file
 from pydicom.pixels import pixel_array
 
 from apps.demo.server import serve
+from apps.prefect_access import log_in_link
 from flows.refresh import FIRST, RefreshParameters
 from tests.browser import chromium
 from tests.conftest import free_port, medgen, medgen_running
+from tests.foreign_page import REBOUND, SOCKET, foreign_page, read_by, try_all
 from tests.run_form import SCREEN, RunForm, failure_on_screen
 
 SECRET = "sk-not-for-any-page"
@@ -53,8 +57,18 @@ class Up:
     process: subprocess.Popen[str]
     output: list[str] = field(default_factory=list)
 
-    def __post_init__(self) -> None:
-        self.api = httpx.Client(base_url=f"{self.url}/api", timeout=60)
+    @cached_property
+    def auth(self) -> str:
+        """What opens the server, from its file."""
+        return (self.home / "prefect" / "auth").read_text()
+
+    @cached_property
+    def api(self) -> httpx.Client:
+        """A client that the server knows."""
+        client = httpx.Client(base_url=f"{self.url}/api", timeout=60, auth=tuple(self.auth.split(":")))
+        token = client.get("/csrf-token", params={"client": "tests"}).json()["token"]
+        client.headers.update({"Prefect-Csrf-Token": token, "Prefect-Csrf-Client": "tests"})
+        return client
 
     def read(self) -> None:
         """Empties the pipe of the process, which would otherwise stop when it is full."""
@@ -147,9 +161,12 @@ def up(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Up]:
 
 
 @pytest.fixture(scope="module")
-def browser_page() -> Iterator[Page]:
+def browser_page(up: Up) -> Iterator[Page]:
+    """A browser that has logged in by the link that `medgen up` shows."""
     with chromium() as browser:
-        yield browser.new_page(viewport=SCREEN, reduced_motion="reduce")
+        page = browser.new_page(viewport=SCREEN, reduced_motion="reduce")
+        page.goto(log_in_link(f"{up.url}/api", up.auth))
+        yield page
 
 
 @pytest.fixture(scope="module")
@@ -402,6 +419,63 @@ def test_second_up_is_refused(up: Up, tmp_path: Path) -> None:
     assert f"runs already, at {up.url}" in same.stderr
 
 
+def test_no_web_page_can_ask_for_a_run_or_read_one(up: Up, tmp_path: Path) -> None:
+    """Simple and preflighted requests, forms and sockets of a foreign page, and of one under a rebound name."""
+    made, port = tmp_path / "made", up.url.rpartition(":")[2]
+    path = f"/api/deployments/{up.deployment['id']}/create_flow_run"
+    body = json.dumps({"job_variables": {"command": f"touch {made}"}})
+    before = {run["id"] for run in up.listed("flow_runs") if not run["auto_scheduled"]}
+    with foreign_page() as page:
+        try_all(page, up.url + path, body)
+        try_all(page, f"{up.url}/api/flow_runs/filter")
+        assert page.evaluate(SOCKET, f"ws://127.0.0.1:{port}/api/events/in") == "refused"
+        assert page.evaluate(SOCKET, f"ws://{REBOUND}:{port}/api/events/in") == "refused"
+        page.goto(f"http://{REBOUND}:{port}/")
+        assert read_by(page, "/api/flow_runs/filter", method="POST", body="{}")[0] == 400
+        assert read_by(page, "/ui-settings")[0] == read_by(page, "/medgen/proof?challenge=1")[0] == 400
+    foreign = httpx.Client(base_url=up.url)
+    assert foreign.post(path, json={}).status_code in (401, 403)
+    assert foreign.post("/api/flow_runs/filter", json={}, auth=up.api.auth).status_code == 403  # no CSRF token
+    assert foreign.get("/api/version").status_code == 401
+    for headers in ({"Host": f"{REBOUND}:{port}"}, {"Host": "192.168.0.7"}, {"Origin": "http://attacker.test"}):
+        assert up.api.get("/version", headers=headers).status_code in (400, 403), headers
+    assert up.api.options("/flow_runs/filter", headers={"Origin": "http://attacker.test"}).status_code == 403
+    assert {run["id"] for run in up.listed("flow_runs") if not run["auto_scheduled"]} == before
+    assert not made.exists()
+
+
+@pytest.mark.parametrize(
+    "chosen", [{"command": "touch /tmp/x"}, {"env": {"A": "b"}}, {"working_dir": "/"}, {"image": "x"}]
+)
+def test_who_asks_for_a_run_chooses_its_parameters_alone(up: Up, chosen: dict[str, Any]) -> None:
+    path = f"/deployments/{up.deployment['id']}/create_flow_run"
+    answer = up.ask("POST", path, {"parameters": {}, "job_variables": chosen})
+    assert answer.status_code == 422 and next(iter(chosen)) in answer.text
+
+
+def test_the_secret_is_for_its_owner_alone(up: Up) -> None:
+    folder = up.home / "prefect"
+    assert (folder / "auth").stat().st_mode & 0o777 == 0o600
+    assert (folder / "prefect.db").stat().st_mode & 0o077 == 0
+    assert up.auth not in "".join(up.output)  # which is no terminal
+
+
+def test_a_run_gives_signs_of_life_as_often_as_is_asked(up: Up, first: dict[str, Any]) -> None:
+    """What marks a run as crashed waits for several heartbeats, however long the run lasts."""
+    (rule,) = (found for found in up.listed("automations") if found["name"] == "medgen: runs that died")
+    asked = {
+        "event": {"name": ["prefect.flow-run.heartbeat"]},
+        "resource": {"id": [f"prefect.flow-run.{first['id']}"]},
+    }
+    seen = up.ask("POST", "/events/filter", {"filter": asked, "limit": 50}).json()["events"]
+    lasted = first["total_run_time"]
+    (worker,) = (pid for pid, command in processes(up.home).items() if "apps.worker_process" in command)
+    told = dict(pair.partition("=")[::2] for pair in Path(f"/proc/{worker}/environ").read_text().split("\0"))
+    period = float(told["PREFECT_FLOWS_HEARTBEAT_FREQUENCY"])
+    assert rule["trigger"]["within"] >= 3 * period
+    assert len(seen) >= 1 + lasted // (1.5 * period)
+
+
 def test_term_ends_everything_and_the_next_up_can_run(up: Up, videos: Path) -> None:
     answer = up.ask_for_run(sources=[str(videos)], release_prefix="cutoff", frame_similarity=0.5)
     path = f"/flow_runs/{answer.json()['id']}"
@@ -413,6 +487,29 @@ def test_term_ends_everything_and_the_next_up_can_run(up: Up, videos: Path) -> N
         assert later.ask("GET", path).json()["state_name"] == "Crashed"
         slots = later.ask("POST", "/v2/concurrency_limits/filter", {}).json()
         assert {limit["active_slots"] for limit in slots if limit["name"].startswith("deployment:")} == {0}
+        _server_dies_and_comes_back(later, path)
+        later.process.kill()
+        until(lambda: not left(up.home), 60, lambda: f"outlived the command: {left(up.home)}")
+    assert not (up.home / "prefect" / "server").exists()
+
+
+def _server_dies_and_comes_back(up: Up, path: str) -> None:
+    (server,) = (pid for pid, command in processes(up.home).items() if "apps.prefect_app" in command)
+    os.kill(server, signal.SIGKILL)
+
+    def answers() -> bool:
+        assert up.process.poll() is None, "".join(up.output)
+        with suppress(httpx.HTTPError):
+            return up.api.get(path).status_code == 200
+        return False
+
+    until(answers, 90, lambda: f"the server does not come back\n{''.join(up.output)}")
+    assert any("died; it is started again" in " ".join(line.split()) for line in ["".join(up.output)])
+
+
+def left(home: Path) -> dict[int, str]:
+    """The processes of an installation but for Postgres, which the next command takes over."""
+    return {pid: command for pid, command in processes(home).items() if "postgres" not in command.split(" ")[0]}
 
 
 def release_artifact(up: Up, run: dict[str, Any]) -> tuple[str, str]:

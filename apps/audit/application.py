@@ -1,6 +1,7 @@
 """The site as a FastAPI application: all pages, what they share, and the answers to errors."""
 
 import logging
+from collections.abc import Iterable
 from pathlib import Path
 from urllib.parse import quote
 
@@ -35,6 +36,7 @@ from apps.audit.reading import TooSlow, read_only_engine
 from apps.audit.reasons import in_words
 from apps.audit.site import Site, query, site_of
 from apps.history import Unknown
+from apps.host_check import HostCheck
 from medgen import __version__
 from medgen.errors import ItemFailed
 from medgen.ledger import Ledger
@@ -49,11 +51,12 @@ PAGES = (
 )  # fmt: skip
 
 
-def create_site(token: str | None = None, *, loopback: bool = True) -> FastAPI:
+def create_site(token: str | None = None, *, listening: str = "127.0.0.1", allowed: Iterable[str] = ()) -> FastAPI:
     """The site over this installation's catalog and store.
 
     Args:
-        token, loopback: as `Access`.
+        token: as `Access`.
+        listening, allowed: as `HostCheck`.
     """
     pc.equal(pa.array(["a"]), "a")  # pyarrow's first comparison loads pandas: now, not while somebody waits
     app = FastAPI(title="medgen audit", docs_url=None, redoc_url=None, openapi_url=None)
@@ -67,7 +70,8 @@ def create_site(token: str | None = None, *, loopback: bool = True) -> FastAPI:
     app.add_exception_handler(TooSlow, _too_slow)
     app.add_exception_handler(SQLAlchemyError, _catalog_error)
     app.add_exception_handler(ItemFailed, _store_error)
-    app.add_middleware(Access, token=token, loopback=loopback)
+    app.add_middleware(Access, token=token)
+    app.add_middleware(HostCheck, listening=listening, allowed=allowed)
     return app
 
 

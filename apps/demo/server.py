@@ -14,6 +14,8 @@ from io import BytesIO
 from pathlib import Path
 from typing import Any, BinaryIO, Literal
 
+from apps.host_check import host_of, is_loopback
+
 
 @contextmanager
 def serve(folder: Path, port: int = 8791) -> Iterator[str]:
@@ -49,6 +51,9 @@ class _Handler(SimpleHTTPRequestHandler):
     }
 
     def send_head(self) -> BytesIO | BinaryIO | None:
+        if not is_loopback(host_of(self.headers.get("Host", ""))):
+            self.send_error(HTTPStatus.BAD_REQUEST, "asked under a foreign name")
+            return None
         path = Path(self.translate_path(self.path))
         if not path.is_file():
             self.send_error(HTTPStatus.NOT_FOUND)

@@ -1,6 +1,5 @@
 """`medgen study`: new, open, invite, list, results, withdraw."""
 
-import socket
 import sys
 from collections.abc import Mapping
 from datetime import UTC, datetime
@@ -13,6 +12,7 @@ from rich.progress import Progress
 from rich.table import Table
 
 from apps.console import Json, err, out, print_json, report_expected_errors
+from apps.host_check import AllowHost, HostCheck, is_loopback
 
 if TYPE_CHECKING:  # loaded when a command needs it
     from tasks.evaluation.study import NewStudy
@@ -89,30 +89,23 @@ def open_study(
     name: Name,
     host: Annotated[str, typer.Option(help="Address to listen on; 0.0.0.0 for all.")] = "127.0.0.1",
     port: Annotated[int, typer.Option(min=1, max=65535, help="Port to listen on.")] = 8008,
+    allow_host: AllowHost = None,
 ) -> None:
     """Serve the pages of a study until Ctrl-C. Answers are saved one by one; stop and open again as you like."""
-    import uvicorn
-
+    from apps.serve import listen, serve
     from apps.study.results import read_ratings
     from apps.study.site import study_site
     from medgen.ledger import open_ledger
 
-    with report_expected_errors(OSError):
+    with report_expected_errors():
         ledger = open_ledger()
         raters = sum(rater.withdrawn_at is None for rater in read_ratings(ledger.engine, name).raters)
-        # No access log: the links in it hold the raters' tokens.
-        config = uvicorn.Config(
-            study_site(ledger, name), host=host, port=port, access_log=False, log_level="error", server_header=False
-        )
-        server = uvicorn.Server(config)
-        listener = config.bind_socket()
-        # Or else each answer on a kept connection waits 40 ms between its headers and its body.
-        listener.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-        shown = "127.0.0.1" if host == "0.0.0.0" else host
-        out.print(f"{name} is open for {raters} raters at http://{shown}:{port}   (Ctrl-C stops)", soft_wrap=True)
-        if host not in ("127.0.0.1", "::1", "localhost"):
-            err.print("[yellow]plain HTTP: for raters elsewhere put a proxy with TLS before it[/]")
-        server.run(sockets=[listener])
+        listening, url = listen(host, port)
+        shown = url.replace("0.0.0.0", "127.0.0.1")
+        out.print(f"{name} is open for {raters} raters at {shown}   (Ctrl-C stops)", soft_wrap=True)
+        if not is_loopback(host):
+            err.print("[yellow]plain HTTP: for raters elsewhere put a proxy with TLS before it (--allow-host NAME)[/]")
+        serve(HostCheck(study_site(ledger, name), host, allow_host or ()), listening)
 
 
 @study_app.command("invite")
