@@ -2,6 +2,7 @@
 
 import errno
 import json
+import math
 import sys
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -11,6 +12,8 @@ import typer
 from pydantic import ValidationError
 from rich.console import Console
 from rich.markup import escape
+
+from medgen.parameters import complaints
 
 _ROOM = "Free some space (`medgen gc` helps), or point MEDGEN_HOME at a larger disk; then run the same command again."
 _RIGHT = "Make it writable for the user who runs medgen, or name another folder in MEDGEN_HOME."
@@ -30,6 +33,13 @@ Settings = Annotated[
     list[str] | None,
     typer.Option("--set", metavar="NAME=VALUE", help="Set any parameter of the refresh; see `medgen parameters`."),
 ]
+
+
+def finite(value: float | None) -> float | None:
+    """For options: refuses NaN and infinity, which click takes for numbers."""
+    if value is not None and not math.isfinite(value):
+        raise typer.BadParameter(f"{value} is not a finite number")
+    return value
 
 
 def parse_settings(pairs: Sequence[str]) -> dict[str, Any]:
@@ -63,8 +73,7 @@ def report_expected_errors(*expected: type[Exception]) -> Iterator[None]:
     try:
         yield
     except ValidationError as error:
-        lines = [f"{'.'.join(map(str, e['loc'])) or 'settings'}: {e['msg']}" for e in error.errors()]
-        stop("bad parameters or settings:\n  " + "\n  ".join(lines), code=2)
+        stop("bad parameters or settings:\n  " + "\n  ".join(complaints(error)), code=2)
     except OSError as error:
         if not (fault := fault_of_the_place(error)) and not isinstance(error, known):
             raise

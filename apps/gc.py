@@ -4,11 +4,13 @@ from typing import Annotated
 
 import typer
 
-from apps.console import Json, out, print_json, report_expected_errors
+from apps.console import Json, finite, out, print_json, report_expected_errors
 
 
 def gc(
-    grace_minutes: Annotated[float, typer.Option(help="Leave what is younger: work may be in progress.")] = 60.0,
+    grace_minutes: Annotated[
+        float, typer.Option(callback=finite, help="Leave what is younger: work may be in progress.")
+    ] = 60.0,
     dry_run: Annotated[bool, typer.Option(help="Only count.")] = False,
     as_json: Json = False,
 ) -> None:

@@ -35,7 +35,7 @@ from tasks.curation.download_policy import DownloadParams
 from tasks.curation.steps import steps
 
 # Every frame counts as medical, so that all of the video goes through all steps.
-CLASSIFY = classify.ClassifyParams(medical_threshold=0.0, frame_frame_similarity=-1.0)
+CLASSIFY = classify.ClassifyParams(medical_threshold=0.0, frame_similarity=-1.0)
 WARM_UP_S = 8.0
 
 

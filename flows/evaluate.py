@@ -12,6 +12,7 @@ from flows.make_flow import Summary, make_flow
 from flows.run_name import run_name
 from medgen.errors import RunStopped
 from medgen.ledger import Ledger, open_ledger
+from medgen.parameters import MOST_ITEMS
 from medgen.shard import ShardResult
 from models.generation.prompt_set import MEDICAL
 from tasks.evaluation import measure_video
@@ -39,7 +40,7 @@ class EvaluateParameters(MeasureParams, MllmJudgeParams, GenerationParams):
     videos: tuple[str, ...] = Field((), description="Folders of other systems' videos, NAME=FOLDER.")
     baseline: str = Field("", description="What the others are tested against: a model as above, or NAME of a folder.")
     prompts: str = Field(MEDICAL, description="medical (the packaged set), or a .txt, .csv or .jsonl file.")
-    limit: int = Field(0, ge=0, description="Only so many prompts, spread over categories; 0: all.")
+    limit: int = Field(0, ge=0, le=MOST_ITEMS, description="Only so many prompts, spread over categories; 0: all.")
     against: str = Field("", description="Training release that near copies are looked for in; empty: none.")
     against_labels: str = Field(
         "", description="CSV with clip_id and label: classes of those clips, for retrieval; empty: their categories."

@@ -15,7 +15,9 @@ class GcParameters(Parameters):
 
     model_config = ConfigDict(extra="forbid")
 
-    grace_minutes: float = Field(60.0, ge=0, description="Leave what is younger: work may be in progress.")
+    grace_minutes: float = Field(
+        60.0, ge=0, le=36500 * 1440, description="Leave what is younger: work may be in progress."
+    )
     dry_run: bool = Field(False, description="Only count.")
 
 

@@ -7,11 +7,12 @@ from typing import Any, TypeVar
 from prefect import Flow, get_run_logger
 from prefect.context import FlowRunContext
 from prefect.states import Failed
+from pydantic import ValidationError
 
 from flows.flow_signature import flow_signature
 from flows.runner import task_runner
 from medgen.errors import ItemFailed, RunStopped
-from medgen.parameters import Parameters
+from medgen.parameters import Parameters, complaints
 from models import ModelUnavailable
 
 P = TypeVar("P", bound=Parameters)
@@ -20,16 +21,31 @@ Summary = dict[str, Any]
 
 
 class MedgenFlow(Flow[..., Summary]):
-    """A flow that accepts the former names of its parameters where Python calls it.
+    """A flow that checks its parameters as a whole, and accepts the former names that they had.
 
-    A run of a deployment starts with its parameters as Prefect's server has them: `apps.deployments` registers them by
-    the names that they have now.
+    Where Python calls it, they are checked before there is a run. A run of a deployment starts with what Prefect's
+    server has checked one by one, against the schema that `apps.deployments` registers: what does not fit together
+    ends it at its start, with a message for people.
     """
 
     parameters_type: type[Parameters] = Parameters
 
-    def __call__(self, *arguments: Any, **named: Any) -> Any:
-        return super().__call__(*arguments, **self.parameters_type.with_current_names(named))
+    def __call__(self, *arguments: Any, return_state: bool = False, wait_for: Any = None, **named: Any) -> Any:
+        """Runs the flow. Raises ValidationError: bad parameters."""
+        current = self.parameters_type.with_current_names(named)
+        self.parameters_type(**current)
+        return super().__call__(*arguments, return_state=return_state, wait_for=wait_for, **current)
+
+    def validate_parameters(self, parameters: dict[str, Any]) -> dict[str, Any]:
+        """All parameters of a run, typed. Bad ones pass as they are: the run itself says what is wrong with them."""
+        fields = self.parameters_type.model_fields
+        current = self.parameters_type.with_current_names(parameters)
+        try:
+            checked = self.parameters_type(**current)
+        except ValidationError:
+            defaults = {name: field.get_default() for name, field in fields.items() if not field.is_required()}
+            return defaults | {name: value for name, value in current.items() if name in fields}
+        return {name: getattr(checked, name) for name in fields}
 
 
 def make_flow(
@@ -74,7 +90,7 @@ def _reporting_expected_errors(function: Callable[[P], Summary], parameters: typ
 
     def run(**arguments: Any) -> Any:
         try:
-            return function(parameters(**arguments))
+            return function(_checked(parameters, arguments))
         except (RunStopped, ItemFailed, ModelUnavailable) as error:
             if FlowRunContext.get() is None:
                 raise
@@ -82,3 +98,18 @@ def _reporting_expected_errors(function: Callable[[P], Summary], parameters: typ
             return Failed(message=str(error), data=error)
 
     return run
+
+
+def _checked(parameters: type[P], arguments: dict[str, Any]) -> P:
+    """The parameters of a run, with those that it was asked for under a name that there is not.
+
+    Raises:
+        RunStopped: there is such a one, or a bad value, or values that do not go together.
+    """
+    context = FlowRunContext.get()
+    asked = context.flow_run.parameters if context and context.flow_run else {}
+    unknown = {name: value for name, value in asked.items() if not parameters.knows(name)}
+    try:
+        return parameters(**unknown | arguments)
+    except ValidationError as error:
+        raise RunStopped("bad parameters: " + "; ".join(complaints(error))) from None

@@ -9,6 +9,7 @@ from pydantic import ConfigDict, Field
 from flows.flow_signature import subset
 from flows.make_flow import Summary, make_flow
 from medgen.ledger import open_ledger
+from medgen.parameters import MOST_ITEMS
 from tasks.operations import recheck as step
 from tasks.prefect_step import StepProgress
 
@@ -19,7 +20,9 @@ class RecheckParameters(step.RecheckParams):
     model_config = ConfigDict(extra="forbid")
 
     older_than_days: float = Field(30.0, ge=0, le=36500, description="Leave out what was asked for since.")
-    most_videos: int = Field(1000, ge=1, description="At most so many videos, the longest unasked first.")
+    most_videos: int = Field(
+        1000, ge=1, le=MOST_ITEMS, description="At most so many videos, the longest unasked first."
+    )
 
 
 def _recheck(parameters: RecheckParameters) -> Summary:

@@ -9,6 +9,7 @@ from pydantic import ConfigDict, Field
 from flows.flow_signature import subset
 from flows.make_flow import Summary, make_flow
 from medgen.ledger import Ledger, Record, open_ledger
+from medgen.parameters import MOST_ITEMS
 from medgen.shard import ShardResult
 from models.training.config import TrainConfig
 from models.training.nano import NANO
@@ -30,8 +31,10 @@ class TrainParameters(TrainParams):
 
     release: str = Field(min_length=1, description="Release to train on; see `medgen release list`.")
     base_seed: int = Field(0, ge=0, lt=2**63, description="nano: seed of its weights and of the VAE's training.")
-    vae_steps: int = Field(400, ge=0, description="nano: steps of the VAE's training; 0: a linear transform coder.")
-    vae_clips: int = Field(64, ge=1, description="nano: most clips that the VAE is trained on.")
+    vae_steps: int = Field(
+        400, ge=0, le=MOST_ITEMS, description="nano: steps of the VAE's training; 0: a linear transform coder."
+    )
+    vae_clips: int = Field(64, ge=1, le=MOST_ITEMS, description="nano: most clips that the VAE is trained on.")
     encode_shards: int = Field(4, ge=1, le=1000, exclude=True, description="Task runs that share the encoding.")
     sample_videos: bool = Field(True, exclude=True, description="Make videos with the trained model at the end.")
     sample_prompts: tuple[str, ...] = Field(

@@ -7,7 +7,7 @@ from typing import Any
 from pydantic import Field
 
 from medgen.errors import ItemFailed
-from medgen.parameters import Parameters
+from medgen.parameters import MOST_SECONDS, Parameters
 from medgen.settings import current
 from medgen.web.guard import MAX_PAGE_BYTES, FetchLimits, WebGuard
 from medgen.web.host_policy import HostPolicy
@@ -25,10 +25,10 @@ class WebParams(Parameters):
     )
     denied_hosts: tuple[str, ...] = Field((), description="Hosts never to fetch from, with * as wildcard.")
     stall_limit_s: float = Field(
-        20.0, gt=0, exclude=True, description="A server silent for longer counts as hanging, seconds."
+        20.0, gt=0, le=MOST_SECONDS, exclude=True, description="A server silent for longer counts as hanging, seconds."
     )
     per_host_downloads: int = Field(
-        2, ge=1, exclude=True, description="Requests to a host at once, by all workers together."
+        2, ge=1, le=1000, exclude=True, description="Requests to a host at once, by all workers together."
     )
     request_interval_s: float = Field(
         0.2,
@@ -38,7 +38,11 @@ class WebParams(Parameters):
         description="Between two requests to a host, by all workers together, seconds.",
     )
     host_wait_limit_s: float = Field(
-        60.0, ge=0, exclude=True, description="What a host that asks for a longer pause has waits for the next run."
+        60.0,
+        ge=0,
+        le=MOST_SECONDS,
+        exclude=True,
+        description="What a host that asks for a longer pause has waits for the next run.",
     )
 
     @property

@@ -13,8 +13,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import Field
 
+from medgen.parameters import Parameters
 from models import ModelUnavailable
 from models.generation.video_diffusion import INDEX, as_uint8, check_pipeline, open_pipeline, read_sampling
 
@@ -51,10 +52,8 @@ class OutOfMemory(RuntimeError):
     """The device's memory does not suffice; the message says what helps."""
 
 
-class GeneratorOptions(BaseModel):
+class GeneratorOptions(Parameters):
     """How a pipeline is run. Those of its fields that may change pixels are part of a video's settings."""
-
-    model_config = ConfigDict(frozen=True)
 
     dtype: Literal["auto", "float32", "bfloat16"] = Field(
         "auto", description="Arithmetic; auto: bfloat16 on a GPU, float32 on a CPU."
@@ -66,7 +65,10 @@ class GeneratorOptions(BaseModel):
     )
     cache: Cache = Field("none", description="Reuse of the transformer's work between steps; videos differ slightly.")
     cache_threshold: float = Field(
-        0.05, gt=0, description="first_block: the change below which blocks are skipped; more is faster and coarser."
+        0.05,
+        gt=0,
+        le=1000,
+        description="first_block: the change below which blocks are skipped; more is faster and coarser.",
     )
     offload: Literal["none", "model", "group"] = Field(
         "none", description="Keep parts in main memory while they wait: model (whole parts) or group (some layers)."

@@ -2,17 +2,16 @@
 
 from typing import Any, Literal, get_args
 
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import Field, model_validator
 
+from medgen.parameters import MOST_ITEMS, Parameters
 from models.training.clip_frames import read_geometries
 
 Preset = Literal["nano", "wan-1.3b-lora", "wan-1.3b-full", "wan-14b-lora", "paper-lora"]
 
 
-class TrainConfig(BaseModel):
+class TrainConfig(Parameters):
     """All that decides what a run learns. Fields marked `exclude` decide only how it is run and kept."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
 
     # what is trained, and on what
     pretrained_model_name_or_path: str = Field(
@@ -23,28 +22,28 @@ class TrainConfig(BaseModel):
     buckets: str = Field(
         "81x480x832", description="Allowed frames x height x width of clips, comma-separated; each takes the best fit."
     )
-    fps: float = Field(16.0, gt=0, description="Frames per second that clips are sampled at (Wan: 16).")
+    fps: float = Field(16.0, gt=0, le=1000, description="Frames per second that clips are sampled at (Wan: 16).")
     max_sequence_length: int = Field(512, ge=1, le=4096, description="Tokens of a caption; shorter are zero-padded.")
     validation_share: float = Field(0.1, ge=0, lt=1, description="Share of source videos held out of training.")
     detailed_share: float = Field(0.5, ge=0, le=1, description="How often the detailed caption is used, 0 to 1.")
     caption_dropout: float = Field(0.1, ge=0, le=1, description="How often the caption is left empty, for guidance.")
 
     # optimisation
-    max_train_steps: int = Field(1000, ge=1, description="Optimiser steps.")
-    train_batch_size: int = Field(1, ge=1, description="Samples per process and forward pass.")
-    gradient_accumulation_steps: int = Field(1, ge=1, description="Forward passes per optimiser step.")
-    num_processes: int = Field(1, ge=1, description="Processes; with accelerate, one per GPU.")
-    learning_rate: float = Field(1e-4, gt=0, description="Peak learning rate of AdamW.")
+    max_train_steps: int = Field(1000, ge=1, le=MOST_ITEMS, description="Optimiser steps.")
+    train_batch_size: int = Field(1, ge=1, le=100_000, description="Samples per process and forward pass.")
+    gradient_accumulation_steps: int = Field(1, ge=1, le=100_000, description="Forward passes per optimiser step.")
+    num_processes: int = Field(1, ge=1, le=100_000, description="Processes; with accelerate, one per GPU.")
+    learning_rate: float = Field(1e-4, gt=0, le=1000, description="Peak learning rate of AdamW.")
     lr_scheduler: Literal[
         "constant", "constant_with_warmup", "linear", "cosine", "cosine_with_restarts", "polynomial"
     ] = Field("constant_with_warmup", description="Schedule of the learning rate, as diffusers names it.")
-    lr_warmup_steps: int = Field(0, ge=0, description="Steps over which the learning rate rises.")
-    lr_num_cycles: int = Field(1, ge=1, description="Hard restarts of cosine_with_restarts.")
+    lr_warmup_steps: int = Field(0, ge=0, le=MOST_ITEMS, description="Steps over which the learning rate rises.")
+    lr_num_cycles: int = Field(1, ge=1, le=MOST_ITEMS, description="Hard restarts of cosine_with_restarts.")
     adam_beta1: float = Field(0.9, ge=0, lt=1, description="AdamW β1.")
     adam_beta2: float = Field(0.999, ge=0, lt=1, description="AdamW β2.")
-    adam_weight_decay: float = Field(0.01, ge=0, description="AdamW decoupled weight decay.")
-    adam_epsilon: float = Field(1e-8, gt=0, description="AdamW ε.")
-    max_grad_norm: float = Field(1.0, gt=0, description="Gradients are clipped to this norm.")
+    adam_weight_decay: float = Field(0.01, ge=0, le=1000, description="AdamW decoupled weight decay.")
+    adam_epsilon: float = Field(1e-8, gt=0, le=1, description="AdamW ε.")
+    max_grad_norm: float = Field(1.0, gt=0, le=1e9, description="Gradients are clipped to this norm.")
     mixed_precision: Literal["no", "bf16"] = Field("bf16", description="Arithmetic; bf16 is refused where missing.")
     gradient_checkpointing: bool = Field(True, description="Recompute activations: less memory, a third more time.")
     seed: int = Field(0, ge=0, lt=2**31, description="Seed of everything random.")
@@ -52,31 +51,37 @@ class TrainConfig(BaseModel):
     ema_decay: float = Field(0.999, ge=0, lt=1, description="Decay of the moving average.")
 
     # adapters
-    rank: int = Field(32, ge=1, description="LoRA: rank.")
-    lora_alpha: int = Field(32, ge=1, description="LoRA: scale; adapters count alpha / rank times.")
+    rank: int = Field(32, ge=1, le=100_000, description="LoRA: rank.")
+    lora_alpha: int = Field(32, ge=1, le=MOST_ITEMS, description="LoRA: scale; adapters count alpha / rank times.")
     lora_dropout: float = Field(0.0, ge=0, lt=1, description="LoRA: dropout.")
     lora_layers: str = Field("to_k,to_q,to_v,to_out.0", description="LoRA: modules, comma-separated name endings.")
     merge_lora: bool = Field(True, description="LoRA: deliver a pipeline with the adapter merged in, beside it.")
 
     # flow matching
     weighting_scheme: Literal["none", "logit_normal"] = Field("logit_normal", description="How timesteps are drawn.")
-    logit_mean: float = Field(0.0, description="Mean of logit_normal.")
-    logit_std: float = Field(1.0, gt=0, description="Standard deviation of logit_normal.")
-    flow_shift: float = Field(3.0, gt=0, description="Shift of timesteps towards noise (Wan 480p: 3, 720p: 5).")
+    logit_mean: float = Field(0.0, ge=-1000, le=1000, description="Mean of logit_normal.")
+    logit_std: float = Field(1.0, gt=0, le=1000, description="Standard deviation of logit_normal.")
+    flow_shift: float = Field(
+        3.0, gt=0, le=1000, description="Shift of timesteps towards noise (Wan 480p: 3, 720p: 5)."
+    )
 
     # validation
-    validation_steps: int = Field(500, ge=1, description="Steps between validations.")
-    validation_samples: int = Field(64, ge=0, description="Held-out clips behind the validation loss.")
+    validation_steps: int = Field(500, ge=1, le=MOST_ITEMS, description="Steps between validations.")
+    validation_samples: int = Field(64, ge=0, le=MOST_ITEMS, description="Held-out clips behind the validation loss.")
     validation_timesteps: int = Field(4, ge=1, le=50, description="Fixed noise levels per clip.")
     validation_prompts: tuple[str, ...] = Field((), description="Prompts made into videos at each validation.")
-    validation_inference_steps: int = Field(30, ge=1, description="Denoising steps of those videos.")
-    guidance_scale: float = Field(5.0, ge=0, description="Guidance of those videos; 1 or less is none.")
+    validation_inference_steps: int = Field(30, ge=1, le=10_000, description="Denoising steps of those videos.")
+    guidance_scale: float = Field(5.0, ge=0, le=1000, description="Guidance of those videos; 1 or less is none.")
 
     # how it is run and kept: no part of a run's identity
-    checkpointing_steps: int = Field(500, ge=1, exclude=True, description="Steps between checkpoints.")
-    checkpoints_total_limit: int = Field(2, ge=1, exclude=True, description="Checkpoints kept; older ones go.")
+    checkpointing_steps: int = Field(500, ge=1, le=MOST_ITEMS, exclude=True, description="Steps between checkpoints.")
+    checkpoints_total_limit: int = Field(
+        2, ge=1, le=MOST_ITEMS, exclude=True, description="Checkpoints kept; older ones go."
+    )
     preflight: bool = Field(True, exclude=True, description="Check everything for a minute before the long part.")
-    cache_latents_gb: float = Field(4.0, ge=0, exclude=True, description="Memory for encoded clips, GiB per process.")
+    cache_latents_gb: float = Field(
+        4.0, ge=0, le=1e6, exclude=True, description="Memory for encoded clips, GiB per process."
+    )
 
     @model_validator(mode="after")
     def _fits(self) -> "TrainConfig":

@@ -18,6 +18,7 @@ from medgen.canonical import digest_of, rounded
 from medgen.errors import ItemFailed
 from medgen.handover import Handover
 from medgen.ledger import Outcome, StepIdentity, Work, open_ledger
+from medgen.parameters import MOST_ITEMS, MOST_SECONDS
 from medgen.shard import ShardResult, Step
 from medgen.store import Store, open_store
 from models.classifiers.augmentation import Arm, Fold, Sample, split, training_set
@@ -41,14 +42,20 @@ class FitParams(EmbedParams):
 
     folds: int = Field(3, ge=2, le=20, description="Parts of the real sources; each is tested once for each seed.")
     temporal_head: TemporalHead = Field("attention", description="What looks at the frozen embeddings over time.")
-    head_steps: int = Field(150, ge=1, description="Training steps of a head, the same in every arm.")
-    tune_steps: int = Field(300, ge=1, description="Training steps of a whole network, the same in every arm.")
-    tune_batch: int = Field(8, ge=1, description="Videos in a step of a whole network's training.")
-    tune_learning_rate: float = Field(1e-4, gt=0, description="Of a whole network; its new last layer takes 10 times.")
+    head_steps: int = Field(150, ge=1, le=MOST_ITEMS, description="Training steps of a head, the same in every arm.")
+    tune_steps: int = Field(
+        300, ge=1, le=MOST_ITEMS, description="Training steps of a whole network, the same in every arm."
+    )
+    tune_batch: int = Field(8, ge=1, le=10_000, description="Videos in a step of a whole network's training.")
+    tune_learning_rate: float = Field(
+        1e-4, gt=0, le=1000, description="Of a whole network; its new last layer takes 10 times."
+    )
     classifier_device: Literal["auto", "cpu", "cuda"] = Field(
         "auto", exclude=True, description="Where whole networks are trained; auto: a GPU when there is one."
     )
-    fit_limit_s: float = Field(6 * 3600.0, gt=0, exclude=True, description="Longest time of one training, seconds.")
+    fit_limit_s: float = Field(
+        6 * 3600.0, gt=0, le=MOST_SECONDS, exclude=True, description="Longest time of one training, seconds."
+    )
 
 
 class FitDetail(TypedDict):

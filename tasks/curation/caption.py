@@ -17,7 +17,7 @@ from medgen.errors import ItemFailed
 from medgen.handover import Handover
 from medgen.ledger import Outcome, StepIdentity, Work
 from medgen.media import Limits, evenly_spaced, pictures
-from medgen.parameters import Parameters
+from medgen.parameters import MOST_SECONDS, Parameters
 from medgen.settings import current
 from medgen.shard import Item, Past, Step
 from medgen.store import Store
@@ -42,6 +42,8 @@ SCORES = frozenset({"brief_words", "detailed_words", "brief_unsupported_terms", 
 class CaptionParams(Parameters):
     """Parameters of caption."""
 
+    in_order = (("brief_min_words", "brief_max_words"), ("detailed_min_words", "detailed_max_words"))
+
     captioner: str = Field(
         "evidence_template",
         description="openai:MODEL, transformers:NAME_OR_FOLDER, or evidence_template, which sees no picture.",
@@ -49,17 +51,21 @@ class CaptionParams(Parameters):
     caption_prompts: str = Field(
         "v1", exclude=True, description="Version of the prompts, or a folder with detailed.txt, brief.txt, again.txt."
     )
-    caption_attempts: int = Field(3, ge=1, description="Answers asked for until a caption passes its checks.")
+    caption_attempts: int = Field(3, ge=1, le=100, description="Answers asked for until a caption passes its checks.")
     caption_terms: TermPolicy = Field(
         "specific", description="Terms that need support on record: specific (diagnoses, procedures, drugs), all, none."
     )
-    max_unsupported_terms: int = Field(0, ge=0, description="Unsupported terms that a caption may name.")
-    brief_min_words: int = Field(12, ge=1, description="Fewest words of a brief caption (15 to 30 are asked for).")
-    brief_max_words: int = Field(36, ge=1, description="Most words of a brief caption.")
-    detailed_min_words: int = Field(60, ge=1, description="Fewest words of a detailed caption (about 170 asked for).")
-    detailed_max_words: int = Field(260, ge=1, description="Most words of a detailed caption.")
+    max_unsupported_terms: int = Field(0, ge=0, le=10_000, description="Unsupported terms that a caption may name.")
+    brief_min_words: int = Field(
+        12, ge=1, le=10_000, description="Fewest words of a brief caption (15 to 30 are asked for)."
+    )
+    brief_max_words: int = Field(36, ge=1, le=10_000, description="Most words of a brief caption.")
+    detailed_min_words: int = Field(
+        60, ge=1, le=10_000, description="Fewest words of a detailed caption (about 170 asked for)."
+    )
+    detailed_max_words: int = Field(260, ge=1, le=10_000, description="Most words of a detailed caption.")
     caption_batch: int = Field(
-        1, ge=1, description="Questions that a transformers model answers at once; 1: exactly repeatable."
+        1, ge=1, le=10_000, description="Questions that a transformers model answers at once; 1: exactly repeatable."
     )
     # Left out of records where they are not set, so that steps without a speech model keep their keys.
     speech_model: str = Field(
@@ -70,13 +76,18 @@ class CaptionParams(Parameters):
     speech_batch: int = Field(
         1,
         ge=1,
+        le=10_000,
         exclude_if=lambda batch: batch == 1,
         description="Stretches of sound that the speech model hears at once; 1: exactly repeatable.",
     )
-    caption_price_in: float = Field(0, ge=0, exclude=True, description="Price of a million tokens sent.")
-    caption_price_out: float = Field(0, ge=0, exclude=True, description="Price of a million tokens answered.")
+    caption_price_in: float = Field(0, ge=0, le=1e6, exclude=True, description="Price of a million tokens sent.")
+    caption_price_out: float = Field(0, ge=0, le=1e6, exclude=True, description="Price of a million tokens answered.")
     caption_limit_s: float = Field(
-        600.0, gt=0, exclude=True, description="Longest wait for one answer of an endpoint, retries included, seconds."
+        600.0,
+        gt=0,
+        le=MOST_SECONDS,
+        exclude=True,
+        description="Longest wait for one answer of an endpoint, retries included, seconds.",
     )
 
 

@@ -24,7 +24,7 @@ from medgen.canonical import canonical_json, rounded
 from medgen.handover import Handover
 from medgen.ledger import Outcome, Record, StepIdentity, Work
 from medgen.media import decode_jpeg
-from medgen.parameters import Parameters
+from medgen.parameters import MOST_SECONDS, Parameters
 from medgen.shard import Item, Past, Step
 from medgen.store import Store
 from models.segmentation.category import DESCRIPTION_CHARS, category
@@ -38,6 +38,7 @@ class ClassifyParams(Parameters):
     """Parameters of classify."""
 
     former_names = MappingProxyType({"model": "frame_encoder", "similarity": "frame_similarity"})
+    in_order = (("min_clip_s", "max_clip_s"),)
 
     frame_encoder: str = Field("mobilenet_v2", description="mobilenet_v2, or a CLIP-class hub name or folder.")
     frame_head: str = Field(
@@ -48,16 +49,18 @@ class ClassifyParams(Parameters):
     )
     medical_threshold: float = Field(0.5, ge=0, le=1, description="A frame with this probability is medical.")
     frame_similarity: float = Field(0.55, ge=-1, le=1, description="τ: cosine that neighbouring frames must exceed.")
-    min_clip_s: float = Field(6.0, gt=0, description="Shortest clip, seconds (paper: 6).")
-    max_clip_s: float = Field(10.0, gt=0, description="Longest clip, seconds (paper: mostly 6 to 10).")
+    min_clip_s: float = Field(6.0, gt=0, le=MOST_SECONDS, description="Shortest clip, seconds (paper: 6).")
+    max_clip_s: float = Field(10.0, gt=0, le=MOST_SECONDS, description="Longest clip, seconds (paper: mostly 6 to 10).")
     gap_tolerance_s: float = Field(
-        0.0, ge=0, description="Interruptions up to this long are bridged, seconds (paper: none)."
+        0.0, ge=0, le=MOST_SECONDS, description="Interruptions up to this long are bridged, seconds (paper: none)."
     )
     to_shot_edge: bool = Field(
         True,
         description="Stretches reach to a shot's edge less than a sample away; false: they end with samples (paper).",
     )
-    classify_limit_s: float = Field(3600.0, gt=0, exclude=True, description="Slower work is stopped, seconds.")
+    classify_limit_s: float = Field(
+        3600.0, gt=0, le=MOST_SECONDS, exclude=True, description="Slower work is stopped, seconds."
+    )
 
 
 class ClassifiedClip(TypedDict):

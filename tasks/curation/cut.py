@@ -24,7 +24,7 @@ from medgen.handover import Handover
 from medgen.ledger import Outcome, Record, StepIdentity, Work
 from medgen.media import Limits, decode_jpeg
 from medgen.media import cut as cut_video
-from medgen.parameters import Parameters
+from medgen.parameters import MOST_PIXELS, MOST_PIXELS_A_SIDE, MOST_SECONDS, Parameters
 from medgen.shard import Item, Past, Step
 from medgen.store import Artifact, Store
 from models.segmentation.borders import Borders, detect_borders
@@ -33,6 +33,10 @@ from tasks.curation.curation_step import CurationStep
 from tasks.curation.download import DOWNLOAD
 from tasks.curation.segment import SEGMENT
 
+X264Preset = Literal[
+    "ultrafast", "superfast", "veryfast", "faster", "fast", "medium", "slow", "slower", "veryslow", "placebo"
+]
+
 
 class CutParams(Parameters):
     """Parameters of cut."""
@@ -40,11 +44,17 @@ class CutParams(Parameters):
     former_names = MappingProxyType({"preset": "x264_preset"})
 
     crop_borders: bool = Field(True, description="Crop black borders away where a large enough picture remains.")
-    min_inner_short_side: int = Field(480, ge=16, description="Short side that must remain after a crop, pixels.")
+    min_inner_short_side: int = Field(
+        480, ge=16, le=MOST_PIXELS_A_SIDE, description="Short side that must remain after a crop, pixels."
+    )
     crf: int = Field(18, ge=0, le=51, description="H.264 quality of clips (lower is better).")
-    x264_preset: str = Field("veryfast", description="x264 preset.")
-    max_pixels: int = Field(4096 * 2304, gt=0, description="Videos with larger pictures are refused, pixels.")
-    cut_limit_s: float = Field(600.0, gt=0, exclude=True, description="Slower cuts are stopped, seconds.")
+    x264_preset: X264Preset = Field("veryfast", description="x264 preset.")
+    max_pixels: int = Field(
+        4096 * 2304, gt=0, le=MOST_PIXELS, description="Videos with larger pictures are refused, pixels."
+    )
+    cut_limit_s: float = Field(
+        600.0, gt=0, le=MOST_SECONDS, exclude=True, description="Slower cuts are stopped, seconds."
+    )
 
 
 class ClipFacts(TypedDict):

@@ -12,7 +12,7 @@ from pydantic import Field
 
 from medgen.handover import Handover
 from medgen.ledger import Outcome, StepIdentity, Work
-from medgen.parameters import Parameters
+from medgen.parameters import MOST_PIXELS_A_SIDE, Parameters
 from medgen.shard import Item, Past, Step
 from medgen.store import Store
 from models.quality.defects import (
@@ -33,28 +33,38 @@ from tasks.curation.quality import QUALITY, MotionFacts, QualityDetail, QualityS
 class DecideParams(Parameters):
     """Thresholds of decide. "At least" is on the better side whichever way a metric's scale runs."""
 
-    min_short_side: float = Field(480, ge=0, description="Short side of the picture, pixels (paper: 480).")
+    min_short_side: float = Field(
+        480, ge=0, le=MOST_PIXELS_A_SIDE, description="Short side of the picture, pixels (paper: 480)."
+    )
     keep_uncropped_borders: bool = Field(False, description="Keep clips whose borders could not be cropped away.")
-    max_overlay_words: float = Field(20, ge=0, description="Words of overlay text over 5 frames (paper: 20).")
+    max_overlay_words: float = Field(20, ge=0, le=1e6, description="Words of overlay text over 5 frames (paper: 20).")
     max_overlay_share: float = Field(0.25, ge=0, le=1, description="Part of the picture under overlay text, 0 to 1.")
     # A scale and settings are part of the picture; a whole menu is not.
-    max_imaging_words: float = Field(100, ge=0, description="Words of the imaging device over 5 frames.")
+    max_imaging_words: float = Field(100, ge=0, le=1e6, description="Words of the imaging device over 5 frames.")
     # The defaults fit the offline metrics, which only tell empty or structureless pictures: 95 and 0.5 dropped
     # nothing else among 54 real videos. With laion_aes and DOVER use the paper's numbers.
-    aesthetic_threshold: float = Field(0.5, description="Aesthetic score at least this good (paper, LAION: 3.0).")
-    technical_threshold: float = Field(95.0, description="Technical score at least this good.")
-    mediocre_aesthetic: float = Field(0.0, description="Joint rule: mediocre if worse (paper, LAION: 4.0).")
-    mediocre_technical: float = Field(95.0, description="Joint rule: mediocre if worse, in both.")
+    aesthetic_threshold: float = Field(
+        0.5, ge=-1e6, le=1e6, description="Aesthetic score at least this good (paper, LAION: 3.0)."
+    )
+    technical_threshold: float = Field(95.0, ge=-1e6, le=1e6, description="Technical score at least this good.")
+    mediocre_aesthetic: float = Field(
+        0.0, ge=-1e6, le=1e6, description="Joint rule: mediocre if worse (paper, LAION: 4.0)."
+    )
+    mediocre_technical: float = Field(95.0, ge=-1e6, le=1e6, description="Joint rule: mediocre if worse, in both.")
     # Defects: the defaults drop no good medical video of the samples; docs/judgement.md has the table behind them.
-    min_sharpness: float = Field(MIN_SHARPNESS, ge=0, description="Sharpest edges that fit into the short side.")
+    min_sharpness: float = Field(
+        MIN_SHARPNESS, ge=0, le=1e6, description="Sharpest edges that fit into the short side."
+    )
     max_freeze_share: float = Field(MAX_FREEZE_SHARE, ge=0, le=1, description="Part of the time in frozen pictures.")
     max_black_share: float = Field(MAX_BLACK_SHARE, ge=0, le=1, description="Part of the pictures that are black.")
-    max_flashes_per_s: float = Field(MAX_FLASHES_PER_S, ge=0, description="Flashes per second (ITU-R BT.1702: 3).")
+    max_flashes_per_s: float = Field(
+        MAX_FLASHES_PER_S, ge=0, le=1e6, description="Flashes per second (ITU-R BT.1702: 3)."
+    )
     max_combing: float = Field(MAX_COMBING, ge=0, le=1, description="Part of the pixels combed by interlacing.")
-    max_blockiness: float = Field(MAX_BLOCKINESS, ge=0, description="Steps at 8x8 blocks over steps elsewhere.")
-    max_noise: float = Field(MAX_NOISE, ge=0, description="Noise in calm parts, grey levels.")
+    max_blockiness: float = Field(MAX_BLOCKINESS, ge=0, le=1e6, description="Steps at 8x8 blocks over steps elsewhere.")
+    max_noise: float = Field(MAX_NOISE, ge=0, le=1e6, description="Noise in calm parts, grey levels.")
     drop_panned_photographs: bool = Field(True, description="Drop pans and zooms over one picture.")
-    still_below: float = Field(STILL_BELOW, ge=0, description="Clips that move less are still pictures.")
+    still_below: float = Field(STILL_BELOW, ge=0, le=1e6, description="Clips that move less are still pictures.")
 
 
 Side = Literal["at least", "at most", "more than"]

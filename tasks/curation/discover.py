@@ -86,7 +86,9 @@ class DiscoverParams(Parameters):
     )
 
     keyword_filter: Literal["listings", "off"] = Field("listings", description="Which sources the dictionary judges.")
-    keyword_threshold: float = Field(THRESHOLD, gt=0, description="Weight of medical terms that a listing must reach.")
+    keyword_threshold: float = Field(
+        THRESHOLD, gt=0, le=1e9, description="Weight of medical terms that a listing must reach."
+    )
     text_classifier: Literal["listings", "off"] = Field(
         "listings", description="Which sources the text classifier judges."
     )

@@ -10,6 +10,7 @@ from pydantic import Field, model_validator
 from medgen.ledger import Outcome
 from medgen.licences import creative_commons
 from medgen.media import Limits, Probe
+from medgen.parameters import MOST_BYTES, MOST_PIXELS, MOST_PIXELS_A_SIDE, MOST_SECONDS
 from medgen.web.session import WebParams
 
 
@@ -17,6 +18,7 @@ class DownloadParams(WebParams):
     """Parameters of download."""
 
     former_names = MappingProxyType({"with_sound": "with_audio"})
+    in_order = (("min_duration_s", "max_duration_s"), ("min_height", "wanted_height", "max_height"))
 
     licence_policy: Literal["any", "creative_commons", "listed"] = Field(
         "any",
@@ -24,32 +26,54 @@ class DownloadParams(WebParams):
         "and those listed, or only those listed, each in any spelling.",
     )
     licences: tuple[str, ...] = Field((), description="Allowed licences, with * as wildcard; see licence_policy.")
-    min_duration_s: float = Field(6.0, ge=0, description="Shorter videos are rejected (no clip fits), seconds.")
-    max_duration_s: float = Field(4 * 3600.0, gt=0, description="Longer videos are rejected, seconds.")
+    min_duration_s: float = Field(
+        6.0, ge=0, le=MOST_SECONDS, description="Shorter videos are rejected (no clip fits), seconds."
+    )
+    max_duration_s: float = Field(4 * 3600.0, gt=0, le=MOST_SECONDS, description="Longer videos are rejected, seconds.")
     with_audio: bool = Field(
         False,
         exclude_if=lambda wanted: not wanted,  # so that downloads without audio keep their keys
         description="Fetch the audio too, for speech_model. Files of folders come with theirs anyway.",
     )
-    min_height: int = Field(480, ge=0, description="Videos with a shorter side below this are rejected, pixels.")
-    wanted_height: int = Field(720, ge=0, description="The smallest format that reaches this is fetched, pixels.")
-    max_height: int = Field(1080, ge=144, description="Formats above this height are not fetched, pixels.")
-    max_pixels: int = Field(4096 * 2304, gt=0, description="Videos with larger pictures are refused, pixels.")
-    max_bytes: int = Field(4 * 2**30, gt=0, description="Larger downloads are stopped, bytes.")
-    download_limit_s: float = Field(3600.0, gt=0, exclude=True, description="Slower downloads are stopped, seconds.")
-    min_speed: float = Field(
-        4096.0, ge=0, exclude=True, description="Downloads slower than this over the stall limit end, bytes/second."
+    min_height: int = Field(
+        480, ge=0, le=MOST_PIXELS_A_SIDE, description="Videos with a shorter side below this are rejected, pixels."
     )
-    shard_budget_bytes: int = Field(0, ge=0, exclude=True, description="Fetched by a shard at most; 0: no limit.")
-    night_budget_bytes: int = Field(0, ge=0, exclude=True, description="Fetched in a day (UTC) at most; 0: no limit.")
+    wanted_height: int = Field(
+        720, ge=0, le=MOST_PIXELS_A_SIDE, description="The smallest format that reaches this is fetched, pixels."
+    )
+    max_height: int = Field(
+        1080, ge=144, le=MOST_PIXELS_A_SIDE, description="Formats above this height are not fetched, pixels."
+    )
+    max_pixels: int = Field(
+        4096 * 2304, gt=0, le=MOST_PIXELS, description="Videos with larger pictures are refused, pixels."
+    )
+    max_bytes: int = Field(4 * 2**30, gt=0, le=MOST_BYTES, description="Larger downloads are stopped, bytes.")
+    download_limit_s: float = Field(
+        3600.0, gt=0, le=MOST_SECONDS, exclude=True, description="Slower downloads are stopped, seconds."
+    )
+    min_speed: float = Field(
+        4096.0,
+        ge=0,
+        le=MOST_BYTES,
+        exclude=True,
+        description="Downloads slower than this over the stall limit end, bytes/second.",
+    )
+    shard_budget_bytes: int = Field(
+        0, ge=0, le=MOST_BYTES, exclude=True, description="Fetched by a shard at most; 0: no limit."
+    )
+    night_budget_bytes: int = Field(
+        0, ge=0, le=MOST_BYTES, exclude=True, description="Fetched in a day (UTC) at most; 0: no limit."
+    )
     store_quota_bytes: int = Field(
-        0, ge=0, exclude=True, description="Downloads that the store's folder can't hold within this wait; 0: no limit."
+        0,
+        ge=0,
+        le=MOST_BYTES,
+        exclude=True,
+        description="Downloads that the store's folder can't hold within this wait; 0: no limit.",
     )
 
     @model_validator(mode="after")
     def _download_policy(self) -> "DownloadParams":
-        if not self.min_height <= self.wanted_height <= self.max_height:
-            raise ValueError("heights must be in order: min_height ≤ wanted_height ≤ max_height")
         if self.licence_policy == "listed" and not self.licences:
             raise ValueError("licence_policy=listed needs licences")
         return self

@@ -17,7 +17,7 @@ from pydantic import Field
 from medgen.errors import ItemFailed, SourceUnreadable
 from medgen.ledger import open_ledger
 from medgen.listings.sources import open_feed
-from medgen.parameters import Parameters
+from medgen.parameters import MOST_ITEMS, Parameters
 from medgen.settings import current
 from medgen.shard import ShardResult
 from models.relevance.classifier import TextClassifier
@@ -36,8 +36,12 @@ class ExpandParams(Parameters):
     """Parameters of expand."""
 
     expand_channels: bool = Field(False, description="Look for more in the channels of the videos that were found.")
-    max_channel_videos: int = Field(500, ge=1, description="Newest videos of a channel that are looked at in a run.")
-    channel_probe: int = Field(60, ge=1, description="Videos of a channel after which it is judged as a whole.")
+    max_channel_videos: int = Field(
+        500, ge=1, le=MOST_ITEMS, description="Newest videos of a channel that are looked at in a run."
+    )
+    channel_probe: int = Field(
+        60, ge=1, le=MOST_ITEMS, description="Videos of a channel after which it is judged as a whole."
+    )
     min_channel_share: float = Field(
         0.2, ge=0, le=1, description="A channel with a smaller share of medical videos is read no further."
     )

@@ -32,6 +32,7 @@ from medgen.listings.rows import LISTING, column_mapping, parse_duration, storab
 from medgen.listings.shard_file import Shard
 from medgen.listings.shards import artifact_shard
 from medgen.listings.sources import Feed
+from medgen.parameters import MOST_ITEMS, MOST_SECONDS
 from medgen.store import ArtifactLost, Store
 from medgen.web.egress import each_confined
 from medgen.web.failures import Refused, failure_of
@@ -58,16 +59,28 @@ class ListParams(WebParams):
         description="What a listing calls its columns, as OURS=THEIRS, for example title=name; usual names are known.",
     )
     max_feed_entries: int = Field(
-        20_000, gt=0, exclude=True, description="New entries of a feed taken in one run; the next run takes the rest."
+        20_000,
+        gt=0,
+        le=MOST_ITEMS,
+        exclude=True,
+        description="New entries of a feed taken in one run; the next run takes the rest.",
     )
     max_feed_requests: int = Field(
-        1_000, gt=0, exclude=True, description="Requests (pages) that listing a feed may make in one run."
+        1_000,
+        gt=0,
+        le=MOST_ITEMS,
+        exclude=True,
+        description="Requests (pages) that listing a feed may make in one run.",
     )
     feed_limit_s: float = Field(
-        900.0, gt=0, exclude=True, description="Slower listings of a feed are stopped, seconds."
+        900.0, gt=0, le=MOST_SECONDS, exclude=True, description="Slower listings of a feed are stopped, seconds."
     )
     known_in_a_row: int = Field(
-        100, gt=0, exclude=True, description="So many known entries one after another end the listing of a feed."
+        100,
+        gt=0,
+        le=MOST_ITEMS,
+        exclude=True,
+        description="So many known entries one after another end the listing of a feed.",
     )
 
     @field_validator("columns")

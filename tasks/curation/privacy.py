@@ -16,7 +16,7 @@ from medgen.errors import ItemFailed
 from medgen.handover import Handover
 from medgen.ledger import Outcome, Record, StepIdentity, Work
 from medgen.media import Limits, pictures
-from medgen.parameters import Parameters
+from medgen.parameters import MOST_SECONDS, Parameters
 from medgen.shard import Item, Past, Step
 from medgen.store import Store
 from models.privacy.faces import LEAST_SCORE_AMONG_FACES, faces_digest, load_faces
@@ -38,7 +38,9 @@ class PrivacyParams(Parameters):
 
     faces: Policy = Field("keep", description="Clips with faces: keep, blur the faces, or reject.")
     identifiers: Policy = Field("blur", description="Clips with a patient's name, number or birth date on the picture.")
-    privacy_limit_s: float = Field(600.0, gt=0, exclude=True, description="Slower work is stopped, seconds.")
+    privacy_limit_s: float = Field(
+        600.0, gt=0, le=MOST_SECONDS, exclude=True, description="Slower work is stopped, seconds."
+    )
 
 
 class PrivacyFindings(TypedDict):

@@ -20,7 +20,7 @@ from medgen.errors import ItemFailed
 from medgen.handover import Handover
 from medgen.ledger import Outcome, StepIdentity, Work
 from medgen.media import Limits, Picture, evenly_spaced, pictures
-from medgen.parameters import Parameters
+from medgen.parameters import MOST_PIXELS, MOST_SECONDS, Parameters
 from medgen.shard import Item, Past, Step
 from medgen.store import Store, open_store
 from models import ModelUnavailable
@@ -60,8 +60,12 @@ class QualityParams(Parameters):
     dover_onnx: str = Field(
         "", exclude=True, description="DOVER's ONNX export: a file, or store:SHA256 of one in the store."
     )
-    max_pixels: int = Field(4096 * 2304, gt=0, description="Clips with larger pictures are refused, pixels.")
-    quality_limit_s: float = Field(600.0, gt=0, exclude=True, description="Slower measuring is stopped, seconds.")
+    max_pixels: int = Field(
+        4096 * 2304, gt=0, le=MOST_PIXELS, description="Clips with larger pictures are refused, pixels."
+    )
+    quality_limit_s: float = Field(
+        600.0, gt=0, le=MOST_SECONDS, exclude=True, description="Slower measuring is stopped, seconds."
+    )
 
 
 class MotionFacts(TypedDict):

@@ -19,7 +19,7 @@ from medgen.errors import ItemFailed
 from medgen.handover import Handover
 from medgen.ledger import Outcome, StepIdentity, Work
 from medgen.media import Limits, Picture, pictures, time_base
-from medgen.parameters import Parameters
+from medgen.parameters import MOST_PIXELS, MOST_PIXELS_A_SIDE, MOST_SECONDS, Parameters
 from medgen.shard import Item, Past, Step
 from medgen.store import Store
 from models.segmentation.shot_window import Boundary, DiscardedChange
@@ -38,11 +38,19 @@ class SegmentParams(Parameters):
     """Parameters of segment."""
 
     dissolves: bool = Field(True, description="Look for dissolves too (TransNetV2), not only for cuts and fades.")
-    sample_fps: float = Field(1.0, gt=0, description="Frames per second kept for classify (paper: 1).")
-    sample_long_side: int = Field(854, ge=64, description="Kept frames are scaled down to this long side, pixels.")
-    max_pixels: int = Field(4096 * 2304, gt=0, description="Videos with larger pictures are refused, pixels.")
-    max_duration_s: float = Field(4 * 3600.0, gt=0, description="Decoding stops with an error beyond this, seconds.")
-    segment_limit_s: float = Field(3600.0, gt=0, exclude=True, description="Slower decoding is stopped, seconds.")
+    sample_fps: float = Field(1.0, gt=0, le=1000, description="Frames per second kept for classify (paper: 1).")
+    sample_long_side: int = Field(
+        854, ge=64, le=MOST_PIXELS_A_SIDE, description="Kept frames are scaled down to this long side, pixels."
+    )
+    max_pixels: int = Field(
+        4096 * 2304, gt=0, le=MOST_PIXELS, description="Videos with larger pictures are refused, pixels."
+    )
+    max_duration_s: float = Field(
+        4 * 3600.0, gt=0, le=MOST_SECONDS, description="Decoding stops with an error beyond this, seconds."
+    )
+    segment_limit_s: float = Field(
+        3600.0, gt=0, le=MOST_SECONDS, exclude=True, description="Slower decoding is stopped, seconds."
+    )
 
     @property
     def limits(self) -> Limits:

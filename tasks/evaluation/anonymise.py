@@ -24,7 +24,7 @@ from medgen.errors import ItemFailed
 from medgen.handover import Handover
 from medgen.ledger import Ledger, Outcome, StepIdentity, Work
 from medgen.media import Limits, cut, pictures, probe
-from medgen.parameters import Parameters
+from medgen.parameters import MOST_PIXELS, MOST_SECONDS, Parameters
 from medgen.shard import ShardResult, Step, run_shard
 from medgen.store import Store, file_digest
 
@@ -64,9 +64,15 @@ class AnonymiseParams(Parameters):
     model_config = ConfigDict(frozen=True, extra="forbid")
 
     blind_crf: int = Field(12, ge=0, le=30, description="x264's CRF for videos that must be encoded anew.")
-    blind_max_seconds: float = Field(120.0, gt=0, description="Longer videos are refused: raters see them whole.")
-    blind_max_pixels: int = Field(4096 * 2304, gt=0, description="Larger pictures (width × height) are refused.")
-    blind_time_limit_s: float = Field(300.0, gt=0, description="A video that takes longer is given up.")
+    blind_max_seconds: float = Field(
+        120.0, gt=0, le=MOST_SECONDS, description="Longer videos are refused: raters see them whole."
+    )
+    blind_max_pixels: int = Field(
+        4096 * 2304, gt=0, le=MOST_PIXELS, description="Larger pictures (width × height) are refused."
+    )
+    blind_time_limit_s: float = Field(
+        300.0, gt=0, le=MOST_SECONDS, description="A video that takes longer is given up."
+    )
 
 
 def anonymise_videos(

@@ -11,7 +11,7 @@ from functools import cache, lru_cache, partial
 from pathlib import Path
 from typing import Any, Literal, NotRequired, TypedDict
 
-from pydantic import ConfigDict, Field
+from pydantic import Field
 
 from medgen import __version__
 from medgen.canonical import digest_of
@@ -19,6 +19,7 @@ from medgen.catalog import ModelVersion
 from medgen.errors import ItemFailed, RunStopped
 from medgen.handover import Handover
 from medgen.ledger import Ledger, Outcome, Record, StepIdentity, Work, open_ledger
+from medgen.parameters import MOST_PIXELS_A_SIDE
 from medgen.shard import ShardResult, Step, run_shard
 from medgen.store import Store
 from medgen.video_file import write_video
@@ -43,24 +44,24 @@ MANY = 24  # a worker takes 12 s of a CPU to import diffusers, a nano video 1 or
 class GenerationParams(GeneratorOptions):
     """How videos are generated, by whichever model. 0 (or empty, or a negative guidance) leaves a setting to it."""
 
-    model_config = ConfigDict(frozen=True)
-
-    num_frames: int = Field(0, ge=0, description="Frames of a video; 0: the model's own.")
-    height: int = Field(0, ge=0, description="Height in pixels; 0: the model's own.")
-    width: int = Field(0, ge=0, description="Width in pixels; 0: the model's own.")
-    num_inference_steps: int = Field(0, ge=0, description="Denoising steps; 0: the model's own.")
-    guidance_scale: float = Field(-1.0, description="Classifier-free guidance; 1: none, negative: the model's own.")
+    num_frames: int = Field(0, ge=0, le=100_000, description="Frames of a video; 0: the model's own.")
+    height: int = Field(0, ge=0, le=MOST_PIXELS_A_SIDE, description="Height in pixels; 0: the model's own.")
+    width: int = Field(0, ge=0, le=MOST_PIXELS_A_SIDE, description="Width in pixels; 0: the model's own.")
+    num_inference_steps: int = Field(0, ge=0, le=10_000, description="Denoising steps; 0: the model's own.")
+    guidance_scale: float = Field(
+        -1.0, ge=-1000, le=1000, description="Classifier-free guidance; 1: none, negative: the model's own."
+    )
     negative_prompt: str = Field("", description="What guidance leads away from; empty: the empty prompt.")
-    text_tokens: int = Field(0, ge=0, description="Tokens that prompts are padded to; 0: the model's own.")
-    fps: float = Field(0.0, ge=0, description="Frames per second of the files; 0: the model's own.")
+    text_tokens: int = Field(0, ge=0, le=100_000, description="Tokens that prompts are padded to; 0: the model's own.")
+    fps: float = Field(0.0, ge=0, le=1000, description="Frames per second of the files; 0: the model's own.")
     seed: int = Field(0, ge=0, lt=2**63, description="Seed of the first video of each prompt.")
-    videos_per_prompt: int = Field(1, ge=1, description="Videos of each prompt, with seeds that follow one another.")
+    videos_per_prompt: int = Field(
+        1, ge=1, le=100_000, description="Videos of each prompt, with seeds that follow one another."
+    )
 
 
 class GenerateParams(GenerationParams):
     """Parameters of generate."""
-
-    model_config = ConfigDict(frozen=True)
 
     model: str = Field(
         "", description="medgen:NAME of a model on record, a diffusers folder, or a hub name of a text-to-video model."

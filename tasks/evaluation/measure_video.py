@@ -18,7 +18,7 @@ from medgen.errors import ItemFailed
 from medgen.handover import Handover
 from medgen.ledger import Outcome, StepIdentity, Work
 from medgen.media import Limits, Picture, pictures
-from medgen.parameters import Parameters
+from medgen.parameters import MOST_SECONDS, Parameters
 from medgen.shard import ShardResult, Step
 from medgen.store import Store
 from models.duplicates.fingerprint import Fingerprint
@@ -54,8 +54,10 @@ class MeasureParams(Parameters):
         "dis", description="Motion smoothness: dis, or onnx:FILE, an export of AMT (VBench)."
     )
     metric_text: str = Field("", description="Text alignment: a CLIP-class model; empty: not measured.")
-    measure_max_s: float = Field(120.0, gt=0, description="Longest video that is measured, seconds.")
-    measure_limit_s: float = Field(1800.0, gt=0, exclude=True, description="Time limit for one video, seconds.")
+    measure_max_s: float = Field(120.0, gt=0, le=MOST_SECONDS, description="Longest video that is measured, seconds.")
+    measure_limit_s: float = Field(
+        1800.0, gt=0, le=MOST_SECONDS, exclude=True, description="Time limit for one video, seconds."
+    )
 
     def backbones(self) -> Backbones:
         """As the metrics take them."""

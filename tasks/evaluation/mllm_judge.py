@@ -15,7 +15,7 @@ from medgen.errors import ItemFailed
 from medgen.handover import Handover
 from medgen.ledger import Outcome, StepIdentity, Work
 from medgen.media import Limits, evenly_spaced, pictures
-from medgen.parameters import Parameters
+from medgen.parameters import MOST_SECONDS, Parameters
 from medgen.settings import current
 from medgen.shard import ShardResult, Step
 from medgen.store import Store
@@ -43,7 +43,9 @@ class MllmJudgeParams(Parameters):
         "", description="Judge of medical accuracy: openai:MODEL or transformers:NAME_OR_FOLDER; empty: none."
     )
     judge_votes: int = Field(3, ge=1, le=15, description="Votes on each video, an odd number; the majority counts.")
-    judge_answer_limit_s: float = Field(600.0, gt=0, exclude=True, description="Longest wait for one answer, seconds.")
+    judge_answer_limit_s: float = Field(
+        600.0, gt=0, le=MOST_SECONDS, exclude=True, description="Longest wait for one answer, seconds."
+    )
     video_score_model: str = Field(
         "", description="VideoScore: hub name (TIGER-Lab/VideoScore-v1.1) or folder; empty: none."
     )

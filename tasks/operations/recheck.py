@@ -22,6 +22,7 @@ from medgen.catalog import StepRun, Tombstone, Video, now
 from medgen.errors import ItemFailed
 from medgen.ledger import Ledger, Outcome, StepIdentity, Work
 from medgen.listings.sources import FOLDER_SCHEME, Feed, folder_path
+from medgen.parameters import MOST_SECONDS
 from medgen.shard import Step, run_shard
 from medgen.store import Store
 from medgen.web.failures import failure_of
@@ -42,7 +43,9 @@ GONE = frozenset(["http_404", "http_410"])
 class RecheckParams(WebParams):
     """Parameters of recheck. Hosts are held to the policy that a video was downloaded under."""
 
-    recheck_limit_s: float = Field(120.0, gt=0, exclude=True, description="Longest wait for one answer, seconds.")
+    recheck_limit_s: float = Field(
+        120.0, gt=0, le=MOST_SECONDS, exclude=True, description="Longest wait for one answer, seconds."
+    )
 
 
 @dataclass(frozen=True)

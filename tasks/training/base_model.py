@@ -22,7 +22,7 @@ from medgen.errors import ItemFailed, RunStopped
 from medgen.folders import put_folder
 from medgen.handover import Handover
 from medgen.ledger import Ledger, Outcome, Record, StepIdentity, Work, open_ledger
-from medgen.parameters import Parameters
+from medgen.parameters import MOST_ITEMS, Parameters
 from medgen.settings import current
 from medgen.worker_processes import failure_of, worker_pool
 from models.generation.video_diffusion import save_pipeline
@@ -51,13 +51,19 @@ class BaseModelParams(Parameters):
     """Parameters of base_model."""
 
     base_seed: int = Field(0, ge=0, lt=2**63, description="nano: seed of its weights and of the VAE's training.")
-    vae_steps: int = Field(300, ge=0, description="nano: steps of the VAE's training; 0: a linear transform coder.")
-    vae_clips: int = Field(64, ge=1, description="nano: most clips that the VAE is trained on.")
+    vae_steps: int = Field(
+        300, ge=0, le=MOST_ITEMS, description="nano: steps of the VAE's training; 0: a linear transform coder."
+    )
+    vae_clips: int = Field(64, ge=1, le=MOST_ITEMS, description="nano: most clips that the VAE is trained on.")
     validation_share: float = Field(0.15, ge=0, lt=1, description="Share of source videos held out of training.")
-    split_seed: int = Field(0, ge=0, description="Seed of the choice of held-out videos: the training's.")
+    split_seed: int = Field(0, ge=0, lt=2**31, description="Seed of the choice of held-out videos: the training's.")
     # Two threads on cores that others use too took six times as long as one.
     vae_threads: int = Field(
-        1, ge=1, exclude=True, description="nano: threads of the VAE's training; another number, other last digits."
+        1,
+        ge=1,
+        le=1024,
+        exclude=True,
+        description="nano: threads of the VAE's training; another number, other last digits.",
     )
 
 

@@ -38,7 +38,7 @@ class EncodeParams(Parameters):
     buckets: str = Field(
         "81x480x832", description="Allowed frames x height x width of clips, comma-separated; each takes the best fit."
     )
-    fps: float = Field(16.0, gt=0, description="Frames per second that clips are sampled at (Wan: 16).")
+    fps: float = Field(16.0, gt=0, le=1000, description="Frames per second that clips are sampled at (Wan: 16).")
     max_sequence_length: int = Field(512, ge=1, le=4096, description="Tokens of a caption; shorter are zero-padded.")
     latents_dtype: Literal["float32", "bfloat16"] = Field("float32", description="How latents are kept on disk.")
     encode_device: Literal["auto", "cpu", "cuda"] = Field(

@@ -26,7 +26,7 @@ from medgen.errors import ItemFailed
 from medgen.folders import put_folder
 from medgen.handover import Handover
 from medgen.ledger import Ledger, Outcome, Record, StepIdentity, Work, open_ledger
-from medgen.parameters import Parameters
+from medgen.parameters import Parameters, suggestion
 from medgen.store import Artifact, Store
 from models.training.config import Preset, TrainConfig, configured
 from models.training.job import TrainJob, read_rows, split_by_video
@@ -65,8 +65,9 @@ class TrainParams(Parameters):
             if not equals:
                 raise ValueError(f"overrides are NAME=VALUE, not {text!r}")
             if name not in TrainConfig.model_fields:
+                meant = suggestion(name, TrainConfig.model_fields)
                 raise ValueError(
-                    f"training has no field {name!r}; there are {', '.join(sorted(TrainConfig.model_fields))}"
+                    f"training has no field {name!r}{meant}; there are {', '.join(sorted(TrainConfig.model_fields))}"
                 )
             try:
                 changed[name] = json.loads(value)
