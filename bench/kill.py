@@ -2,7 +2,8 @@
 
     python -m bench.kill FOLDER [--kills 30] [--seed 1]
 
-A kill is `kill -9` of everything: the command, its workers, its Prefect server and its Postgres. A refresh that gets
+A kill is `kill -9` of everything: the command, its workers, its Prefect server and its Postgres. Most kills are spread
+over the work that is left, from the run's first artifact on; the others hit it while it starts. A refresh that gets
 through before its kill ends a round: its release is checked, and the next kills hit a fresh installation.
 """
 
@@ -23,12 +24,13 @@ import psutil
 import psycopg
 import typer
 from rich.console import Console
-from rich.table import Table
 
 from bench.smallest import medical_folder
 from medgen.postgres import embedded_url
 
-EARLIEST_S = 1.0
+STARTING_SHARE = 0.15  # of the kills: before the run has stored anything
+LEAST_S = 1.0  # of work is taken to be left, at least
+LOOK_S = 0.05
 ROOT = Path(__file__).resolve().parent.parent
 
 out = Console()
@@ -43,6 +45,27 @@ class State:
     releases: tuple[tuple[str, int, int], ...]  # digest, clips promised, clips there
 
 
+@dataclass
+class Round:
+    """One installation, from its first kill to the refresh that gets through."""
+
+    home: Path
+    worked_s: float = 0.0  # seconds of work, start-up left out, that were killed so far
+
+
+@dataclass
+class Tally:
+    """The kills so far."""
+
+    starting: int = 0
+    working: int = 0
+
+    @property
+    def kills(self) -> int:
+        """All of them."""
+        return self.starting + self.working
+
+
 def main(
     folder: Annotated[Path | None, typer.Argument(help="Folder of videos, or a listing.")] = None,
     kills: Annotated[int, typer.Option(min=1, help="Kills to do.")] = 30,
@@ -53,53 +76,89 @@ def main(
     scratch = Path(tempfile.mkdtemp(prefix="medgen-kill-"))
     atexit.register(shutil.rmtree, scratch, ignore_errors=True)  # after the catalogs' servers, which leave first
     if smoke:
-        folder, kills = medical_folder(scratch / "videos"), 1
+        folder, kills = medical_folder(scratch / "videos"), 2
     if folder is None:
         raise typer.BadParameter("name a folder of videos, or --smoke")
     moments = random.Random(seed)
-    started = time.monotonic()
-    reference = finish(start(folder, scratch / "reference"), scratch / "reference")
-    length = time.monotonic() - started
+    reference, startup_s, work_s = undisturbed(folder, scratch / "reference")
     expected = state(scratch / "reference")
-    out.print(f"undisturbed: {length:.1f} s, {reference['clips']} clips, digest {reference['digest']}", soft_wrap=True)
-    table = Table("round", "kill", "after", "processes killed", "artifacts stored", "release")
-    faults: list[str] = []
-    number, done = 1, 0
-    while True:
-        home = scratch / f"round-{number}"
-        process = start(folder, home)
-        moment = moments.uniform(EARLIEST_S, length)
-        try:
-            process.wait(moment if done < kills else None)
-        except subprocess.TimeoutExpired:
-            killed = kill_all(home, process)
-            done += 1
-            # Looking at the catalog would recover it, which is the next refresh's business.
-            stored = sum(1 for _ in (home / "store").glob("??/*"))
-            row = (str(number), str(done), f"{moment:.1f} s", str(killed), str(stored))
-            out.print("round {}, kill {} after {}: {} processes killed, {} artifacts stored".format(*row))
-            table.add_row(*row)
-            continue
-        summary = finish(process, home)
-        wrong = [f"round {number}: {fault}" for fault in compare(summary, reference, state(home), expected)]
-        wrong += [f"round {number}: {fault}" for fault in verified(home)]
-        faults += wrong
-        stored = sum(1 for _ in (home / "store").glob("??/*"))
-        table.add_row(str(number), "", "", "", str(stored), "wrong" if wrong else "the same")
-        number += 1
-        if done >= kills:
-            break
-    out.print(table)
+    out.print(
+        f"undisturbed: {startup_s:.1f} s of start-up and {work_s:.1f} s of work, {reference['clips']} clips, "
+        f"digest {reference['digest']}",
+        soft_wrap=True,
+    )
+    tally, faults, rounds = Tally(), [], 0
+    while tally.kills < kills:
+        rounds += 1
+        this = Round(scratch / f"round-{rounds}")
+        summary = disturbed(folder, this, kills, tally, moments, (startup_s, work_s))
+        wrong = compare(summary, reference, state(this.home), expected) + verified(this.home)
+        faults += [f"round {rounds}: {fault}" for fault in wrong]
+        out.print(f"round {rounds} ended: {'WRONG' if wrong else 'the same release'}", highlight=False)
+        shutil.rmtree(this.home, ignore_errors=True)
     for fault in faults:
         out.print(f"[red]✗[/] {fault}", highlight=False)
     if faults:
         raise typer.Exit(1)
     out.print(
-        f"[green]recovered[/] from {kills} kills in {number - 1} rounds: the same release each time, "
-        "no step run lost or doubled, everything verified",
+        f"[green]recovered[/] from {tally.kills} kills ({tally.working} at work, {tally.starting} while it started) in "
+        f"{rounds} rounds: the same release each time, no step run lost or doubled, everything verified",
         highlight=False,
         soft_wrap=True,
     )
+
+
+def undisturbed(folder: Path, home: Path) -> tuple[dict[str, Any], float, float]:
+    """(summary of a refresh that nobody kills, its seconds until the first artifact, its seconds from there on)."""
+    began = time.monotonic()
+    process = start(folder, home)
+    while process.poll() is None and not artifacts(home):
+        time.sleep(LOOK_S)
+    first = time.monotonic()
+    summary = finish(process, home)
+    return summary, first - began, time.monotonic() - first
+
+
+def disturbed(
+    folder: Path, this: Round, kills: int, tally: Tally, moments: random.Random, lengths: tuple[float, float]
+) -> dict[str, Any]:
+    """Starts a refresh again and again, with kills spread over the work that is left, until one gets through."""
+    startup_s, work_s = lengths
+    while True:
+        before, began, working_since = artifacts(this.home), time.monotonic(), 0.0
+        process = start(folder, this.home)
+        starting = moments.random() < STARTING_SHARE
+        share = moments.random()
+        left_s = max(work_s - this.worked_s, LEAST_S)
+        while process.poll() is None and tally.kills < kills:
+            now = time.monotonic()
+            if not working_since and artifacts(this.home) > before:
+                working_since = now
+            if starting and now - began >= share * startup_s:
+                break
+            if not starting and working_since and now - working_since >= share * left_s:
+                break
+            time.sleep(LOOK_S)
+        if process.poll() is not None or tally.kills >= kills:
+            return finish(process, this.home)
+        worked_s = time.monotonic() - working_since if working_since else 0.0
+        killed = kill_all(this.home, process)
+        this.worked_s += worked_s
+        if working_since:
+            tally.working += 1
+        else:
+            tally.starting += 1
+        # Looking at the catalog would recover it, which is the next refresh's business.
+        when = f"{worked_s:.1f} s into its work" if working_since else "while it started"
+        out.print(
+            f"kill {tally.kills} {when}: {killed} processes killed, {artifacts(this.home)} artifacts stored",
+            highlight=False,
+        )
+
+
+def artifacts(home: Path) -> int:
+    """Number of artifacts in an installation's store."""
+    return sum(1 for _ in (home / "store").glob("??/*"))
 
 
 def start(folder: Path, home: Path) -> subprocess.Popen[str]:

@@ -76,7 +76,7 @@ def _film(name: str) -> Frames:
         return np.stack([frame.to_ndarray(format="rgb24", width=SIZE[0], height=SIZE[1]) for frame in frames])
 
 
-def _write(path: Path, frames: Frames, size: tuple[int, int] = SIZE, fps: int = 6, seconds: int = 5) -> None:
+def _write(path: Path, frames: Frames, size: tuple[int, int] = SIZE, fps: int = 4, seconds: int = 2) -> None:
     """H.264, the frames played again as often as needed."""
     with av.open(str(path), "w") as out:
         stream = out.add_stream("libx264", rate=fps)

@@ -6,9 +6,7 @@ from contextlib import contextmanager
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any
 
-from playwright.sync_api import Page
-
-from tests.browser import chromium
+from playwright.sync_api import Browser, Page
 
 SITE, REBOUND = "attacker.test", "rebound.test"
 # Gives what the page could read: the status, and "" where the browser kept the answer from it.
@@ -41,14 +39,18 @@ class _Empty(BaseHTTPRequestHandler):
 
 
 @contextmanager
-def foreign_page() -> Iterator[Page]:
-    """A page of `attacker.test`, a site of another origin than any server of medgen."""
+def foreign_page(browser: Browser) -> Iterator[Page]:
+    """A page of `attacker.test`, a site of another origin than any server of medgen.
+
+    Args:
+        browser: one that knows `SITE` and `REBOUND`.
+    """
     server = ThreadingHTTPServer(("127.0.0.1", 0), _Empty)
     threading.Thread(target=server.serve_forever, daemon=True).start()
-    with chromium(SITE, REBOUND) as browser:
-        page = browser.new_context().new_page()
-        page.goto(f"http://{SITE}:{server.server_port}/")
-        yield page
+    page = browser.new_context().new_page()
+    page.goto(f"http://{SITE}:{server.server_port}/")
+    yield page
+    page.context.close()
     server.shutdown()
     server.server_close()
 

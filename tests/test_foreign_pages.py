@@ -27,7 +27,8 @@ from apps.serve import listen
 from apps.study.site import study_site
 from medgen.catalog import open_catalog
 from medgen.ledger import open_ledger
-from tests.foreign_page import REBOUND, foreign_page, read_by, try_all
+from tests.browser import chromium
+from tests.foreign_page import REBOUND, SITE, foreign_page, read_by, try_all
 
 
 @contextmanager
@@ -44,14 +45,17 @@ def served(app: ASGIApp) -> Iterator[str]:
 
 @pytest.fixture(scope="module")
 def page() -> Iterator[Page]:
-    with foreign_page() as opened:
+    with chromium(SITE, REBOUND) as browser, foreign_page(browser) as opened:
         yield opened
 
 
 SITES: dict[str, tuple[Callable[[Path], ASGIApp], str]] = {
     "audit": (lambda home: create_site(), "/"),
     "study": (lambda home: HostCheck(study_site(open_ledger(), "s"), "127.0.0.1"), "/static/study.css"),
-    "metrics": (lambda home: HostCheck(make_asgi_app(registry(open_catalog(), str(home.parent))), "127.0.0.1"), "/metrics"),
+    "metrics": (
+        lambda home: HostCheck(make_asgi_app(registry(open_catalog(), str(home.parent))), "127.0.0.1"),
+        "/metrics",
+    ),
 }
 
 

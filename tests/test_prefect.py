@@ -21,7 +21,7 @@ import av
 import httpx
 import pytest
 from PIL import Image
-from playwright.sync_api import Page, expect
+from playwright.sync_api import Browser, Page, expect
 from pydicom.data import get_testdata_file
 from pydicom.pixels import pixel_array
 
@@ -30,7 +30,7 @@ from apps.prefect_access import log_in_link
 from flows.refresh import FIRST, RefreshParameters
 from tests.browser import chromium
 from tests.conftest import free_port, medgen, medgen_running
-from tests.foreign_page import REBOUND, SOCKET, foreign_page, read_by, try_all
+from tests.foreign_page import REBOUND, SITE, SOCKET, foreign_page, read_by, try_all
 from tests.run_form import SCREEN, RunForm, failure_on_screen
 
 SECRET = "sk-not-for-any-page"
@@ -161,12 +161,17 @@ def up(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Up]:
 
 
 @pytest.fixture(scope="module")
-def browser_page(up: Up) -> Iterator[Page]:
-    """A browser that has logged in by the link that `medgen up` shows."""
-    with chromium() as browser:
-        page = browser.new_page(viewport=SCREEN, reduced_motion="reduce")
-        page.goto(log_in_link(f"{up.url}/api", up.auth))
-        yield page
+def browser() -> Iterator[Browser]:
+    with chromium(SITE, REBOUND) as opened:
+        yield opened
+
+
+@pytest.fixture(scope="module")
+def browser_page(up: Up, browser: Browser) -> Page:
+    """A page that has logged in by the link that `medgen up` shows."""
+    page = browser.new_page(viewport=SCREEN, reduced_motion="reduce")
+    page.goto(log_in_link(f"{up.url}/api", up.auth))
+    return page
 
 
 @pytest.fixture(scope="module")
@@ -226,8 +231,11 @@ def test_form_is_flat_and_explains_itself(up: Up) -> None:
     ("parameters", "told"),
     [
         ({"medical_threshold": 7}, "medical_threshold"),
-        ({"medical_treshold": 0.7}, "medical_treshold"),
-        ({"text_model": "guess"}, "guess"),
+        ({"medical_treshold": 0.7}, "('medical_treshold' was unexpected); did you mean medical_threshold?"),
+        ({"zz": 1, "max_clip": 9}, "('max_clip', 'zz' were unexpected); did you mean max_clip_s?"),
+        ({"text_model": "guess"}, "'guess' is not one of ['rapidocr', 'tesseract']"),
+        ({"x264_preset": "fastr"}, "'veryslow', 'placebo']; did you mean faster?"),
+        ({"max_bytes": 10**24}, f"greater than the maximum of {2**50}"),
         ({"release_prefix": "Not A Name"}, "release_prefix"),
         ({"sources": "videos"}, "sources"),
     ],
@@ -236,6 +244,19 @@ def test_bad_parameters_are_refused_before_any_run(up: Up, parameters: dict[str,
     answer = up.ask_for_run(**parameters)
     assert answer.status_code in (409, 422)
     assert told in answer.json()["detail"]
+    assert all(run["auto_scheduled"] for run in up.listed("flow_runs"))
+
+
+@pytest.mark.parametrize("value", ["NaN", "Infinity", "-Infinity", "1e999", '"NaN"', "null"])
+def test_what_is_no_number_is_refused_before_any_run(up: Up, value: str) -> None:
+    """Prefect's server reads NaN and Infinity, which are no JSON."""
+    for name in ("medical_threshold", "keyword_threshold", "max_bytes"):
+        answer = up.api.post(
+            f"/deployments/{up.deployment['id']}/create_flow_run",
+            content=f'{{"parameters": {{"{name}": {value}}}}}',
+            headers={"Content-Type": "application/json"},
+        )
+        assert answer.status_code in (409, 422) and name in answer.json()["detail"], (name, answer.text)
     assert all(run["auto_scheduled"] for run in up.listed("flow_runs"))
 
 
@@ -403,6 +424,25 @@ def test_state_tells_why_a_run_failed(up: Up) -> None:
     assert "Traceback" not in run["state"]["message"]
 
 
+def test_parameters_that_do_not_go_together_end_a_run_before_any_work(up: Up) -> None:
+    """No schema can say that of two; and a caller may tell the server not to check at all."""
+    path = f"/deployments/{up.deployment['id']}/create_flow_run"
+    unchecked = {"parameters": {"sources": [], "medical_treshold": 0.7}, "enforce_parameter_schema": False}
+    asked = {
+        "bad parameters: min_clip_s: 12.0 is more than max_clip_s=10.0: they must be in order": up.ask_for_run(
+            sources=["/nowhere"], min_clip_s=12
+        ),
+        "bad parameters: medical_treshold: there is no such parameter; did you mean medical_threshold?": up.ask(
+            "POST", path, unchecked
+        ),
+    }
+    for message, answer in asked.items():
+        assert answer.status_code == 201, answer.text
+        run = up.wait(answer.json()["id"])
+        assert (run["state"]["name"], run["state"]["message"]) == ("Failed", message)
+        assert up.of_run("task_runs", run["id"]) == []
+
+
 def test_secrets_are_on_no_page(up: Up, first: dict[str, Any]) -> None:
     assert first["parameters"] is not None
     for kind in ("deployments", "flow_runs", "task_runs", "artifacts", "logs", "work_pools", "flows"):
@@ -419,13 +459,13 @@ def test_second_up_is_refused(up: Up, tmp_path: Path) -> None:
     assert f"runs already, at {up.url}" in same.stderr
 
 
-def test_no_web_page_can_ask_for_a_run_or_read_one(up: Up, tmp_path: Path) -> None:
+def test_no_web_page_can_ask_for_a_run_or_read_one(up: Up, browser: Browser, tmp_path: Path) -> None:
     """Simple and preflighted requests, forms and sockets of a foreign page, and of one under a rebound name."""
     made, port = tmp_path / "made", up.url.rpartition(":")[2]
     path = f"/api/deployments/{up.deployment['id']}/create_flow_run"
     body = json.dumps({"job_variables": {"command": f"touch {made}"}})
     before = {run["id"] for run in up.listed("flow_runs") if not run["auto_scheduled"]}
-    with foreign_page() as page:
+    with foreign_page(browser) as page:
         try_all(page, up.url + path, body)
         try_all(page, f"{up.url}/api/flow_runs/filter")
         assert page.evaluate(SOCKET, f"ws://127.0.0.1:{port}/api/events/in") == "refused"

@@ -2,7 +2,6 @@
 
 import csv
 import json
-import random
 import shutil
 import time
 from collections.abc import Iterator
@@ -19,9 +18,7 @@ from apps.demo.corpus import build_corpus
 from medgen.media import Limits, pictures
 from medgen.postgres import embedded_url
 from tasks.curation.steps import STEP_NAMES
-from tests.conftest import S3Server, frame_number, kill_everything, medgen, medgen_running, numbered_video
-
-KILLS = 2
+from tests.conftest import S3Server, frame_number, medgen, medgen_running, numbered_video
 
 
 @pytest.fixture(scope="module")
@@ -160,24 +157,6 @@ def test_another_frame_model_reruns_classify_and_what_depends_on_it(
     # The clips are the same, so that cut, quality and decide are reused; captions see new probabilities.
     assert changed["decodes"] == 0
     assert steps["classify"]["in"] + 1 <= changed["executed"] <= steps["classify"]["in"] + steps["caption"]["in"] + 1
-
-
-def test_killed_anywhere_the_same_release_comes_out(
-    corpus: Path, reference: tuple[Path, dict[str, Any]], tmp_path: Path
-) -> None:
-    """kill -9 of everything that belongs to the installation, Postgres and Prefect's server included."""
-    home, moments = tmp_path / "home", random.Random(20)
-    for _ in range(KILLS):
-        with medgen_running("refresh", "--source", str(corpus), home=home, MEDGEN_WORKERS="3"):
-            time.sleep(moments.uniform(4, 30))
-            kill_everything(home)
-    summary = refresh(corpus, home, MEDGEN_WORKERS="3")
-    assert summary["digest"] == reference[1]["digest"]
-    assert json.loads(medgen("verify", "--json", home=home).stdout)["clean"]
-    assert medgen("gc", "--grace-minutes", "-1", home=home).stdout.startswith("removed")
-    again = refresh(corpus, home)
-    assert again["executed"] == 0 and again["digest"] == summary["digest"]
-    assert json.loads(medgen("verify", "--json", home=home).stdout)["clean"]
 
 
 def test_on_s3_and_a_given_postgres_with_an_outage_nothing_is_lost(
