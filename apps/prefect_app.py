@@ -22,6 +22,7 @@ from starlette.responses import HTMLResponse, JSONResponse, Response
 from starlette.types import ASGIApp, Receive, Scope, Send
 
 from apps.host_check import AllowHost, HostCheck
+from apps.parameter_suggestions import ParameterSuggestions
 from apps.prefect_access import LOG_IN_PATH, PROOF_PATH, proof
 
 UNUSED_LIMIT_S = 2.0
@@ -94,7 +95,7 @@ def main(
         arguments = (installation / "use.lock", installation / "start.lock", installation / "server")
         threading.Thread(target=end_when_unused, args=arguments, daemon=True).start()
     settings = get_current_settings().server
-    app = HostCheck(InstallationServer(create_app(final=True), auth), host, allow_host or ())
+    app = HostCheck(InstallationServer(ParameterSuggestions(create_app(final=True)), auth), host, allow_host or ())
     uvicorn.run(
         app, host=host, port=port, timeout_keep_alive=settings.api.keepalive_timeout,
         log_level=settings.logging_level.lower(), server_header=False,

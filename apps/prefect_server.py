@@ -11,6 +11,7 @@ import os
 import socket
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
@@ -28,6 +29,7 @@ log = logging.getLogger(__name__)
 
 START_LIMIT_S = 120.0
 STOP_LIMIT_S = 10.0
+LOOK_S = 1.0  # between looks whether it lives
 MOST_REVIVALS = 5  # before it is given up
 BACKOFF_S = 1.0  # before it is started again; doubled each time
 STEADY_S = 600.0  # a server that lived so long is no hopeless case
@@ -100,6 +102,24 @@ class Server:
             fcntl.flock(starting, fcntl.LOCK_EX)
             self.process = _running(self.folder) or _started(self.folder, int(self.url.split(":")[2].split("/")[0]))
         self.since = time.monotonic()
+
+    @contextmanager
+    def kept_alive(self) -> Iterator[None]:
+        """Looks after it meanwhile, in a thread: Prefect's client asks again for half a minute."""
+        ended = threading.Event()
+
+        def look_after() -> None:
+            with suppress(ServerDidNotStart):  # then the client's own error ends what needs it
+                while not ended.wait(LOOK_S):
+                    self.revive()
+
+        thread = threading.Thread(target=look_after, daemon=True)
+        thread.start()
+        try:
+            yield
+        finally:
+            ended.set()
+            thread.join()
 
     def stop(self) -> None:
         """Ends it. Its lock must be held."""

@@ -6,6 +6,7 @@ import os
 from collections.abc import Callable
 from typing import Any
 
+import httpx
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
 from apps.console import err, fault_of_the_place
@@ -36,7 +37,11 @@ def run_flow(
 
     for variable in ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS"):
         os.environ.setdefault(variable, "1")  # workers share the cores by processes, not by threads
-    with err.status("starting the Prefect server") as state, prefect_server(current().home):
+    with (
+        err.status("starting the Prefect server") as state,
+        prefect_server(current().home) as server,
+        server.kept_alive(),
+    ):
         from prefect.logging.handlers import APILogHandler
 
         from medgen.shard import close_pools
@@ -54,6 +59,11 @@ def run_flow(
                 with progress_to(_Bars(bars), on_training):
                     summary: dict[str, Any] = getattr(module, name)(**arguments)
                     return summary
+            except httpx.TransportError as error:
+                raise RunStopped(
+                    f"Prefect's server at {server.url} does not answer any more: {error or type(error).__name__}\n"
+                    "Run the same command again: what was done stays done."
+                ) from error
             finally:
                 close_pools()
                 APILogHandler().flush()  # before the server goes
@@ -64,7 +74,7 @@ def without_expected_errors(record: logging.LogRecord) -> bool:
     error = record.exc_info[1] if record.exc_info else None
     if isinstance(error, OSError):
         return fault_of_the_place(error) is None
-    return not isinstance(error, RunStopped | ItemFailed | ModelUnavailable)
+    return not isinstance(error, RunStopped | ItemFailed | ModelUnavailable | httpx.TransportError)
 
 
 class _Bars:

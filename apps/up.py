@@ -13,15 +13,13 @@ from medgen.settings import current
 if TYPE_CHECKING:
     from apps.prefect_server import Server
 
-LOOK_S = 1.0  # between looks at server and worker
-
 
 def up(
     port: Annotated[int, typer.Option(help="Port of the Prefect UI, on loopback.")] = 4200,
     worker_limit: Annotated[int, typer.Option(help="Flow runs at once.")] = 1,
 ) -> None:
     """Start Prefect's server, UI and a worker with the deployments of prefect.yaml. Ctrl-C stops them."""
-    from apps.prefect_server import prefect_server
+    from apps.prefect_server import LOOK_S, prefect_server
     from apps.worker import worker
 
     signal.signal(signal.SIGTERM, signal.default_int_handler)  # ends like Ctrl-C, from the first moment on

@@ -13,6 +13,7 @@ import signal
 import subprocess
 import sys
 from collections.abc import Iterator
+from configparser import ConfigParser
 from contextlib import suppress
 from dataclasses import dataclass
 from functools import cache
@@ -24,6 +25,7 @@ import pytest
 import typer
 import yaml
 
+from apps import prefect_server, worker
 from apps.cli import app
 from apps.deployments import AUTOMATIONS
 from tests.conftest import ROOT, clean_environment, free_port
@@ -56,6 +58,8 @@ FOREIGN = {
     "docker": "needs containers; tests/test_infra.py checks the compose file",
     "mc": "MinIO's own client is not among the tests' needs",
     "git": "would change the checkout",
+    "export": "tells a shell's later commands",
+    ".venv/bin/prefect": "Prefect's own command line; tests/test_prefect.py asks the same server",
     "curl": "asks the running audit site; tests/test_audit.py asks the same addresses",
 }
 # Exit codes other than 0 that a command may end with, here and for users.
@@ -216,6 +220,21 @@ def parsed(words: list[str]) -> None:
         command = command.commands[name]
     with command.make_context(name, list(words)):
         pass
+
+
+def test_the_unit_for_a_service_manager_is_one_and_starts_again_what_died() -> None:
+    (unit,) = [text for page in PAGES for _, tag, text in blocks(page.read_text()) if tag == "ini"]
+    known = ConfigParser(interpolation=None, comment_prefixes="#")
+    known.optionxform = str  # type: ignore[assignment,method-assign]
+    known.read_string(unit)
+    assert set(known.sections()) == {"Unit", "Service", "Install"}
+    service = known["Service"]
+    program, *words = shlex.split(service["ExecStart"])
+    assert program == f"{service['WorkingDirectory']}/{MEDGEN[0]}" and words[0] == "up"
+    parsed(words)
+    assert service["Restart"] == "on-failure"
+    assert float(service["TimeoutStopSec"]) > prefect_server.STOP_LIMIT_S + worker.STOP_LIMIT_S
+    assert (service["UMask"], service["NoNewPrivileges"]) == ("0077", "yes")
 
 
 def test_what_the_parser_would_not_take_is_seen() -> None:
