@@ -76,11 +76,12 @@ def _stretches(segmented: ShardResult) -> Iterator[Work]:
         past = {name: _record(number) for name, number in item.lineage.items()}
         outputs, probe = segment.SEGMENT.outputs(past), download.DOWNLOAD.detail(past)["probe"]
         table = pq.read_table(open_ledger().store.path(outputs["frames"]))
+        samples = pq.read_table(open_ledger().store.path(outputs["samples"]), columns=["frame"])["frame"].to_pylist()
         shots, times = table["shot"].to_pylist(), table["time_s"].to_pylist()
         for shot in sorted(set(shots))[:CUTS_PER_VIDEO]:
             start = shots.index(shot)
             end = min(start + shots.count(shot), start + MOST_FRAMES)
-            if end - start > 1:
+            if end - start > 1 and any(start <= frame < end for frame in samples):
                 yield Work(
                     f"{item.subject}/{start}-{end}",
                     inputs={"video": download.DOWNLOAD.outputs(past)["video"], **outputs},

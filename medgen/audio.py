@@ -47,6 +47,8 @@ def decode_audio(path: Path, start_s: float, end_s: float, *, rate: int) -> np.n
                 if not container.streams.audio:
                     return None
                 stream = container.streams.audio[0]
+                if stream.codec_context is None:
+                    raise ItemFailed("undecodable", "no decoder is known for the sound")
                 if seek:
                     with suppress(av.error.FFmpegError):
                         container.seek(_ticks(start_s - PREROLL_S, stream), stream=stream, backward=True)

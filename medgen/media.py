@@ -118,6 +118,8 @@ def _opened(path: Path, limits: Limits) -> Iterator[tuple[InputContainer, VideoS
         if not videos:
             raise ItemFailed("no_video_stream", "the file has no moving picture (audio only?)")
         stream = videos[0]
+        if stream.codec_context is None:
+            raise ItemFailed("undecodable", "no decoder is known for the picture")
         stream.codec_context.options = limits.decoder_options
         stream.thread_type = "NONE"
         yield container, stream

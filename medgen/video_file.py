@@ -12,10 +12,12 @@ import numpy as np
 from medgen.canonical import canonical_json
 from medgen.errors import ItemFailed
 from medgen.media import FORMATS, Limits
+from medgen.worker_processes import decoded_apart
 
 CRF = 16  # H.264's quality; close to what the eye can tell from the frames
 PRESET = "medium"
 MAX_RECORD_BYTES = 1 << 20
+READ_LIMIT_S = 60.0  # for a foreign file's comment
 
 
 def write_video(path: Path, frames: np.ndarray, fps: float, record: Mapping[str, Any]) -> None:
@@ -48,18 +50,29 @@ def write_video(path: Path, frames: np.ndarray, fps: float, record: Mapping[str,
         raise ItemFailed("video_not_as_written", f"{count} of {len(frames)} frames, or another record, came back")
 
 
-def read_record(path: Path) -> dict[str, Any] | None:
-    """The record in a video's comment; None when it has none that is JSON facts."""
+def read_comment(path: Path) -> str:
+    """A video's comment; "" when it has none, a longer one than `MAX_RECORD_BYTES`, or is no video."""
     try:
         options = {"format_whitelist": FORMATS, **Limits().decoder_options}
         with av.open(str(path), options=options, timeout=(20.0, 20.0)) as container:
             comment = container.metadata.get("comment", "")
     except (av.error.FFmpegError, ValueError, OSError):
-        return None
-    if not 0 < len(comment) <= MAX_RECORD_BYTES:
-        return None
+        return ""
+    return comment if len(comment) <= MAX_RECORD_BYTES else ""
+
+
+def read_foreign_comment(path: Path) -> str:
+    """As `read_comment`, of a file that others made, and so in a worker process; "" when it breaks that."""
     try:
-        record = json.loads(comment)
+        return decoded_apart(read_comment, path, time_limit_s=READ_LIMIT_S)
+    except ItemFailed:
+        return ""
+
+
+def read_record(path: Path) -> dict[str, Any] | None:
+    """The record in a video's comment; None when it has none that is JSON facts."""
+    try:
+        record = json.loads(read_comment(path))
     except (ValueError, RecursionError):
         return None
     return record if isinstance(record, dict) else None

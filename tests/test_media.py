@@ -78,7 +78,10 @@ def test_bad_files_get_a_reason(tmp_path: Path, source: Path) -> None:
     empty.touch()
     text.write_text("not a video\n" * 1000)
     truncated.write_bytes(source.read_bytes()[: source.stat().st_size // 2])
-    for path, reason in ((empty, "empty_file"), (text, "not_a_video"), (truncated, "not_a_video")):
+    unknown = tmp_path / "unknown.mp4"
+    unknown.write_bytes(source.read_bytes().replace(b"avc1", b"zzzz"))
+    reasons = {empty: "empty_file", text: "not_a_video", truncated: "not_a_video", unknown: "undecodable"}
+    for path, reason in reasons.items():
         with pytest.raises(ItemFailed) as failure:
             probe(path, LIMITS)
         assert failure.value.reason == reason and not failure.value.transient

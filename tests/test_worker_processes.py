@@ -36,14 +36,14 @@ def one_small_worker(home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 def test_an_item_that_needs_too_much_memory_is_quarantined_and_the_others_go_on(one_small_worker: None) -> None:
     step = Step(StepIdentity("grow", 1, {}, {}), grow)
     # The second small one meets what the first one left, and is not to blame for that.
-    works = [Work(subject) for subject in ("240 a", "240 b", "100000 c", "16 d")]
+    works = [Work(subject) for subject in ("240 a", "240 b", "3000 c", "16 d")]
     result = run_shard(step, works)
     records = {record.subject: record for record in open_ledger().load(result.records).values()}
     assert {subject: record.status for subject, record in records.items()} == {
-        "240 a": "kept", "240 b": "kept", "100000 c": "failed", "16 d": "kept",
+        "240 a": "kept", "240 b": "kept", "3000 c": "failed", "16 d": "kept",
     }  # fmt: skip
-    assert (records["100000 c"].reason, records["100000 c"].transient) == ("memory_limit", False)
-    assert "MEDGEN_WORKER_MEMORY_BYTES" in records["100000 c"].detail["message"]
+    assert (records["3000 c"].reason, records["3000 c"].transient) == ("memory_limit", False)
+    assert "MEDGEN_WORKER_MEMORY_BYTES" in records["3000 c"].detail["message"]
     assert run_shard(step, works).executed == 0
 
 

@@ -10,13 +10,12 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-import av
 from sqlalchemy import select
 from sqlalchemy.orm import Session
 
 from medgen.catalog import Clip, ModelVersion, ReleaseClip, StepInput, StepOutput, StepRun, Video
 from medgen.ledger import Ledger
-from medgen.media import FORMATS
+from medgen.video_file import read_foreign_comment
 from tasks.augmentation.labelled_videos import LabelledVideo
 
 MOST_COMMENT = 100_000  # characters of an MP4's comment
@@ -148,11 +147,7 @@ def with_lineage(ledger: Ledger, videos: Sequence[LabelledVideo]) -> tuple[list[
 
 def embedded_model(path: Path) -> str:
     """Digest of the model that an MP4's embedded record names; "" where there is none."""
-    try:
-        with av.open(str(path), options={"format_whitelist": FORMATS}, timeout=(20.0, 20.0)) as container:
-            comment = container.metadata.get("comment", "")
-    except (av.error.FFmpegError, OSError, ValueError, UnicodeDecodeError):
-        return ""  # whether the file can be read at all shows when its frames are read
+    comment = read_foreign_comment(path)  # whether the file can be read at all shows when its frames are read
     if len(comment) > MOST_COMMENT:
         return ""
     try:

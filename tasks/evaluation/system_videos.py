@@ -13,7 +13,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import av
 from sqlalchemy import select
 from sqlalchemy.orm import Session
 
@@ -21,8 +20,8 @@ from medgen.canonical import digest_of
 from medgen.catalog import ModelVersion, StepInput, StepOutput, StepRun
 from medgen.errors import ItemFailed
 from medgen.ledger import Ledger
-from medgen.media import FORMATS
 from medgen.store import file_digest
+from medgen.video_file import read_foreign_comment
 from models.generation.prompt_set import MAX_CHARS, Prompt
 
 ON_RECORD = "medgen:"
@@ -218,11 +217,10 @@ def _inside(folder: Path, name: str, where: str) -> Path:
 
 def _embedded(path: Path, by_id: Mapping[str, Prompt]) -> Prompt | None:
     """The prompt that the record in the file's comment tells."""
+    comment = read_foreign_comment(path)
     try:
-        with av.open(str(path), options={"format_whitelist": FORMATS}) as container:
-            comment = container.metadata.get("comment", "")
         record = json.loads(comment) if 0 < len(comment) <= MAX_COMMENT else None
-    except (av.error.FFmpegError, ValueError, RecursionError, OSError):
+    except (ValueError, RecursionError):
         return None
     prompt = _prompt(record, by_id) if isinstance(record, dict) else None
     return prompt if isinstance(prompt, Prompt) else None
