@@ -15,10 +15,11 @@ from apps.console import err, out, print_json
 
 if TYPE_CHECKING:  # loaded when a command needs them: they bring yt-dlp and Prefect along
     from medgen.ledger import Ledger
-    from medgen.takedown import Takedown
+    from medgen.takedown import NearCopy, Takedown
 
 MAX_URL = 8192  # characters
 MAX_REASON = 1000
+MOST_COPIES = 5  # clips of one video that are named
 
 
 class NotTakenDown(RuntimeError):
@@ -32,6 +33,17 @@ def forget(
     reason: Annotated[
         str, typer.Option(help="Goes on record and into the releases' TAKEDOWN.json: name nobody in it.")
     ] = "not stated",
+    with_copies: Annotated[
+        bool, typer.Option("--with-copies", help="Take down the videos too that hold near-duplicates of them, whole.")
+    ] = False,
+    block: Annotated[
+        bool | None,
+        typer.Option(
+            "--block-copies/--allow-copies",
+            help="Whether near-duplicates of them are kept out of new releases, whatever address they come from: kept "
+            "out, unless allowed. May be changed by taking down once more.",
+        ),
+    ] = None,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Only say what would be removed.")] = False,
     yes: Annotated[bool, typer.Option("--yes", "-y", help="Don't ask.")] = False,
     list_all: Annotated[bool, typer.Option("--list", help="List what was taken down.")] = False,
@@ -55,10 +67,12 @@ def forget(
             raise NotTakenDown(f"a reason is one line of 1 to {MAX_REASON} characters")
         ledger = open_ledger()
         urls = dict(locate(ledger, name) for name in names or ())
+        if with_copies and block is False:
+            raise NotTakenDown("either copies go too (--with-copies), or they may stay (--allow-copies)")
         if not urls:
             raise NotTakenDown("name at least one video: its URL or its id (`medgen forget --help`)")
         if dry_run or not (yes or as_json):
-            planned = takedown.survey(ledger, urls)
+            planned = takedown.survey(ledger, urls, with_copies=with_copies, block=block)
             if dry_run:
                 _print(planned, as_json, done=False)
                 return
@@ -68,7 +82,8 @@ def forget(
             typer.confirm("This can't be undone. Go on?", abort=True)
         elif not yes:
             raise NotTakenDown("this can't be undone: say --yes")
-        _print(takedown.take_down(ledger, urls, reason), as_json, done=True)
+        done = takedown.take_down(ledger, urls, reason, with_copies=with_copies, block=block)
+        _print(done, as_json, done=True)
 
 
 def locate(ledger: "Ledger", name: str) -> tuple[str, str]:
@@ -144,13 +159,13 @@ def _list(as_json: bool) -> None:
 
 
 def _print(reports: "Sequence[Takedown]", as_json: bool, *, done: bool) -> None:
+    word = "removed" if done else "would remove"
     if as_json:
         print_json(
             [report.model_dump(mode="json", exclude={"sealed"}) | {"advice": advice(report)} for report in reports]
         )
         return
     for report in reports:
-        word = "removed" if done else "would remove"
         out.print(f"[bold]{report.video_id}[/]  {escape(report.url)}", soft_wrap=True)
         if report.forgotten_at:
             out.print(f"taken down {report.forgotten_at[:19]}: {escape(report.reason)}", soft_wrap=True)
@@ -159,8 +174,13 @@ def _print(reports: "Sequence[Takedown]", as_json: bool, *, done: bool) -> None:
         out.print(
             f"{word} {report.artifacts} artifacts, {report.bytes} bytes, {len(report.clips)} clips", highlight=False
         )
+        if report.copy_of:
+            out.print(f"as a copy of {', '.join(report.copy_of)}", soft_wrap=True)
         for line in advice(report):
             out.print(f"• {escape(line)}", soft_wrap=True)
+    if len(reports) > 1:
+        gone = {digest for report in reports for digest in (*report.removed, *report.replaced)}
+        out.print(f"{word} {len(gone)} artifacts of {len(reports)} videos in all", highlight=False)
 
 
 def advice(report: "Takedown") -> list[str]:
@@ -173,13 +193,40 @@ def advice(report: "Takedown") -> list[str]:
         what = f"held {clips} clips of it" if clips else "listed it among the rejected"
         lines.append(f"release {name} {what}: copies that were handed on must be recalled; make a new release")
     lines += [f"model {name} was trained on it: withdraw the model, or train it again" for name in report.models]
+    lines += _advice_on_copies(report)
     lines += [f"step run {run_id} was altered even before: see `medgen verify`" for run_id in report.altered]
+    return lines
+
+
+def _advice_on_copies(report: "Takedown") -> list[str]:
+    """The near-duplicates of a video that was taken down, a sentence for each video that holds some."""
+    videos: dict[str, list[NearCopy]] = {}
+    for copy in report.copies or ():
+        videos.setdefault(copy.video_id, []).append(copy)
+    lines = []
+    for video_id, copies in videos.items():
+        clips = [copy for copy in copies if copy.clip]
+        if not clips:
+            lines.append(f"video {video_id} ({copies[0].url}) is the same file: --with-copies takes it down too")
+            continue
+        shown = ", ".join(
+            f"clip {copy.clip} ({copy.reason or copy.status}, similarity {copy.similarity:g})"
+            for copy in clips[:MOST_COPIES]
+        )
+        more = f" and {len(clips) - MOST_COPIES} more" if len(clips) > MOST_COPIES else ""
+        held = sorted({name for copy in clips for name in copy.releases})
+        in_releases = f", held by {', '.join(held)}" if held else ""
+        lines.append(f"video {video_id} ({copies[0].url}) shows the same in {shown}{more}{in_releases}")
+    if videos:
+        kept_out = "new releases leave these clips out" if report.blocking is None else "they may stay"
+        lines.append(f"{kept_out}; --with-copies takes down their videos too")
     return lines
 
 
 def recheck(
     older_than: Annotated[
-        float, typer.Option("--older-than", metavar="DAYS", min=0, help="Leave out what was asked for since.")
+        float,
+        typer.Option("--older-than", metavar="DAYS", min=0, help="Leave out what was asked for since."),
     ] = 0.0,
     limit: Annotated[int | None, typer.Option(min=1, help="At most so many videos, the longest unasked first.")] = None,
     settings: Annotated[

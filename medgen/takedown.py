@@ -34,6 +34,7 @@ from medgen.store import Store
 
 TAKEDOWN_STEP = "forget"  # the step that a takedown is on record as
 TAKEN_DOWN = "forgotten"  # the reason of what is refused because of a tombstone
+BLOCKED = "near_duplicate_of_forgotten"  # the reason of clips that show the same as what was taken down
 NOTICE = "TAKEDOWN.json"
 MANY = 10_000  # digests or ids in one query
 
@@ -44,9 +45,31 @@ TAKEDOWN_LOCK = 0x666F72676574  # held by the one takedown that is under way
 # Names of facts whose values are words of the program, never of a source.
 PLAIN = frozenset(
     ["id", "video_id", "digest", "metric", "reason", "all_reasons", "passes_when", "duplicate_of", "replaces", "clip",
-     "motion_type", "technical_model", "aesthetic_model", "captioner", "day"]
+     "motion_type", "technical_model", "aesthetic_model", "captioner", "day", "tombstone",
+     # Of pictures only their hashes and coarse brightness; by it a copy is known when it comes from another address.
+     "fingerprint"]
 )  # fmt: skip
 NAME = re.compile(r"[a-z0-9_]{1,64}")
+
+
+class NearCopy(BaseModel):
+    """A clip of another video that shows the same as a clip that is taken down, when the takedown was asked for.
+
+    `clip` and `copy_of` are empty where no clips were compared, but the downloaded files have the same bytes.
+    """
+
+    model_config = ConfigDict(frozen=True)
+
+    video_id: str = ""
+    url: str = ""
+    clip: str = ""
+    copy_of: str = ""  # the clip that is taken down
+    similarity: float = 1.0  # 0..1
+    threshold: float = 1.0  # least similarity of a copy
+    overlap_s: float | None = None
+    status: str = ""  # where the clip stands: kept | rejected | failed
+    reason: str | None = None
+    releases: list[str] = []  # that hold it
 
 
 class Takedown(BaseModel):
@@ -63,13 +86,17 @@ class Takedown(BaseModel):
     removed: list[str] = []  # digests of the video's own artifacts
     files: list[str] = []  # those of them that were downloaded
     kept_for_others: dict[str, list[str]] = {}  # digest → some of the subjects that have the same bytes
-    replaced: dict[str, str] = {}  # digest of a table that named the video → digest of the copy that does not
+    # Digest of a table that named the video → digest of the copy that does not; empty while it is only planned.
+    replaced: dict[str, str] = {}
     clips: list[str] = []
     releases: dict[str, int] = {}  # name → how many clips of the video it held; 0: only a row of its rejected ones
     models: list[str] = []  # trained on such a release
     sealed: dict[str, str] = {}  # id of a blanked step run → its seal
     altered: list[int] = []  # step runs that were not as they were written even before they were blanked
     looked_to: int = 0  # newest step run whose tables were looked through
+    copies: list[NearCopy] | None = None  # near-duplicates in other videos; None: they were not looked for
+    copy_of: list[str] = []  # ids of the videos as whose copy it was taken down with them
+    blocking: list[str] | None = None  # clips whose near-duplicates are stopped from now on; None: all of them
 
 
 def taken_down_videos(engine: Engine) -> frozenset[str]:
@@ -122,11 +149,20 @@ def _storable(subject: str) -> bool:
     return "\0" not in subject and subject.isprintable()
 
 
-def create_tombstones(engine: Engine, urls: Mapping[str, str], reason: str) -> None:
-    """Sets tombstones for video id → URL; one that stands stays as it is. Waits for records that are being written."""
+def create_tombstones(
+    engine: Engine, urls: Mapping[str, str], reason: str, details: Mapping[str, Mapping[str, Any]]
+) -> None:
+    """Sets tombstones for video id → URL; one that stands stays as it is. Waits for records that are being written.
+
+    Args:
+        details: video id → what is decided of its takedown before anything is removed: fields of `Takedown`.
+    """
     with Session(engine) as session, session.begin():
         session.execute(text("SELECT pg_advisory_xact_lock(:key)"), {"key": GATE_LOCK})
-        rows = [{"video_id": i, "url": url, "reason": reason, "detail": {}} for i, url in sorted(urls.items())]
+        rows = [
+            {"video_id": video_id, "url": url, "reason": reason, "detail": dict(details.get(video_id, {}))}
+            for video_id, url in sorted(urls.items())
+        ]
         session.execute(upsert(Tombstone).on_conflict_do_nothing(), rows)
 
 

@@ -8,13 +8,17 @@ import cv2
 import numpy as np
 import pytest
 
-from medgen.ledger import Record
+from medgen.ledger import Record, Work
 from medgen.media import Limits, pictures
+from medgen.settings import Settings
 from medgen.shard import Item
+from medgen.store import Store
 from models.duplicates.fingerprint import Fingerprint, fingerprint
-from models.duplicates.near_duplicates import Candidate, compare, duplicates
+from models.duplicates.near_duplicates import Candidate, compare, copies_of, duplicates
 from models.quality.spatial_detail import measure_spatial_detail
+from tasks.curation.deduplicate import DeduplicateParams, deduplicate
 from tasks.curation.deduplicate import compare as compare_clips
+from tasks.curation.takedown_block import TakedownBlock
 
 
 @pytest.fixture(scope="module")
@@ -185,3 +189,60 @@ def test_the_copy_that_stays_is_clean_first_and_shows_most_second(films: dict[st
     assert kept(clean=records(1.9), subtitled=records(2.5, words=40.0)) == {"clean"}
     assert kept(a=records(2.0), b=records(2.0, bits=2_000)) == {"b"}
     assert kept(a=records(2.0), b=records(2.0)) == {"a"}
+
+
+def test_each_clip_is_held_against_what_is_known_alone(films: dict[str, np.ndarray]) -> None:
+    bunny, bikes = films["bunny"], films["bikes"]
+    known = {"smaller": seen(spoilt(bunny)), "other": seen(bikes[:, ::-1])}
+    clips = {"whole": seen(bunny), "cropped": seen(cropped(bunny, 0.9)), "bikes": seen(bikes)}
+    found = copies_of(known, clips)
+    assert {clip: copy.kept for clip, copy in found.items()} == {"whole": "smaller", "cropped": "smaller"}
+    assert all(copy.similarity >= copy.threshold == 0.7 and copy.overlap_s > 3 for copy in found.values())
+    assert {clip: copies_of(known, {clip: one}).get(clip) for clip, one in clips.items()} == {
+        clip: found.get(clip) for clip in clips
+    }
+    assert copies_of(dict(reversed(known.items())), dict(reversed(clips.items()))) == found
+    # Copies among the known do not hide one another: each is looked at.
+    both = copies_of(known | {"half": seen(bunny[: len(bunny) // 2])}, {"half again": seen(bunny[: len(bunny) // 2])})
+    assert both["half again"].kept == "half"
+    assert copies_of({}, clips) == copies_of(known, {}) == {}
+
+
+def test_what_was_taken_down_is_stopped_and_takes_no_other_clip_with_it(
+    films: dict[str, np.ndarray], tmp_path: Path
+) -> None:
+    """The clip that is stopped is the best of three copies; one of them copies it, but not what was taken down."""
+    bunny, bikes = films["bunny"], films["bikes"]
+    third = len(bunny) // 3
+    prints = {"best": bunny, "end": bunny[2 * third :], "bikes": bikes}
+
+    def record(step: str, detail: dict[str, object], scores: dict[str, float]) -> Record:
+        return Record(0, "", step, "", "kept", None, False, detail, {}, scores, {}, 0, 1, "")
+
+    items, past = [], {}
+    for n, (clip, frames) in enumerate(prints.items()):
+        scores = {"detail": 2.0 - n / 10, "overlay_words": 0.0}
+        past[2 * n] = record("cut", {"clip": {}, "bit_rate": 1_000}, {})
+        past[2 * n + 1] = record("quality", {"fingerprint": seen(frames).text()}, scores)
+        items.append(Item(clip, {"cut": 2 * n, "quality": 2 * n + 1}))
+    before = compare_clips(items, past)
+    assert before["end"]["copy_of"]["clip"] == "best"
+    block = TakedownBlock({"gone": seen(bunny[: 2 * third])}, {"gone": "v1"})
+    after = compare_clips(items, past, lambda: block)
+    assert after["bikes"] == before["bikes"] == {"copy_of": None} and after["end"] == {"copy_of": None}
+    stopped = after["best"].pop("blocked_by")
+    assert after["best"] == {"copy_of": None}
+    assert (stopped["clip"], stopped["tombstone"], stopped["threshold"]) == ("gone", "v1", 0.7)
+    assert stopped["similarity"] >= 0.7
+    for kept in ("drop", "keep"):
+        work = Work("best", context={"copy_of": None, "blocked_by": stopped})
+        outcome = deduplicate(work, Store(Settings(home=tmp_path)), DeduplicateParams(near_duplicates=kept))
+        assert (outcome.status, outcome.reason) == ("rejected", "near_duplicate_of_forgotten")
+        assert outcome.detail == {
+            "duplicate_of": "gone",
+            "tombstone": "v1",
+            "metric": "duplicate_similarity",
+            "score": stopped["similarity"],
+            "threshold": 0.7,
+            "overlap_s": stopped["overlap_s"],
+        }

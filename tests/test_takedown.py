@@ -6,12 +6,15 @@ import shutil
 import subprocess
 import sys
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
+import av
+import cv2
+import numpy as np
 import psycopg
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -20,12 +23,15 @@ from hypothesis import given
 from hypothesis import strategies as st
 from sqlalchemy import func, or_, select, text
 from sqlalchemy.orm import Session
+from starlette.testclient import TestClient
 from typer.testing import CliRunner
 
+from apps.audit.application import create_site
 from apps.cli import app
 from medgen.catalog import Clip, ModelVersion, StepOutput, StepRun, now, open_catalog
 from medgen.gc import collect_garbage
 from medgen.ledger import Outcome, StepIdentity, Work, open_ledger
+from medgen.media import Limits, pictures
 from medgen.postgres import embedded_url
 from medgen.settings import current
 from medgen.shard import ShardResult
@@ -35,6 +41,7 @@ from medgen.verify import verify
 from tasks.curation import caption, classify, cut, decide, deduplicate, download, privacy, quality, release, segment
 from tasks.curation.discover import video_id
 from tasks.curation.download_policy import DownloadParams
+from tasks.curation.takedown_block import takedown_block
 from tasks.curation.vanished import vanished
 from tasks.operations.recheck import RecheckParams, due, recheck_videos
 from tasks.operations.takedown import finish, take_down
@@ -113,6 +120,21 @@ class Made:
         return {self.id(name): self.url(name) for name in names}
 
 
+def remade(video: Answer, folder: Path, change: Callable[[np.ndarray], np.ndarray]) -> bytes:
+    """A video encoded anew, each of its pictures changed."""
+    before, after = folder / "before.mp4", folder / "after.mp4"
+    before.write_bytes(video.body)
+    shown = [np.ascontiguousarray(change(picture.rgb())) for picture in pictures(before, Limits())]
+    with av.open(str(after), "w") as out:
+        stream = out.add_stream("libx264", rate=25, options={"crf": "12", "g": "50", "preset": "veryfast"})
+        stream.height, stream.width = shown[0].shape[:2]
+        stream.pix_fmt = "yuv420p"
+        for picture in shown:
+            out.mux(stream.encode(av.VideoFrame.from_ndarray(picture, format="rgb24")))
+        out.mux(stream.encode(None))
+    return after.read_bytes()
+
+
 def _settle(patch: pytest.MonkeyPatch, home: Path, url: str) -> None:
     patch.setenv("MEDGEN_HOME", str(home))
     patch.setenv("MEDGEN_DATABASE_URL", url)
@@ -121,7 +143,8 @@ def _settle(patch: pytest.MonkeyPatch, home: Path, url: str) -> None:
 
 @pytest.fixture(scope="module")
 def original(tmp_path_factory: pytest.TempPathFactory, postgres_folder: Path) -> Iterator[Made]:
-    """One refresh of three videos, two of which have the same bytes, and a row without a medical word."""
+    """One refresh of three videos, two of which have the same bytes and show other things than the first, and a row
+    without a medical word."""
     folder, url = tmp_path_factory.mktemp("takedown"), embedded_url(postgres_folder)
     name = "takedown_original"
     with psycopg.connect(url.replace("+psycopg", ""), autocommit=True) as connection:
@@ -129,7 +152,9 @@ def original(tmp_path_factory: pytest.TempPathFactory, postgres_folder: Path) ->
         connection.execute(f"CREATE DATABASE {name}")
     with Server() as server, pytest.MonkeyPatch.context() as patch:
         threading.Thread(target=server.serve_forever, daemon=True).start()
-        one, two = (Answer(numbered_video(folder / f"{cut}.mp4", 170, cuts=(cut,)).read_bytes()) for cut in (5, 10))
+        one = Answer(numbered_video(folder / "one.mp4", 170, cuts=(5,)).read_bytes())
+        other = Answer(numbered_video(folder / "two.mp4", 170, cuts=(10,)).read_bytes())
+        two = Answer(remade(other, folder, lambda picture: picture[::-1, ::-1]))
         speech = f"WEBVTT\n\n00:00.500 --> 00:06.000\nHello, {SECRET} speaking\n"
         server.answers = {"/gone.mp4": one, "/left.mp4": two, "/right.mp4": two}
         server.answers["/gone.vtt"] = Answer(speech.encode(), type="text/vtt")
@@ -157,8 +182,6 @@ def made(original: Made, postgres_folder: Path, tmp_path: Path, monkeypatch: pyt
         connection.execute(f"DROP DATABASE IF EXISTS {name} WITH (FORCE)")
         connection.execute(f"CREATE DATABASE {name} TEMPLATE {original.database}")
     subprocess.run(["cp", "-a", original.home, tmp_path / "home"], check=True)  # hard links within it stay links
-    inline(monkeypatch)
-    monkeypatch.setattr("medgen.shard.BACKOFF_S", 0.01)
     _settle(monkeypatch, tmp_path / "home", url.replace("/postgres?", f"/{name}?"))
     monkeypatch.setenv("COLUMNS", "200")
     original.server.asked.clear()
@@ -326,6 +349,168 @@ def test_bytes_that_another_video_has_stay_until_that_is_forgotten_too(made: Mad
     assert held_anywhere(left | right) == set() and taken_down_digests(open_catalog()) == {video}
     assert {path.stem for path in (made.folder / "clips").iterdir()} == {made.clip("gone")}
     assert faults(made) == []
+
+
+def upload_again(made: Made, folder: Path, name: str, change: Callable[[np.ndarray], np.ndarray]) -> Path:
+    """Puts what "gone" shows at another address, encoded anew, and at the end of the listing; gives the listing."""
+    made.server.answers[f"/{name}.mp4"] = Answer(remade(made.server.answers["/gone.mp4"], folder, change))
+    row = {"url": made.url(name), "licence": "MIT", "title": f"Endoscopy, {name}"}
+    listing = folder / "listing.jsonl"
+    rows = (listing if listing.exists() else made.listing).read_text()
+    listing.write_text(f"{rows}\n{json.dumps(row)}")
+    return listing
+
+
+def darker(picture: np.ndarray) -> np.ndarray:
+    """A little darker."""
+    return cv2.convertScaleAbs(picture, alpha=0.9)
+
+
+def brighter(picture: np.ndarray) -> np.ndarray:
+    """A little brighter."""
+    return cv2.convertScaleAbs(picture, alpha=0.95, beta=10)
+
+
+def rejected_of(record: Any) -> dict[str, dict[str, Any]]:
+    """Subject → row, of what a release says that it left out."""
+    return {row["subject"]: row for row in pq.read_table(open_store().path(record.outputs["rejected"])).to_pylist()}
+
+
+def clips_in(folder: Path) -> set[str]:
+    """Ids of the clips in the folder of a release."""
+    return {path.stem for path in (folder / "clips").iterdir()}
+
+
+def objects() -> dict[str, int]:
+    """Digest → bytes, of all that the store holds."""
+    return {digest: size for digest, _, size in open_store().digests()}
+
+
+def counted(planned: list[dict[str, Any]]) -> set[str]:
+    """Digests of all that reports say was, or would be, removed; each report counts its own."""
+    for report in planned:
+        assert report["artifacts"] == len({*report["removed"], *report["replaced"]})
+    return {digest for report in planned for digest in (*report["removed"], *report["replaced"])}
+
+
+def test_what_was_taken_down_does_not_come_back_through_its_copy(
+    made: Made, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(LOOSE, "deduplicate", deduplicate.DeduplicateParams())
+    listing = upload_again(made, tmp_path, "again", darker)
+    *_, record, folder = refresh(listing)
+    other, clips = {made.clip("left"), made.clip("right")}, {made.clip("gone"): "gone", made.clip("again"): "again"}
+    (loser,) = clips.keys() & rejected_of(record).keys()
+    (winner,) = clips.keys() - {loser}
+    assert rejected_of(record)[loser]["duplicate_of"] == winner and len(other & clips_in(folder)) == 1
+
+    # The copy is named beforehand, and what is counted beforehand is what goes.
+    before = objects()
+    (planned,) = facts("forget", made.url(clips[winner]), "--dry-run")
+    assert objects() == before and taken_down_videos(open_catalog()) == frozenset()
+    (copy,) = planned["copies"]
+    assert (copy["clip"], copy["video_id"], copy["copy_of"]) == (loser, made.id(clips[loser]), winner)
+    assert (copy["status"], copy["reason"], copy["threshold"]) == ("rejected", "duplicate", 0.7)
+    assert 0.7 <= copy["similarity"] <= 1 and 5 < copy["overlap_s"] < 7 and copy["releases"] == []
+    advised = medgen("forget", made.url(clips[winner]), "--dry-run")
+    assert loser in advised and made.url(clips[loser]) in advised and "new releases leave these clips out" in advised
+    (told,) = facts("forget", made.url(clips[winner]), "--yes")
+    assert counted([planned]) == counted([told]) == before.keys() - objects().keys() and planned["replaced"]
+    assert planned["bytes"] == told["bytes"] == sum(before[digest] for digest in counted([told]))
+    assert (planned["releases"], planned["copies"]) == (told["releases"], told["copies"])
+
+    # It does not take the place of the better one, nor does what is uploaded once more; nothing else is decided anew.
+    listing = upload_again(made, tmp_path, "third", brighter)
+    *results, record, folder = refresh(listing)
+    executed = {result.step: result.executed for result in results}
+    assert executed["deduplicate"] == 2 and clips_in(folder) <= other and len(clips_in(folder)) == 1
+    for clip in (loser, made.clip("third")):
+        row = rejected_of(record)[clip]
+        assert (row["step"], row["reason"]) == ("deduplicate", "near_duplicate_of_forgotten")
+        assert row["duplicate_of"] == winner and row["score"] >= row["threshold"] == 0.7
+        (decided,) = (s for s in facts("show", clip)["steps"][::-1] if s["reason"] == "near_duplicate_of_forgotten")
+        assert decided["detail"]["tombstone"] == made.id(clips[winner])
+    assert faults(made) == []
+
+    # The site says so.
+    with TestClient(create_site(), base_url="http://localhost") as site:
+        address = f"/takedowns/{made.id(clips[winner])}"
+        report = site.get(f"{address}.json").json()
+        assert report["copies"] == told["copies"] and report["blocking"] is None and report["finished"]
+        assert {stopped["clip"] for stopped in report["stopped"]} == {loser, made.clip("third")}
+        assert {stopped["copy_of"] for stopped in report["stopped"]} == {winner}
+        page = site.get(address).text
+        assert loser in page and made.clip("third") in page and "kept out of new releases" in page
+        assert "shows the same as a video that was taken down" in site.get(f"/clips/{loser}").text
+
+    # Allowed, the best of the copies comes in; blocked again, none would.
+    medgen("forget", made.url(clips[winner]), "--yes", "--allow-copies")
+    *_, folder = refresh(listing)
+    assert len(clips_in(folder) & {loser, made.clip("third")}) == 1
+    assert takedown_block(open_catalog()).fingerprints == {}
+    medgen("forget", made.url(clips[winner]), "--yes", "--block-copies")
+    assert takedown_block(open_catalog()).tombstones == {winner: made.id(clips[winner])}
+    assert faults(made) == []
+
+
+def test_copies_go_too_when_that_is_asked_for(made: Made, tmp_path: Path) -> None:
+    """With near-duplicates kept: the copy is in a release, and in one under way when the takedown comes."""
+    *results, record, first = refresh(upload_again(made, tmp_path, "again", darker))
+    gone, again, living = made.clip("gone"), made.clip("again"), {made.clip("left"), made.clip("right")}
+    assert record.detail["clips"] == 4
+    take_down(open_ledger(), made.urls("gone"), "asked")
+    assert again in clips_in(first)
+    _, record, folder = _released(results[:-1])
+    assert clips_in(folder) == living and record.detail["clips"] == 2
+    row = rejected_of(record)[again]
+    assert (row["step"], row["reason"], row["duplicate_of"]) == ("release", "near_duplicate_of_forgotten", gone)
+    assert row["score"] >= row["threshold"] == 0.7
+
+    before = objects()
+    arguments = ("forget", made.url("gone"), "--with-copies")
+    medgen(*arguments, "--allow-copies", "--yes", code=1)
+    planned = {report["video_id"]: report for report in facts(*arguments, "--dry-run")}
+    assert planned.keys() == {made.id("gone"), made.id("again")} and objects() == before
+    assert [copy["releases"] for copy in planned[made.id("gone")]["copies"]] == [[first.name]]
+    told = {report["video_id"]: report for report in facts(*arguments, "--yes")}
+    taken = told[made.id("again")]
+    gone_since = before.keys() - objects().keys()
+    assert counted([planned[made.id("again")]]) == counted([taken]) == gone_since and taken["replaced"]
+    assert (taken["copy_of"], taken["blocking"], taken["clips"]) == ([made.id("gone")], [again], [again])
+    assert counted(list(planned.values())) == counted(list(told.values()))
+    assert clips_in(first) == clips_in(folder) == living
+    assert taken_down_videos(open_catalog()) == {made.id("gone"), made.id("again")} and faults(made) == []
+
+
+def test_two_that_were_one_file_go_together_though_cut_short(made: Made, monkeypatch: pytest.MonkeyPatch) -> None:
+    def stop(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    planned = facts("forget", made.url("left"), "--with-copies", "--dry-run")
+    before = objects()
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr("tasks.operations.takedown._blank_records", stop)
+        take_down(open_ledger(), made.urls("left"), "asked", with_copies=True)
+    assert objects() == before and "not finished" in medgen("forget", "--list")
+    told = {report.video_id: report for report in finish(open_ledger())}
+    right = told[made.id("right")]
+    assert (right.copy_of, right.blocking) == ([made.id("left")], [made.clip("right")])
+    assert [copy.clip for copy in told[made.id("left")].copies or ()] == [made.clip("right")]
+    assert counted(planned) == before.keys() - objects().keys() and faults(made) == []
+
+
+def test_a_takedown_of_an_earlier_version_is_read_and_blocks_nothing(made: Made) -> None:
+    """Its fingerprints were blanked, and its report says nothing of copies."""
+    take_down(open_ledger(), made.urls("gone"), "asked")
+    with open_catalog().begin() as connection:
+        connection.execute(text("UPDATE tombstone SET detail = detail - '{copies,copy_of,blocking}'::text[]"))
+        blank = "UPDATE step_run SET detail = jsonb_set(detail, '{fingerprint}', '\"\"') WHERE step = 'quality'"
+        connection.execute(text(f"{blank} AND subject = :clip"), {"clip": made.clip("gone")})
+    assert takedown_block(open_catalog()).fingerprints == {}
+    (planned,) = facts("forget", made.url("gone"), "--dry-run")
+    assert planned["copies"] == [] and "taken down" in medgen("forget", made.url("gone"), "--dry-run")
+    with TestClient(create_site(), base_url="http://localhost") as site:
+        assert "were not looked for yet" in site.get(f"/takedowns/{made.id('gone')}").text
 
 
 def test_two_at_once_leave_what_one_after_the_other_leaves(made: Made) -> None:

@@ -27,6 +27,7 @@ WORDS = {
     "too_long": "the video is too long",
     "forgotten": "its video was taken down",
     "copy_of_forgotten": "the same file was taken down before",
+    "near_duplicate_of_forgotten": "it shows the same as a video that was taken down",
     "source_vanished": "its source no longer has it",
     "caption_repeated": "the same caption stands under several videos",
     "empty_file": "the file is empty",

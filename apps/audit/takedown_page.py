@@ -2,17 +2,18 @@
 
 import base64
 import json
+from collections.abc import Sequence
 from datetime import datetime
 from typing import Annotated, Any
 
 from fastapi import APIRouter, Path, Query, Request
-from sqlalchemy import Connection, literal, select, tuple_
+from sqlalchemy import Connection, literal, select, text, tuple_
 from starlette.responses import JSONResponse, Response
 
 from apps.audit.site import site_of
 from apps.history import Unknown
 from medgen.catalog import Tombstone
-from medgen.takedown import stamp
+from medgen.takedown import BLOCKED, stamp
 
 router = APIRouter()
 
@@ -71,7 +72,7 @@ def takedown_report(connection: Connection, video_id: str) -> dict[str, Any]:
         "url": row["url"],
         "reason": row["reason"],
         "forgotten_at": stamp(row["forgotten_at"]),
-        "finished": bool(detail),
+        "finished": "artifacts" in detail,
         "artifacts_removed": detail.get("artifacts", 0),
         "bytes_removed": detail.get("bytes", 0),
         "records_redacted": len(detail.get("sealed", {})),
@@ -81,7 +82,33 @@ def takedown_report(connection: Connection, video_id: str) -> dict[str, Any]:
         "releases": detail.get("releases", {}),
         "models": detail.get("models", []),
         "removed": detail.get("removed", []),
+        "copies": detail.get("copies"),
+        "copy_of": detail.get("copy_of", []),
+        "blocking": detail.get("blocking"),
+        "stopped": _stopped(connection, detail.get("clips", [])),
     }
+
+
+def _stopped(connection: Connection, clips: Sequence[str]) -> list[dict[str, Any]]:
+    """Clips that deduplicate stopped since, because they show the same as one of `clips`; the first ones on record."""
+    # As words, for only so does the index of this very expression serve. Ordered afterwards, as in `clip_page`.
+    query = text(
+        "WITH found AS MATERIALIZED (SELECT id, subject, detail, finished_at FROM step_run WHERE step = 'deduplicate' "
+        "AND NOT superseded AND detail ->> 'duplicate_of' = ANY(:clips) AND reason = :reason LIMIT :most) "
+        "SELECT * FROM found ORDER BY id"
+    )
+    rows = connection.execute(query, {"clips": list(clips), "reason": BLOCKED, "most": PAGE})
+    return [
+        {
+            "clip": row.subject,
+            "copy_of": row.detail["duplicate_of"],
+            "similarity": row.detail.get("score"),
+            "threshold": row.detail.get("threshold"),
+            "overlap_s": row.detail.get("overlap_s"),
+            "stopped_at": stamp(row.finished_at),
+        }
+        for row in rows
+    ]
 
 
 def _parse(after: str) -> tuple[datetime, str] | None:

@@ -5,7 +5,7 @@ aligned in time by their courses: what moves in a copy moves at the same moments
 moves at all, the picture itself decides.
 """
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache
 
@@ -86,20 +86,40 @@ def duplicates(candidates: Iterable[Candidate]) -> dict[str, Copy]:
     ordered = sorted(candidates, key=lambda candidate: candidate.rank)
     if len({candidate.rank for candidate in ordered}) < len(ordered):
         raise ValueError("every clip needs a rank of its own")
+    fingerprints = [candidate.fingerprint for candidate in ordered]
     copies: dict[str, Copy] = {}
     dropped: set[int] = set()
-    for index, rivals in _rivals([candidate.fingerprint for candidate in ordered]):
-        best: tuple[float, int, Match] | None = None
-        for rival in rivals:
-            if rival not in dropped:
-                match = compare(ordered[index].fingerprint, ordered[rival].fingerprint)
-                if match and (best is None or match.overlap_s * match.similarity > best[0]):
-                    best = (match.overlap_s * match.similarity, rival, match)
-        if best is not None:
-            _, rival, match = best
+    for index, rivals in _rivals(fingerprints):
+        if best := _best_match(fingerprints, index, (rival for rival in rivals if rival not in dropped)):
+            rival, match = best
             dropped.add(index)
             copies[ordered[index].clip] = Copy(ordered[rival].clip, match.similarity, match.overlap_s)
     return copies
+
+
+def copies_of(known: Mapping[str, Fingerprint], clips: Mapping[str, Fingerprint]) -> dict[str, Copy]:
+    """clip → the known clip that it copies most of, for every one of `clips` that copies any.
+
+    Each clip is judged on its own, whatever else is among `clips`. Independent of order.
+    """
+    names = [*sorted(known), *sorted(clips)]
+    fingerprints = [*(known[clip] for clip in sorted(known)), *(clips[clip] for clip in sorted(clips))]
+    copies: dict[str, Copy] = {}
+    for index, rivals in _rivals(fingerprints, known=len(known)) if known and clips else ():
+        if best := _best_match(fingerprints, index, rivals):
+            rival, match = best
+            copies[names[index]] = Copy(names[rival], match.similarity, match.overlap_s)
+    return copies
+
+
+def _best_match(fingerprints: Sequence[Fingerprint], index: int, rivals: Iterable[int]) -> tuple[int, Match] | None:
+    """(place of the rival that the clip at `index` shares most with, how); None when it copies none of them."""
+    best: tuple[float, int, Match] | None = None
+    for rival in rivals:
+        match = compare(fingerprints[index], fingerprints[rival])
+        if match and (best is None or match.overlap_s * match.similarity > best[0]):
+            best = match.overlap_s * match.similarity, rival, match
+    return best[1:] if best else None
 
 
 def compare(first: Fingerprint, second: Fingerprint) -> Match | None:
@@ -265,12 +285,15 @@ def _crops() -> tuple[np.ndarray, ...]:
     return tuple(np.kron(down, across).T.astype(np.float32) for down in lines for across in lines)[1:]
 
 
-def _rivals(fingerprints: Sequence[Fingerprint]) -> Iterator[tuple[int, list[int]]]:
+def _rivals(fingerprints: Sequence[Fingerprint], *, known: int | None = None) -> Iterator[tuple[int, list[int]]]:
     """Each clip that shares a piece of a hash with clips before it, and these, in order.
 
     Looked for are the whole picture of either among whole pictures and parts of the other, and inner part among inner
     parts. Of all that share one piece, a clip meets only the first: when a thousand copies of a film do, the best of
     them is there, and when a thousand films begin with the same picture, the rest would be in vain.
+
+    Args:
+        known: the clips from this place on are compared with those before it only, and these with none.
     """
     structured = [(clip.hashes[~clip.flat], clip.parts[~clip.flat[::2]]) for clip in fingerprints]
     pictures = _owned([hashes[:, None] for hashes, _ in structured])
@@ -279,11 +302,8 @@ def _rivals(fingerprints: Sequence[Fingerprint]) -> Iterator[tuple[int, list[int
     pairs = np.zeros(0, np.uint64)
     for band in range(BANDS):
         of_pictures, of_parts, of_inner = (_pieces(*hashes, band) for hashes in (pictures, parts, inner))
-        new = [
-            _meetings(of_pictures, np.union1d(of_pictures, of_parts)),
-            _meetings(of_parts, of_pictures),
-            _meetings(of_inner, of_inner),
-        ]
+        sought = (of_pictures, np.union1d(of_pictures, of_parts)), (of_parts, of_pictures), (of_inner, of_inner)
+        new = [_meetings(*_split(seekers, shown, known)) for seekers, shown in sought]
         pairs = np.unique(np.concatenate([pairs, *new]))
     owner = (pairs >> np.uint64(32)).astype(np.int64)
     rival = (pairs & np.uint64(0xFFFFFFFF)).astype(np.int64)
@@ -309,6 +329,14 @@ def _pieces(hashes: np.ndarray, owners: np.ndarray, band: int) -> np.ndarray:
         piece = piece << np.uint64(8) | hashes[:, byte]
     piece = piece >> np.uint64(8 * last - (band + 1) * BAND_BITS) & ((np.uint64(1) << bits) - np.uint64(1))
     return np.unique(piece << np.uint64(32) | owners)
+
+
+def _split(seekers: np.ndarray, shown: np.ndarray, known: int | None) -> tuple[np.ndarray, np.ndarray]:
+    """Of the pieces of both those that count: of seekers from place `known` on, of what is shown before it."""
+    if known is None:
+        return seekers, shown
+    low, first = np.uint64(0xFFFFFFFF), np.uint64(known)
+    return seekers[seekers & low >= first], shown[shown & low < first]
 
 
 def _meetings(seekers: np.ndarray, shown: np.ndarray) -> np.ndarray:

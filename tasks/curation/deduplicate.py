@@ -1,10 +1,11 @@
 """Deduplicate: of clips that show the same, within a video or across videos, the best copy stays.
 
 The one step that looks at all clips of a refresh at once: a copy can be anywhere, and no language model should be paid
-for a clip that is dropped for it. What it finds depends on the clips alone, not on their order or on shards.
+for a clip that is dropped for it. What it finds depends on the clips alone, not on their order or on shards; and on
+takedowns: a clip that shows what was taken down is rejected, whatever address it came from, and is no better copy.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from types import MappingProxyType
 from typing import Any, Literal, NotRequired, TypedDict
@@ -12,16 +13,19 @@ from typing import Any, Literal, NotRequired, TypedDict
 from pydantic import Field
 
 from medgen.canonical import rounded
+from medgen.catalog import open_catalog
 from medgen.handover import Handover
 from medgen.ledger import Outcome, Record, StepIdentity, Work
 from medgen.parameters import Parameters
 from medgen.shard import Item, Past, Step
 from medgen.store import Store
+from medgen.takedown import BLOCKED
 from models.duplicates.fingerprint import Fingerprint
 from models.duplicates.near_duplicates import NEAR_DUPLICATES, Candidate, duplicates
 from tasks.curation.curation_step import CurationStep
 from tasks.curation.cut import CUT
 from tasks.curation.quality import QUALITY
+from tasks.curation.takedown_block import TakedownBlock, takedown_block
 
 # Words of overlay text over quality's five frames: a word that stands in all of them.
 WRITTEN_OVER = 5
@@ -38,9 +42,11 @@ class DeduplicateParams(Parameters):
 
 
 class DeduplicateDetail(TypedDict):
-    """What deduplicate puts on record: the better clip that this one copies, and how alike they are."""
+    """What deduplicate puts on record: the better clip that this one copies, or the one that was taken down, and how
+    alike they are."""
 
     duplicate_of: str | None
+    tombstone: NotRequired[str]  # id of the video that was taken down, whose clip `duplicate_of` is
     metric: NotRequired[str]
     score: NotRequired[float]
     threshold: NotRequired[float]
@@ -51,9 +57,19 @@ DEDUPLICATE: Handover[DeduplicateDetail] = Handover("deduplicate")
 
 
 def deduplicate(work: Work, store: Store, params: DeduplicateParams) -> Outcome:
-    """Keeps a clip unless a better copy of it is known."""
+    """Keeps a clip unless a better copy of it is known, or it copies what was taken down."""
     better = work.context["copy_of"]
     detail: DeduplicateDetail
+    if blocked := work.context.get("blocked_by"):
+        detail = {
+            "duplicate_of": blocked["clip"],
+            "tombstone": blocked["tombstone"],
+            "metric": "duplicate_similarity",
+            "score": blocked["similarity"],
+            "threshold": blocked["threshold"],
+            "overlap_s": blocked["overlap_s"],
+        }
+        return Outcome("rejected", BLOCKED, detail)
     if better is None:
         detail = {"duplicate_of": None}
         return Outcome("kept", detail=detail)
@@ -69,20 +85,29 @@ def deduplicate(work: Work, store: Store, params: DeduplicateParams) -> Outcome:
     return Outcome("rejected", "duplicate", detail)
 
 
-def compare(items: Sequence[Item], past: Mapping[int, Record]) -> dict[str, dict[str, Any]]:
+def compare(
+    items: Sequence[Item], past: Mapping[int, Record], block: Callable[[], TakedownBlock] = TakedownBlock
+) -> dict[str, dict[str, Any]]:
     """clip → {"copy_of": the better clip that it copies, with similarity (0..1), its threshold and the overlap in
-    seconds; None where it copies none}.
+    seconds; None where it copies none}. Of a clip that copies what was taken down also {"blocked_by": what}: only of
+    these, so that a takedown changes the keys of no others.
 
     The better of two copies has nothing written over it, then shows more detail whatever its size
     (`models.quality.spatial_detail`), then has more bits per second, then the smaller id.
     """
+    unique = {item.subject: item for item in items}
+    fingerprints = {
+        clip: Fingerprint.parse(QUALITY.detail(past[item.lineage["quality"]])["fingerprint"])
+        for clip, item in unique.items()
+    }
+    blocked = block().blocked(fingerprints)
     candidates = []
-    for clip, item in {item.subject: item for item in items}.items():
-        cut, quality = past[item.lineage["cut"]], past[item.lineage["quality"]]
+    for clip in unique.keys() - blocked.keys():
+        cut, quality = (past[unique[clip].lineage[step]] for step in ("cut", "quality"))
         scores = QUALITY.scores(quality)
         written_over = scores["overlay_words"] >= WRITTEN_OVER
         rank = (float(written_over), -scores["detail"], -CUT.detail(cut)["bit_rate"], clip)
-        candidates.append(Candidate(clip, Fingerprint.parse(QUALITY.detail(quality)["fingerprint"]), rank))
+        candidates.append(Candidate(clip, fingerprints[clip], rank))
     copies = {
         clip: {
             "clip": copy.kept,
@@ -92,7 +117,10 @@ def compare(items: Sequence[Item], past: Mapping[int, Record]) -> dict[str, dict
         }
         for clip, copy in duplicates(candidates).items()
     }
-    return {item.subject: {"copy_of": copies.get(item.subject)} for item in items}
+    return {
+        clip: {"copy_of": copies.get(clip)} | ({"blocked_by": blocked[clip]} if clip in blocked else {})
+        for clip in unique
+    }
 
 
 def step(params: DeduplicateParams) -> Step:
@@ -101,13 +129,13 @@ def step(params: DeduplicateParams) -> Step:
         StepIdentity("deduplicate", 1, params.model_dump(mode="json"), {"near_duplicates": NEAR_DUPLICATES}),
         partial(deduplicate, params=params),
         work_of=work_of,
-        compare=compare,
+        compare=partial(compare, block=lambda: takedown_block(open_catalog())),
         runs_in="inline",
     )
 
 
 def work_of(item: Item, past: Past) -> Work:
-    """A clip; `compare` adds which one it copies."""
+    """A clip; `compare` adds which one it copies, and whether it is stopped."""
     return Work(item.subject)
 
 

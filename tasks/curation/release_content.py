@@ -13,8 +13,9 @@ from medgen.canonical import digest_of
 from medgen.catalog import Caption
 from medgen.ledger import Ledger, Record
 from medgen.shard import Item
-from medgen.takedown import TAKEN_DOWN
+from medgen.takedown import BLOCKED, TAKEN_DOWN
 from models.captioning.checks import MOST_VIDEOS, repeated
+from models.duplicates.fingerprint import Fingerprint
 from tasks.curation.classify import CLASSIFY
 from tasks.curation.decide import DECIDE
 from tasks.curation.discover_record import DISCOVER
@@ -23,6 +24,7 @@ from tasks.curation.funnel import funnel
 from tasks.curation.privacy import PRIVACY
 from tasks.curation.quality import QUALITY
 from tasks.curation.steps import STEP_NAMES
+from tasks.curation.takedown_block import BlockedBy, takedown_block
 from tasks.curation.vanished import vanished
 
 LINEAGE = (*STEP_NAMES, "release")
@@ -95,7 +97,8 @@ def release_content(
 ) -> dict[str, Any]:
     """All that the release says, from the records behind it, in an order of its own.
 
-    Of videos that were taken down while the refresh went on it only counts the clips.
+    Of videos that were taken down while the refresh went on it only counts the clips; clips that show the same are left
+    out.
     """
     lineages = [*(item.lineage for item in kept), *dropped]
     records = _loaded(ledger, {run_id for lineage in lineages for run_id in lineage.values()} | set(discovered))
@@ -111,6 +114,9 @@ def release_content(
     vanished_since = vanished(ledger.engine) if drop_vanished else {}
     left = [_left_out(row, "source_vanished") for row in rows if row["video_id"] in vanished_since]
     rows = [row for row in rows if row["video_id"] not in vanished_since]
+    stopped = _blocked(ledger, living, records)
+    left += [_near_duplicate(row, stopped[row["clip_id"]]) for row in rows if row["clip_id"] in stopped]
+    rows = [row for row in rows if row["clip_id"] not in stopped]
     # The same words under several videos say nothing of any of them; which ones that are shows only here.
     captions_of = {row["clip_id"]: row["detailed_caption"] for row in rows}
     times = repeated(captions_of, {row["clip_id"]: row["video_id"] for row in rows})
@@ -169,6 +175,21 @@ def _rejected(past: Mapping[str, Record]) -> dict[str, Any]:
         "sha256": file,
         "key": last.key,
     }
+
+
+def _blocked(ledger: Ledger, living: Sequence[Item], records: Mapping[int, Record]) -> dict[str, BlockedBy]:
+    """Clips that show the same as what was taken down, after deduplicate had seen them too."""
+    block = takedown_block(ledger.engine)
+    if not block.fingerprints:
+        return {}
+    measured = {item.subject: QUALITY.detail(records[item.lineage["quality"]]) for item in living}
+    return block.blocked({clip: Fingerprint.parse(detail["fingerprint"]) for clip, detail in measured.items()})
+
+
+def _near_duplicate(row: Mapping[str, Any], of: BlockedBy) -> dict[str, Any]:
+    """A clip that is left out because it shows the same as what was taken down."""
+    measured = {"metric": "duplicate_similarity", "score": of["similarity"], "threshold": of["threshold"]}
+    return _left_out(row, BLOCKED) | measured | {"duplicate_of": of["clip"]}
 
 
 def _repeated(row: Mapping[str, Any], videos: int) -> dict[str, Any]:

@@ -58,36 +58,75 @@ def redact_table(store: Store, step: str, artifact: Artifact, owner: Mapping[str
     return None
 
 
-def _redact_content(store: Store, artifact: Artifact, owner: Mapping[str, str]) -> RedactedTable | None:
-    """The JSON content of a release, without its kept and rejected rows of these videos."""
+def videos_named(store: Store, artifact: Artifact, owner: Mapping[str, str]) -> set[str]:
+    """Ids of the videos that `redact_table` would take out of a table. Arguments and errors as there."""
+    if artifact.media_type == "application/vnd.apache.parquet":
+        return _named_in_rows(store, artifact, owner)
+    if artifact.media_type == "application/json":
+        content = _content(store, artifact, owner)
+        return _named_in(content, owner) if content else set()
+    return set()
+
+
+def _named_in_rows(store: Store, artifact: Artifact, owner: Mapping[str, str]) -> set[str]:
+    names = pa.array(sorted(owner), pa.string())
+    named: set[str] = set()
+    with pq.ParquetFile(store.path(artifact.sha256)) as file:
+        column, searched = _searched(file)
+        for batch in file.iter_batches(batch_size=1 << 16, columns=searched) if column else ():
+            about = batch.filter(_rows_about(batch, column, names))[column]
+            named |= {owner[_video_part(value, column)] for value in about.unique().to_pylist()}
+    return named
+
+
+def _searched(file: pq.ParquetFile) -> tuple[str | None, list[str]]:
+    """(the column that says which video a row is about, None without one; all columns that are looked at)."""
+    present = file.schema_arrow.names
+    column = next((name for name in NAMED_BY if name in present), None)
+    return column, [name for name in (column, "reason", "title", "description") if name and name in present]
+
+
+def _video_part(value: str, column: str) -> str:
+    return value if column == "url" else value.partition("/")[0]
+
+
+def _content(store: Store, artifact: Artifact, owner: Mapping[str, str]) -> dict[str, Any] | None:
+    """The JSON content of a release, if it names any of `owner`."""
     data = store.read(artifact.sha256)
     if not any(name.encode() in data for name in owner):
         return None
     content = json.loads(data)
-    if not isinstance(content, dict) or not {"clips", "rejected"} <= content.keys():
+    return content if isinstance(content, dict) and {"clips", "rejected"} <= content.keys() else None
+
+
+def _named_in(content: Mapping[str, Any], owner: Mapping[str, str]) -> set[str]:
+    subjects = [row["clip_id"] for row in content["clips"]]
+    subjects += [row["subject"].partition("/")[0] for row in content["rejected"]]
+    return {owner[subject] for subject in subjects if subject in owner}
+
+
+def _redact_content(store: Store, artifact: Artifact, owner: Mapping[str, str]) -> RedactedTable | None:
+    """The JSON content of a release, without its kept and rejected rows of these videos."""
+    content = _content(store, artifact, owner)
+    named = _named_in(content, owner) if content else set()
+    if content is None or not named:
         return None
-    named = Counter(owner.get(row["clip_id"], "") for row in content["clips"])
-    named.update(owner.get(row["subject"].partition("/")[0], "") for row in content["rejected"])
     content["clips"] = [row for row in content["clips"] if row["clip_id"] not in owner]
     content["rejected"] = [row for row in content["rejected"] if row["subject"].partition("/")[0] not in owner]
-    if not any(named):
-        return None
     copy = store.put_bytes(canonical_json(content), artifact.media_type)
-    return RedactedTable(copy, {video_id: [] for video_id in named if video_id})
+    return RedactedTable(copy, {video_id: [] for video_id in sorted(named)})
 
 
 def _redact_rows(store: Store, step: str, artifact: Artifact, owner: Mapping[str, str]) -> RedactedTable | None:
     path = store.path(artifact.sha256)
     names = pa.array(sorted(owner), pa.string())
     with pq.ParquetFile(path) as file:
-        present = file.schema_arrow.names
-        column = next((name for name in NAMED_BY if name in present), None)
-        searched = [name for name in (column, "reason", "title", "description") if name and name in present]
+        column, searched = _searched(file)
         batches = file.iter_batches(batch_size=1 << 16, columns=searched)
         if column is None or not any(pc.any(_rows_about(batch, column, names)).as_py() for batch in batches):
             return None
         # Every listed row keeps its verdict; what was kept of the video is kept no more.
-        drop = step == "release" or (step == "discover" and "status" not in present)
+        drop = step == "release" or (step == "discover" and "status" not in file.schema_arrow.names)
         verdicts: dict[str, list[str]] = {}
         scratch = store.scratch(".parquet")
         try:
@@ -96,8 +135,7 @@ def _redact_rows(store: Store, step: str, artifact: Artifact, owner: Mapping[str
                     table = file.read_row_group(group)
                     mask = _rows_about(table, column, names)
                     for row in table.filter(mask).to_pylist():
-                        about = row[column] if column == "url" else row[column].partition("/")[0]
-                        of_video = verdicts.setdefault(owner[about], [])
+                        of_video = verdicts.setdefault(owner[_video_part(row[column], column)], [])
                         if "status" in row:
                             of_video.append(f"{row['status'] or ''} {row['reason'] or ''}".strip())
                     writer.write_table(table.filter(pc.invert(mask)) if drop else _blank_rows(table, mask))

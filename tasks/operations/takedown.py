@@ -7,13 +7,15 @@ so `medgen forget` a second time, or `gc`, finishes a takedown that was cut shor
 What goes: every artifact that a step made of the video, its stretches or its clips, unless something that was not
 taken down has the same bytes; its rows in the tables of discover (their words) and of releases (the whole row); its
 clips in the folders of releases; title, description, tags, channel, captions, and all other words of its records.
-What stays: ids, URL, licence, dates, numbers, verdicts, hashes. Not ours to remove: the listing or the folder that the
-video came from, copies of a release that were handed on, and folders made by `medgen sample`.
+What stays: ids, URL, licence, dates, numbers, verdicts, hashes; and the fingerprints of its clips, by which deduplicate
+knows near-duplicates and stops them (`tasks.curation.takedown_block`). Not ours to remove: the listing or the folder
+that the video came from, copies of a release that were handed on, and folders made by `medgen sample`.
 """
 
 import json
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence, Set
 from contextlib import contextmanager
+from dataclasses import dataclass
 from datetime import timedelta
 from typing import Any
 
@@ -50,7 +52,8 @@ from medgen.takedown import (
     stamp,
 )
 from medgen.verify import rehashed
-from tasks.operations.redact_tables import RedactedTable, redact_table, supersede
+from tasks.operations.near_copies import near_copies
+from tasks.operations.redact_tables import RedactedTable, redact_table, supersede, videos_named
 
 TABLES_OF = ("list", "discover", "release")  # steps whose tables name many videos
 LATE = timedelta(days=1)  # a step that began this long after a tombstone knew of it
@@ -59,17 +62,35 @@ BATCH = 500
 _FIRST_HAND = (StepRun.step.in_(TABLES_OF), ~StepRun.detail.has_key("taken_down"))
 
 
-def survey(ledger: Ledger, urls: Mapping[str, str]) -> list[Takedown]:
+def survey(
+    ledger: Ledger, urls: Mapping[str, str], *, with_copies: bool = False, block: bool | None = None
+) -> list[Takedown]:
     """What a takedown of these videos (id → URL) would remove and touch, or did. Changes nothing.
 
-    Of tables that name the videos only those that must be found by reading them are left out.
+    Args:
+        with_copies, block: as `take_down`.
+
+    Raises:
+        ItemFailed: the store does not answer, or has lost a table that may name them.
     """
+    plan = _plan(ledger, urls, with_copies=with_copies, block=block)
     with Session(ledger.engine) as session:
-        return [_report(session, video_id, url, besides=urls) for video_id, url in sorted(urls.items())]
+        tables = _tables_naming(ledger, session, plan.urls)
+        return [
+            _report(session, video_id, url, besides=plan.urls, begun=plan.details[video_id], tables=tables)
+            for video_id, url in sorted(plan.urls.items())
+        ]
 
 
-def take_down(ledger: Ledger, urls: Mapping[str, str], reason: str) -> list[Takedown]:
+def take_down(
+    ledger: Ledger, urls: Mapping[str, str], reason: str, *, with_copies: bool = False, block: bool | None = None
+) -> list[Takedown]:
     """Takes videos (id → URL) down, also such as were never listed. Waits for a takedown that is under way.
+
+    Args:
+        with_copies: take down the videos too that hold near-duplicates of them, whole. Copies of these copies stay.
+        block: whether deduplicate stops near-duplicates of them from now on. None: it does, but for videos that were
+            taken down before, of which it stays as it is.
 
     Raises:
         ItemFailed: the store does not answer; the takedown is then to be finished later.
@@ -77,8 +98,48 @@ def take_down(ledger: Ledger, urls: Mapping[str, str], reason: str) -> list[Take
     if not urls:
         return []
     with _one_at_a_time(ledger.engine):
-        create_tombstones(ledger.engine, urls, reason)
-        return _complete_takedowns(ledger, sorted(urls), searched_to=0)
+        plan = _plan(ledger, urls, with_copies=with_copies, block=block)
+        create_tombstones(ledger.engine, plan.urls, reason, plan.details)
+        if block is not None:
+            _switch_block(ledger.engine, urls, block)
+        return _complete_takedowns(ledger, sorted(plan.urls), searched_to=0)
+
+
+@dataclass(frozen=True)
+class _Plan:
+    """What is to be taken down.
+
+    Args:
+        urls: video id → URL, of the videos that were named and of their copies if these go too.
+        details: video id → what is decided before anything is removed: fields of `Takedown`.
+    """
+
+    urls: Mapping[str, str]
+    details: Mapping[str, Mapping[str, Any]]
+
+
+def _plan(ledger: Ledger, urls: Mapping[str, str], *, with_copies: bool, block: bool | None) -> _Plan:
+    decided = {} if block is None else {"blocking": None if block else []}
+    copies = near_copies(ledger.engine, urls)
+    together = dict(urls)
+    details: dict[str, dict[str, Any]] = {
+        video_id: {"copies": [copy.model_dump(mode="json") for copy in copies[video_id]]} | decided for video_id in urls
+    }
+    if with_copies:
+        for named, copy in [(named, copy) for named, found in copies.items() for copy in found]:
+            together[copy.video_id] = copy.url
+            # Only what it shows of the named video is stopped from now on: a compilation holds other things too.
+            own = details.setdefault(copy.video_id, {"copies": [], "copy_of": [], "blocking": []})
+            own["copy_of"] = sorted({*own["copy_of"], named})
+            own["blocking"] = sorted({*own["blocking"], *filter(None, [copy.clip])})
+    return _Plan(together, details)
+
+
+def _switch_block(engine: Engine, video_ids: Iterable[str], block: bool) -> None:
+    """Sets whether near-duplicates of videos that were taken down are stopped: all, or none."""
+    with Session(engine) as session, session.begin():
+        for tombstone in session.scalars(select(Tombstone).where(Tombstone.video_id.in_(list(video_ids)))):
+            tombstone.detail = tombstone.detail | {"blocking": None if block else []}
 
 
 def finish(ledger: Ledger) -> list[Takedown]:
@@ -119,13 +180,15 @@ def _one_at_a_time(engine: Engine) -> Iterator[None]:
             connection.commit()
 
 
-def _saved_report(session: Session, video_id: str, url: str) -> Takedown:
+def _saved_report(session: Session, video_id: str, url: str, begun: Mapping[str, Any]) -> Takedown:
     """The report that the tombstone of a video holds so far; without one, that nothing was removed."""
     row = session.get(Tombstone, video_id)
     if row is None:
-        return Takedown(video_id=video_id, url=url, reason="", forgotten_at="")
+        return Takedown(**begun, video_id=video_id, url=url, reason="", forgotten_at="")
     columns = {"video_id": video_id, "url": row.url, "reason": row.reason, "forgotten_at": stamp(row.forgotten_at)}
-    return Takedown(**row.detail | columns)
+    # What is like it now matters to who asks once more; the rest was decided when it was taken down.
+    fresh = {name: begun[name] for name in ("copies", "blocking") if name in begun}
+    return Takedown(**row.detail | fresh | columns)
 
 
 def _complete_takedowns(ledger: Ledger, video_ids: Sequence[str], *, searched_to: int) -> list[Takedown]:
@@ -169,14 +232,31 @@ def _record(ledger: Ledger, video_id: str) -> Takedown:
     return Takedown(**detail)
 
 
-def _report(session: Session, video_id: str, url: str = "", *, besides: Iterable[str] = ()) -> Takedown:
+def _report(
+    session: Session,
+    video_id: str,
+    url: str = "",
+    *,
+    besides: Iterable[str] = (),
+    begun: Mapping[str, Any] | None = None,
+    tables: Sequence["_TableNaming"] = (),
+) -> Takedown:
     """What a takedown of a video removes and touches: from its lineage, and from the reports of earlier attempts.
 
     Args:
         url: of a video without a tombstone.
         besides: ids of videos without a tombstone yet that count as taken down too.
+        begun: fields of a report that is only planned.
+        tables: those that are to be replaced too.
     """
-    before = _saved_report(session, video_id, url)
+    before = _saved_report(session, video_id, url, begun or {})
+    to_replace = [table for table in tables if video_id in table.videos]
+    before = before.model_copy(
+        update={
+            "replaced": {table.digest: "" for table in to_replace} | before.replaced,
+            "releases": {name: 0 for table in to_replace for name in table.releases} | before.releases,
+        }
+    )
     runs, clips = _step_runs_of(session, video_id)
     made: dict[str, int] = {}
     files: set[str] = set()
@@ -278,15 +358,11 @@ def _replace_tables(ledger: Ledger, video_ids: Sequence[str], searched_to: int) 
     """Finds the tables that name the videos, puts copies in the store, and lets these stand on record instead."""
     redacted = _redacted_tables(ledger, video_ids, searched_to)
     with Session(ledger.engine) as session, session.begin():
-        listed_in = session.execute(
-            select(Release.name, StepOutput.artifact_sha256)
-            .join(StepOutput, StepOutput.step_run_id == Release.step_run_id)
-            .where(StepOutput.artifact_sha256.in_(redacted))
-        ).all()
+        listed_in = _releases_with(session, redacted)
         for video_id in video_ids:
             replaced = {digest: table.copy.sha256 for digest, table in redacted.items() if video_id in table.rows}
             before = _report(session, video_id)
-            releases = {name: 0 for name, digest in listed_in if digest in replaced} | before.releases
+            releases = {name: 0 for digest in replaced for name in listed_in.get(digest, ())} | before.releases
             changes = {"replaced": before.replaced | replaced, "releases": releases}
             _save_report(session, before.model_copy(update=changes))
         standing = session.scalars(
@@ -302,26 +378,16 @@ def _replace_tables(ledger: Ledger, video_ids: Sequence[str], searched_to: int) 
 
 def _redacted_tables(ledger: Ledger, video_ids: Sequence[str], searched_to: int) -> dict[str, RedactedTable]:
     """sha256 → redaction of every table that names one of the videos. Raises as `redact_table`."""
-    owner = {video_id: video_id for video_id in video_ids}
+    urls: dict[str, str] = {}
     with Session(ledger.engine) as session:
         for some in _in_batches(video_ids):
-            clips = session.execute(select(Clip.id, Clip.video_id).where(Clip.video_id.in_(some)))
-            owner |= {clip: video for clip, video in clips}
-            urls = session.execute(select(Tombstone.url, Tombstone.video_id).where(Tombstone.video_id.in_(some)))
-            owner |= {url: video for url, video in urls}
-        outputs = session.execute(
-            select(StepRun.step, StepOutput.role, ArtifactRow)
-            .join(StepOutput, StepOutput.step_run_id == StepRun.id)
-            .join(ArtifactRow, ArtifactRow.sha256 == StepOutput.artifact_sha256)
-            .where(StepRun.step.in_(TABLES_OF), StepRun.id > searched_to)
-            .order_by(StepRun.id, StepOutput.role)
-        ).all()
+            found = session.execute(select(Tombstone.video_id, Tombstone.url).where(Tombstone.video_id.in_(some)))
+            urls |= {video_id: url for video_id, url in found}
+        owner = _owners(session, urls)
+        tables = _tables(session, searched_to)
         removed = deletable(session)
     redacted: dict[str, RedactedTable] = {}
-    for step, _, row in outputs:
-        artifact = Artifact(row.sha256, row.media_type, row.bytes)
-        if artifact.sha256 in redacted:
-            continue
+    for step, artifact in tables:
         try:
             if table := redact_table(ledger.store, step, artifact, owner):
                 redacted[artifact.sha256] = table
@@ -329,6 +395,68 @@ def _redacted_tables(ledger: Ledger, video_ids: Sequence[str], searched_to: int)
             if artifact.sha256 not in removed:
                 raise
     return redacted
+
+
+@dataclass(frozen=True)
+class _TableNaming:
+    """A table that names videos which are to be taken down, with the releases whose table it is."""
+
+    digest: str
+    videos: Set[str]
+    releases: Sequence[str]
+
+
+def _tables_naming(ledger: Ledger, session: Session, urls: Mapping[str, str]) -> list[_TableNaming]:
+    """The tables that a takedown of videos (id → URL) would replace. Raises as `redact_table`."""
+    owner, removed = _owners(session, urls), deletable(session)
+    named: dict[str, set[str]] = {}
+    for _, artifact in _tables(session, searched_to=0):
+        if artifact.sha256 not in removed and (videos := videos_named(ledger.store, artifact, owner)):
+            named[artifact.sha256] = videos
+    listed_in = _releases_with(session, named)
+    return [_TableNaming(digest, videos, listed_in.get(digest, ())) for digest, videos in named.items()]
+
+
+def _owners(session: Session, urls: Mapping[str, str]) -> dict[str, str]:
+    """Id of a video (id → URL), its URL or the id of a clip of it → id of the video."""
+    owner = {video_id: video_id for video_id in urls} | {url: video_id for video_id, url in urls.items()}
+    for some in _in_batches(sorted(urls)):
+        clips = session.execute(select(Clip.id, Clip.video_id).where(Clip.video_id.in_(some)))
+        owner |= {clip: video for clip, video in clips}
+    return owner
+
+
+def _tables(session: Session, searched_to: int) -> list[tuple[str, Artifact]]:
+    """(step, artifact) of what steps wrote that may name many videos, each once, oldest first.
+
+    Args:
+        searched_to: id of a step run; only what came after it.
+    """
+    outputs = session.execute(
+        select(StepRun.step, StepOutput.role, ArtifactRow)
+        .join(StepOutput, StepOutput.step_run_id == StepRun.id)
+        .join(ArtifactRow, ArtifactRow.sha256 == StepOutput.artifact_sha256)
+        .where(StepRun.step.in_(TABLES_OF), StepRun.id > searched_to)
+        .order_by(StepRun.id, StepOutput.role)
+    ).all()
+    unique: dict[str, tuple[str, Artifact]] = {}
+    for step, _, row in outputs:
+        unique.setdefault(row.sha256, (step, Artifact(row.sha256, row.media_type, row.bytes)))
+    return list(unique.values())
+
+
+def _releases_with(session: Session, digests: Iterable[str]) -> dict[str, list[str]]:
+    """Digest of a table → names of the releases whose table it is."""
+    rows = session.execute(
+        select(StepOutput.artifact_sha256, Release.name)
+        .join(Release, Release.step_run_id == StepOutput.step_run_id)
+        .where(StepOutput.artifact_sha256.in_(list(digests)))
+        .order_by(Release.name)
+    )
+    found: dict[str, list[str]] = {}
+    for digest, name in rows:
+        found.setdefault(digest, []).append(name)
+    return found
 
 
 def _update_releases(ledger: Ledger, video_ids: Sequence[str]) -> None:
