@@ -54,7 +54,7 @@ class ServerDidNotStart(RunStopped):
 
 
 @dataclass(frozen=True)
-class _Process:
+class RecordedProcess:
     """A server as it stands on record. Its start tells it from another process that got its number later."""
 
     pid: int
@@ -62,6 +62,7 @@ class _Process:
     url: str
 
     def lives(self) -> bool:
+        """Whether this very process still runs."""
         with suppress(psutil.Error):
             process = psutil.Process(self.pid)
             return process.create_time() == self.started and process.status() != psutil.STATUS_ZOMBIE
@@ -76,7 +77,7 @@ class Server:
         folder: Prefect's files of the installation; None: somebody else's server.
     """
 
-    def __init__(self, url: str, folder: Path | None = None, process: _Process | None = None) -> None:
+    def __init__(self, url: str, folder: Path | None = None, process: RecordedProcess | None = None) -> None:
         self.url = url
         self.folder = folder
         self.process = process
@@ -190,16 +191,16 @@ def _log(folder: Path) -> Path:
     return folder / "server.log"
 
 
-def _running(folder: Path) -> _Process | None:
+def _running(folder: Path) -> RecordedProcess | None:
     """The server on record, if it is the same process still and knows our secret: anybody's may have its port now."""
     try:
-        process = _Process(**json.loads(_record(folder).read_text()))
+        process = RecordedProcess(**json.loads(_record(folder).read_text()))
     except (OSError, ValueError, TypeError):
         return None
     return process if process.lives() and proves_itself(process.url, auth_string(folder)) else None
 
 
-def _started(folder: Path, port: int | None) -> _Process:
+def _started(folder: Path, port: int | None) -> RecordedProcess:
     if port and _taken(port):
         raise ServerDidNotStart(f"port {port} is taken; choose another")
     port = port or _free_port()
@@ -230,7 +231,7 @@ def _started(folder: Path, port: int | None) -> _Process:
             process.kill()
             raise ServerDidNotStart(f"the Prefect server on port {port} did not start; see {_log(folder)}")
         time.sleep(0.1)
-    known = _Process(process.pid, psutil.Process(process.pid).create_time(), url)
+    known = RecordedProcess(process.pid, psutil.Process(process.pid).create_time(), url)
     _record(folder).write_text(json.dumps(asdict(known)))
     return known
 

@@ -308,3 +308,15 @@ def test_links_lead_somewhere() -> None:
 
 def headings(text: str) -> list[str]:
     return re.findall(r"^#+ (.*)$", re.sub(r"^```.*?^```$", "", text, flags=re.MULTILINE | re.DOTALL), re.MULTILINE)
+
+
+def test_each_promise_names_tests_that_there_are() -> None:
+    page = (ROOT / "docs" / "promises.md").read_text()
+    named = re.findall(r"`(tests/\w+\.py)(?:::(\w+))?`", page)
+    assert len(named) > 25
+    for file, function in named:
+        assert not function or f"def {function}(" in (ROOT / file).read_text(), f"{file}::{function}"
+        assert (ROOT / file).exists(), file
+    promised = page.split("## Servers on this machine")[1].split("## Not promised")[0]
+    rows = [line for line in promised.splitlines() if line.startswith("| ") and not line.startswith("| promise |")]
+    assert [row for row in rows if "`tests/" not in row] == []

@@ -19,19 +19,24 @@ from typing import Any
 
 import av
 import httpx
+import psutil
 import pytest
 from PIL import Image
 from playwright.sync_api import Browser, Page, expect
 from pydicom.data import get_testdata_file
 from pydicom.pixels import pixel_array
+from starlette.applications import Starlette
 
+from apps import prefect_app
 from apps.demo.server import serve
-from apps.prefect_access import log_in_link
+from apps.prefect_access import auth_string, log_in_link, proves_itself
+from apps.prefect_server import RecordedProcess, Server, running_server
 from flows.refresh import FIRST, RefreshParameters
 from tests.browser import chromium
 from tests.conftest import free_port, medgen, medgen_running
 from tests.foreign_page import REBOUND, SITE, SOCKET, foreign_page, read_by, try_all
 from tests.run_form import SCREEN, RunForm, failure_on_screen
+from tests.test_foreign_pages import served
 
 SECRET = "sk-not-for-any-page"
 RUN_LIMIT_S = 180
@@ -427,12 +432,12 @@ def test_state_tells_why_a_run_failed(up: Up) -> None:
 def test_parameters_that_do_not_go_together_end_a_run_before_any_work(up: Up) -> None:
     """No schema can say that of two; and a caller may tell the server not to check at all."""
     path = f"/deployments/{up.deployment['id']}/create_flow_run"
-    unchecked = {"parameters": {"sources": [], "medical_treshold": 0.7}, "enforce_parameter_schema": False}
+    unchecked = {"parameters": {"sources": [], "medical_threshold": 7}, "enforce_parameter_schema": False}
     asked = {
         "bad parameters: min_clip_s: 12.0 is more than max_clip_s=10.0: they must be in order": up.ask_for_run(
             sources=["/nowhere"], min_clip_s=12
         ),
-        "bad parameters: medical_treshold: there is no such parameter; did you mean medical_threshold?": up.ask(
+        "bad parameters: medical_threshold: Input should be less than or equal to 1, not 7": up.ask(
             "POST", path, unchecked
         ),
     }
@@ -482,6 +487,27 @@ def test_no_web_page_can_ask_for_a_run_or_read_one(up: Up, browser: Browser, tmp
     assert up.api.options("/flow_runs/filter", headers={"Origin": "http://attacker.test"}).status_code == 403
     assert {run["id"] for run in up.listed("flow_runs") if not run["auto_scheduled"]} == before
     assert not made.exists()
+
+
+@pytest.mark.parametrize("stale", ["another server", "another process"])
+def test_a_server_is_believed_only_when_it_proves_itself(tmp_path: Path, stale: str) -> None:
+    """What is on record may be another installation's by now, or its number that of any process."""
+    folder = tmp_path / "prefect"
+    folder.mkdir()
+    auth = auth_string(folder)
+    other = prefect_app.InstallationServer(Starlette(), auth if stale == "another process" else "medgen:another")
+    with served(other) as url, subprocess.Popen(["sleep", "600"]) as sleeper:
+        api = f"{url}/api"
+        started = psutil.Process(sleeper.pid).create_time() + (stale == "another process")
+        (folder / "server").write_text(json.dumps({"pid": sleeper.pid, "started": started, "url": api}))
+        assert proves_itself(api, auth) is (stale == "another process")
+        assert running_server(tmp_path) is None
+        if stale == "another process":
+            Server(api, folder, RecordedProcess(sleeper.pid, started, api)).stop()
+        assert sleeper.poll() is None
+        (folder / "server").write_text(json.dumps({"pid": sleeper.pid, "started": started - 1, "url": api}))
+        assert running_server(tmp_path) == (api if stale == "another process" else None)
+        sleeper.kill()
 
 
 @pytest.mark.parametrize(
