@@ -84,7 +84,11 @@ def _stretches(segmented: ShardResult) -> Iterator[Work]:
             if end - start > 1 and any(start <= frame < end for frame in samples):
                 yield Work(
                     f"{item.subject}/{start}-{end}",
-                    inputs={"video": download.DOWNLOAD.outputs(past)["video"], **outputs},
+                    inputs={
+                        "video": download.DOWNLOAD.outputs(past)["video"],
+                        "frames": outputs["frames"],
+                        "samples": outputs["samples"],
+                    },
                     context={
                         "start_frame": start,
                         "end_frame": end,

@@ -11,7 +11,7 @@ from medgen.media import Limits, pictures
 from medgen.settings import Settings
 from medgen.store import Store
 from tasks.curation.cut import CutParams, cut
-from tests.conftest import frame_number, numbered_video
+from tests.conftest import changing_video, frame_number, numbered_video
 
 
 @pytest.fixture
@@ -75,3 +75,11 @@ def test_borders_are_cropped_where_enough_remains_and_noted_where_not(store, vid
 def test_a_video_that_lacks_promised_frames_fails(store, video):
     with pytest.raises(ItemFailed, match="frames_missing"):
         cut_out(store, video, 50, 65, promised=10)
+
+
+def test_a_stretch_whose_pictures_change_their_size_fails(store, tmp_path):
+    changing = changing_video(tmp_path / "changes.ts", ((640, 480), (320, 240)), 10)
+    for params in ({"crop_borders": True}, {"crop_borders": False}):
+        with pytest.raises(ItemFailed, match="size_changes"):
+            cut_out(store, changing, 0, 18, **params)
+    assert cut_out(store, changing, 0, 9).detail["clip"]["height"] == 480

@@ -126,12 +126,14 @@ def cut(work: Work, store: Store, params: CutParams) -> Outcome:
         clip: H.264 MP4 without sound, square pixels, upright.
 
     Raises:
-        ItemFailed: as `medgen.media.cut`.
+        ItemFailed: as `medgen.media.cut`; size_changes.
     """
     start, end = work.context["start_frame"], work.context["end_frame"]
     samples = pq.read_table(store.path(work.inputs["samples"]))
     inside = samples.filter(pc.and_(pc.greater_equal(samples["frame"], start), pc.less(samples["frame"], end)))
     pictures = [decode_jpeg(jpeg) for jpeg in inside["jpeg"].to_pylist()]
+    if len({picture.shape for picture in pictures}) > 1:
+        raise ItemFailed("size_changes", "the pictures of the stretch are of several sizes")
     borders = detect_borders(pictures)
     crop = _crop(borders, pictures[0].shape, work.context["size"], params) if params.crop_borders else None
     video, _, _ = work.subject.partition("/")
