@@ -8,6 +8,7 @@ from prefect import get_run_logger
 from prefect.artifacts import create_table_artifact
 from prefect.futures import PrefectFuture
 from pydantic import ConfigDict, Field
+from sqlalchemy.exc import DBAPIError
 
 from flows.flow_signature import subset
 from flows.make_flow import Summary, make_flow
@@ -103,8 +104,13 @@ def gather(futures: Sequence[PrefectFuture[Any]]) -> tuple[list[ShardResult], li
         if isinstance(result, ShardResult):
             results.append(result)
         elif not isinstance(result, list_sources.Listing) and future.state.name != "NotReady":
-            errors.append(str(result))  # NotReady only means that an earlier step broke
+            errors.append(_in_a_line(result))  # NotReady only means that an earlier step broke
     return results, errors
+
+
+def _in_a_line(error: Any) -> str:
+    """What broke, without what SQLAlchemy adds to it: the statement, its values and where to read on."""
+    return str(error.orig).strip().partition("\n")[0] if isinstance(error, DBAPIError) else str(error)
 
 
 def check_sources(results: Sequence[ShardResult]) -> None:

@@ -101,15 +101,8 @@ def _reporting_expected_errors(function: Callable[[P], Summary], parameters: typ
 
 
 def _checked(parameters: type[P], arguments: dict[str, Any]) -> P:
-    """The parameters of a run, with those that it was asked for under a name that there is not.
-
-    Raises:
-        RunStopped: there is such a one, or a bad value, or values that do not go together.
-    """
-    context = FlowRunContext.get()
-    asked = context.flow_run.parameters if context and context.flow_run else {}
-    unknown = {name: value for name, value in asked.items() if not parameters.knows(name)}
+    """The parameters of a run. Raises RunStopped: a bad value, or values that do not go together."""
     try:
-        return parameters(**unknown | arguments)
+        return parameters(**arguments)
     except ValidationError as error:
         raise RunStopped("bad parameters: " + "; ".join(complaints(error))) from None

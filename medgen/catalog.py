@@ -9,6 +9,7 @@ keep it (migration 0005), nobody else writes it.
 
 from datetime import UTC, datetime
 from functools import cache
+from pathlib import Path
 from typing import Any
 
 from sqlalchemy import (
@@ -25,6 +26,7 @@ from sqlalchemy import (
     Text,
     UniqueConstraint,
     create_engine,
+    event,
     text,
 )
 from sqlalchemy.dialects.postgresql import JSONB, TSVECTOR, insert
@@ -427,6 +429,9 @@ def open_catalog() -> Engine:
     else:
         url = settings.database_url.get_secret_value()
     engine = create_engine(url, pool_size=8, max_overflow=24, pool_pre_ping=True)
+    if settings.database_url is None:
+        # Nobody else starts the embedded server again where it died or was killed.
+        event.listen(engine, "do_connect", lambda *_: _keep_running(settings.home / "postgres"))
     place = engine.url.render_as_string(hide_password=True)
     try:
         upgrade(engine)
@@ -438,6 +443,12 @@ def open_catalog() -> Engine:
     except OperationalError as error:
         raise CatalogUnreachable(f"the catalog at {place} can't be used: {_first_line(error.orig)}") from error
     return engine
+
+
+def _keep_running(folder: Path) -> None:
+    from medgen.postgres import embedded_url
+
+    embedded_url(folder)
 
 
 def _first_line(error: BaseException | None) -> str:

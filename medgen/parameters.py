@@ -66,11 +66,6 @@ class Parameters(BaseModel):
         return current
 
     @classmethod
-    def knows(cls, name: str) -> bool:
-        """Whether there is such a parameter, by its name now or by its former one."""
-        return name in cls.model_fields or name in cls._all_former_names()
-
-    @classmethod
     def _all_former_names(cls) -> dict[str, str]:
         """Former name → name, of this class and its bases."""
         names: dict[str, str] = {}

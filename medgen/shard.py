@@ -6,8 +6,10 @@ anything else. One bad item is recorded and the rest go on; a shard that fails m
 because then the fault is not the items'.
 """
 
+import errno
 import logging
 import random
+import threading
 import time
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence, Set
@@ -17,15 +19,16 @@ from datetime import datetime
 from functools import cache, partial
 from typing import Any, Literal
 
-from pebble import ProcessExpired, ProcessPool
+from pebble import ProcessExpired
 
 from medgen.catalog import now
 from medgen.errors import ItemFailed
 from medgen.ledger import Ledger, Outcome, Record, StepIdentity, Work, open_ledger
 from medgen.settings import current
+from medgen.step_processes import close_step_processes, step_processes
 from medgen.store import Store, open_store
 from medgen.takedown import TAKEN_DOWN
-from medgen.worker_processes import MEMORY_LIMIT, close_decoders, failure_of, worker_pool
+from medgen.worker_processes import MEMORY_LIMIT, close_decoders, failure_of
 
 log = logging.getLogger(__name__)
 
@@ -254,15 +257,21 @@ def _execute(
     if step.runs_in == "inline":
         for key, work in todo.items():
             started = now()
-            yield key, _attempt(partial(step.function, work, store)), started
+            yield key, _attempt(partial(_tidied, step.function, work, store)), started
         return
-    futures: dict[_Running, str] = {}
-    for key, work in todo.items():
-        if step.runs_in == "threads":
-            future = _threads().submit(_timed, step.function, work)
-        else:
-            future = _processes().schedule(_timed, args=(step.function, work), timeout=step.time_limit_s)
-        futures[future] = key
+    if todo and step.runs_in == "threads":
+        with _starting:
+            threads = _threads()
+        yield from _as_they_end(step, {threads.submit(_timed, step.function, w): k for k, w in todo.items()})
+    elif todo:
+        with step_processes() as pool:
+            limit = step.time_limit_s
+            jobs = {pool.schedule(_timed, args=(step.function, w), timeout=limit): k for k, w in todo.items()}
+            yield from _as_they_end(step, jobs)
+
+
+def _as_they_end(step: Step, futures: dict[_Running, str]) -> Iterable[tuple[str, Outcome | ItemFailed, datetime]]:
+    """Yields (key, outcome, time of start) of what runs. What has not begun when nobody asks any more never will."""
     try:
         for future in as_completed(list(futures)):
             key, started = futures.pop(future), now()  # what ended is not held: an outcome may have thousands of rows
@@ -288,7 +297,7 @@ def _attempt(call: Callable[[], Outcome | ItemFailed], time_limit_s: float | Non
     except (MemoryError, OSError) as error:
         if isinstance(error, ProcessExpired) or (isinstance(error, TimeoutError) and time_limit_s is not None):
             return failure_of(error, time_limit_s)
-        return ItemFailed("resources", f"{type(error).__name__}: {error}", transient=True)
+        return _lack(error)
     except Exception as error:
         log.exception("unforeseen error in an item")
         # The program's fault more likely than the item's: a mended program must try again.
@@ -299,9 +308,27 @@ def _timed(function: Callable[[Work, Store], Outcome], work: Work) -> tuple[Outc
     """What workers run."""
     started = now()
     try:
-        return function(work, open_store()), started
+        return _tidied(function, work, open_store()), started
     except ItemFailed as failure:
         return failure, started
+    except (MemoryError, OSError) as error:  # said here: not every library's error can travel between processes
+        return _lack(error), started
+
+
+def _tidied(function: Callable[[Work, Store], Outcome], work: Work, store: Store) -> Outcome:
+    """Calls a step's function. Work that fails leaves no scratch files, which would fill the disk further."""
+    with store.tidy():
+        return function(work, store)
+
+
+def _lack(error: MemoryError | OSError) -> ItemFailed:
+    """What an item failed of that found no room, no memory or no handle: nothing that is wrong with the item."""
+    if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
+        return ItemFailed("disk_full", f"there is no room left on the disk: {error}", transient=True)
+    return ItemFailed("resources", f"{type(error).__name__}: {error}", transient=True)
+
+
+_starting = threading.Lock()  # `cache` calls a function twice when two threads come first
 
 
 @cache
@@ -309,17 +336,9 @@ def _threads() -> ThreadPoolExecutor:
     return ThreadPoolExecutor(current().download_workers, thread_name_prefix="medgen-download")
 
 
-@cache
-def _processes() -> ProcessPool:
-    return worker_pool(current().workers)
-
-
 def close_pools() -> None:
     """Ends the worker processes and threads of this process, if there are any."""
-    if _processes.cache_info().currsize:
-        _processes().stop()  # type: ignore[no-untyped-call]  # pebble says so itself
-        _processes().join()
-        _processes.cache_clear()
+    close_step_processes()
     close_decoders()
     if _threads.cache_info().currsize:
         _threads().shutdown(wait=False, cancel_futures=True)

@@ -1,0 +1,88 @@
+"""The processes that steps run in: at most `MEDGEN_WORKERS` on a machine, however many processes run tasks there.
+
+The tasks of one process share its pool. A cluster (Dask, Ray) may have several processes on a machine: they take turns,
+so that one of them at a time has a pool. It keeps it while it has work, and for `IDLE_S` after.
+"""
+
+import platform
+import sys
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+from filelock import FileLock
+from pebble import ProcessPool
+
+from medgen.home import private_home
+from medgen.settings import current
+from medgen.worker_processes import worker_pool
+
+IDLE_S = 2.0  # a pool's start costs about that much: its processes load their models anew
+POLL_S = 0.2
+
+
+class _Pool:
+    """The pool of this process, made when it is needed."""
+
+    def __init__(self) -> None:
+        self._guard = threading.Lock()
+        self._pool: ProcessPool | None = None
+        self._turn: FileLock | None = None
+        self._users = self._uses = 0
+
+    @contextmanager
+    def used(self) -> Iterator[ProcessPool]:
+        """The pool, which stays until all its users have left. May have to wait for this process's turn."""
+        with self._guard:
+            if self._pool is None:
+                self._turn = _turn() if _in_cluster() else None
+                if self._turn:
+                    self._turn.acquire(poll_interval=POLL_S)
+                self._pool = worker_pool(current().workers)
+            pool = self._pool
+            self._users, self._uses = self._users + 1, self._uses + 1
+        try:
+            yield pool
+        finally:
+            with self._guard:
+                self._users -= 1
+                if self._turn and not self._users:
+                    timer = threading.Timer(IDLE_S, self._close_unless_used, (self._uses,))
+                    timer.daemon = True
+                    timer.start()
+
+    def close(self) -> None:
+        """Ends the processes, if there are any."""
+        with self._guard:
+            self._close()
+
+    def _close_unless_used(self, since: int) -> None:
+        with self._guard:
+            if self._uses == since and not self._users:
+                self._close()
+
+    def _close(self) -> None:
+        if self._pool:
+            self._pool.stop()  # type: ignore[no-untyped-call]  # pebble says so itself
+            self._pool.join()
+            self._pool = None
+        if self._turn:
+            self._turn.release()
+            self._turn = None
+
+
+_pool = _Pool()
+step_processes = _pool.used
+close_step_processes = _pool.close
+
+
+def _in_cluster() -> bool:
+    return current().runner != "thread" or bool({"distributed.worker", "ray"} & sys.modules.keys())
+
+
+def _turn() -> FileLock:
+    """A lock of this machine, also where the home is on a disk that several machines share."""
+    folder = private_home(current().home) / "locks"
+    folder.mkdir(exist_ok=True)
+    # Not thread-local: the thread that waits for a turn is not the one that ends it.
+    return FileLock(folder / f"{platform.node()}.lock", thread_local=False)
