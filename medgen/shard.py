@@ -266,7 +266,9 @@ def _execute(
     elif todo:
         with step_processes() as pool:
             limit = step.time_limit_s
-            jobs = {pool.schedule(_timed, args=(step.function, w), timeout=limit): k for k, w in todo.items()}
+            jobs: dict[_Running, str] = {
+                pool.schedule(_timed, args=(step.function, w), timeout=limit): k for k, w in todo.items()
+            }
             yield from _as_they_end(step, jobs)
 
 

@@ -73,7 +73,9 @@ def _named_in_rows(store: Store, artifact: Artifact, owner: Mapping[str, str]) -
     named: set[str] = set()
     with pq.ParquetFile(store.path(artifact.sha256)) as file:
         column, searched = _searched(file)
-        for batch in file.iter_batches(batch_size=1 << 16, columns=searched) if column else ():
+        if column is None:
+            return named
+        for batch in file.iter_batches(batch_size=1 << 16, columns=searched):
             about = batch.filter(_rows_about(batch, column, names))[column]
             named |= {owner[_video_part(value, column)] for value in about.unique().to_pylist()}
     return named

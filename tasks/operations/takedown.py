@@ -119,7 +119,7 @@ class _Plan:
 
 
 def _plan(ledger: Ledger, urls: Mapping[str, str], *, with_copies: bool, block: bool | None) -> _Plan:
-    decided = {} if block is None else {"blocking": None if block else []}
+    decided: dict[str, Any] = {} if block is None else {"blocking": None if block else []}
     copies = near_copies(ledger.engine, urls)
     together = dict(urls)
     details: dict[str, dict[str, Any]] = {
