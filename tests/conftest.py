@@ -29,6 +29,8 @@ if TYPE_CHECKING:
 
 os.environ["PREFECT_SERVER_ALLOW_EPHEMERAL_MODE"] = "false"  # a stray server start must fail at once
 os.environ["COLUMNS"] = "200"  # tables are not cut
+# Tests share the cores among themselves; each worker process takes 10 s of a CPU to import PyTorch and load its models.
+os.environ.setdefault("MEDGEN_WORKERS", "1")
 os.environ.setdefault("XDG_RUNTIME_DIR", f"/tmp/medgen-tests-{os.getuid()}")
 
 ROOT = Path(__file__).resolve().parent.parent

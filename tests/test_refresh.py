@@ -49,7 +49,7 @@ def refresh(corpus: Path, home: Path, *settings: str, **environment: str) -> dic
 def reference(corpus: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Path, dict[str, Any]]]:
     """An undisturbed run: its installation and summary."""
     home = tmp_path_factory.mktemp("reference") / "home"
-    yield home, refresh(corpus, home)
+    yield home, refresh(corpus, home, MEDGEN_WORKERS="2")
 
 
 def test_every_item_gets_a_verdict_and_the_release_holds_what_it_says(
