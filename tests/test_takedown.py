@@ -351,24 +351,14 @@ def test_bytes_that_another_video_has_stay_until_that_is_forgotten_too(made: Mad
     assert faults(made) == []
 
 
-def upload_again(made: Made, folder: Path, name: str, change: Callable[[np.ndarray], np.ndarray]) -> Path:
-    """Puts what "gone" shows at another address, encoded anew, and at the end of the listing; gives the listing."""
-    made.server.answers[f"/{name}.mp4"] = Answer(remade(made.server.answers["/gone.mp4"], folder, change))
-    row = {"url": made.url(name), "licence": "MIT", "title": f"Endoscopy, {name}"}
+def upload_again(made: Made, folder: Path) -> Path:
+    """Puts what "left" and "right" show at the address "again", brighter and encoded anew; gives a listing of all."""
+    brighter = remade(made.server.answers["/left.mp4"], folder, lambda p: cv2.convertScaleAbs(p, alpha=0.95, beta=10))
+    made.server.answers["/again.mp4"] = Answer(brighter)
+    row = {"url": made.url("again"), "licence": "MIT", "title": "Endoscopy once more"}
     listing = folder / "listing.jsonl"
-    rows = (listing if listing.exists() else made.listing).read_text()
-    listing.write_text(f"{rows}\n{json.dumps(row)}")
+    listing.write_text(f"{made.listing.read_text()}\n{json.dumps(row)}")
     return listing
-
-
-def darker(picture: np.ndarray) -> np.ndarray:
-    """A little darker."""
-    return cv2.convertScaleAbs(picture, alpha=0.9)
-
-
-def brighter(picture: np.ndarray) -> np.ndarray:
-    """A little brighter."""
-    return cv2.convertScaleAbs(picture, alpha=0.95, beta=10)
 
 
 def rejected_of(record: Any) -> dict[str, dict[str, Any]]:
@@ -397,12 +387,11 @@ def test_what_was_taken_down_does_not_come_back_through_its_copy(
     made: Made, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setitem(LOOSE, "deduplicate", deduplicate.DeduplicateParams())
-    listing = upload_again(made, tmp_path, "again", darker)
-    *_, record, folder = refresh(listing)
-    other, clips = {made.clip("left"), made.clip("right")}, {made.clip("gone"): "gone", made.clip("again"): "again"}
+    *_, record, folder = refresh(made.listing)
+    other, clips = made.clip("gone"), {made.clip("left"): "left", made.clip("right"): "right"}
     (loser,) = clips.keys() & rejected_of(record).keys()
     (winner,) = clips.keys() - {loser}
-    assert rejected_of(record)[loser]["duplicate_of"] == winner and len(other & clips_in(folder)) == 1
+    assert rejected_of(record)[loser]["duplicate_of"] == winner and clips_in(folder) == {winner, other}
 
     # The copy is named beforehand, and what is counted beforehand is what goes.
     before = objects()
@@ -411,7 +400,8 @@ def test_what_was_taken_down_does_not_come_back_through_its_copy(
     (copy,) = planned["copies"]
     assert (copy["clip"], copy["video_id"], copy["copy_of"]) == (loser, made.id(clips[loser]), winner)
     assert (copy["status"], copy["reason"], copy["threshold"]) == ("rejected", "duplicate", 0.7)
-    assert 0.7 <= copy["similarity"] <= 1 and 5 < copy["overlap_s"] < 7 and copy["releases"] == []
+    assert 0.7 <= copy["similarity"] <= 1 and 5 < copy["overlap_s"] < 7
+    assert copy["releases"] == [made.folder.name]
     advised = medgen("forget", made.url(clips[winner]), "--dry-run")
     assert loser in advised and made.url(clips[loser]) in advised and "new releases leave these clips out" in advised
     (told,) = facts("forget", made.url(clips[winner]), "--yes")
@@ -420,11 +410,11 @@ def test_what_was_taken_down_does_not_come_back_through_its_copy(
     assert (planned["releases"], planned["copies"]) == (told["releases"], told["copies"])
 
     # It does not take the place of the better one, nor does what is uploaded once more; nothing else is decided anew.
-    listing = upload_again(made, tmp_path, "third", brighter)
+    listing = upload_again(made, tmp_path)
     *results, record, folder = refresh(listing)
     executed = {result.step: result.executed for result in results}
-    assert executed["deduplicate"] == 2 and clips_in(folder) <= other and len(clips_in(folder)) == 1
-    for clip in (loser, made.clip("third")):
+    assert executed["deduplicate"] == 2 and clips_in(folder) == {other}
+    for clip in (loser, made.clip("again")):
         row = rejected_of(record)[clip]
         assert (row["step"], row["reason"]) == ("deduplicate", "near_duplicate_of_forgotten")
         assert row["duplicate_of"] == winner and row["score"] >= row["threshold"] == 0.7
@@ -437,49 +427,53 @@ def test_what_was_taken_down_does_not_come_back_through_its_copy(
         address = f"/takedowns/{made.id(clips[winner])}"
         report = site.get(f"{address}.json").json()
         assert report["copies"] == told["copies"] and report["blocking"] is None and report["finished"]
-        assert {stopped["clip"] for stopped in report["stopped"]} == {loser, made.clip("third")}
+        assert {stopped["clip"] for stopped in report["stopped"]} == {loser, made.clip("again")}
         assert {stopped["copy_of"] for stopped in report["stopped"]} == {winner}
         page = site.get(address).text
-        assert loser in page and made.clip("third") in page and "kept out of new releases" in page
+        assert loser in page and made.clip("again") in page and "kept out of new releases" in page
         assert "shows the same as a video that was taken down" in site.get(f"/clips/{loser}").text
 
-    # Allowed, the best of the copies comes in; blocked again, none would.
+    # Allowed, the better of the copies comes in; blocked again, none would.
     medgen("forget", made.url(clips[winner]), "--yes", "--allow-copies")
     *_, folder = refresh(listing)
-    assert len(clips_in(folder) & {loser, made.clip("third")}) == 1
+    assert len(clips_in(folder) & {loser, made.clip("again")}) == 1
     assert takedown_block(open_catalog()).fingerprints == {}
     medgen("forget", made.url(clips[winner]), "--yes", "--block-copies")
     assert takedown_block(open_catalog()).tombstones == {winner: made.id(clips[winner])}
+
+    # The copies of it that are left go together.
+    arguments, before = ("forget", made.url(clips[loser]), "--with-copies"), objects()
+    planned, told = facts(*arguments, "--dry-run"), facts(*arguments, "--yes")
+    assert {report["video_id"] for report in told} == {made.id(clips[loser]), made.id("again")}
+    assert counted(planned) == counted(told) == before.keys() - objects().keys()
     assert faults(made) == []
 
 
-def test_copies_go_too_when_that_is_asked_for(made: Made, tmp_path: Path) -> None:
-    """With near-duplicates kept: the copy is in a release, and in one under way when the takedown comes."""
-    *results, record, first = refresh(upload_again(made, tmp_path, "again", darker))
-    gone, again, living = made.clip("gone"), made.clip("again"), {made.clip("left"), made.clip("right")}
-    assert record.detail["clips"] == 4
-    take_down(open_ledger(), made.urls("gone"), "asked")
-    assert again in clips_in(first)
-    _, record, folder = _released(results[:-1])
-    assert clips_in(folder) == living and record.detail["clips"] == 2
-    row = rejected_of(record)[again]
-    assert (row["step"], row["reason"], row["duplicate_of"]) == ("release", "near_duplicate_of_forgotten", gone)
+def test_a_copy_in_releases_is_named_left_out_of_the_next_and_goes_when_that_is_asked_for(made: Made) -> None:
+    """With near-duplicates kept: one takedown comes while a release is under way, the next takes the copy too."""
+    left, right, other = made.clip("left"), made.clip("right"), made.clip("gone")
+    take_down(open_ledger(), made.urls("left"), "asked")
+    assert clips_in(made.folder) == {right, other}
+    _, record, folder = _released(list(made.results[:-1]))
+    assert clips_in(folder) == {other} and record.detail["clips"] == 1
+    row = rejected_of(record)[right]
+    assert (row["step"], row["reason"], row["duplicate_of"]) == ("release", "near_duplicate_of_forgotten", left)
     assert row["score"] >= row["threshold"] == 0.7
 
     before = objects()
-    arguments = ("forget", made.url("gone"), "--with-copies")
-    medgen(*arguments, "--allow-copies", "--yes", code=1)
+    arguments = ("forget", made.url("left"), "--with-copies")
+    assert "either copies go too" in medgen(*arguments, "--allow-copies", "--yes", code=1)
     planned = {report["video_id"]: report for report in facts(*arguments, "--dry-run")}
-    assert planned.keys() == {made.id("gone"), made.id("again")} and objects() == before
-    assert [copy["releases"] for copy in planned[made.id("gone")]["copies"]] == [[first.name]]
+    assert planned.keys() == {made.id("left"), made.id("right")} and objects() == before
+    assert [copy["releases"] for copy in planned[made.id("left")]["copies"]] == [[made.folder.name]]
     told = {report["video_id"]: report for report in facts(*arguments, "--yes")}
-    taken = told[made.id("again")]
+    taken = told[made.id("right")]
     gone_since = before.keys() - objects().keys()
-    assert counted([planned[made.id("again")]]) == counted([taken]) == gone_since and taken["replaced"]
-    assert (taken["copy_of"], taken["blocking"], taken["clips"]) == ([made.id("gone")], [again], [again])
+    assert counted([planned[made.id("right")]]) == counted([taken]) == gone_since and taken["replaced"]
+    assert (taken["copy_of"], taken["blocking"], taken["clips"]) == ([made.id("left")], [right], [right])
     assert counted(list(planned.values())) == counted(list(told.values()))
-    assert clips_in(first) == clips_in(folder) == living
-    assert taken_down_videos(open_catalog()) == {made.id("gone"), made.id("again")} and faults(made) == []
+    assert clips_in(made.folder) == clips_in(folder) == {other}
+    assert taken_down_videos(open_catalog()) == {made.id("left"), made.id("right")} and faults(made) == []
 
 
 def test_two_that_were_one_file_go_together_though_cut_short(made: Made, monkeypatch: pytest.MonkeyPatch) -> None:
