@@ -32,7 +32,7 @@ from tasks.curation.download_policy import DownloadParams, duration_rejection, e
 from tasks.curation.fetch import Fetched, RejectedBySite, fetch
 
 PROBE_LIMIT_S = 60.0  # to read a header and decode a frame
-DECODE_LIMIT_S = 600.0  # to decode the whole of a file that says that it is short
+DECODE_LIMIT_S = 60.0  # to decode the whole of a file that says that it is short
 METADATA = (
     "title", "description", "tags", "channel", "channel_url", "licence", "published", "url", "external_id",
 )  # fmt: skip
