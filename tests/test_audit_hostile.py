@@ -161,7 +161,7 @@ def test_a_clip_is_given_in_any_range_that_makes_sense(client: TestClient, hosti
 
 
 def test_only_those_who_know_the_token_may_look(hostile: Ledger) -> None:
-    site = create_site("a-long-token", listening="0.0.0.0")
+    site = create_site("a-long-token", listening="0.0.0.0", allowed=("audit.example",))
     with TestClient(site, base_url="http://audit.example") as client:
         assert client.get("/").status_code == 401 and "knee" not in client.get("/items").text
         assert client.get("/static/medgen.css").status_code == 200

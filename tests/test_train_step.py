@@ -130,7 +130,15 @@ def test_what_stops_a_run(home, tmp_path, monkeypatch):
     with Session(ledger.engine) as session:
         assert session.scalars(select(StepRun).where(StepRun.step == "train")).all() == []
     # A learning rate that makes no sense, and fields that do not exist.
-    wild = train.TrainParams(overrides=(*OVERRIDES, "learning_rate=1e30", "lr_scheduler=constant", "lr_warmup_steps=0"))
+    wild = train.TrainParams(
+        overrides=(
+            *OVERRIDES,
+            "learning_rate=1000",
+            "adam_weight_decay=1000",  # each step multiplies the weights by a million
+            "lr_scheduler=constant",
+            "lr_warmup_steps=0",
+        )
+    )
     identity, work = train.prepare(
         ledger, "made-1", tmp_path / "b" / "pipeline", identity.models["base"],
         [r for i, r in ledger.load(work.parents.values()).items() if r.step == "encode"],
