@@ -1,12 +1,19 @@
 """What tests run in worker processes: functions that take memory, crash or hang. Imports little, for a quick start."""
 
+from __future__ import annotations
+
 import os
 import signal
 import time
+from typing import TYPE_CHECKING
 
 import numpy as np
 
 from medgen.errors import ItemFailed
+
+if TYPE_CHECKING:
+    from medgen.ledger import Outcome, Work
+    from medgen.store import Store
 
 kept: list[np.ndarray] = []
 
@@ -16,6 +23,14 @@ def take(mebibytes: int) -> None:
     for _ in range(mebibytes // 16):
         kept.append(np.ones(16 << 20, np.uint8))
         time.sleep(0.01)  # nobody has to be fast
+
+
+def grow(work: Work, store: Store) -> Outcome:
+    """A step: takes as much memory as its subject says, and gives nothing back."""
+    from medgen.ledger import Outcome
+
+    take(int(work.subject.partition(" ")[0]))
+    return Outcome("kept")
 
 
 def end(how: str) -> int:
