@@ -16,15 +16,14 @@ from sqlalchemy.exc import OperationalError
 from sqlalchemy.orm import Session
 
 from flows.discover import _in_a_line
-from medgen.catalog import Clip, Release, StepRun, open_catalog
+from medgen.catalog import Release, StepRun, Video, open_catalog
 from medgen.ledger import Outcome, StepIdentity, Work, open_ledger
-from medgen.media import Limits, pictures
-from medgen.media import cut as cut_video
+from medgen.media import Limits, cut, pictures
 from medgen.settings import current
 from medgen.shard import Step, run_shard
 from medgen.store import Store, file_digest, open_store
 from medgen.verify import verify
-from tasks.curation import classify, cut, download, release, segment
+from tasks.curation import download, release, segment
 from tasks.curation.download_policy import DownloadParams
 from tests.conftest import discover_source, forget_installation, inline, numbered_video
 
@@ -38,7 +37,7 @@ def small_disk(home: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
     ).returncode:
         pytest.skip("no disk can be mounted here")
     monkeypatch.setenv("MEDGEN_WORKERS", "1")
-    monkeypatch.setattr("medgen.shard.BACKOFF_S", 0.0)
+    monkeypatch.setattr("medgen.shard.MAX_ATTEMPTS", 1)
     forget_installation()
     yield home
     forget_installation()
@@ -51,7 +50,7 @@ def cut_and_note(work: Work, store: Store) -> Outcome:
     times = [picture.pts for picture in pictures(source, Limits())]
     scratch = store.scratch(".mp4")
     ends = {"start_pts": times[0], "end_pts": times[-1]}
-    cut_video(source, scratch, **ends, crop=None, crf=18, preset="ultrafast", limits=Limits())
+    cut(source, scratch, **ends, crop=None, crf=18, preset="ultrafast", limits=Limits())
     clip = store.put_file(scratch, "video/mp4")
     return Outcome("kept", outputs={"clip": clip, "note": store.put_bytes(work.subject.encode() * 1_000_000, "text/x")})
 
@@ -139,21 +138,13 @@ def test_postgres_killed_in_the_middle_is_started_again_and_nothing_is_lost(
 
 
 def refresh(source: Path) -> tuple[list[tuple[int, ...]], str, Path]:
-    """The steps that make clips, and a release without any, which need no captions.
+    """A video's first steps, and a release without clips, which needs no captions.
 
     Gives the records of each, and the release's digest and folder.
     """
     results = [discover_source(str(source))]
     results.append(download.STEP.run(results[-1], DownloadParams(min_duration_s=1.0)))
-    for step, params in (
-        (segment.STEP, segment.SegmentParams(dissolves=False)),
-        (
-            classify.STEP,
-            classify.ClassifyParams(medical_threshold=0, frame_similarity=-1, min_clip_s=1, max_clip_s=1.5),
-        ),
-        (cut.STEP, cut.CutParams(crop_borders=False)),
-    ):
-        results.append(step.run(results[-1], params))
+    results.append(segment.STEP.run(results[-1], segment.SegmentParams(dissolves=False)))
     made, record, folder = release.make_release.fn("t", (), [], results[0].records, {}, release.ReleaseParams())
     return [result.records for result in (*results, made)], release.RELEASE.detail(record)["digest"], folder
 
@@ -166,7 +157,7 @@ def test_two_refreshes_at_once_give_one_release_and_double_nothing(
     source = tmp_path / "videos"
     source.mkdir()
     numbered_video(source / "one.mp4", 50)
-    together = threading.Barrier(2)
+    together = threading.Barrier(2, timeout=120)  # else one that fails leaves the other waiting
     meet = run_shard.__globals__["_works"]
 
     def met(*arguments: object) -> object:
@@ -181,7 +172,7 @@ def test_two_refreshes_at_once_give_one_release_and_double_nothing(
     assert one == other
     with Session(open_catalog()) as session:
         assert session.scalar(select(func.count()).select_from(Release)) == 1
-        assert session.scalar(select(func.count()).select_from(Clip)) == 1
+        assert session.scalar(select(func.count()).select_from(Video)) == 1
         standing = select(func.count(), func.count(StepRun.key.distinct())).where(~StepRun.superseded)
         runs_count, keys = session.execute(standing).one()
         assert runs_count == keys

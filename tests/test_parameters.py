@@ -5,6 +5,7 @@ import json
 import math
 from collections.abc import Iterator
 from contextlib import nullcontext
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -151,7 +152,8 @@ def test_a_run_of_a_deployment_that_got_past_the_server_is_refused_by_itself() -
 
 
 def test_commands_refuse_it_in_one_line_each(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("apps.prefect_server.prefect_server", lambda *_: nullcontext())
+    no_server = SimpleNamespace(kept_alive=nullcontext)
+    monkeypatch.setattr("apps.prefect_server.prefect_server", lambda *_: nullcontext(no_server))
     for command, told in (
         (["refresh", "--source", "v", "--set", "medical_threshold=NaN"], "medical_threshold: Input should be a finite"),
         (["refresh", "--source", "v", "--set", "max_bytes=1e400"], "max_bytes: Input should be a finite number"),
