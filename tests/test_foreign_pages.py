@@ -102,5 +102,9 @@ def test_a_server_goes_by_its_own_names_alone() -> None:
     assert asked("0.0.0.0", "192.168.1.5:80") == asked("::", "[fe80::1]") == 200  # a bare address can't be rebound
     assert asked("0.0.0.0", "evil.test") == 400
     assert asked("127.0.0.1", "localhost:80", Origin="http://localhost:80") == 200
+    ours = {"Origin": "null", "Sec-Fetch-Site": "same-origin"}  # a form of a page without a referrer
+    assert asked("127.0.0.1", "localhost:80", **ours) == 200
+    for fetched in ("cross-site", "same-site", "none", ""):
+        assert asked("127.0.0.1", "localhost:80", **ours | {"Sec-Fetch-Site": fetched}) == 403, fetched
     for origin in ("http://evil.test", "null", "http://localhost:81", "http://localhost:80.evil.test", "file://"):
         assert asked("127.0.0.1", "localhost:80", Origin=origin) == 403, origin
