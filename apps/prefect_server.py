@@ -17,6 +17,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from urllib.parse import urlsplit
 
 import psutil
 
@@ -27,6 +28,7 @@ from medgen.home import private_home
 
 log = logging.getLogger(__name__)
 
+MODULE = "apps.prefect_app"  # what the server runs
 START_LIMIT_S = 120.0
 STOP_LIMIT_S = 10.0
 LOOK_S = 1.0  # between looks whether it lives
@@ -55,17 +57,20 @@ class ServerDidNotStart(RunStopped):
 
 @dataclass(frozen=True)
 class RecordedProcess:
-    """A server as it stands on record. Its start tells it from another process that got its number later."""
+    """A server as it stands on record."""
 
     pid: int
-    started: float  # seconds since the epoch, as psutil has it
     url: str
 
-    def lives(self) -> bool:
-        """Whether this very process still runs."""
+    def lives(self, folder: Path) -> bool:
+        """Whether this process still runs.
+
+        Its command line tells it from another process that got its number later. The time of its start would not: it
+        moves when the clock is set.
+        """
         with suppress(psutil.Error):
             process = psutil.Process(self.pid)
-            return process.create_time() == self.started and process.status() != psutil.STATUS_ZOMBIE
+            return {MODULE, str(folder)} <= set(process.cmdline()) and process.status() != psutil.STATUS_ZOMBIE
         return False
 
 
@@ -90,7 +95,7 @@ class Server:
         Raises:
             ServerDidNotStart: it died again and again.
         """
-        if self.folder is None or self.process is None or self.process.lives():
+        if self.folder is None or self.process is None or self.process.lives(self.folder):
             return
         if time.monotonic() - self.since > STEADY_S:
             self.revivals = 0
@@ -101,7 +106,7 @@ class Server:
         self.revivals += 1
         with (self.folder / "start.lock").open("w") as starting:
             fcntl.flock(starting, fcntl.LOCK_EX)
-            self.process = _running(self.folder) or _started(self.folder, int(self.url.split(":")[2].split("/")[0]))
+            self.process = _running(self.folder) or _started(self.folder, urlsplit(self.url).port)
         self.since = time.monotonic()
 
     @contextmanager
@@ -126,7 +131,7 @@ class Server:
         """Ends it. Its lock must be held."""
         assert self.folder and self.process
         _record(self.folder).unlink(missing_ok=True)
-        if not self.process.lives():
+        if not self.process.lives(self.folder):
             return
         with suppress(psutil.Error):
             process = psutil.Process(self.process.pid)
@@ -197,7 +202,7 @@ def _running(folder: Path) -> RecordedProcess | None:
         process = RecordedProcess(**json.loads(_record(folder).read_text()))
     except (OSError, ValueError, TypeError):
         return None
-    return process if process.lives() and proves_itself(process.url, auth_string(folder)) else None
+    return process if process.lives(folder) and proves_itself(process.url, auth_string(folder)) else None
 
 
 def _started(folder: Path, port: int | None) -> RecordedProcess:
@@ -216,7 +221,7 @@ def _started(folder: Path, port: int | None) -> RecordedProcess:
     environment.pop("PREFECT_API_URL", None)
     with _log(folder).open("ab") as output:
         process = subprocess.Popen(
-            [sys.executable, "-m", "apps.prefect_app", "--port", str(port), "--installation", str(folder)],
+            [sys.executable, "-m", MODULE, "--port", str(port), "--installation", str(folder)],
             cwd=ROOT,
             stdin=subprocess.DEVNULL,
             stdout=output,
@@ -231,7 +236,7 @@ def _started(folder: Path, port: int | None) -> RecordedProcess:
             process.kill()
             raise ServerDidNotStart(f"the Prefect server on port {port} did not start; see {_log(folder)}")
         time.sleep(0.1)
-    known = RecordedProcess(process.pid, psutil.Process(process.pid).create_time(), url)
+    known = RecordedProcess(process.pid, url)
     _record(folder).write_text(json.dumps(asdict(known)))
     return known
 

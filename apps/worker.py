@@ -15,7 +15,7 @@ from apps.deployments import POOL, ROOT, our_deployments, register
 from apps.prefect_server import Server, ServerDidNotStart
 
 STOP_LIMIT_S = 5.0
-FAMILY = "MEDGEN_WORKER"  # variable that a worker and all that it starts have in common
+FAMILY = "MEDGEN_WORKER_FAMILY"  # variable that a worker and all that it starts have in common
 
 
 @contextmanager

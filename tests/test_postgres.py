@@ -122,7 +122,7 @@ def test_a_copy_made_without_its_owner_is_taken_over(tmp_path: Path) -> None:
 
 def test_where_its_programs_cannot_be_reached_it_says_so(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def closed(*arguments: object, **options: object) -> None:
-        raise PermissionError(13, "Permission denied", "/root/venv/initdb")
+        raise PermissionError(13, "Permission denied", "/srv/venv/initdb")
 
     monkeypatch.setattr("medgen.postgres_programs.subprocess.run", closed)
     with pytest.raises(DatabaseUnusable, match=r"can't reach its programs in .*\n.*as another user than root"):

@@ -5,6 +5,7 @@ import os
 import shutil
 import signal
 import subprocess
+import sys
 import threading
 import time
 from collections import Counter
@@ -496,18 +497,33 @@ def test_a_server_is_believed_only_when_it_proves_itself(tmp_path: Path, stale: 
     folder.mkdir()
     auth = auth_string(folder)
     other = prefect_app.InstallationServer(Starlette(), auth if stale == "another process" else "medgen:another")
-    with served(other) as url, subprocess.Popen(["sleep", "600"]) as sleeper:
+    ours = ["apps.prefect_app", "--installation", str(folder)]  # as the server is started
+    asleep = [sys.executable, "-c", "import time; time.sleep(600)"]
+    with (
+        served(other) as url,
+        subprocess.Popen([*asleep, *(ours if stale == "another server" else [])]) as wrong,
+        subprocess.Popen([*asleep, *ours]) as right,
+    ):
         api = f"{url}/api"
-        started = psutil.Process(sleeper.pid).create_time() + (stale == "another process")
-        (folder / "server").write_text(json.dumps({"pid": sleeper.pid, "started": started, "url": api}))
-        assert proves_itself(api, auth) is (stale == "another process")
-        assert running_server(tmp_path) is None
-        if stale == "another process":
-            Server(api, folder, RecordedProcess(sleeper.pid, started, api)).stop()
-        assert sleeper.poll() is None
-        (folder / "server").write_text(json.dumps({"pid": sleeper.pid, "started": started - 1, "url": api}))
-        assert running_server(tmp_path) == (api if stale == "another process" else None)
-        sleeper.kill()
+
+        def found(pid: int) -> str | None:
+            (folder / "server").write_text(json.dumps({"pid": pid, "url": api}))
+            return running_server(tmp_path)
+
+        try:
+            until(lambda: str(folder) in psutil.Process(right.pid).cmdline(), 30, "it does not start")
+            assert proves_itself(api, auth) is (stale == "another process")
+            assert found(wrong.pid) is None
+            if stale == "another process":
+                Server(api, folder, RecordedProcess(wrong.pid, api)).stop()
+                assert wrong.poll() is None
+                assert found(right.pid) == api
+                Server(api, folder, RecordedProcess(right.pid, api)).stop()
+                assert not psutil.pid_exists(right.pid) and found(right.pid) is None
+            assert wrong.poll() is None
+        finally:
+            for process in (wrong, right):
+                process.kill()
 
 
 @pytest.mark.parametrize(
