@@ -17,7 +17,8 @@ import cv2
 import numpy as np
 
 from medgen.errors import ItemFailed
-from medgen.media import Limits, evenly_spaced, pictures
+from medgen.video.limits import Limits
+from medgen.video.pictures import evenly_spaced, pictures
 from models.quality.overlay_text import OverlayText, count_words, judge_overlay
 from models.quality.text_reader import TextBox, TextReader, load_text_reader
 from models.segmentation.borders import detect_borders

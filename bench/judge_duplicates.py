@@ -18,7 +18,8 @@ import numpy as np
 from PIL import Image
 
 from medgen.errors import ItemFailed
-from medgen.media import Limits, pictures
+from medgen.video.limits import Limits
+from medgen.video.pictures import pictures
 from models.duplicates.fingerprint import fingerprint
 from models.duplicates.near_duplicates import compare
 from models.quality.defects import measure_defects

@@ -12,7 +12,8 @@ import numpy as np
 from skimage.data import astronaut
 
 from medgen.errors import ItemFailed
-from medgen.media import Limits, pictures
+from medgen.video.limits import Limits
+from medgen.video.pictures import pictures
 from models.privacy.faces import LEAST_SCORE, load_faces
 from models.privacy.identifiers import identifiers
 from models.quality.text_reader import TextBox, load_text_reader

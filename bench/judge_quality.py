@@ -15,7 +15,8 @@ import cv2
 import numpy as np
 
 from medgen.errors import ItemFailed
-from medgen.media import Limits, evenly_spaced, pictures
+from medgen.video.limits import Limits
+from medgen.video.pictures import evenly_spaced, pictures
 from models.quality import defects
 from models.quality.aesthetic import load_aesthetic
 from models.quality.motion import PHOTO_UNEXPLAINED_TO, STILL_BELOW, measure_motion

@@ -27,7 +27,8 @@ from bench import judge_borders_text, judge_captions, judge_duplicates, judge_fr
 from bench.curate import make_video
 from bench.smallest import labelled_folder
 from medgen.errors import ItemFailed
-from medgen.media import Limits, pictures
+from medgen.video.limits import Limits
+from medgen.video.pictures import pictures
 from models.segmentation.shots import ShotDetector
 
 WIDTH = 256

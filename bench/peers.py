@@ -28,7 +28,9 @@ from apps.judge.measure import JudgeParameters
 from bench.smallest import labelled_folder
 from medgen.errors import ItemFailed
 from medgen.listings.sources import VIDEO_SUFFIXES
-from medgen.media import Limits, pictures, probe
+from medgen.video.limits import Limits
+from medgen.video.pictures import pictures
+from medgen.video.probe import probe
 from models.segmentation.frames import DEFAULT_HEAD
 
 PACKAGES = (

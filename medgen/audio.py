@@ -1,5 +1,6 @@
 """Audio of video files: decodes a stretch of it. Bad files raise `ItemFailed` with a readable reason."""
 
+import math
 from collections.abc import Iterator
 from contextlib import suppress
 from pathlib import Path
@@ -11,7 +12,7 @@ from av.audio.stream import AudioStream
 from av.container import InputContainer
 
 from medgen.errors import ItemFailed
-from medgen.media import FORMATS, Limits
+from medgen.video.limits import FORMATS, Limits
 
 # Those of videos, and those in which a site may keep its audio apart.
 AUDIO_FORMATS = f"{FORMATS},aac,mp3,wav,flac"
@@ -22,10 +23,10 @@ MIN_RATE = 1000
 
 
 def decode_audio(path: Path, start_s: float, end_s: float, *, rate: int) -> np.ndarray | None:
-    """The audio between two presentation times; None when the file has no audio stream.
+    """The audio between two times; None when the file has no audio stream.
 
     Args:
-        start_s, end_s: seconds, on the scale of `medgen.media.Picture.time_s`.
+        start_s, end_s: seconds by the file's own clock, see `medgen.video.report.clock_shift`.
         rate: samples per second of the result.
 
     Returns:
@@ -36,7 +37,7 @@ def decode_audio(path: Path, start_s: float, end_s: float, *, rate: int) -> np.n
         ValueError: no stretch of time.
     """
     samples = round((end_s - start_s) * rate)
-    if not (start_s >= 0 and samples > 0):
+    if not samples > 0:
         raise ValueError(f"not a stretch of time: {start_s} to {end_s} s")
     if path.stat().st_size == 0:
         raise ItemFailed("empty_file", "the file has 0 bytes")
@@ -68,7 +69,7 @@ def decode_audio(path: Path, start_s: float, end_s: float, *, rate: int) -> np.n
 
 
 def _ticks(time_s: float, stream: AudioStream) -> int:
-    return max(int(time_s / stream.time_base), stream.start_time or 0) if stream.time_base else 0
+    return max(math.floor(time_s / stream.time_base), stream.start_time or 0) if stream.time_base else 0
 
 
 def _stretch(

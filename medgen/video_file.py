@@ -1,4 +1,4 @@
-"""Videos as MP4 files that say what they are: H.264, with a record in the file's comment."""
+"""Videos made of frames, as MP4 files that say what they are: H.264, with a record in the file's comment."""
 
 import json
 from collections.abc import Mapping
@@ -11,7 +11,8 @@ import numpy as np
 
 from medgen.canonical import canonical_json
 from medgen.errors import ItemFailed
-from medgen.media import FORMATS, Limits
+from medgen.video.encoding import bt709_frames, h264_file
+from medgen.video.limits import FORMATS, Limits
 from medgen.worker_processes import decoded_apart
 
 CRF = 16  # H.264's quality; close to what the eye can tell from the frames
@@ -32,18 +33,11 @@ def write_video(path: Path, frames: np.ndarray, fps: float, record: Mapping[str,
     """
     height, width = (side - side % 2 for side in frames.shape[1:3])
     rate = Fraction(fps).limit_denominator(1001)
-    # No macroblock tree: see `medgen.media.cut`.
-    options = {"crf": str(CRF), "preset": PRESET, "x264-params": "mbtree=0"}
-    with av.open(str(path), "w", format="mp4", container_options={"movflags": "faststart"}) as out:
-        out.metadata["comment"] = canonical_json(dict(record)).decode()
-        stream = out.add_stream("libx264", rate=rate, options=options)
-        stream.width, stream.height, stream.pix_fmt = width, height, "yuv420p"
-        stream.codec_context.thread_count = 1
-        for index, pixels in enumerate(frames):
-            frame = av.VideoFrame.from_ndarray(np.ascontiguousarray(pixels[:height, :width]), format="rgb24")
-            frame.pts, frame.time_base = index, 1 / rate
-            out.mux(stream.encode(frame))
-        out.mux(stream.encode(None))
+    with h264_file(path, (width, height), 1 / rate, crf=CRF, preset=PRESET) as out:
+        out.container.metadata["comment"] = canonical_json(dict(record)).decode()
+        for index, frame in enumerate(bt709_frames(pixels[:height, :width] for pixels in frames)):
+            out.add(frame, index)
+        out.end(len(frames))
     with av.open(str(path)) as written:
         count = written.streams.video[0].frames
     if count != len(frames) or read_record(path) != json.loads(canonical_json(dict(record))):

@@ -22,8 +22,8 @@ from hypothesis import strategies as st
 from medgen import settings
 from medgen.errors import ItemFailed
 from medgen.ledger import Work
-from medgen.media import evenly_spaced
 from medgen.store import open_store
+from medgen.video.pictures import evenly_spaced
 from models import ModelUnavailable
 from models.captioning.captioner import CaptionRejected, CaptionUnavailable, Evidence
 from models.captioning.chat import ChatCaptioner, load_prompts

@@ -7,9 +7,10 @@ import pytest
 
 from medgen.errors import ItemFailed
 from medgen.ledger import Outcome, Work
-from medgen.media import Limits, pictures
 from medgen.settings import Settings
 from medgen.store import Store
+from medgen.video.limits import Limits
+from medgen.video.pictures import pictures
 from tasks.curation.cut import CutParams, cut
 from tests.conftest import changing_video, frame_number, numbered_video
 

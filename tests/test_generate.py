@@ -19,7 +19,8 @@ from typer.testing import CliRunner
 from apps.generate import generate
 from medgen.errors import ItemFailed
 from medgen.ledger import open_ledger
-from medgen.media import Limits, pictures
+from medgen.video.limits import Limits
+from medgen.video.pictures import pictures
 from medgen.video_file import read_record, write_video
 from models import ModelUnavailable
 from models.generation.prompt_set import Prompt

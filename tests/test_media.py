@@ -10,7 +10,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from medgen.errors import ItemFailed
-from medgen.media import Limits, cut, pictures, probe
+from medgen.video.cut import cut
+from medgen.video.limits import Limits
+from medgen.video.pictures import pictures
+from medgen.video.probe import probe
 from models.segmentation.shots import ShotDetector
 from tasks.curation.segment import SegmentParams, decode_video
 from tests.conftest import changing_video, frame_number, numbered_video, wide_pixels_video

@@ -9,10 +9,11 @@ import numpy as np
 import pytest
 
 from medgen.ledger import Record, Work
-from medgen.media import Limits, pictures
 from medgen.settings import Settings
 from medgen.shard import Item
 from medgen.store import Store
+from medgen.video.limits import Limits
+from medgen.video.pictures import pictures
 from models.duplicates.fingerprint import Fingerprint, fingerprint
 from models.duplicates.near_duplicates import Candidate, compare, copies_of, duplicates
 from models.quality.spatial_detail import measure_spatial_detail

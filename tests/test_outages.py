@@ -18,11 +18,13 @@ from sqlalchemy.orm import Session
 from flows.discover import _in_a_line
 from medgen.catalog import Release, StepRun, Video, open_catalog
 from medgen.ledger import Outcome, StepIdentity, Work, open_ledger
-from medgen.media import Limits, cut, pictures
 from medgen.settings import current
 from medgen.shard import Step, run_shard
 from medgen.store import Store, file_digest, open_store
 from medgen.verify import verify
+from medgen.video.cut import cut
+from medgen.video.limits import Limits
+from medgen.video.pictures import pictures
 from tasks.curation import download, release, segment
 from tasks.curation.download_policy import DownloadParams
 from tests.conftest import discover_source, forget_installation, inline, numbered_video

@@ -15,8 +15,9 @@ import pyarrow.parquet as pq
 import pytest
 
 from apps.demo.corpus import build_corpus
-from medgen.media import Limits, pictures
 from medgen.postgres import embedded_url
+from medgen.video.limits import Limits
+from medgen.video.pictures import pictures
 from tasks.curation.steps import STEP_NAMES
 from tests.conftest import S3Server, frame_number, medgen, medgen_running, numbered_video
 

@@ -19,9 +19,10 @@ from flows.refresh import RefreshFailed, RefreshParameters, check_models
 from medgen.audio import decode_audio
 from medgen.errors import ItemFailed
 from medgen.ledger import Work, open_ledger
-from medgen.media import Limits, pictures
 from medgen.shard import Item
 from medgen.store import open_store
+from medgen.video.limits import Limits
+from medgen.video.pictures import pictures
 from models import ModelUnavailable
 from models.captioning import speech
 from models.captioning.speech import RATE, Whisper, speech_digest

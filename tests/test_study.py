@@ -43,9 +43,10 @@ from medgen.catalog import (
 from medgen.errors import ItemFailed, RunStopped
 from medgen.gc import collect_garbage
 from medgen.ledger import Outcome, StepIdentity, Work, open_ledger
-from medgen.media import Limits, pictures
 from medgen.settings import current
 from medgen.verify import verify
+from medgen.video.limits import Limits
+from medgen.video.pictures import pictures
 from models.generation.prompt_set import Prompt
 from tasks.evaluation.study import AXES, StudyParams, new_study, showing
 from tasks.evaluation.system_videos import videos_of

@@ -31,13 +31,14 @@ from apps.cli import app
 from medgen.catalog import Clip, ModelVersion, StepOutput, StepRun, now, open_catalog
 from medgen.gc import collect_garbage
 from medgen.ledger import Outcome, StepIdentity, Work, open_ledger
-from medgen.media import Limits, pictures
 from medgen.postgres import embedded_url
 from medgen.settings import current
 from medgen.shard import ShardResult
 from medgen.store import Store, _name, open_store
 from medgen.takedown import NAME, NOTICE, PLAIN, blanked, taken_down_digests, taken_down_videos
 from medgen.verify import verify
+from medgen.video.limits import Limits
+from medgen.video.pictures import pictures
 from tasks.curation import caption, classify, cut, decide, deduplicate, download, privacy, quality, release, segment
 from tasks.curation.discover import video_id
 from tasks.curation.download_policy import DownloadParams

@@ -16,8 +16,9 @@ from apps.audit.site import Site, site_of
 from apps.history import Unknown
 from medgen.catalog import Artifact, Clip, StepOutput, StepRun, Tombstone
 from medgen.errors import ItemFailed
-from medgen.media import Limits, pictures
 from medgen.store import Store
+from medgen.video.limits import Limits
+from medgen.video.pictures import pictures
 
 router = APIRouter()
 

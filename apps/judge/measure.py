@@ -17,14 +17,16 @@ import numpy as np
 from pydantic import ConfigDict
 
 from medgen.canonical import rounded
-from medgen.media import Limits, decode_jpeg, evenly_spaced, pictures, probe
+from medgen.video.container import open_video
+from medgen.video.limits import Limits
+from medgen.video.pictures import VideoReader, decode_jpeg, evenly_spaced, pictures
+from medgen.video.probe import probe
 from models.segmentation.borders import Borders, detect_borders
 from models.segmentation.frames import NON_MEDICAL
-from models.segmentation.shot_window import Boundary
 from tasks.curation.classify import ClassifyParams, loaded_model
 from tasks.curation.decide import DecideParams, Facts, checks
 from tasks.curation.quality import QualityAnalyzer, QualityParams, TextFacts
-from tasks.curation.segment import SegmentParams, decode_video
+from tasks.curation.segment import DecodedVideo, SegmentParams, decode_video
 
 PIECE_S = 10.0  # no longer than a clip
 MOST_PIECES = 40  # of a long video, evenly spread
@@ -98,10 +100,14 @@ def measure_file(path: Path, parameters: JudgeParameters) -> Verdict:
     """
     seconds: dict[str, float] = {}
     clock = _Clock(seconds)
-    facts = probe(path, Limits(max_pixels=parameters.max_pixels, max_duration_s=parameters.max_duration_s))
+    facts = probe(path, parameters.limits)
     with clock("segment"):
-        decoded = decode_video(path, facts.fps, parameters)
-    frames = [decode_jpeg(jpeg) for _, jpeg in decoded.samples]
+        frames: list[np.ndarray] = []
+        with open_video(path, parameters.limits) as video:
+            reader = VideoReader(video, parameters.limits)
+            decoded = decode_video(
+                reader, facts.fps, parameters, lambda frame, time_s, jpeg: frames.append(decode_jpeg(jpeg))
+            )
     with clock("classify"):
         model = loaded_model(parameters)
         probabilities = model.probabilities(model.embed(frames))
@@ -109,7 +115,7 @@ def measure_file(path: Path, parameters: JudgeParameters) -> Verdict:
         other = model.classes.index(NON_MEDICAL)
         medical = rounded(float(1.0 - mean[other]))
         category = model.classes[int(np.where(np.arange(len(mean)) == other, -1.0, mean).argmax())]
-    spans = _pieces([time_s for _, time_s in decoded.times], decoded.boundaries)
+    spans = _pieces(decoded)
     borders: list[tuple[int, Borders]] = []
     scores: dict[str, float] = {}
     failed: list[str] = []
@@ -131,11 +137,10 @@ def measure_file(path: Path, parameters: JudgeParameters) -> Verdict:
     if stills < long_enough or not long_enough:  # a video with one held picture among moving ones is no still picture
         failed = [reason for reason in failed if reason not in STILL]
     border, mask = _prevailing(borders)
-    start = decoded.times[0][1]
     return Verdict(
         file=path.name,
         duration_s=facts.duration_s,
-        boundaries=tuple((rounded(decoded.times[b.frame][1] - start), b.kind) for b in decoded.boundaries),
+        boundaries=tuple((rounded(decoded.times[b.frame]), b.kind) for b in decoded.boundaries),
         medical=medical,
         is_medical=medical >= parameters.medical_threshold,
         category=category,
@@ -150,11 +155,13 @@ def measure_file(path: Path, parameters: JudgeParameters) -> Verdict:
     )
 
 
-def _pieces(times: Sequence[float], boundaries: Sequence[Boundary]) -> list[tuple[int, int]]:
+def _pieces(decoded: DecodedVideo) -> list[tuple[int, int]]:
     """Frames [start, end) of stretches of one shot that are no longer than a clip, as the pipeline would cut them."""
-    starts = sorted({0, *(b.end if b.end > b.start else b.frame for b in boundaries)} - {len(times)})
+    times = decoded.times
+    starts = {0, *(b.end if b.end > b.start else b.frame for b in decoded.boundaries)}
+    starts |= {frame for frame, _ in decoded.breaks}
     spans = []
-    for start, end in itertools.pairwise([*starts, len(times)]):
+    for start, end in itertools.pairwise(sorted(starts | {len(times)})):
         length = times[end - 1] - times[start]
         parts = max(1, math.ceil(length / PIECE_S))
         edges = np.linspace(start, end, parts + 1).round().astype(int)

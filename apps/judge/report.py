@@ -13,7 +13,8 @@ from apps.judge.measure import Verdict
 from apps.judge.score import Agreement, Answer, Mistake
 from medgen import __version__
 from medgen.errors import ItemFailed
-from medgen.media import Limits, pictures
+from medgen.video.limits import Limits
+from medgen.video.pictures import pictures
 
 FRAMES = 6
 TALL = 120  # pixels

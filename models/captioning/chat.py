@@ -12,7 +12,7 @@ import cv2
 import numpy as np
 
 from medgen.canonical import digest_of
-from medgen.media import evenly_spaced
+from medgen.video.pictures import evenly_spaced
 from models.captioning.captioner import FRAMES_SENT, Caption, CaptionRejected, Evidence
 from models.captioning.checks import CaptionLimits, Check, check, in_order
 from models.captioning.untrusted_text import clean, delimited, without_instructions

@@ -12,7 +12,8 @@ import numpy as np
 
 from medgen.canonical import digest_of
 from medgen.errors import ItemFailed
-from medgen.media import Limits, pictures
+from medgen.video.limits import Limits
+from medgen.video.pictures import pictures
 
 LONG_SIDE = 384  # of kept frames, pixels
 MOST_KEPT = 128  # frames of one clip in memory: about 30 MB
@@ -37,7 +38,7 @@ def sample_clip(path: Path, frames: int, variants: int, name: str) -> list[np.nd
         name: seeds the variants: the same name gives the same variants.
 
     Raises:
-        ItemFailed: as `medgen.media.pictures`; too_short with fewer than 2 frames.
+        ItemFailed: as `medgen.video.pictures.pictures`; too_short with fewer than 2 frames.
     """
     kept = _kept(path)
     if len(kept) < 2:

@@ -47,6 +47,7 @@ def redact(frame: VideoFrame, regions: Iterable[Region]) -> VideoFrame:
             _coarsen(plane[top // 2 : bottom // 2, left // 2 : right // 2])
     edited = VideoFrame.from_ndarray(planes, format="yuv420p")
     edited.colorspace, edited.color_range = frame.colorspace, frame.color_range
+    edited.color_primaries, edited.color_trc = frame.color_primaries, frame.color_trc
     return edited
 
 

@@ -8,7 +8,8 @@ import cv2
 import numpy as np
 
 from medgen.errors import ItemFailed
-from medgen.media import Limits, pictures
+from medgen.video.limits import Limits
+from medgen.video.pictures import pictures
 from models.encoders import Encoder
 from models.segmentation.manifest import LabelledFile
 

@@ -9,7 +9,8 @@ import cv2
 import numpy as np
 
 from medgen.errors import ItemFailed
-from medgen.media import Limits, Picture, pictures
+from medgen.video.limits import Limits
+from medgen.video.pictures import Picture, pictures
 
 EPSILON_S = 1e-6  # times are sums of floats
 
@@ -77,7 +78,7 @@ def read_frames(path: Path, geometry: Geometry, fps: float, duration_s: float) -
         duration_s: what the clip is said to last, seconds.
 
     Raises:
-        ItemFailed: as `medgen.media.pictures`; clip_too_short when it ends before the frames do.
+        ItemFailed: as `medgen.video.pictures.pictures`; clip_too_short when it ends before the frames do.
     """
     start = max(0.0, (duration_s - geometry.lasts(fps)) / 2)
     times = [start + index / fps for index in range(geometry.frames)]

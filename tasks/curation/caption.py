@@ -16,11 +16,13 @@ from medgen.canonical import canonical_json, rounded
 from medgen.errors import ItemFailed
 from medgen.handover import Handover
 from medgen.ledger import Outcome, StepIdentity, Work
-from medgen.media import Limits, evenly_spaced, pictures
 from medgen.parameters import MOST_SECONDS, Parameters
 from medgen.settings import current
 from medgen.shard import Item, Past, Step
 from medgen.store import Store
+from medgen.video.limits import Limits
+from medgen.video.pictures import evenly_spaced, pictures
+from medgen.video.report import clock_shift
 from medgen.worker_processes import decoded_apart
 from models.captioning.captioner import FRAMES_SENT, Caption, Captioner, CaptionRejected, CaptionUnavailable, Evidence
 from models.captioning.checks import CaptionLimits, checks_digest
@@ -34,6 +36,7 @@ from tasks.curation.decide import DECIDE
 from tasks.curation.download import DOWNLOAD
 from tasks.curation.privacy import PRIVACY
 from tasks.curation.quality import QUALITY
+from tasks.curation.segment import SEGMENT
 
 HEAR_LIMIT_S = 600.0  # to decode the sound of a clip
 SCORES = frozenset({"brief_words", "detailed_words", "brief_unsupported_terms", "detailed_unsupported_terms"})
@@ -100,6 +103,7 @@ class CaptionDetail(TypedDict):
     captioner: str
     transcript: str
     transcript_source: str
+    transcript_language: NotRequired[str | None]
     note: str | None
     checks: list[dict[str, Any]]
     questions: int
@@ -158,6 +162,7 @@ def caption(work: Work, store: Store, params: CaptionParams) -> Outcome:
         "captioner": captioner.name,
         "transcript": speech.transcript,
         "transcript_source": speech.source,
+        "transcript_language": speech.language,
         "note": speech.note,
         "checks": [check.on_record() for check in written.checks],
         "questions": written.questions,
@@ -205,9 +210,10 @@ class _Speech:
     """What is known of the words spoken in a clip: the words, what told them, and why nothing did."""
 
     transcript: str
-    source: Literal["subtitles", "speech_model", "none"]
+    source: Literal["subtitles", "embedded_subtitles", "speech_model", "none"]
     note: str | None = None
     decodes: int = 0
+    language: str | None = None
 
 
 def _spoken(work: Work, store: Store, params: CaptionParams) -> _Speech:
@@ -215,11 +221,12 @@ def _spoken(work: Work, store: Store, params: CaptionParams) -> _Speech:
 
     A transcript is welcome but not needed: what cannot be read fails nothing. Raises ItemFailed: speech_unavailable.
     """
-    start_s, end_s = work.context["start_s"], work.context["end_s"]
+    start_s, end_s = work.context["spoken_s"]
     if "subtitles" in work.inputs:
         text = store.read(work.inputs["subtitles"]).decode("utf-8", "replace")
         try:
-            return _Speech(transcript_between(text, start_s, end_s), "subtitles")
+            words = transcript_between(text, max(0.0, start_s), end_s) if end_s > 0 else ""
+            return _Speech(words, work.context["subtitles"], language=work.context["language"])
         except ValueError as error:
             return _Speech("", "none", f"subtitles unreadable: {error}")
     source = work.inputs.get("sound") or work.inputs.get("video")
@@ -284,7 +291,7 @@ def step(params: CaptionParams) -> Step:
         models["speech"] = _whisper(params).digest
     waits = captioner.needs_frames or bool(params.speech_model)
     return Step(
-        StepIdentity("caption", 2, params.model_dump(mode="json"), models),
+        StepIdentity("caption", 3, params.model_dump(mode="json"), models),
         partial(caption, params=params),
         work_of=partial(work_of, listen=bool(params.speech_model)),
         runs_in="threads" if waits else "inline",
@@ -300,11 +307,19 @@ def work_of(item: Item, past: Past, *, listen: bool) -> Work:
     downloaded, fetched, clip = DOWNLOAD.detail(past), DOWNLOAD.outputs(past), PRIVACY.detail(past)["clip"]
     classified = classified_clip(past, clip["start_frame"], clip["end_frame"])
     metadata = downloaded["metadata"]
+    segmented, video = SEGMENT.outputs(past), SEGMENT.detail(past)["video"]
     inputs = {"clip": clip["digest"]}
+    # Where the source of words counts its time from: the first picture, its own clock's 0, or its file's beginning.
+    shift_s, subtitles, language = clock_shift(video, clip["start_s"]), None, None
     if "subtitles" in fetched:
-        inputs["subtitles"] = fetched["subtitles"]
+        inputs["subtitles"], subtitles = fetched["subtitles"], "subtitles"
+        shift_s -= video["file_start_s"]
+    elif "subtitles" in segmented:
+        inputs["subtitles"], subtitles = segmented["subtitles"], "embedded_subtitles"
+        language, shift_s = (SEGMENT.detail(past)["subtitles"] or {}).get("language"), 0.0
     elif listen and "sound" in fetched:
         inputs["sound"] = fetched["sound"]
+        shift_s -= video["file_start_s"]
     elif listen and downloaded["probe"]["has_audio"]:
         inputs["video"] = fetched["video"]
     return Work(
@@ -318,6 +333,9 @@ def work_of(item: Item, past: Past, *, listen: bool) -> Work:
             "category_probability": classified["category_probability"],
             "start_s": clip["start_s"],
             "end_s": clip["end_s"],
+            "spoken_s": [rounded(clip["start_s"] + shift_s), rounded(clip["end_s"] + shift_s)],
+            "subtitles": subtitles,
+            "language": language,
             "width": clip["width"],
             "height": clip["height"],
             "fps": clip["fps"],

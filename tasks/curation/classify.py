@@ -16,22 +16,23 @@ from types import MappingProxyType
 from typing import Any, Literal, TypedDict
 
 import numpy as np
-import pyarrow as pa
 import pyarrow.parquet as pq
 from pydantic import Field
 
 from medgen.canonical import canonical_json, rounded
 from medgen.handover import Handover
 from medgen.ledger import Outcome, Record, StepIdentity, Work
-from medgen.media import decode_jpeg
 from medgen.parameters import MOST_SECONDS, Parameters
 from medgen.shard import Item, Past, Step
 from medgen.store import Store
+from medgen.video.pictures import decode_jpeg
 from models.segmentation.category import DESCRIPTION_CHARS, category
 from models.segmentation.frames import DEFAULT_PROMPTS, FrameModel, frame_model_digest, load_frame_model
 from tasks.curation.curation_step import CurationStep
 from tasks.curation.download import DOWNLOAD
 from tasks.curation.segment import SEGMENT
+
+BATCH = 64  # samples that are read and embedded together
 
 
 class ClassifyParams(Parameters):
@@ -221,17 +222,16 @@ def classify(work: Work, store: Store, params: ClassifyParams) -> Outcome:
     """
     model = loaded_model(params)
     frames = pq.read_table(store.path(work.inputs["frames"]))
-    samples = _judged(model, pq.read_table(store.path(work.inputs["samples"])))
-    times = frames["time_s"].to_numpy()
-    frame_s = float(np.median(np.diff(times))) if len(times) > 1 else 0.0
-    times = np.append(times, times[-1] + frame_s)
+    shots = frames["shot"].to_numpy()
+    samples = _judged(model, store.path(work.inputs["samples"]), shots)
+    times = np.append(frames["time_s"].to_numpy(), float(frames.schema.metadata[b"end_s"]))
     runs = stretches(
         samples.medical >= params.medical_threshold,
         lambda sample, later: samples.similarity(sample, later) > params.frame_similarity,
         samples.frame,
         samples.time_s,
         samples.shot,
-        frames["shot"].to_numpy(),
+        shots,
         gap_tolerance_s=params.gap_tolerance_s,
         to_shot_edge=params.to_shot_edge,
     )
@@ -265,17 +265,24 @@ def classify(work: Work, store: Store, params: ClassifyParams) -> Outcome:
     return Outcome("rejected", reason, {"metric": metric, "score": scores[metric], "threshold": threshold}, **common)
 
 
-def _judged(model: FrameModel, samples: pa.Table) -> JudgedSamples:
-    embeddings = np.concatenate(
-        [model.embed([decode_jpeg(jpeg) for jpeg in batch["jpeg"].to_pylist()]) for batch in samples.to_batches(64)]
-    )
+def _judged(model: FrameModel, path: Path, shots: np.ndarray) -> JudgedSamples:
+    """Judges the table of samples at `path`, a few at a time; `shots` is the shot of every frame."""
+    frames: list[int] = []
+    times: list[float] = []
+    embeddings: list[np.ndarray] = []
+    with pq.ParquetFile(path) as table:
+        for batch in table.iter_batches(BATCH):
+            frames += batch["frame"].to_pylist()
+            times += batch["time_s"].to_pylist()
+            embeddings.append(model.embed([decode_jpeg(jpeg) for jpeg in batch["jpeg"].to_pylist()]))
+    embedded = np.concatenate(embeddings)
     return JudgedSamples(
-        samples["frame"].to_numpy(),
-        samples["time_s"].to_numpy(),
-        samples["shot"].to_numpy(),
-        embeddings,
-        model.probabilities(embeddings),
-        np.round(model.medical(embeddings), 4),
+        np.array(frames),
+        np.array(times),
+        shots[frames],
+        embedded,
+        model.probabilities(embedded),
+        np.round(model.medical(embedded), 4),
     )
 
 
@@ -350,7 +357,7 @@ def step(params: ClassifyParams) -> Step:
     """Classify, ready to run."""
     models = {"frames": frame_model_digest(params.frame_encoder, *_parts(params))}
     return Step(
-        StepIdentity("classify", 2, params.model_dump(mode="json"), models),
+        StepIdentity("classify", 3, params.model_dump(mode="json"), models),
         partial(classify, params=params),
         work_of=work_of,
         fan_out=clips_of,

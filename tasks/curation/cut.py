@@ -12,21 +12,21 @@ from types import MappingProxyType
 from typing import Literal, TypedDict, cast
 
 import numpy as np
-import pyarrow.compute as pc
 import pyarrow.parquet as pq
 from av.video.frame import VideoFrame
 from pydantic import Field
 
 from medgen.canonical import canonical_json, rounded
 from medgen.catalog import Clip
-from medgen.errors import ItemFailed
 from medgen.handover import Handover
 from medgen.ledger import Outcome, Record, StepIdentity, Work
-from medgen.media import Limits, decode_jpeg
-from medgen.media import cut as cut_video
 from medgen.parameters import MOST_PIXELS, MOST_PIXELS_A_SIDE, MOST_SECONDS, Parameters
 from medgen.shard import Item, Past, Step
 from medgen.store import Artifact, Store
+from medgen.video.cut import cut as cut_video
+from medgen.video.limits import Limits
+from medgen.video.pictures import decode_jpeg
+from medgen.video.report import shown_size
 from models.segmentation.borders import Borders, detect_borders
 from tasks.curation.classify import classified_clip
 from tasks.curation.curation_step import CurationStep
@@ -126,14 +126,13 @@ def cut(work: Work, store: Store, params: CutParams) -> Outcome:
         clip: H.264 MP4 without sound, square pixels, upright.
 
     Raises:
-        ItemFailed: as `medgen.media.cut`; size_changes.
+        ItemFailed: as `medgen.video.cut.cut`.
     """
     start, end = work.context["start_frame"], work.context["end_frame"]
-    samples = pq.read_table(store.path(work.inputs["samples"]))
-    inside = samples.filter(pc.and_(pc.greater_equal(samples["frame"], start), pc.less(samples["frame"], end)))
+    # Of the table, only the groups of rows in which the stretch lies are read.
+    stretch = [("frame", ">=", start), ("frame", "<", end)]
+    inside = pq.read_table(store.path(work.inputs["samples"]), columns=["jpeg"], filters=stretch)
     pictures = [decode_jpeg(jpeg) for jpeg in inside["jpeg"].to_pylist()]
-    if len({picture.shape for picture in pictures}) > 1:
-        raise ItemFailed("size_changes", "the pictures of the stretch are of several sizes")
     borders = detect_borders(pictures)
     crop = _crop(borders, pictures[0].shape, work.context["size"], params) if params.crop_borders else None
     video, _, _ = work.subject.partition("/")
@@ -190,37 +189,34 @@ def encode_clip(
 
     Args:
         inputs: digests of "video" and of segment's table "frames".
-        edit: as `medgen.media.cut`.
+        edit: as `medgen.video.cut.cut`.
 
     Returns:
         The file, and the clip as it goes on record.
 
     Raises:
-        ItemFailed: as `medgen.media.cut`.
+        ItemFailed: as `medgen.video.cut.cut`.
     """
     start, end = encoding.start_frame, encoding.end_frame
-    frames = pq.read_table(store.path(inputs["frames"]), columns=["pts", "time_s"])
-    pts, times = frames["pts"], frames["time_s"]
+    frames = pq.read_table(store.path(inputs["frames"]), columns=["pts"])
+    clock_start = frames.schema.metadata.get(b"clock_start")
     scratch = store.scratch(".mp4")
     try:
-        count, width, height = cut_video(
+        made = cut_video(
             store.path(inputs["video"]),
             scratch,
-            start_pts=pts[start].as_py(),
-            end_pts=pts[end - 1].as_py(),
+            times=frames["pts"][start:end].to_pylist(),
+            clock_start=None if clock_start is None else int(clock_start),
             crop=encoding.crop,
             crf=encoding.crf,
             preset=encoding.preset,
             limits=Limits(max_pixels=encoding.max_pixels),
             edit=edit,
         )
-        if count != end - start:
-            raise ItemFailed("frames_missing", f"{count} frames where {end - start} were promised")
         size = scratch.stat().st_size
         clip = store.put_file(scratch, "video/mp4")
     finally:
         scratch.unlink(missing_ok=True)
-    between = times[end - 1].as_py() - times[start].as_py()
     identity = hashlib.sha256(canonical_json([encoding.video_id, start, end, clip.sha256])).hexdigest()[:16]
     facts: ClipFacts = {
         "id": f"c{identity}",
@@ -229,9 +225,9 @@ def encode_clip(
         "end_frame": end,
         "start_s": encoding.start_s,
         "end_s": encoding.end_s,
-        "width": width,
-        "height": height,
-        "fps": rounded((count - 1) / between, 3) if count > 1 else 0.0,
+        "width": made.width,
+        "height": made.height,
+        "fps": rounded(made.fps, 4),
         "digest": clip.sha256,
     }
     return clip, {"clip": facts, "bytes": size, "bit_rate": round(8 * size / (encoding.end_s - encoding.start_s))}
@@ -258,7 +254,7 @@ def _crop(
 def step(params: CutParams) -> Step:
     """Cut, ready to run."""
     return Step(
-        StepIdentity("cut", 2, params.model_dump(mode="json"), {}),
+        StepIdentity("cut", 3, params.model_dump(mode="json"), {}),
         partial(cut, params=params),
         work_of=work_of,
         fan_out=clip_of,
@@ -269,7 +265,7 @@ def step(params: CutParams) -> Step:
 def work_of(item: Item, past: Past) -> Work:
     """A stretch of a video: its frames, and what is needed to find borders and to cut."""
     start, end = (int(part) for part in item.subject.partition("/")[2].split("-"))
-    clip, probe, segmented = classified_clip(past, start, end), DOWNLOAD.detail(past)["probe"], SEGMENT.outputs(past)
+    clip, segmented = classified_clip(past, start, end), SEGMENT.outputs(past)
     return Work(
         item.subject,
         inputs={
@@ -282,7 +278,7 @@ def work_of(item: Item, past: Past) -> Work:
             "end_frame": clip["end_frame"],
             "start_s": clip["start_s"],
             "end_s": clip["end_s"],
-            "size": [probe["width"], probe["height"]],
+            "size": list(shown_size(SEGMENT.detail(past)["video"], start)),
         },
     )
 

@@ -17,11 +17,12 @@ from medgen.errors import ItemFailed
 from medgen.handover import Handover
 from medgen.ledger import Outcome, StepIdentity, Work
 from medgen.listings.sources import FOLDER_SCHEME, Feed, folder_path
-from medgen.media import decode_all, probe
 from medgen.shard import Item, Past, Step
 from medgen.store import Artifact, Store, file_digest
 from medgen.takedown import taken_down_digests
 from medgen.truncation import missing_bytes
+from medgen.video.pictures import decode_all
+from medgen.video.probe import probe
 from medgen.web.quotas import GRANT_BYTES, DownloadQuota, Quota, ShardQuota, bytes_below, night_quota, store_quota
 from medgen.worker_processes import decoded_apart
 from medgen.workplace import sweep, workplace, workplaces
@@ -53,7 +54,7 @@ class Metadata(TypedDict):
 
 
 class ProbeFacts(TypedDict):
-    """The fields of `medgen.media.Probe`."""
+    """The fields of `medgen.video.probe.Probe`; of records of earlier versions only those that are always there."""
 
     container: str
     codec: str
@@ -64,6 +65,16 @@ class ProbeFacts(TypedDict):
     bit_rate: int
     rotation: int
     has_audio: bool
+    mirrored: NotRequired[bool]
+    pixel_aspect: NotRequired[str]
+    interlaced: NotRequired[bool]
+    colour: NotRequired[dict[str, Any]]
+    stream: NotRequired[int]
+    chosen_for: NotRequired[str]
+    start_s: NotRequired[float]
+    clock_start_s: NotRequired[float]
+    file_start_s: NotRequired[float]
+    subtitles: NotRequired[list[dict[str, Any]]]
 
 
 class DownloadDetail(TypedDict):
@@ -98,7 +109,7 @@ def download(
         forgotten: gives the digests of files that were taken down, which no other URL brings back.
 
     Raises:
-        ItemFailed: with the cause as reason, transient or not; see `medgen.web.failures` and `medgen.media.probe`.
+        ItemFailed: with the cause as reason, transient or not; see `medgen.web.failures` and `medgen.video.probe`.
     """
     row = dict(work.context)
     web = not row["url"].startswith(FOLDER_SCHEME)

@@ -9,8 +9,9 @@ from pydantic import Field, model_validator
 
 from medgen.ledger import Outcome
 from medgen.licences import creative_commons
-from medgen.media import Limits, Probe
 from medgen.parameters import MOST_BYTES, MOST_PIXELS, MOST_PIXELS_A_SIDE, MOST_SECONDS
+from medgen.video.limits import Limits
+from medgen.video.probe import Probe
 from medgen.web.session import WebParams
 
 

@@ -15,10 +15,11 @@ from medgen.catalog import Clip
 from medgen.errors import ItemFailed
 from medgen.handover import Handover
 from medgen.ledger import Outcome, Record, StepIdentity, Work
-from medgen.media import Limits, pictures
 from medgen.parameters import MOST_SECONDS, Parameters
 from medgen.shard import Item, Past, Step
 from medgen.store import Store
+from medgen.video.limits import Limits
+from medgen.video.pictures import pictures
 from models.privacy.faces import LEAST_SCORE_AMONG_FACES, faces_digest, load_faces
 from models.privacy.identifiers import STRONG
 from models.privacy.redaction import Region, redact, regions_over_time
@@ -74,7 +75,7 @@ def privacy(work: Work, store: Store, params: PrivacyParams) -> Outcome:
         clip: the clip that goes on: the same file, or a blurred one.
 
     Raises:
-        ItemFailed: as `tasks.curation.cut.encode_clip` and `medgen.media.pictures`.
+        ItemFailed: as `tasks.curation.cut.encode_clip` and `medgen.video.pictures.pictures`.
     """
     faces, named = work.context["faces"], work.context["identifiers"]
     findings: PrivacyFindings = {"faces": bool(faces), "identifiers": sorted({box["kind"] for box in named})}
@@ -139,7 +140,7 @@ def step(params: PrivacyParams) -> Step:
     """Privacy, ready to run."""
     models = {"faces": faces_digest()} if params.faces == "blur" else {}
     return Step(
-        StepIdentity("privacy", 1, params.model_dump(mode="json"), models),
+        StepIdentity("privacy", 2, params.model_dump(mode="json"), models),
         partial(privacy, params=params),
         work_of=partial(work_of, params=params),
         fan_out=clip_of,

@@ -19,10 +19,11 @@ from medgen.canonical import digest_of, rounded
 from medgen.errors import ItemFailed
 from medgen.handover import Handover
 from medgen.ledger import Outcome, StepIdentity, Work
-from medgen.media import Limits, Picture, evenly_spaced, pictures
 from medgen.parameters import MOST_PIXELS, MOST_SECONDS, Parameters
 from medgen.shard import Item, Past, Step
 from medgen.store import Store, open_store
+from medgen.video.limits import Limits
+from medgen.video.pictures import Picture, evenly_spaced, pictures
 from models import ModelUnavailable
 from models.duplicates.fingerprint import FINGERPRINT, fingerprint
 from models.privacy.faces import faces_digest, load_faces
@@ -155,7 +156,7 @@ def quality(work: Work, store: Store, params: QualityParams) -> Outcome:
     """Measures one clip: see `QualityAnalyzer`.
 
     Raises:
-        ItemFailed: as `medgen.media.pictures`; undecodable, when there is no frame at all.
+        ItemFailed: as `medgen.video.pictures.pictures`; undecodable, when there is no frame at all.
     """
     analyzer = QualityAnalyzer(work.context["frames"], work.context["fps"], params)
     for picture in pictures(store.path(work.inputs["clip"]), Limits(max_pixels=params.max_pixels)):

@@ -1,13 +1,15 @@
 """Segment: where the shots of a video begin and end.
 
-One decode yields both the shots and the frames that classify looks at, about one a second.
+One decode yields the shots, the time of every frame, what had to be done to show the pictures as they are meant to be
+seen, and the frames that classify looks at, about one a second.
 """
 
-from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from array import array
+from collections.abc import Callable
+from dataclasses import asdict, dataclass, field, replace
 from functools import partial
 from pathlib import Path
-from typing import Any, TypedDict
+from typing import Any, NotRequired, Self, TypedDict
 
 import cv2
 import numpy as np
@@ -18,10 +20,14 @@ from pydantic import Field
 from medgen.errors import ItemFailed
 from medgen.handover import Handover
 from medgen.ledger import Outcome, StepIdentity, Work
-from medgen.media import Limits, Picture, pictures, time_base
 from medgen.parameters import MOST_PIXELS, MOST_PIXELS_A_SIDE, MOST_SECONDS, Parameters
 from medgen.shard import Item, Past, Step
 from medgen.store import Store
+from medgen.video.container import open_video
+from medgen.video.embedded_subtitles import EmbeddedSubtitles, embedded_subtitles
+from medgen.video.limits import Limits
+from medgen.video.pictures import Picture, VideoReader
+from medgen.video.report import VideoReport, report
 from models.segmentation.shot_window import Boundary, DiscardedChange
 from models.segmentation.shots import ShotDetector, shots_digest
 from tasks.curation.curation_step import CurationStep
@@ -30,8 +36,9 @@ from tasks.curation.download import DOWNLOAD
 DETECT_WIDTH = 256  # pixels: cuts are looked for in small pictures
 MAX_DETECT_HEIGHT = 4 * DETECT_WIDTH  # of a narrow strip; else it would come out of the scaler larger than it went in
 MOST_ON_RECORD = 1000  # boundaries in the record; the table of frames has all of them
+ROW_GROUP = 16  # samples that are read and written at once: a cut reads those of its stretch alone
 FRAMES = pa.schema([("pts", pa.int64()), ("time_s", pa.float64()), ("shot", pa.int32())])
-SAMPLES = pa.schema([("frame", pa.int64()), ("time_s", pa.float64()), ("shot", pa.int32()), ("jpeg", pa.binary())])
+SAMPLES = pa.schema([("frame", pa.int64()), ("time_s", pa.float64()), ("jpeg", pa.binary())])
 
 
 class SegmentParams(Parameters):
@@ -59,106 +66,184 @@ class SegmentParams(Parameters):
 
 
 class SegmentDetail(TypedDict):
-    """What segment puts on record: counts, the first boundaries and the first changes that are none."""
+    """What segment puts on record.
+
+    Counts; the first boundaries, the first changes that are none, and the first breaks, which are boundaries whatever
+    the pictures show; how the file is stored and what was done to its pictures and times, see `VideoReport`; the
+    subtitles in it.
+    """
 
     shots: int
     frames: int
     samples: int
     boundaries: list[dict[str, Any]]
     passed_over: list[dict[str, Any]]
+    breaks: list[dict[str, Any]]
+    video: VideoReport
+    subtitles: dict[str, Any] | None
 
 
 class SegmentOutputs(TypedDict):
-    """The tables of frames and of samples, see `segment`."""
+    """The tables of frames and of samples, see `segment`, and WebVTT where the file holds subtitles."""
 
     frames: str
     samples: str
+    subtitles: NotRequired[str]
 
 
 SEGMENT: Handover[SegmentDetail, SegmentOutputs] = Handover("segment")
 
 
-@dataclass(frozen=True)
+@dataclass
 class DecodedVideo:
-    """What one decode of a video gave.
+    """What one decode of a video gives.
 
-    Args:
-        times: (presentation time in stream ticks, seconds) of every frame.
-        samples: index and JPEG of the kept frames.
+    Attributes:
+        pts, times: of every frame, ticks and seconds from the first one.
+        samples: how many frames were kept.
         boundaries: between shots, in order.
         discarded: changes that are no boundaries, and why.
+        breaks: (frame, what changed just before it): boundaries too.
     """
 
-    times: list[tuple[int, float]]
-    samples: list[tuple[int, bytes]]
-    boundaries: list[Boundary]
-    discarded: list[DiscardedChange]
+    pts: array[int] = field(default_factory=lambda: array("q"))
+    times: array[float] = field(default_factory=lambda: array("d"))
+    samples: int = 0
+    boundaries: list[Boundary] = field(default_factory=list)
+    discarded: list[DiscardedChange] = field(default_factory=list)
+    breaks: list[tuple[int, str]] = field(default_factory=list)
+
+    def shot_numbers(self) -> np.ndarray:
+        """int32 (F,): the shot, from 0, of each frame; a gradual transition is counted as a shot between two."""
+        starts = {edge for b in self.boundaries for edge in ((b.frame,) if b.start == b.end else (b.start, b.end))}
+        starts |= {frame for frame, _ in self.breaks}
+        shots = np.zeros(len(self.times), np.int32)
+        shots[[start for start in starts if 0 < start < len(shots)]] = 1
+        return np.cumsum(shots, dtype=np.int32)
 
 
-def decode_video(path: Path, fps: float, params: SegmentParams) -> DecodedVideo:
+def decode_video(
+    reader: VideoReader, fps: float, params: SegmentParams, keep: Callable[[int, float, bytes], object]
+) -> DecodedVideo:
     """Decodes a video once, for its shots and its sampled frames.
 
+    Args:
+        keep: takes the index, time and JPEG of each sampled frame, in order.
+
     Raises:
-        ItemFailed: as `medgen.media.pictures`; undecodable, when there is no frame at all.
+        ItemFailed: as `medgen.video.pictures.pictures`; undecodable, when there is no frame at all.
     """
-    detector = ShotDetector(fps, gradual=params.dissolves)
-    times: list[tuple[int, float]] = []
-    samples: list[tuple[int, bytes]] = []
-    for picture in pictures(path, params.limits):
-        times.append((picture.pts, picture.time_s))
-        if not samples or picture.time_s - times[0][1] >= len(samples) / params.sample_fps - 1e-6:
-            samples.append((picture.index, _jpeg(picture, params)))
+    decoded = DecodedVideo()
+    detector, begins = ShotDetector(fps, gradual=params.dissolves), 0
+    for picture in reader:
+        if picture.after_break:  # nothing before it says anything of what comes
+            decoded.breaks.append((picture.index, picture.after_break))
+            _take(detector, begins, decoded)
+            detector, begins = ShotDetector(fps, gradual=params.dissolves), picture.index
+        decoded.pts.append(picture.pts)
+        decoded.times.append(picture.time_s)
+        if picture.time_s >= decoded.samples / params.sample_fps - 1e-6:
+            keep(picture.index, picture.time_s, _jpeg(picture, params))
+            decoded.samples += 1
         frame = picture.frame
         height = min(max(2, round(frame.height * DETECT_WIDTH / frame.width)), MAX_DETECT_HEIGHT)
-        detector.process_frame(picture.index, frame.to_ndarray(format="bgr24", width=DETECT_WIDTH, height=height))
-    if not times:
+        small = frame.to_ndarray(format="bgr24", width=DETECT_WIDTH, height=height)
+        detector.process_frame(picture.index - begins, small)
+    if not decoded.times:
         raise ItemFailed("undecodable", "not one frame could be decoded")
-    return DecodedVideo(times, samples, detector.boundaries(), detector.discarded)
+    _take(detector, begins, decoded)
+    return decoded
+
+
+def _take(detector: ShotDetector, begins: int, decoded: DecodedVideo) -> None:
+    """Adds what a detector found since frame `begins`."""
+    decoded.boundaries += [
+        replace(b, frame=b.frame + begins, start=b.start + begins, end=b.end + begins) for b in detector.boundaries()
+    ]
+    decoded.discarded += [replace(c, frame=c.frame + begins, back=c.back + begins) for c in detector.discarded]
 
 
 def segment(work: Work, store: Store, params: SegmentParams) -> Outcome:
     """Finds the shots of a video and keeps its sampled frames.
 
     Outputs:
-        frames: Parquet, a row per decoded frame: pts (stream ticks), time_s, shot (from 0). The frames of a gradual
-            transition, which show two shots at once, count as a shot of their own.
-        samples: Parquet, a row per sampled frame: frame (index), time_s, shot, jpeg.
+        frames: Parquet, a row per decoded frame: pts (ticks from the first), time_s, shot (from 0). The frames of a
+            gradual transition, which show two shots at once, count as a shot of their own. Metadata: time_base;
+            end_s, when the last frame ends; clock_start, the file's own time of the first frame in ticks, where all
+            frames' times are the file's own.
+        samples: Parquet, a row per sampled frame: frame (index), time_s, jpeg.
+        subtitles: WebVTT, where the file holds subtitles that are text; times count from the first frame.
 
     Raises:
         ItemFailed: as `decode_video`.
     """
     path = store.path(work.inputs["video"])
-    decoded = decode_video(path, work.context["fps"], params)
-    shots = shot_numbers(len(decoded.times), decoded.boundaries)
-    frames_table = pa.table(
-        [[pts for pts, _ in decoded.times], [round(t, 6) for _, t in decoded.times], shots], schema=FRAMES
-    ).replace_schema_metadata({"time_base": str(time_base(path, params.limits))})
-    samples_table = pa.Table.from_pylist(
-        [{"frame": i, "time_s": decoded.times[i][1], "shot": shots[i], "jpeg": jpeg} for i, jpeg in decoded.samples],
-        SAMPLES,
-    )
-    outputs = {}
-    for role, table in (("frames", frames_table), ("samples", samples_table)):
-        scratch = store.scratch(".parquet")
-        pq.write_table(table, scratch, compression="zstd")
-        outputs[role] = store.put_file(scratch, "application/vnd.apache.parquet")
+    samples = store.scratch(".parquet")
+    with open_video(path, params.limits) as video, _SamplesFile(samples) as table:
+        reader = VideoReader(video, params.limits)
+        decoded = decode_video(reader, work.context["fps"], params, table.add)
+        facts = report(video, reader, len(decoded.times))
+    shots = decoded.shot_numbers()
+    frames = store.scratch(".parquet")
+    pq.write_table(_frames_table(decoded, shots, reader), frames, compression="zstd")
+    outputs = {
+        role: store.put_file(scratch, "application/vnd.apache.parquet")
+        for role, scratch in (("frames", frames), ("samples", samples))
+    }
+    subtitles = embedded_subtitles(path, params.limits, facts["clock"])
+    if subtitles:
+        outputs["subtitles"] = store.put_bytes(subtitles.webvtt.encode(), "text/vtt")
     detail: SegmentDetail = {
-        "shots": len(decoded.boundaries) + 1,
+        "shots": int(shots[-1]) + 1,
         "frames": len(decoded.times),
-        "samples": len(decoded.samples),
+        "samples": decoded.samples,
         "boundaries": [asdict(boundary) for boundary in decoded.boundaries[:MOST_ON_RECORD]],
         "passed_over": [asdict(change) for change in decoded.discarded[:MOST_ON_RECORD]],
+        "breaks": [{"frame": frame, "change": change} for frame, change in decoded.breaks[:MOST_ON_RECORD]],
+        "video": facts,
+        "subtitles": _on_record(subtitles),
     }
     return Outcome("kept", detail=detail, outputs=outputs, decodes=1)
 
 
-def shot_numbers(frames: int, boundaries: Sequence[Boundary]) -> list[int]:
-    """The shot, from 0, of each frame; a gradual transition is counted as a shot between two."""
-    starts = {edge for b in boundaries for edge in ((b.frame,) if b.start == b.end else (b.start, b.end))}
-    shots = np.zeros(frames, np.int64)
-    shots[[start for start in starts if 0 < start < frames]] = 1
-    numbers: list[int] = shots.cumsum().tolist()
-    return numbers
+class _SamplesFile:
+    """The table of samples, which is written a few rows at a time: they need not all be in memory."""
+
+    def __init__(self, path: Path) -> None:
+        self._writer = pq.ParquetWriter(path, SAMPLES, compression="none")  # JPEG is compressed
+        self._rows: list[dict[str, Any]] = []
+
+    def add(self, frame: int, time_s: float, jpeg: bytes) -> None:
+        """Adds a row."""
+        self._rows.append({"frame": frame, "time_s": time_s, "jpeg": jpeg})
+        if len(self._rows) == ROW_GROUP:
+            self._write()
+
+    def _write(self) -> None:
+        self._writer.write_table(pa.Table.from_pylist(self._rows, SAMPLES))
+        self._rows.clear()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._write()
+        self._writer.close()
+
+
+def _frames_table(decoded: DecodedVideo, shots: np.ndarray, reader: VideoReader) -> pa.Table:
+    timeline = reader.timeline
+    metadata = {"time_base": str(timeline.time_base), "end_s": repr(float(timeline.end * timeline.time_base))}
+    if (clock_start := timeline.plain_start) is not None:
+        metadata["clock_start"] = str(clock_start)
+    columns = [np.asarray(decoded.pts), np.asarray(decoded.times).round(6), shots]
+    return pa.table(columns, schema=FRAMES).replace_schema_metadata(metadata)
+
+
+def _on_record(subtitles: EmbeddedSubtitles | None) -> dict[str, Any] | None:
+    return None if subtitles is None else {
+        "stream": subtitles.stream, "codec": subtitles.codec, "language": subtitles.language, "cues": subtitles.cues,
+    }  # fmt: skip
 
 
 def _jpeg(picture: Picture, params: SegmentParams) -> bytes:
@@ -170,7 +255,7 @@ def step(params: SegmentParams) -> Step:
     """Segment, ready to run."""
     models = {"shots": shots_digest(gradual=params.dissolves)}
     return Step(
-        StepIdentity("segment", 2, params.model_dump(mode="json"), models),
+        StepIdentity("segment", 3, params.model_dump(mode="json"), models),
         partial(segment, params=params),
         work_of=work_of,
         time_limit_s=params.segment_limit_s,

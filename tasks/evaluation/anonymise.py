@@ -23,10 +23,15 @@ from pydantic import ConfigDict, Field
 from medgen.errors import ItemFailed
 from medgen.handover import Handover
 from medgen.ledger import Ledger, Outcome, StepIdentity, Work
-from medgen.media import Limits, cut, pictures, probe
 from medgen.parameters import MOST_PIXELS, MOST_SECONDS, Parameters
 from medgen.shard import ShardResult, Step, run_shard
 from medgen.store import Store, file_digest
+from medgen.video.container import main_picture, open_video
+from medgen.video.cut import cut
+from medgen.video.encoding import bt709_frames
+from medgen.video.limits import Limits
+from medgen.video.pictures import pictures
+from medgen.video.probe import Probe, probe
 
 SUPPLEMENTAL = 6  # type of the H.264 unit (NAL) that holds free text of encoders
 BROKEN_TILES = 6  # a broken picture is cut into so many squares by so many, which change places
@@ -89,7 +94,7 @@ def anonymise_videos(
         videos: (path, sha256 of the file, whether to break it).
         parents: sha256 of a file → step run that made it.
     """
-    identity = StepIdentity("blind", 1, params.model_dump(exclude={"blind_time_limit_s"}), {})
+    identity = StepIdentity("blind", 2, params.model_dump(exclude={"blind_time_limit_s"}), {})
     step = Step(identity, partial(anonymise, params=params), time_limit_s=params.blind_time_limit_s)
     works = [
         Work(
@@ -110,7 +115,7 @@ def anonymise(work: Work, store: Store, *, params: AnonymiseParams) -> Outcome:
         video: MP4 with one H.264 stream.
 
     Raises:
-        ItemFailed: as `medgen.media.probe` and `pictures`; one_frame; file_changed.
+        ItemFailed: as `medgen.video.probe.probe` and `pictures`; one_frame; file_changed.
     """
     path = Path(work.access["path"])
     if file_digest(path)[0] != work.context["sha256"]:
@@ -120,15 +125,13 @@ def anonymise(work: Work, store: Store, *, params: AnonymiseParams) -> Outcome:
     times = [picture.pts for picture in pictures(path, limits)]  # all are decoded: a broken file ends here
     if len(times) < MIN_FRAMES:
         raise ItemFailed("one_frame", f"{path.name} has one frame only")
-    anew = work.context["form"] == "broken" or not _plays_as_it_is(path)
+    anew = work.context["form"] == "broken" or not _plays_as_it_is(probed, path, limits)
     plain = path
     if anew:
         plain = store.scratch(".mp4")
         edit = _breaker(work.context["sha256"]) if work.context["form"] == "broken" else None
-        _, width, height = cut(
-            path, plain, start_pts=times[0], end_pts=times[-1], crop=None, crf=params.blind_crf, preset="medium",
-            limits=limits, edit=edit,
-        )  # fmt: skip
+        made = cut(path, plain, times=times, crop=None, crf=params.blind_crf, preset="medium", limits=limits, edit=edit)
+        width, height = made.width, made.height
     else:
         width, height = probed.width, probed.height
     copy = store.scratch(".mp4")
@@ -152,7 +155,7 @@ def strip(source: Path, target: Path) -> None:
     # bitexact: the muxer names neither itself nor the time.
     options = {"movflags": "faststart", "fflags": "+bitexact"}
     with av.open(str(source)) as read, av.open(str(target), "w", format="mp4", container_options=options) as written:
-        stream = _video(read)
+        stream, _ = main_picture(source, read, Limits())
         copy = written.add_stream_from_template(stream)
         copy.metadata.clear()
         units = BitStreamFilterContext(f"filter_units=remove_types={SUPPLEMENTAL}", stream, copy)
@@ -162,26 +165,21 @@ def strip(source: Path, target: Path) -> None:
                 written.mux(clean)
 
 
-def _video(container: av.container.InputContainer) -> av.video.stream.VideoStream:
-    return next(s for s in container.streams.video if "attached_pic" not in str(s.disposition).lower())
-
-
-def _plays_as_it_is(path: Path) -> bool:
-    """Whether the pictures need no new encoding: H.264 of 8 bits, 4:2:0, upright, square pixels, even timing."""
-    with av.open(str(path)) as container:
-        stream = _video(container)
-        codec = stream.codec_context
-        if codec.name != "h264" or codec.pix_fmt != "yuv420p" or codec.sample_aspect_ratio not in (None, 0, 1):
-            return False
-        # MP4 and its kin carry whole H.264; others (AVI, raw) may lack times.
-        if not container.format.name.startswith(("mov", "matroska")) or (stream.start_time or 0) != 0:
-            return False
-        frame = next(container.decode(stream), None)
-        return frame is not None and not frame.interlaced_frame and frame.rotation % 360 == 0
+def _plays_as_it_is(probed: Probe, path: Path, limits: Limits) -> bool:
+    """Whether the pictures need no new encoding: H.264 of 8 bits, 4:2:0, upright, square pixels, in BT.709, even
+    timing."""
+    upright = (probed.rotation, probed.mirrored, probed.pixel_aspect, probed.interlaced) == (0, False, "1:1", False)
+    # MP4 and its kin carry whole H.264; others (AVI, raw) may lack times. Untagged colours look different from reader
+    # to reader.
+    said = probed.colour["conversion"] == "none" and "matrix" not in probed.colour["assumed"]
+    if not (probed.codec == "h264" and upright and said and probed.container.startswith(("mov", "matroska"))):
+        return False
+    with open_video(path, limits) as video:
+        return probed.clock_start_s == 0 and (video.stream.start_time or 0) == 0
 
 
 def _breaker(seed: str) -> Callable[[int, VideoFrame], VideoFrame]:
-    """An edit for `medgen.media.cut` that shuffles squares of the picture and lays noise over it: nobody takes the
+    """An edit for `medgen.video.cut.cut` that shuffles squares of the picture and lays noise over it: nobody takes the
     result for the better video."""
     places = list(range(BROKEN_TILES**2))
     random.Random(seed).shuffle(places)
@@ -198,6 +196,6 @@ def _breaker(seed: str) -> Callable[[int, VideoFrame], VideoFrame]:
                 broken[y * height : (y + 1) * height, x * width : (x + 1) * width] = tile
         noise = generator.normal(0, BROKEN_NOISE, broken.shape)
         noisy = np.clip(broken + noise, 0, 255).astype(np.uint8)
-        return VideoFrame.from_ndarray(noisy, format="rgb24").reformat(format=frame.format.name)
+        return next(bt709_frames([noisy]))
 
     return edit

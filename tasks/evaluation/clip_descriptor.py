@@ -9,10 +9,11 @@ from pydantic import Field
 from medgen.canonical import digest_of
 from medgen.errors import ItemFailed
 from medgen.ledger import Ledger, Outcome, StepIdentity, Work
-from medgen.media import Limits, Picture, evenly_spaced, pictures
 from medgen.parameters import Parameters
 from medgen.shard import ShardResult, Step
 from medgen.store import Store
+from medgen.video.limits import Limits
+from medgen.video.pictures import Picture, evenly_spaced, pictures
 from models.encoders import MOBILENET, Encoder, encoder_digest, load_encoder
 from models.metrics.descriptor import (
     DESCRIPTOR,
@@ -52,7 +53,7 @@ def describe_clip(work: Work, store: Store, params: ClipDescriptorParams) -> Out
     """Computes the descriptor of one clip. Output `trace`, as of measure video.
 
     Raises:
-        ItemFailed: as `medgen.media.pictures`; undecodable.
+        ItemFailed: as `medgen.video.pictures.pictures`; undecodable.
     """
     small: list[np.ndarray] = []
     times: list[Picture] = []

@@ -17,10 +17,11 @@ from medgen.canonical import rounded
 from medgen.errors import ItemFailed
 from medgen.handover import Handover
 from medgen.ledger import Outcome, StepIdentity, Work
-from medgen.media import Limits, Picture, pictures
 from medgen.parameters import MOST_SECONDS, Parameters
 from medgen.shard import ShardResult, Step
 from medgen.store import Store
+from medgen.video.limits import Limits
+from medgen.video.pictures import Picture, pictures
 from models.duplicates.fingerprint import Fingerprint
 from models.encoders import shown_name
 from models.metrics.descriptor import Descriptor
@@ -134,7 +135,7 @@ def measure_video(work: Work, store: Store, params: MeasureParams) -> Outcome:
     and `picture` (JPEG, the middle frame). Rejected: too_few_frames.
 
     Raises:
-        ItemFailed: as `medgen.media.pictures`; size_changes.
+        ItemFailed: as `medgen.video.pictures.pictures`; size_changes.
     """
     source = video_file(work, store)
     stream = pictures(source, Limits(max_duration_s=params.measure_max_s, max_fps=MAX_FPS))

@@ -14,11 +14,12 @@ from medgen.canonical import rounded
 from medgen.errors import ItemFailed
 from medgen.handover import Handover
 from medgen.ledger import Outcome, StepIdentity, Work
-from medgen.media import Limits, evenly_spaced, pictures
 from medgen.parameters import MOST_SECONDS, Parameters
 from medgen.settings import current
 from medgen.shard import ShardResult, Step
 from medgen.store import Store
+from medgen.video.limits import Limits
+from medgen.video.pictures import evenly_spaced, pictures
 from models import ModelUnavailable
 from models.captioning.captioner import OPENAI_PREFIX, TRANSFORMERS_PREFIX, CaptionUnavailable
 from models.captioning.chat import Chat
@@ -84,7 +85,7 @@ def mllm_judge(work: Work, store: Store, params: MllmJudgeParams) -> Outcome:
     """Asks the judge about one video. Scores: medical_accuracy (0 or 1) and medical_error_level (0 to 3).
 
     Raises:
-        ItemFailed: judge_unavailable; as `medgen.media.pictures`.
+        ItemFailed: judge_unavailable; as `medgen.video.pictures.pictures`.
     """
     chat = _chat(params)
     frames = spread_frames(work, store, JUDGED_FRAMES)
@@ -107,7 +108,11 @@ def mllm_judge(work: Work, store: Store, params: MllmJudgeParams) -> Outcome:
 
 
 def video_score(work: Work, store: Store, params: MllmJudgeParams) -> Outcome:
-    """Asks VideoScore about one video. Scores: its five dimensions. Raises ItemFailed as `medgen.media.pictures`."""
+    """Asks VideoScore about one video. Scores: its five dimensions.
+
+    Raises:
+        ItemFailed: as `medgen.video.pictures.pictures`.
+    """
     frames = spread_frames(work, store, SCORED_FRAMES)
     ratings = _video_score(params.video_score_model).scores(frames, work.context["prompt"])
     shown = shown_name(params.video_score_model)
@@ -126,7 +131,7 @@ def judged_names(model: str) -> tuple[str, str]:
 def spread_frames(work: Work, store: Store, count: int) -> list[np.ndarray]:
     """`count` evenly spaced frames, or all of fewer, long side at most KEPT_SIDE.
 
-    Raises ItemFailed as `medgen.media.pictures`; undecodable.
+    Raises ItemFailed as `medgen.video.pictures.pictures`; undecodable.
     """
     limits = Limits(max_duration_s=MAX_S, max_fps=MAX_FPS)
     source = video_file(work, store)
