@@ -202,10 +202,10 @@ def test_classify_of_a_video_records_category_and_samples(home: Path) -> None:
     jpegs = [cv2.imencode(".jpg", picture[..., ::-1])[1].tobytes() for picture in pictures]
     store = open_store()
     tables = {
-        "frames": pa.table([list(range(40)), [k / FPS for k in range(40)], [0] * 40], schema=FRAMES),
-        "samples": pa.table(
-            [[k * FPS for k in range(8)], [float(k) for k in range(8)], [0] * 8, jpegs], schema=SAMPLES
+        "frames": pa.table(
+            [list(range(40)), [k / FPS for k in range(40)], [0] * 40], schema=FRAMES.with_metadata({"end_s": "8.0"})
         ),
+        "samples": pa.table([[k * FPS for k in range(8)], [float(k) for k in range(8)], jpegs], schema=SAMPLES),
     }
     inputs = {}
     for role, table in tables.items():

@@ -25,9 +25,9 @@ def video(tmp_path_factory):
     return numbered_video(tmp_path_factory.mktemp("cut") / "video.mp4", 60)
 
 
-def table(store: Store, rows: list[dict]) -> str:
+def table(store: Store, rows: list[dict], **metadata: str) -> str:
     scratch = store.scratch(".parquet")
-    pq.write_table(pa.Table.from_pylist(rows), scratch)
+    pq.write_table(pa.Table.from_pylist(rows).replace_schema_metadata(metadata), scratch)
     return store.put_file(scratch, "application/vnd.apache.parquet").sha256
 
 
@@ -46,7 +46,7 @@ def cut_out(store: Store, video, start: int, end: int, bordered: int = 0, promis
         f"v1/{start}-{end}",
         inputs={
             "video": store.put_bytes(video.read_bytes(), "video/mp4").sha256,
-            "frames": table(store, rows),
+            "frames": table(store, rows, clock_start="0"),
             "samples": table(store, samples),
         },
         context={"start_frame": start, "end_frame": end, "start_s": start / 25, "end_s": end / 25, "size": [640, 480]},

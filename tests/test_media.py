@@ -10,9 +10,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from medgen.errors import ItemFailed
+from medgen.video.container import open_video
 from medgen.video.cut import cut
 from medgen.video.limits import Limits
-from medgen.video.pictures import pictures
+from medgen.video.pictures import VideoReader, pictures
 from medgen.video.probe import probe
 from models.segmentation.shots import ShotDetector
 from tasks.curation.segment import SegmentParams, decode_video
@@ -33,12 +34,10 @@ def test_a_cut_holds_exactly_the_promised_frames(source: Path, bounds: list[int]
     first, last = bounds
     pts = [picture.pts for picture in pictures(source, LIMITS)]
     target = source.with_name(f"cut-{first}-{last}.mp4")
-    count, width, height = cut(
-        source, target, start_pts=pts[first], end_pts=pts[last], crop=None, crf=18, preset="veryfast", limits=LIMITS
-    )
+    made = cut(source, target, times=pts[first : last + 1], crop=None, crf=18, preset="veryfast", limits=LIMITS)
     numbers = [frame_number(picture.rgb()) for picture in pictures(target, LIMITS)]
     assert numbers == list(range(first, last + 1))
-    assert (count, width, height) == (last - first + 1, 640, 480)
+    assert (made.frames, made.width, made.height) == (last - first + 1, 640, 480)
     target.unlink()
 
 
@@ -48,10 +47,8 @@ def test_the_same_cut_gives_the_same_bytes_and_cropping_moves_no_pixel(source: P
     files = []
     for name in ("a", "b"):
         files.append(tmp_path / f"{name}.mp4")
-        size = cut(
-            source, files[-1], start_pts=pts[60], end_pts=pts[90], crop=crop, crf=4, preset="veryfast", limits=LIMITS
-        )
-        assert size == (31, 612, 80)
+        made = cut(source, files[-1], times=pts[60:91], crop=crop, crf=4, preset="veryfast", limits=LIMITS)
+        assert (made.frames, made.width, made.height) == (31, 612, 80)
     assert files[0].read_bytes() == files[1].read_bytes()
     whole = list(pictures(source, LIMITS))[60].rgb()[180:260, 12:624].astype(int)
     cropped = next(iter(pictures(files[0], LIMITS))).rgb().astype(int)
@@ -71,7 +68,7 @@ def test_variable_frame_times_are_kept(tmp_path: Path) -> None:
         out.mux(stream.encode(None))
     pts = [picture.pts for picture in pictures(path, LIMITS)]
     target = tmp_path / "cut.mp4"
-    cut(path, target, start_pts=pts[3], end_pts=pts[8], crop=None, crf=18, preset="veryfast", limits=LIMITS)
+    cut(path, target, times=pts[3:9], crop=None, crf=18, preset="veryfast", limits=LIMITS)
     kept = [round(picture.time_s, 3) for picture in pictures(target, LIMITS)]
     assert [round(time - kept[0], 3) for time in kept] == [0.0, 0.04, 0.3, 0.34, 0.38, 0.7]
 
@@ -95,7 +92,7 @@ def test_bad_files_get_a_reason(tmp_path: Path, source: Path) -> None:
         probe(source, Limits(max_duration_s=7.9))
     assert failure.value.reason == "duration_above_limit"
     with pytest.raises(ItemFailed) as failure:
-        cut(source, tmp_path / "x.mp4", start_pts=1, end_pts=2, crop=None, crf=18, preset="veryfast", limits=LIMITS)
+        cut(source, tmp_path / "x.mp4", times=[1, 2], crop=None, crf=18, preset="veryfast", limits=LIMITS)
     assert failure.value.reason == "frames_missing"
 
 
@@ -153,8 +150,9 @@ def test_pictures_that_change_their_size_are_decoded_but_no_clip(
     assert {(p.frame.width, p.frame.height) for p in found} == {(round(w * aspect), h) for w, h in sizes}
 
     def cut_frames(first: int, last: int) -> tuple[int, int, int]:
-        ends = {"start_pts": found[first].pts, "end_pts": found[last].pts}
-        return cut(path, tmp_path / "x.mp4", crop=None, crf=18, preset="veryfast", limits=LIMITS, **ends)
+        times = [picture.pts for picture in found[first : last + 1]]
+        made = cut(path, tmp_path / "x.mp4", times=times, crop=None, crf=18, preset="veryfast", limits=LIMITS)
+        return made.frames, made.width, made.height
 
     assert cut_frames(0, 2) == (3, round(sizes[0][0] * aspect) // 2 * 2, sizes[0][1])
     with pytest.raises(ItemFailed) as failure:
@@ -166,5 +164,6 @@ def test_a_narrow_strip_is_not_enlarged_to_look_for_cuts(tmp_path: Path, monkeyp
     heights = []
     monkeypatch.setattr(ShotDetector, "process_frame", lambda _, index, bgr: heights.append(bgr.shape[0]))
     path = wide_pixels_video(tmp_path / "strip.mp4", 16, 8000, Fraction(1))
-    decode_video(path, 1.0, SegmentParams(dissolves=False))
+    with open_video(path, LIMITS) as video:
+        decode_video(VideoReader(video, LIMITS), 1.0, SegmentParams(dissolves=False), lambda *sample: None)
     assert heights == [1024]

@@ -51,8 +51,7 @@ def cut_and_note(work: Work, store: Store) -> Outcome:
     source = Path(work.context["source"])
     times = [picture.pts for picture in pictures(source, Limits())]
     scratch = store.scratch(".mp4")
-    ends = {"start_pts": times[0], "end_pts": times[-1]}
-    cut(source, scratch, **ends, crop=None, crf=18, preset="ultrafast", limits=Limits())
+    cut(source, scratch, times=times, crop=None, crf=18, preset="ultrafast", limits=Limits())
     clip = store.put_file(scratch, "video/mp4")
     return Outcome("kept", outputs={"clip": clip, "note": store.put_bytes(work.subject.encode() * 1_000_000, "text/x")})
 

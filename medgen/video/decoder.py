@@ -67,7 +67,7 @@ class Decoder:
         # What the container alone says holds for all pictures; what it took from them holds until they change.
         return of_stream if of_stream and of_stream != self._aspects[0][1] else of_pictures[-1]
 
-    def _note_aspect(self, packet: Packet[VideoStream]) -> None:
+    def _note_aspect(self, packet: "Packet[VideoStream]") -> None:
         aspect = self.video.stream.codec_context.sample_aspect_ratio
         if not self._aspects or aspect != self._aspects[-1][1]:
             start = packet.pts if self._aspects and packet.pts is not None else -(2**63)

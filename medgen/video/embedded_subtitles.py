@@ -74,7 +74,7 @@ def embedded_subtitles(path: Path, limits: Limits, clock: Sequence[Sequence[floa
         )
 
 
-def _shown(packet: Packet[SubtitleStream], clock: Sequence[Sequence[float]]) -> float | None:
+def _shown(packet: "Packet[SubtitleStream]", clock: Sequence[Sequence[float]]) -> float | None:
     """When a cue is shown, seconds from the first picture; None before it."""
     if packet.pts is None or not packet.size:
         return None
@@ -88,7 +88,7 @@ def _shown(packet: Packet[SubtitleStream], clock: Sequence[Sequence[float]]) -> 
     return own_s - own + here
 
 
-def _text(packet: Packet[SubtitleStream], codec: str) -> str:
+def _text(packet: "Packet[SubtitleStream]", codec: str) -> str:
     """The words of a packet, without marks of style; lines are kept."""
     data = bytes(packet)
     if codec == "mov_text":  # 3GPP TS 26.245: two bytes of length, then the text

@@ -65,7 +65,7 @@ class H264File:
         self._lengths[pts] = max(1, until - pts)
         self._mux(self._stream.encode(frame))
 
-    def _mux(self, packets: Iterable[Packet[VideoStream]]) -> None:
+    def _mux(self, packets: "Iterable[Packet[VideoStream]]") -> None:
         for packet in packets:
             assert packet.pts is not None
             packet.duration = self._lengths.pop(packet.pts)

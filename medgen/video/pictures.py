@@ -4,7 +4,7 @@ from collections import deque
 from collections.abc import Iterable, Iterator
 from contextlib import ExitStack
 from dataclasses import dataclass
-from itertools import chain, islice
+from itertools import islice
 from pathlib import Path
 from typing import Literal
 
@@ -13,6 +13,7 @@ import cv2
 import numpy as np
 from av.video.frame import VideoFrame
 
+from medgen.errors import ItemFailed
 from medgen.video.colour import Colour, colour_of, declared_colours, filters_to_bt709, mark_bt709
 from medgen.video.colour_lut import lut_file
 from medgen.video.container import OpenVideo, open_video
@@ -136,10 +137,17 @@ class VideoReader:
             yield from ready(filtered(graph, None, len(waiting)))
 
     def _in_order(self) -> Iterator[VideoFrame]:
-        frames = self.decoder.frames()
-        first = list(islice(frames, REORDERED))
+        frames, first = self.decoder.frames(), list[VideoFrame]()
+        failure: ItemFailed | None = None
+        try:
+            first.extend(islice(frames, REORDERED))
+        except ItemFailed as error:
+            failure = error
         self.timeline.by_dts = in_disorder(first)
-        return chain(first, frames)
+        yield from first
+        if failure:
+            raise failure
+        yield from frames
 
     def _source_of(self, frame: VideoFrame, time_s: float) -> Source:
         return Source(

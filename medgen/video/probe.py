@@ -122,7 +122,7 @@ def _measured(video: OpenVideo, limits: Limits) -> tuple[int, float]:
     return frames, duration_s or 1.0
 
 
-def _packets(video: OpenVideo) -> Iterator[Packet[VideoStream]]:
+def _packets(video: OpenVideo) -> "Iterator[Packet[VideoStream]]":
     """As far as the file can be read: what is missing at its end shows when it is decoded."""
     with suppress(av.error.FFmpegError):
         yield from (packet for packet in video.container.demux(video.stream) if packet.size)

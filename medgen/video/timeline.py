@@ -61,7 +61,7 @@ class Timeline:
     _gaps: deque[int] = field(default_factory=lambda: deque(maxlen=RECENT))
     _lengths: deque[int] = field(default_factory=lambda: deque(maxlen=RECENT))
 
-    def place(self, frame: VideoFrame | Packet[VideoStream]) -> Placed:
+    def place(self, frame: "VideoFrame | Packet[VideoStream]") -> Placed:
         """Places the next frame, or the next packet in the order of `in_order_shown`."""
         own = frame.dts if self.by_dts or frame.pts is None else frame.pts
         self._lengths.append(frame.duration or 0)
@@ -127,7 +127,7 @@ class Timeline:
         return int(Fraction(seconds) / self.time_base)
 
 
-def in_order_shown(packets: Iterable[Packet[VideoStream]], time_base: Fraction) -> Iterator[Packet[VideoStream]]:
+def in_order_shown(packets: "Iterable[Packet[VideoStream]]", time_base: Fraction) -> "Iterator[Packet[VideoStream]]":
     """Packets in the order of their presentation times; where the clock is set back, what came before comes first."""
     heap: list[tuple[int, int, Packet[VideoStream]]] = []
     for number, packet in enumerate(packets):

@@ -126,13 +126,15 @@ def cut(work: Work, store: Store, params: CutParams) -> Outcome:
         clip: H.264 MP4 without sound, square pixels, upright.
 
     Raises:
-        ItemFailed: as `medgen.video.cut.cut`.
+        ItemFailed: as `medgen.video.cut.cut`; size_changes.
     """
     start, end = work.context["start_frame"], work.context["end_frame"]
     # Of the table, only the groups of rows in which the stretch lies are read.
     stretch = [("frame", ">=", start), ("frame", "<", end)]
     inside = pq.read_table(store.path(work.inputs["samples"]), columns=["jpeg"], filters=stretch)
     pictures = [decode_jpeg(jpeg) for jpeg in inside["jpeg"].to_pylist()]
+    if len({picture.shape for picture in pictures}) > 1:
+        raise ItemFailed("size_changes", "the pictures of the stretch are of several sizes")
     borders = detect_borders(pictures)
     crop = _crop(borders, pictures[0].shape, work.context["size"], params) if params.crop_borders else None
     video, _, _ = work.subject.partition("/")
@@ -195,7 +197,7 @@ def encode_clip(
         The file, and the clip as it goes on record.
 
     Raises:
-        ItemFailed: as `medgen.video.cut.cut`.
+        ItemFailed: as `medgen.video.cut.cut`; size_changes.
     """
     start, end = encoding.start_frame, encoding.end_frame
     frames = pq.read_table(store.path(inputs["frames"]), columns=["pts"])

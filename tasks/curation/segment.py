@@ -106,8 +106,8 @@ class DecodedVideo:
         breaks: (frame, what changed just before it): boundaries too.
     """
 
-    pts: array[int] = field(default_factory=lambda: array("q"))
-    times: array[float] = field(default_factory=lambda: array("d"))
+    pts: "array[int]" = field(default_factory=lambda: array("q"))
+    times: "array[float]" = field(default_factory=lambda: array("d"))
     samples: int = 0
     boundaries: list[Boundary] = field(default_factory=list)
     discarded: list[DiscardedChange] = field(default_factory=list)
