@@ -18,6 +18,7 @@ from pydantic import Field
 
 from medgen.canonical import canonical_json, rounded
 from medgen.catalog import Clip
+from medgen.errors import ItemFailed
 from medgen.handover import Handover
 from medgen.ledger import Outcome, Record, StepIdentity, Work
 from medgen.parameters import MOST_PIXELS, MOST_PIXELS_A_SIDE, MOST_SECONDS, Parameters
