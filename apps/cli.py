@@ -10,6 +10,7 @@ from rich.logging import RichHandler
 from apps.audit.command import audit
 from apps.augment import augment
 from apps.console import err, out
+from apps.cut import cut
 from apps.demo.command import demo
 from apps.deploy import deploy
 from apps.discover import discover
@@ -19,6 +20,7 @@ from apps.gc import gc
 from apps.generate import generate
 from apps.judge.command import judge, sample
 from apps.metrics import metrics
+from apps.probe import probe
 from apps.refresh import parameters, refresh
 from apps.release import release_app
 from apps.show import show
@@ -42,7 +44,7 @@ app.add_typer(release_app, name="release")
 app.add_typer(study_app, name="study")
 for command in (
     audit, judge, sample, train_frames, train_text, augment, generate, evaluate, train, forget, recheck, doctor,
-    deploy, metrics, demo, refresh, discover, parameters, status, show, gc, verify, up,
+    deploy, metrics, demo, refresh, discover, parameters, status, show, probe, cut, gc, verify, up,
 ):  # fmt: skip
     app.command()(command)
 

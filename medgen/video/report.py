@@ -61,7 +61,7 @@ def report(video: OpenVideo, reader: VideoReader, frames: int) -> VideoReport:
         "duration_s": round(duration_s, 4),
         "clock": [[round(here, 6), round(own, 6)] for here, own in timeline.anchors[:MOST_ON_RECORD]],
         "file_start_s": round((video.container.start_time or 0) / av.time_base, 6),
-        "stored_as": [_stored_as(frame, source) for frame, source in reader.sources[:MOST_ON_RECORD]],
+        "stored_as": [stored_as(frame, source) for frame, source in reader.sources[:MOST_ON_RECORD]],
     }
 
 
@@ -77,7 +77,8 @@ def shown_size(report: VideoReport, frame: int) -> tuple[int, int]:
     return stored["width"], stored["height"]
 
 
-def _stored_as(from_frame: int, source: Source) -> StoredAs:
+def stored_as(from_frame: int, source: Source) -> StoredAs:
+    """How pictures are stored from a frame on."""
     geometry = source.geometry
     width, height = source.shown_size
     return {

@@ -137,7 +137,7 @@ def cut(work: Work, store: Store, params: CutParams) -> Outcome:
     if len({picture.shape for picture in pictures}) > 1:
         raise ItemFailed("size_changes", "the pictures of the stretch are of several sizes")
     borders = detect_borders(pictures)
-    crop = _crop(borders, pictures[0].shape, work.context["size"], params) if params.crop_borders else None
+    crop = crop_of(borders, pictures[0].shape, work.context["size"], params)
     video, _, _ = work.subject.partition("/")
     encoding = Encoding(
         video_id=video,
@@ -236,14 +236,18 @@ def encode_clip(
     return clip, {"clip": facts, "bytes": size, "bit_rate": round(8 * size / (encoding.end_s - encoding.start_s))}
 
 
-def _crop(
+def crop_of(
     borders: Borders, sampled: tuple[int, ...], size: Sequence[int], params: CutParams
 ) -> tuple[int, int, int, int] | None:
-    """The inner picture in source pixels, even-sized; None when there is no border or too little would remain.
+    """The inner picture (x, y, width, height) in source pixels, even-sized; None when nothing is to be cropped.
 
     Borders are found on sampled frames, which may be smaller than the source: edges are rounded inwards.
+
+    Args:
+        sampled: height and width of the sampled frames.
+        size: width and height of the source.
     """
-    if borders.kind == "none":
+    if borders.kind == "none" or not params.crop_borders:
         return None
     x, y, width, height = borders.inner
     across, down = size[0] / sampled[1], size[1] / sampled[0]

@@ -133,7 +133,7 @@ def decode_video(
     Raises:
         ItemFailed: as `medgen.video.pictures.pictures`; undecodable, when there is no frame at all.
     """
-    decoded = DecodedVideo()
+    decoded, sampler = DecodedVideo(), FrameSampler(params)
     detector, begins = ShotDetector(fps, gradual=params.dissolves), 0
     for picture in reader:
         if picture.after_break:  # nothing before it says anything of what comes
@@ -142,9 +142,8 @@ def decode_video(
             detector, begins = ShotDetector(fps, gradual=params.dissolves), picture.index
         decoded.pts.append(picture.pts)
         decoded.times.append(picture.time_s)
-        if picture.time_s >= decoded.samples / params.sample_fps - 1e-6:
-            keep(picture.index, picture.time_s, _jpeg(picture, params))
-            decoded.samples += 1
+        if jpeg := sampler.sample(picture):
+            keep(picture.index, picture.time_s, jpeg)
         frame = picture.frame
         height = min(max(2, round(frame.height * DETECT_WIDTH / frame.width)), MAX_DETECT_HEIGHT)
         small = frame.to_ndarray(format="bgr24", width=DETECT_WIDTH, height=height)
@@ -152,7 +151,24 @@ def decode_video(
     if not decoded.times:
         raise ItemFailed("undecodable", "not one frame could be decoded")
     _take(detector, begins, decoded)
+    decoded.samples = sampler.count
     return decoded
+
+
+class FrameSampler:
+    """Keeps `sample_fps` frames a second, as JPEG."""
+
+    def __init__(self, params: SegmentParams) -> None:
+        self._params = params
+        self.count = 0
+
+    def sample(self, picture: Picture) -> bytes | None:
+        """The JPEG of the next picture of a video; None when it is not one of those that are kept."""
+        if picture.time_s < self.count / self._params.sample_fps - 1e-6:
+            return None
+        self.count += 1
+        bgr = cv2.cvtColor(picture.rgb(long_side=self._params.sample_long_side), cv2.COLOR_RGB2BGR)
+        return cv2.imencode(".jpg", bgr, [cv2.IMWRITE_JPEG_QUALITY, 92])[1].tobytes()
 
 
 def _take(detector: ShotDetector, begins: int, decoded: DecodedVideo) -> None:
@@ -244,11 +260,6 @@ def _on_record(subtitles: EmbeddedSubtitles | None) -> dict[str, Any] | None:
     return None if subtitles is None else {
         "stream": subtitles.stream, "codec": subtitles.codec, "language": subtitles.language, "cues": subtitles.cues,
     }  # fmt: skip
-
-
-def _jpeg(picture: Picture, params: SegmentParams) -> bytes:
-    rgb = picture.rgb(long_side=params.sample_long_side)
-    return cv2.imencode(".jpg", cv2.cvtColor(rgb, cv2.COLOR_RGB2BGR), [cv2.IMWRITE_JPEG_QUALITY, 92])[1].tobytes()
 
 
 def step(params: SegmentParams) -> Step:
