@@ -17,6 +17,7 @@ from sqlalchemy.orm import Session
 from medgen.catalog import StepRun, open_catalog
 from medgen.ledger import Record, Work, open_ledger
 from medgen.shard import ShardResult, close_pools, run_shard
+from medgen.video.report import shown_size
 from tasks.curation import cut, discover, download, list_feed, list_sources, segment
 from tasks.curation.download_policy import DownloadParams
 
@@ -74,7 +75,7 @@ def _stretches(segmented: ShardResult) -> Iterator[Work]:
     """The first shots of each video, as cut sees a medical stretch."""
     for item in segmented.kept:
         past = {name: _record(number) for name, number in item.lineage.items()}
-        outputs, probe = segment.SEGMENT.outputs(past), download.DOWNLOAD.detail(past)["probe"]
+        outputs = segment.SEGMENT.outputs(past)
         table = pq.read_table(open_ledger().store.path(outputs["frames"]))
         samples = pq.read_table(open_ledger().store.path(outputs["samples"]), columns=["frame"])["frame"].to_pylist()
         shots, times = table["shot"].to_pylist(), table["time_s"].to_pylist()
@@ -94,7 +95,7 @@ def _stretches(segmented: ShardResult) -> Iterator[Work]:
                         "end_frame": end,
                         "start_s": times[start],
                         "end_s": times[end - 1],
-                        "size": [probe["width"], probe["height"]],
+                        "size": list(shown_size(segment.SEGMENT.detail(past)["video"], start)),
                     },
                     parents=item.lineage,
                 )

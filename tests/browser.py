@@ -1,20 +1,24 @@
 """A real browser for the tests: Debian's Chromium."""
 
 import shutil
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 
 from playwright.sync_api import Browser, sync_playwright
 
 
 @contextmanager
-def chromium(*names: str) -> Iterator[Browser]:
-    """A browser without any network but loopback, which it also finds under these names."""
+def chromium(*names: str, options: Sequence[str] = ()) -> Iterator[Browser]:
+    """A browser without any network but loopback, which it also finds under these names.
+
+    Args:
+        options: of Chromium's command line.
+    """
     program = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
     assert program, "the tests need chromium"
     ours = "".join(f"MAP {name} 127.0.0.1, " for name in names)
     rules = f"--host-resolver-rules={ours}MAP * ~NOTFOUND, EXCLUDE 127.0.0.1"
     with sync_playwright() as playwright:
-        browser = playwright.chromium.launch(executable_path=program, args=["--no-sandbox", rules])
+        browser = playwright.chromium.launch(executable_path=program, args=["--no-sandbox", rules, *options])
         yield browser
         browser.close()

@@ -1,13 +1,11 @@
 """Decodes the main picture of a file, in the order in which it is shown; counts what is broken."""
 
 from collections.abc import Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from fractions import Fraction
 
 import av
-from av.packet import Packet
 from av.video.frame import VideoFrame
-from av.video.stream import VideoStream
 
 from medgen.errors import ItemFailed
 from medgen.video.container import OpenVideo, message
@@ -32,8 +30,11 @@ class Decoder:
     dropped: int = 0
     _damaged: int = 0
     _too_large: int = 0
-    # (time of the first packet, aspect) of each change of the stored pixels' aspect.
-    _aspects: list[tuple[int, Fraction | None]] = field(default_factory=list)
+    # Width over height of the pixels as the pictures say it: of the first ones, of those that come out now, and of
+    # those from the next key frame on.
+    _first_aspect: Fraction | None = None
+    _aspect: Fraction | None = None
+    _next_aspect: Fraction | None = None
 
     def frames(self) -> Iterator[VideoFrame]:
         """All frames. Raises ItemFailed: corrupt_stream, resolution_above_limit."""
@@ -47,8 +48,13 @@ class Decoder:
                     self.dropped += 1
                     self._too_large += self._refused_for_size(error)
                     continue
-                self._note_aspect(packet)
+                self._next_aspect = self.video.stream.codec_context.sample_aspect_ratio
                 for frame in frames:
+                    # The decoder still holds pictures from before the change: the new ones begin with a key frame.
+                    if frame.key_frame or not self.decoded:
+                        self._aspect = self._next_aspect
+                    if not self.decoded:
+                        self._first_aspect = self._aspect
                     self.decoded += 1
                     self._damaged += frame.is_corrupt
                     yield frame
@@ -58,20 +64,12 @@ class Decoder:
             ) from error
         self._check_broken()
 
-    def aspect_of(self, frame: VideoFrame) -> Fraction | None:
-        """Width over height of the frame's pixels: by the container where it says so, else by the pictures."""
+    @property
+    def pixel_aspect(self) -> Fraction | None:
+        """Width over height of the newest frame's pixels: by the container where it says so, else by the pictures."""
         of_stream = self.video.stream.sample_aspect_ratio
-        of_pictures = [aspect for pts, aspect in self._aspects if frame.pts is None or frame.pts >= pts]
-        if not of_pictures:
-            return of_stream
         # What the container alone says holds for all pictures; what it took from them holds until they change.
-        return of_stream if of_stream and of_stream != self._aspects[0][1] else of_pictures[-1]
-
-    def _note_aspect(self, packet: "Packet[VideoStream]") -> None:
-        aspect = self.video.stream.codec_context.sample_aspect_ratio
-        if not self._aspects or aspect != self._aspects[-1][1]:
-            start = packet.pts if self._aspects and packet.pts is not None else -(2**63)
-            self._aspects.append((start, aspect))
+        return of_stream if of_stream and of_stream != self._first_aspect else self._aspect
 
     def _check_broken(self) -> None:
         good, broken = self.decoded - self._damaged, self.dropped + self._damaged

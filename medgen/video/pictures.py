@@ -154,7 +154,7 @@ class VideoReader:
             frame.width,
             frame.height,
             frame.format.name,
-            geometry_of(frame, self.decoder.aspect_of(frame)),
+            geometry_of(frame, self.decoder.pixel_aspect),
             colour_of(frame, self._declared),
             self._interlacing.state(frame.interlaced_frame, time_s),
         )
