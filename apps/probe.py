@@ -9,6 +9,7 @@ from rich.markup import escape
 from rich.table import Table
 
 from apps.console import Json, err, out, print_json, report_expected_errors
+from apps.pictures_in_words import breaks_in_words, colours_in_words
 
 
 def probe(
@@ -76,17 +77,6 @@ def _lines(facts: dict[str, Any]) -> list[tuple[str, str]]:
     lines = [("file", f"{facts['file']}, {facts['bytes']} bytes")]
     if "container" not in facts:
         return lines
-    colour = facts["colour"]
-    said = ", ".join(
-        f"{name} {colour[name]}{' (assumed)' if name in colour['assumed'] else ''}"
-        for name in ("matrix", "primaries", "transfer", "range")
-    )
-    done = {
-        "none": "as they are",
-        "matrix": "converted to BT.709, limited range",
-        "gamut": "wide gamut, converted to BT.709",
-        "tone_mapped": "high dynamic range, tone-mapped to BT.709",
-    }[colour["conversion"]]
     turn = f", turned by {facts['rotation']}°" if facts["rotation"] else ""
     turn += ", mirrored" if facts["mirrored"] else ""
     lines += [
@@ -94,7 +84,7 @@ def _lines(facts: dict[str, Any]) -> list[tuple[str, str]]:
         ("picture", f"stream {facts['stream']}, {facts['codec']}: {facts['chosen_for']}"),
         ("size as shown", f"{facts['width']}x{facts['height']}, pixels of {facts['pixel_aspect']}{turn}"),
         ("interlaced", "yes, made progressive" if facts["interlaced"] else "no"),
-        ("colours", f"{said}: {done}"),
+        ("colours", colours_in_words(facts["colour"])),
     ]
     if "frames" in facts:
         lines += [
@@ -102,8 +92,8 @@ def _lines(facts: dict[str, Any]) -> list[tuple[str, str]]:
             ("time", f"{facts['duration_s']:.3f} s, {facts['fps']:g} frames a second, as measured"),
             ("clock", f"its first picture is at {facts['clock_start_s']:g} s by the file's own clock"),
         ]
-        changes = [f"{b['change'].replace('_', ' ')} at {b['time_s']:.3f} s" for b in facts["breaks"]]
-        lines += [("breaks", "; ".join(changes[:20]) + (" …" if len(changes) > 20 else ""))] if changes else []
+        changes = [(entry["change"], f"at {entry['time_s']:.3f} s") for entry in facts["breaks"]]
+        lines += [("breaks", breaks_in_words(changes))] if changes else []
     subtitles = [
         f"stream {s['stream']}, {s['codec']}, {s['language'] or 'no language told'}{'' if s['text'] else ', pictures'}"
         for s in facts["subtitles"]

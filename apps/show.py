@@ -10,6 +10,7 @@ from rich.panel import Panel
 from rich.table import Table
 
 from apps.console import Json, out, print_json, report_expected_errors
+from apps.pictures_in_words import pictures_in_words
 
 
 def show(
@@ -138,6 +139,8 @@ def _facts(step: Mapping[str, Any]) -> str:
     ):
         if detail.get(name) is not None:
             lines.append(f"{name}: {detail[name]}")
+    if step["step"] == "segment" and "video" in detail:
+        lines += pictures_in_words(detail)
     if step["status"] == "rejected" and "score" in detail and "checks" not in detail:
         lines.append(f"{detail.get('metric', 'score')} {detail['score']:g}, threshold {detail['threshold']:g}")
     return "\n".join(lines)

@@ -40,6 +40,7 @@ WORDS = {
     "memory_limit": "the work needed more memory than allowed",
     "resolution_above_limit": "its pictures are too large to decode",
     "pixel_aspect_above_limit": "its pixels are far from square",
+    "colour_unsupported": "its colours can't be converted",
     "size_changes": "its picture changes its size",
     "worker_died": "the decoder crashed on it",
     "caption_unavailable": "the captioner gave no answer",
