@@ -46,7 +46,7 @@ def cut_out(store: Store, video, start: int, end: int, bordered: int = 0, promis
         f"v1/{start}-{end}",
         inputs={
             "video": store.put_bytes(video.read_bytes(), "video/mp4").sha256,
-            "frames": table(store, rows, clock_start="0"),
+            "frames": table(store, rows),
             "samples": table(store, samples),
         },
         context={"start_frame": start, "end_frame": end, "start_s": start / 25, "end_s": end / 25, "size": [640, 480]},

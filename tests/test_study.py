@@ -64,6 +64,7 @@ def tiny_video(path: Path, seed: int, *, codec: str = "libx264", frames: int = 4
         out.metadata.update({"title": "SecretAlpha SecretBeta", "comment": comment or "SecretAlpha SecretBeta"})
         stream = out.add_stream(codec, rate=4)
         stream.width, stream.height, stream.pix_fmt = 64, 48, "yuv420p"
+        stream.codec_context.colorspace, stream.codec_context.color_range = 1, 1  # else it is encoded anew
         stream.metadata["handler_name"] = "SecretAlpha SecretBeta"
         for index in range(frames):
             picture = np.full((48, 64, 3), colour, np.uint8)

@@ -5,7 +5,7 @@ or only its container say it. Where nothing does, the usual defaults hold.
 """
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Literal
 
 from av.video.codeccontext import VideoCodecContext
@@ -59,7 +59,7 @@ class Colour:
     primaries: str
     transfer: str
     range: str
-    assumed: tuple[str, ...]
+    assumed: tuple[str, ...] = field(compare=False)  # the same colours, said or assumed, are no change
     conversion: Conversion
 
 

@@ -98,7 +98,7 @@ class VideoReader:
 
     def __iter__(self) -> Iterator[Picture]:
         """All pictures. Raises ItemFailed as `pictures`."""
-        base = self.timeline.time_base
+        base, tick_s = self.timeline.time_base, float(self.timeline.time_base)
         graph: av.filter.Graph | None = None
         waiting: deque[tuple[int, Break | None]] = deque()
         count = 0
@@ -110,11 +110,11 @@ class VideoReader:
                 frame.pts, frame.time_base = pts, base
                 mark_bt709(frame)
                 count += 1
-                yield Picture(count - 1, pts, float(pts * base), frame, after_break)
+                yield Picture(count - 1, pts, pts * tick_s, frame, after_break)
 
         for frame in self._in_order():
             placed = self.timeline.place(frame)
-            time_s = float(placed.pts * base)
+            time_s = placed.pts * tick_s
             self._limits.check_progress(count, time_s)
             self._limits.check_size(frame.width, frame.height)
             source = self._source_of(frame, time_s)
@@ -137,14 +137,15 @@ class VideoReader:
             yield from ready(filtered(graph, None, len(waiting)))
 
     def _in_order(self) -> Iterator[VideoFrame]:
-        frames, first = self.decoder.frames(), list[VideoFrame]()
+        frames, first = self.decoder.frames(), deque[VideoFrame]()
         failure: ItemFailed | None = None
         try:
             first.extend(islice(frames, REORDERED))
         except ItemFailed as error:
             failure = error
         self.timeline.by_dts = in_disorder(first)
-        yield from first
+        while first:
+            yield first.popleft()
         if failure:
             raise failure
         yield from frames

@@ -110,10 +110,10 @@ def _measured(video: OpenVideo, limits: Limits) -> tuple[int, float]:
     """Frames, and the seconds that they are shown, by the packets; without decoding, as far as the file can be read."""
     stream = video.stream
     timeline = Timeline(video.time_base, stream.average_rate or stream.guessed_rate)
-    frames = 0
+    frames, tick_s = 0, float(video.time_base)
     for packet in in_order_shown(_packets(video), video.time_base):
         frames += 1
-        limits.check_progress(frames, float(timeline.place(packet).pts * video.time_base))
+        limits.check_progress(frames, timeline.place(packet).pts * tick_s)
     if not frames:
         raise ItemFailed("undecodable", "not one picture could be read")
     duration_s = float(timeline.end * video.time_base)

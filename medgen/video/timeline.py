@@ -5,7 +5,7 @@ of decoding, the lengths of frames, the gaps before.
 """
 
 from collections import deque
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from fractions import Fraction
 from heapq import heappop, heappush
@@ -60,6 +60,11 @@ class Timeline:
     _late: int = 0
     _gaps: deque[int] = field(default_factory=lambda: deque(maxlen=RECENT))
     _lengths: deque[int] = field(default_factory=lambda: deque(maxlen=RECENT))
+    _jump: int = field(init=False)
+    _back: int = field(init=False)
+
+    def __post_init__(self) -> None:
+        self._jump, self._back = (int(Fraction(seconds) / self.time_base) for seconds in (JUMP_S, BACK_S))
 
     def place(self, frame: "VideoFrame | Packet[VideoStream]") -> Placed:
         """Places the next frame, or the next packet in the order of `in_order_shown`."""
@@ -71,28 +76,22 @@ class Timeline:
             self._set_clock(self._last, own or 0)
             return Placed(self._last, False)
         gap = None if own is None else own + self._offset - self._last
-        usual, jumped = self.usual_gap, False
-        repaired = self.by_dts
-        if gap is None:
-            self._last += usual
-            repaired = True
-        elif gap < -self._ticks(BACK_S) or (gap > self._ticks(JUMP_S) and 2 * max(self._lengths) < gap):
-            self._last += usual
-            self._set_clock(self._last, own)
-            repaired = jumped = True
-            self._late = 0
-        elif gap > 0:
+        jumped = gap is not None and self._is_jump(gap)
+        if gap is not None and gap > 0 and not jumped:
             self._gaps.append(gap)
             self._last += gap
             self._late = 0
-        else:
-            self._last += usual
-            self._late += 1
-            repaired = True
-            if self._late == PERSISTENT:
-                self._set_clock(self._last, own)
-        self.repaired += repaired
+            self.repaired += self.by_dts
+            return Placed(self._last, False)
+        self._last += self.usual_gap
+        self.repaired += 1
+        self._late = 0 if jumped else self._late + 1
+        if jumped or self._late == PERSISTENT:
+            self._set_clock(self._last, own)
         return Placed(self._last, jumped)
+
+    def _is_jump(self, gap: int) -> bool:
+        return gap < -self._back or (gap > self._jump and 2 * max(self._lengths) < gap)
 
     @property
     def usual_gap(self) -> int:
@@ -123,20 +122,18 @@ class Timeline:
         if len(self.anchors) < MOST_ANCHORS:
             self.anchors.append((float(here * self.time_base), float(own * self.time_base)))
 
-    def _ticks(self, seconds: float) -> int:
-        return int(Fraction(seconds) / self.time_base)
-
 
 def in_order_shown(packets: "Iterable[Packet[VideoStream]]", time_base: Fraction) -> "Iterator[Packet[VideoStream]]":
     """Packets in the order of their presentation times; where the clock is set back, what came before comes first."""
     heap: list[tuple[int, int, Packet[VideoStream]]] = []
+    back = int(Fraction(BACK_S) / time_base)
     for number, packet in enumerate(packets):
         own = packet.pts if packet.pts is not None else packet.dts
         if own is None:  # its place is where it stands
             yield from (heappop(heap)[2] for _ in range(len(heap)))
             yield packet
             continue
-        if heap and (heap[0][0] - own) * time_base > BACK_S:
+        if heap and heap[0][0] - own > back:
             yield from (heappop(heap)[2] for _ in range(len(heap)))
         heappush(heap, (own, number, packet))
         if len(heap) > REORDERED:
@@ -144,7 +141,7 @@ def in_order_shown(packets: "Iterable[Packet[VideoStream]]", time_base: Fraction
     yield from (heappop(heap)[2] for _ in range(len(heap)))
 
 
-def in_disorder(frames: list[VideoFrame]) -> bool:
+def in_disorder(frames: Sequence[VideoFrame]) -> bool:
     """Whether the first frames' presentation times go to and fro while those of decoding grow."""
     pts = [frame.pts for frame in frames if frame.pts is not None]
     dts = [frame.dts for frame in frames if frame.dts is not None]

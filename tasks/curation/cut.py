@@ -202,7 +202,7 @@ def encode_clip(
     """
     start, end = encoding.start_frame, encoding.end_frame
     frames = pq.read_table(store.path(inputs["frames"]), columns=["pts"])
-    clock_start = frames.schema.metadata.get(b"clock_start")
+    clock_start = (frames.schema.metadata or {}).get(b"clock_start")
     scratch = store.scratch(".mp4")
     try:
         made = cut_video(
