@@ -13,10 +13,12 @@ import av
 import numpy as np
 import pydicom
 import pytest
+from PIL import Image
 from pydicom.data import get_testdata_file
 from pydicom.dataset import Dataset, FileMetaDataset
+from pydicom.encaps import encapsulate
 from pydicom.pixels.processing import apply_voi_lut
-from pydicom.uid import ExplicitVRBigEndian, ExplicitVRLittleEndian, RLELossless, generate_uid
+from pydicom.uid import ExplicitVRBigEndian, ExplicitVRLittleEndian, JPEGBaseline8Bit, RLELossless, generate_uid
 from sqlalchemy import text
 
 from apps.audit.reasons import WORDS
@@ -29,6 +31,7 @@ from medgen.video.dicom import DicomFacts, dicom_to_video
 from medgen.video.limits import Limits
 from medgen.video.pictures import Picture, pictures
 from medgen.video.probe import probe
+from tasks.curation.discover import video_id
 from tasks.curation.download import STEP as DOWNLOAD_STEP
 from tasks.curation.download_policy import DownloadParams
 from tasks.curation.privacy import BURNED_IN, PrivacyParams, privacy
@@ -204,6 +207,24 @@ def test_colours_of_luma_and_chroma(tmp_path: Path) -> None:
     )
     path = cine(tmp_path / "a.dcm", patches(np.clip(ybr.round(), 0, 255)), PhotometricInterpretation="YBR_FULL")
     assert np.abs(shades(converted(path)[1]) - patches(COLOURS)[:, 24, 8::16]).max() <= 5
+
+
+def test_jpeg(tmp_path: Path) -> None:
+    """As most ultrasound is kept: JPEG Baseline of halved chroma."""
+    frames = patches(COLOURS)
+    pieces = []
+    for frame in frames:
+        piece = io.BytesIO()
+        Image.fromarray(frame).save(piece, "JPEG", quality=95, subsampling=1)
+        pieces.append(piece.getvalue())
+    made = pydicom.dcmread(cine(tmp_path / "a.dcm", frames, PhotometricInterpretation="YBR_FULL_422"))
+    made.file_meta.TransferSyntaxUID = JPEGBaseline8Bit
+    made.PixelData = encapsulate(pieces)
+    made["PixelData"].VR, made["PixelData"].is_undefined_length = "OB", True
+    made.save_as(tmp_path / "a.dcm")
+    facts, seen = converted(tmp_path / "a.dcm")
+    assert facts["transfer_syntax"] == "JPEG Baseline (Process 1)"
+    assert np.abs(shades(seen) - frames[:, 24, 8::16]).max() <= 8
 
 
 @pytest.mark.parametrize(("count", "dtype"), [(256, "uint8"), (512, "uint16")])
@@ -394,8 +415,8 @@ def beating(path: Path, *, frames: int = 60, **attributes: Any) -> Path:
 def records() -> dict[str, Record]:
     """File name → record of its download."""
     by_subject = {record.subject: record for record in newest(open_ledger()) if record.step == "download"}
-    listed = [entry for entry in verdicts(open_ledger()) if entry["url"]]
-    names = {entry["url"].rpartition("/")[2]: entry["video_id"] for entry in listed}
+    urls = [entry["url"] for entry in verdicts(open_ledger()) if entry["url"]]
+    names = {url.rpartition("/")[2]: video_id(url) for url in urls}
     return {name: by_subject[subject] for name, subject in names.items() if subject in by_subject}
 
 

@@ -130,7 +130,8 @@ def _storable(bits: int, *, signed: bool) -> tuple[int, int]:
 
 def _eight_bits(share: np.ndarray) -> np.ndarray:
     """0 to 1 as 0 to 255; what lies beyond is clipped."""
-    return np.rint(255 * np.clip(share, 0.0, 1.0)).astype(np.uint8)
+    levels: np.ndarray = np.rint(255 * np.clip(share, 0.0, 1.0)).astype(np.uint8)
+    return levels
 
 
 def _rescaled(stored: np.ndarray, rescale: "Dataset", header: "Dataset") -> np.ndarray:
@@ -141,7 +142,7 @@ def _rescaled(stored: np.ndarray, rescale: "Dataset", header: "Dataset") -> np.n
     slope, intercept = rescale.get("RescaleSlope"), rescale.get("RescaleIntercept")
     if slope is None or intercept is None:
         return stored
-    return stored * float(slope) + float(intercept)
+    return np.add(stored * float(slope), float(intercept))
 
 
 def _window(shown: "Dataset") -> tuple[float, float, str] | None:

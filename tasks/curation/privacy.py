@@ -39,7 +39,10 @@ class PrivacyParams(Parameters):
     """Parameters of privacy."""
 
     faces: Policy = Field("keep", description="Clips with faces: keep, blur the faces, or reject.")
-    identifiers: Policy = Field("blur", description="Clips with a patient's name, number or birth date on the picture.")
+    identifiers: Policy = Field(
+        "blur",
+        description="Clips with a patient's name, number or birth date on the picture, as read or as DICOM says.",
+    )
     privacy_limit_s: float = Field(
         600.0, gt=0, le=MOST_SECONDS, exclude=True, description="Slower work is stopped, seconds."
     )
