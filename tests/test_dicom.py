@@ -11,6 +11,7 @@ from typing import Any
 
 import av
 import numpy as np
+import pyarrow.parquet as pq
 import pydicom
 import pytest
 from PIL import Image
@@ -23,6 +24,8 @@ from sqlalchemy import text
 
 from apps.audit.reasons import WORDS
 from apps.verdicts import newest, verdicts
+from flows.flow_signature import subset
+from flows.refresh import policy, refresh_parameters
 from medgen.catalog import open_catalog
 from medgen.errors import ItemFailed
 from medgen.ledger import Outcome, Record, Work, open_ledger
@@ -32,10 +35,10 @@ from medgen.video.limits import Limits
 from medgen.video.pictures import Picture, pictures
 from medgen.video.probe import probe
 from tasks.curation.discover import video_id
-from tasks.curation.download import STEP as DOWNLOAD_STEP
-from tasks.curation.download_policy import DownloadParams
 from tasks.curation.privacy import BURNED_IN, PrivacyParams, privacy
-from tests.conftest import discover_source, inline, medgen
+from tasks.curation.release import ReleaseParams, make_release
+from tasks.curation.steps import steps
+from tests.conftest import discover_source, inline
 
 MARK = "Zyxwv"  # in every attribute that names a patient
 PATIENT = {
@@ -400,54 +403,71 @@ def test_files_of_pydicom(tmp_path: Path) -> None:
         assert np.abs(np.stack(frames) - wanted).max() <= 1
 
 
-def beating(path: Path, *, frames: int = 60, **attributes: Any) -> Path:
+def disc(path: Path, **attributes: Any) -> Path:
     """A bright disc that grows and shrinks, 12 bits with a window, over 7 s."""
     y, x = np.mgrid[:480, :512]
-    radius = 100 + 50 * np.sin(np.arange(frames) / 3)
-    disc = ((y - 240) ** 2 + (x - 256) ** 2)[None] < (radius**2)[:, None, None]
-    rng = np.random.default_rng(3)
-    values = np.where(disc, 1400, 900) + rng.integers(-40, 40, (480, 512))
-    return cine(
-        path, values.astype(np.uint16), stored=12, FrameTime=120.0, WindowCenter=1200, WindowWidth=800, **attributes
-    )
+    radius = 100 + 50 * np.sin(np.arange(60) / 3)
+    inside = ((y - 240) ** 2 + (x - 256) ** 2)[None] < (radius**2)[:, None, None]
+    noise = np.random.default_rng(3).integers(-40, 40, (480, 512))
+    values = (np.where(inside, 1400, 900) + noise).astype(np.uint16)
+    return cine(path, values, stored=12, FrameTime=120.0, WindowCenter=1200, WindowWidth=800, **attributes)
 
 
-def records() -> dict[str, Record]:
-    """File name → record of its download."""
-    by_subject = {record.subject: record for record in newest(open_ledger()) if record.step == "download"}
-    urls = [entry["url"] for entry in verdicts(open_ledger()) if entry["url"]]
-    names = {url.rpartition("/")[2]: video_id(url) for url in urls}
-    return {name: by_subject[subject] for name, subject in names.items() if subject in by_subject}
-
-
-def test_a_folder_of_dicom_is_downloaded_without_its_patients(
-    home: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+def test_a_folder_of_dicom_is_released_without_its_patients(
+    home: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capfd: pytest.CaptureFixture[str],
+    caplog: pytest.LogCaptureFixture,
 ) -> None:
+    """All steps, from the folder to the release."""
     inline(monkeypatch)
     folder = tmp_path / "cines"
     folder.mkdir()
-    beating(folder / "one.dcm", BurnedInAnnotation="YES", Modality="XA")
-    beating(folder / "TWO.DCM", Modality=MARK.upper())
+    echo = pydicom.dcmread(str(get_testdata_file("examples_ybr_color.dcm", download=False))).pixel_array
+    large = np.concatenate([echo.repeat(2, axis=1).repeat(2, axis=2)] * 6)
+    cine(folder / "echo.dcm", large, syntax=RLELossless, BurnedInAnnotation="YES")
+    disc(folder / "DISC.DCM", Modality=MARK.upper())
     cine(folder / "still.dcm", ramps(1), stored=12)
-    found = discover_source(str(folder))
-    DOWNLOAD_STEP.run(found, DownloadParams())
-    got = records()
+    truncated(cine(folder / "broken.dcm", ramps(), stored=12))
+    with caplog.at_level(logging.DEBUG):
+        got, released = refreshed(folder)
     assert {name: record.reason for name, record in got.items()} == {
-        "one.dcm": None, "TWO.DCM": None, "still.dcm": "no_moving_picture",
+        "echo.dcm": None, "DISC.DCM": None, "still.dcm": "no_moving_picture", "broken.dcm": "dicom_undecodable",
     }  # fmt: skip
-    detail = got["one.dcm"].detail
-    assert detail["dicom"] == {
-        "modality": "XA", "photometric": "MONOCHROME2", "transfer_syntax": "Explicit VR Little Endian", "frames": 60,
-        "frame_times": "frame_time", "window": "file", "burned_in_annotation": "yes",
+    echo_detail, disc_detail = got["echo.dcm"].detail, got["DISC.DCM"].detail
+    assert echo_detail["dicom"] == {
+        "modality": "US", "photometric": "RGB", "transfer_syntax": "RLE Lossless", "frames": 180,
+        "frame_times": "frame_time", "window": "full_range", "burned_in_annotation": "yes",
     }  # fmt: skip
-    assert detail["metadata"]["title"] == "DICOM cine (X-ray angiography)" and not detail["metadata"]["external_id"]
-    assert got["TWO.DCM"].detail["metadata"]["title"] == "DICOM cine"
-    assert got["TWO.DCM"].detail["dicom"]["burned_in_annotation"] == "unsaid"
-    assert detail["probe"]["duration_s"] == 7.2 and detail["probe"]["codec"] == "h264"
-    seen = next(iter(pictures(open_store().path(got["one.dcm"].outputs["video"]), Limits()))).rgb()
-    wanted = 255 * ((1400 - 1199.5) / 799 + 0.5)
-    assert abs(float(seen[200:280, 216:296].mean()) - wanted) <= 2
+    assert echo_detail["metadata"]["title"] == "DICOM cine (ultrasound)" and not echo_detail["metadata"]["external_id"]
+    assert echo_detail["probe"]["duration_s"] == 7.2
+    assert disc_detail["metadata"]["title"] == "DICOM cine"
+    assert (disc_detail["dicom"]["window"], disc_detail["dicom"]["burned_in_annotation"]) == ("file", "unsaid")
+    seen = next(iter(pictures(open_store().path(got["DISC.DCM"].outputs["video"]), Limits()))).rgb()
+    assert abs(float(seen[200:280, 216:296].mean()) - 255 * ((1400 - 1199.5) / 799 + 0.5)) <= 2
+    (row,) = pq.read_table(released / "metadata.parquet").to_pylist()
+    assert row["title"] == "DICOM cine (ultrasound)"
+    found = {record.step: record for record in newest(open_ledger())}["privacy"].detail["found"]
+    assert found["identifiers"] == [BURNED_IN]
+    assert MARK.lower() not in ("".join(capfd.readouterr()) + caplog.text).lower()
     assert_no_patient(home)
+
+
+def refreshed(folder: Path) -> tuple[dict[str, Record], Path]:
+    """File name → record of its download, and the folder of the release, as a refresh in this process makes them."""
+    parameters = refresh_parameters(steps())(sources=(str(folder),), identifiers="keep")
+    results = [discover_source(str(folder))]
+    for step in steps()[1:]:
+        results.append(step.run(results[-1], subset(parameters, step.params)))
+    dropped = [lineage for result in results for lineage in result.dropped]
+    _, _, released = make_release.fn(
+        "cines", results[-1].kept, dropped, list(results[0].records), policy(parameters), ReleaseParams()
+    )
+    assert released
+    by_subject = {record.subject: record for record in newest(open_ledger()) if record.step == "download"}
+    urls = [entry["url"] for entry in verdicts(open_ledger()) if entry["url"]]
+    return {url.rpartition("/")[2]: by_subject[video_id(url)] for url in urls}, released
 
 
 def assert_no_patient(home: Path) -> None:
@@ -467,40 +487,22 @@ def assert_no_patient(home: Path) -> None:
                 assert MARK.lower() not in row.lower() and PATIENT["PatientBirthDate"] not in row, table
 
 
-def privacy_of(policy: str, boxes: list[dict[str, Any]], burned_in: bool) -> Outcome:
+def privacy_of(identifiers: str, boxes: list[dict[str, Any]], burned_in: bool) -> Outcome:
     clip = {"id": "c1", "start_frame": 0, "end_frame": 10, "fps": 25.0}
     context: dict[str, Any] = {"clip": clip, "bytes": 1, "bit_rate": 1, "faces": 0, "identifiers": boxes}
     if burned_in:
         context["burned_in"] = True
-    params = PrivacyParams(identifiers=policy)  # type: ignore[arg-type]
+    params = PrivacyParams(identifiers=identifiers)  # type: ignore[arg-type]
     return privacy(Work("c1", context=context), None, params)  # type: ignore[arg-type]
 
 
-@pytest.mark.parametrize("policy", ["keep", "blur", "reject"])
-def test_the_policy_sees_what_a_file_says_of_burned_in_identifiers(policy: str) -> None:
-    unmarked, marked = privacy_of(policy, [], False), privacy_of(policy, [], True)
+@pytest.mark.parametrize("identifiers", ["keep", "blur", "reject"])
+def test_the_policy_sees_what_a_file_says_of_burned_in_identifiers(identifiers: str) -> None:
+    unmarked, marked = privacy_of(identifiers, [], False), privacy_of(identifiers, [], True)
     assert unmarked.status == "kept" and unmarked.detail["found"]["identifiers"] == []
     assert marked.detail["found"]["identifiers"] == [BURNED_IN]
-    if policy == "reject":
+    if identifiers == "reject":
         assert (marked.status, marked.reason) == ("rejected", "identifiers_found")
         assert (marked.detail["score"], marked.detail["threshold"]) == (1.0, 0.0)
     else:
         assert marked.status == "kept" and marked.detail["blurred"] == []
-
-
-def test_a_refresh_of_a_folder_of_dicom_keeps_no_patient(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """From the command line to the release: store, catalog, logs and release."""
-    folder, home = tmp_path / "cines", tmp_path / "home"
-    folder.mkdir()
-    echo = pydicom.dcmread(str(get_testdata_file("examples_ybr_color.dcm", download=False))).pixel_array
-    big = np.repeat(np.repeat(echo, 2, axis=1), 2, axis=2)
-    cine(folder / "echo.dcm", np.concatenate([big] * 6), syntax=RLELossless, BurnedInAnnotation="YES")
-    truncated(beating(folder / "broken.dcm"))
-    done = medgen("refresh", "--source", str(folder), "--set", "identifiers=keep", home=home)
-    told = medgen("status", "--all", "--json", home=home).stdout
-    shown = io.StringIO(done.stdout + done.stderr + told).getvalue()
-    assert MARK.lower() not in shown.lower() and "dicom_undecodable" in told
-    for path in home.rglob("*"):
-        if path.is_file() and not path.is_symlink():
-            assert MARK.lower().encode() not in path.read_bytes().lower(), path
-    assert '"status": "kept"' in told or "kept" in told
