@@ -452,6 +452,7 @@ def test_step_puts_checks_tokens_and_cost_on_record(installation, tmp_path):
         known = ("title", "description", "category", "category_probability", "motion_type", "width", "height", "fps")
         facts = {name: getattr(EVIDENCE, name) for name in known}
         facts |= {"tags": ["suture"], "start_s": 0.0, "end_s": 2.0, "frames": 50, "shown_text": ["T-12"]}
+        facts |= {"spoken_s": [0.0, 2.0], "subtitles": "subtitles", "language": None}
         work = Work("c1", inputs=inputs, context=facts)
         kept = step.function(work, store)
         rejected = step.function(work, store)

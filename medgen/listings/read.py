@@ -22,11 +22,12 @@ from medgen.listings.csv_rows import csv_batches
 from medgen.listings.jsonl_rows import jsonl_batches
 from medgen.listings.rows import LISTING, Batch, resolve, storable_text
 from medgen.listings.shard_file import Shard, open_bytes
-from medgen.listings.sources import FOLDER_SCHEME, VIDEO_SUFFIXES, files_of, is_inside
+from medgen.listings.sources import DICOM_SUFFIXES, FOLDER_SCHEME, VIDEO_SUFFIXES, files_of, is_inside
 from medgen.store import open_store
 
 BATCH_ROWS = 32_768
 BATCH_BYTES = 32 << 20  # of a Parquet batch, as the file says how long its rows are on average
+DICOM_TITLE = "DICOM cine"
 PAGE_BUFFER = 1 << 20  # of each column, for reading Parquet piece by piece
 
 
@@ -142,9 +143,12 @@ def _video_file(source: str, folder: Path, relative: bytes) -> dict[str, str]:
     path = folder / name
     if not is_inside(folder, path):
         raise ItemFailed("outside_folder", f"{storable_text(name)} is a link that leads out of the folder")
-    if path.suffix.lower() not in VIDEO_SUFFIXES:
+    dicom = path.suffix.lower() in DICOM_SUFFIXES
+    if not dicom and path.suffix.lower() not in VIDEO_SUFFIXES:
         raise ItemFailed("not_a_video_name", f"{storable_text(name)} is no video by its name")
     if path.exists() and not path.is_file():
         raise ItemFailed("not_a_file", f"{storable_text(name)} is a pipe, a socket or a device")
     url = f"{FOLDER_SCHEME}{quote(source)}/{quote(relative)}"
+    if dicom:  # its name may be a patient's: it stays in the URL, by which the file is found, and nowhere else
+        return {"url": url, "title": DICOM_TITLE}
     return {"url": url, "title": storable_text(path.stem), "external_id": storable_text(name)}

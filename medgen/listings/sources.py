@@ -26,6 +26,8 @@ VIDEO_SUFFIXES = frozenset(
         ".ogv", ".ts", ".vob", ".webm", ".wmv",
     ]
 )  # fmt: skip
+# Multi-frame DICOM, see `medgen.video.dicom`; read as a source alone.
+DICOM_SUFFIXES = frozenset([".dcm"])
 # Beside videos, files of these names describe them and are no listings of their own.
 DESCRIBING = frozenset(["manifest", "metadata", "rejected"])
 FOLDER_SCHEME = "folder:"
@@ -143,7 +145,7 @@ def _folder_kind(folder: Path) -> Kind:
     listings: list[str] = []
     for relative in files_of(folder):
         name = os.fsdecode(relative)
-        if Path(name).suffix.lower() in VIDEO_SUFFIXES:
+        if Path(name).suffix.lower() in VIDEO_SUFFIXES | DICOM_SUFFIXES:
             videos.append(name)
         elif listing_kind(name):
             listings.append(name)
@@ -191,6 +193,8 @@ def folder_digest(folder: Path) -> str:
     """Digest of the names, sizes and times of a folder's files."""
     facts = []
     for relative in files_of(folder):
-        status = (folder / os.fsdecode(relative)).lstat()
-        facts.append([quote(relative), status.st_size, status.st_mtime_ns])
+        path = folder / os.fsdecode(relative)
+        status, dicom = path.lstat(), path.suffix.lower() in DICOM_SUFFIXES
+        # Folders that were listed before DICOM was read are listed anew.
+        facts.append([quote(relative), status.st_size, status.st_mtime_ns, *(["dicom"] if dicom else [])])
     return digest_of(facts)

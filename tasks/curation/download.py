@@ -1,8 +1,9 @@
 """Download: the bytes of a listed video, under the policy for licence, resolution, duration and hosts.
 
-yt-dlp fetches from the web, a copy serves local folders. The file, its digest and what it says of itself go on
-record together with the metadata. Transient failures differ from final ones: only the former are tried again,
-and what merely has to wait (for a quota, for a host) is left to a later run.
+yt-dlp fetches from the web, a copy serves local folders; of a DICOM file there, its pictures as a video.
+The file, its digest and what it says of itself go on record together with the metadata. Transient failures differ from
+final ones: only the former are tried again, and what merely has to wait (for a quota, for a host) is left to a later
+run.
 """
 
 from collections.abc import Callable, Collection, Mapping, Sequence
@@ -16,11 +17,13 @@ from medgen.catalog import open_catalog
 from medgen.errors import ItemFailed
 from medgen.handover import Handover
 from medgen.ledger import Outcome, StepIdentity, Work
-from medgen.listings.sources import FOLDER_SCHEME, Feed, folder_path
+from medgen.listings.read import DICOM_TITLE
+from medgen.listings.sources import DICOM_SUFFIXES, FOLDER_SCHEME, Feed, folder_path
 from medgen.shard import Item, Past, Step
 from medgen.store import Artifact, Store, file_digest
 from medgen.takedown import taken_down_digests
 from medgen.truncation import missing_bytes
+from medgen.video.dicom import MODALITIES, DicomFacts, dicom_to_video
 from medgen.video.pictures import decode_all
 from medgen.video.probe import probe
 from medgen.web.quotas import GRANT_BYTES, DownloadQuota, Quota, ShardQuota, bytes_below, night_quota, store_quota
@@ -33,6 +36,7 @@ from tasks.curation.download_policy import DownloadParams, duration_rejection, e
 from tasks.curation.fetch import Fetched, RejectedBySite, fetch
 
 PROBE_LIMIT_S = 60.0  # to read a header and decode a frame
+DICOM_LIMIT_S = 900.0  # to bring the pictures of a DICOM file into a video
 DECODE_LIMIT_S = 60.0  # to decode the whole of a file that says that it is short
 METADATA = (
     "title", "description", "tags", "channel", "channel_url", "licence", "published", "url", "external_id",
@@ -78,14 +82,15 @@ class ProbeFacts(TypedDict):
 
 
 class DownloadDetail(TypedDict):
-    """What download puts on record."""
+    """What download puts on record; `dicom` of videos that were made of a DICOM file."""
 
     metadata: Metadata
     probe: ProbeFacts
+    dicom: NotRequired[DicomFacts]
 
 
 class DownloadOutputs(TypedDict):
-    """The video as fetched; its audio where that is a file of its own; WebVTT."""
+    """The video as fetched, or as made of a DICOM file; its audio where that is a file of its own; WebVTT."""
 
     video: str
     sound: NotRequired[str]
@@ -118,6 +123,7 @@ def download(
     quota = DownloadQuota(_quotas(params, store, quotas, web))
     quota.check()
     outputs: dict[str, Artifact] = {}
+    dicom: DicomFacts | None = None
     with workplace(store) as folder:
         try:
             if web:
@@ -126,7 +132,8 @@ def download(
                 if missing := missing_bytes(files.video):
                     raise ItemFailed("truncated_file", f"by its own account the file lacks its last {missing} bytes")
             else:
-                files = Fetched(_copied(row, folder, params, quota), None, None, {})
+                video, dicom = _from_folder(row, folder, params, quota)
+                files = Fetched(video, None, None, {})
             if (taken_down := forgotten()) and file_digest(files.video)[0] in taken_down:
                 return Outcome("rejected", "copy_of_forgotten", {"message": "the same file was taken down"})
             facts = decoded_apart(probe, files.video, params.limits, time_limit_s=PROBE_LIMIT_S)
@@ -149,6 +156,10 @@ def download(
         "metadata": cast(Metadata, {name: row.get(name) for name in METADATA}),
         "probe": cast(ProbeFacts, vars(facts)),
     }
+    if dicom:
+        kind = MODALITIES.get(dicom["modality"])
+        detail["metadata"]["title"] = f"{DICOM_TITLE} ({kind})" if kind else DICOM_TITLE
+        detail["dicom"] = dicom
     return Outcome("kept", detail=detail, outputs=outputs)
 
 
@@ -162,19 +173,28 @@ def _quotas(params: DownloadParams, store: Store, others: Sequence[Quota], web: 
     return drawn_on
 
 
-def _copied(row: Mapping[str, Any], folder: Path, params: DownloadParams, quota: DownloadQuota) -> Path:
+def _from_folder(
+    row: Mapping[str, Any], folder: Path, params: DownloadParams, quota: DownloadQuota
+) -> tuple[Path, DicomFacts | None]:
+    """A copy of a folder's file; of a DICOM file, which is never copied, the video made of it, and its facts."""
     source = folder_path(Feed(row["source"], "folder", Path(row["path"])), row["url"])
     target = folder / "video"
     try:
         size = source.stat().st_size
         if size > params.max_bytes:
             raise ItemFailed("file_too_large", f"{size} bytes, allowed {params.max_bytes}")
+        if source.suffix.lower() in DICOM_SUFFIXES:
+            facts = decoded_apart(
+                dicom_to_video, source, target, params.limits, params.max_bytes, time_limit_s=DICOM_LIMIT_S
+            )
+            quota.acquire_all(target.stat().st_size)
+            return target, facts
         quota.check(size)
         with source.open("rb") as read, target.open("wb") as written:
             while piece := read.read(GRANT_BYTES):
                 quota.acquire_all(len(piece))
                 written.write(piece)
-        return target
+        return target, None
     except (FileNotFoundError, PermissionError) as error:
         raise ItemFailed("file_unreadable", str(error.strerror), transient=True) from error
 

@@ -1,8 +1,8 @@
 """Privacy: what becomes of clips with faces or burned-in identifiers of patients: keep, blur or reject.
 
-What was found is quality's measurement; here the policy of the release is applied. A blurred clip is a new file and a
-new clip, whose record leads back to the one that it replaces. It is encoded from the source video, not from the clip,
-so that no picture is encoded twice.
+What was found is quality's measurement, or what a DICOM source says of itself; here the policy of the release is
+applied. A blurred clip is a new file and a new clip, whose record leads back to the one that it replaces. It is encoded
+from the source video, not from the clip, so that no picture is encoded twice.
 """
 
 from collections.abc import Iterable, Mapping
@@ -29,6 +29,7 @@ from tasks.curation.download import DOWNLOAD
 from tasks.curation.quality import QUALITY
 from tasks.curation.segment import SEGMENT
 
+BURNED_IN = "burned-in annotation"  # a DICOM file says that its pictures identify the patient; not where
 COVER_S = 0.5  # a face is covered this long before it is found and after it was
 
 Policy = Literal["keep", "blur", "reject"]
@@ -38,14 +39,17 @@ class PrivacyParams(Parameters):
     """Parameters of privacy."""
 
     faces: Policy = Field("keep", description="Clips with faces: keep, blur the faces, or reject.")
-    identifiers: Policy = Field("blur", description="Clips with a patient's name, number or birth date on the picture.")
+    identifiers: Policy = Field(
+        "blur",
+        description="Clips with a patient's name, number or birth date on the picture, as read or as DICOM says.",
+    )
     privacy_limit_s: float = Field(
         600.0, gt=0, le=MOST_SECONDS, exclude=True, description="Slower work is stopped, seconds."
     )
 
 
 class PrivacyFindings(TypedDict):
-    """Whether there are faces, and which kinds of identifiers."""
+    """Whether there are faces, and which kinds of identifiers: those read, and BURNED_IN by the source's word."""
 
     faces: bool
     identifiers: list[str]
@@ -78,11 +82,17 @@ def privacy(work: Work, store: Store, params: PrivacyParams) -> Outcome:
         ItemFailed: as `tasks.curation.cut.encode_clip` and `medgen.video.pictures.pictures`.
     """
     faces, named = work.context["faces"], work.context["identifiers"]
-    findings: PrivacyFindings = {"faces": bool(faces), "identifiers": sorted({box["kind"] for box in named})}
-    for what, there, policy in (("faces", bool(faces), params.faces), ("identifiers", bool(named), params.identifiers)):
-        if there and policy == "reject":
-            count = float(faces if what == "faces" else len(named))
-            why = {"found": findings, "metric": what, "score": count, "threshold": 0.0}
+    declared = [BURNED_IN] if work.context.get("burned_in") else []
+    findings: PrivacyFindings = {
+        "faces": bool(faces),
+        "identifiers": sorted({box["kind"] for box in named}) + declared,
+    }
+    for what, count, policy in (
+        ("faces", faces, params.faces),
+        ("identifiers", len(named) + len(declared), params.identifiers),
+    ):
+        if count and policy == "reject":
+            why = {"found": findings, "metric": what, "score": float(count), "threshold": 0.0}
             return Outcome("rejected", f"{what}_found", why)
     hidden = [what for what, there in _to_blur(work.context, params).items() if there]
     detail: PrivacyDetail
@@ -159,6 +169,9 @@ def work_of(item: Item, past: Past, params: PrivacyParams) -> Work:
         "faces": int(scores.get("faces", 0)),
         "identifiers": named,
     }
+    dicom = DOWNLOAD.detail(past).get("dicom")
+    if dicom and dicom["burned_in_annotation"] == "yes":
+        context["burned_in"] = True
     inputs = {"clip": CUT.outputs(past)["clip"]}
     if any(_to_blur(context, params).values()):
         inputs |= {"video": DOWNLOAD.outputs(past)["video"], "frames": SEGMENT.outputs(past)["frames"]}
