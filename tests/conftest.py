@@ -31,8 +31,10 @@ os.environ["PREFECT_SERVER_ALLOW_EPHEMERAL_MODE"] = "false"  # a stray server st
 os.environ["COLUMNS"] = "200"  # tables are not cut
 # Tests share the cores among themselves; each worker process takes 10 s of a CPU to import PyTorch and load its models.
 os.environ.setdefault("MEDGEN_WORKERS", "1")
-# Else the threads of PyTorch's libraries wait for each other in loops, which on busy cores costs ten times the work.
+# Else the threads of PyTorch's and NumPy's libraries wait for each other in loops, which on busy cores costs ten times
+# the work.
 os.environ.setdefault("OMP_WAIT_POLICY", "passive")
+os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")  # it has no such choice
 os.environ.setdefault("XDG_RUNTIME_DIR", f"/tmp/medgen-tests-{os.getuid()}")
 
 ROOT = Path(__file__).resolve().parent.parent
