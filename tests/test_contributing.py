@@ -13,7 +13,7 @@ import av
 import pyarrow.parquet as pq
 import pytest
 
-from tests.conftest import ROOT, clean_environment, numbered_video
+from tests.conftest import ROOT, clean_environment, numbered_video, shared_prefect
 
 PACKAGES = ("medgen", "models", "tasks", "flows", "apps")
 LOOSE = (
@@ -65,7 +65,7 @@ def run(checkout: Path, home: Path, *arguments: str) -> str:
     done = subprocess.run(
         [sys.executable, *arguments],
         cwd=checkout,
-        env=clean_environment() | {"MEDGEN_HOME": str(home), "PYTHONPATH": str(checkout)},
+        env=clean_environment() | shared_prefect() | {"MEDGEN_HOME": str(home), "PYTHONPATH": str(checkout)},
         capture_output=True,
         text=True,
         check=False,
