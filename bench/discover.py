@@ -16,7 +16,7 @@ import sys
 import tempfile
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
 from multiprocessing import get_context
@@ -65,18 +65,18 @@ def main(
     place = scratch or Path(tempfile.mkdtemp(prefix="medgen-discover-"))
     if smoke:
         folder, rows, shard_rows = titles_folder(place / "titles"), 2000, 2000
+    workers = 1 if smoke else WORKERS
     if folder is None:
         raise typer.BadParameter("name a folder of CSV files, or --smoke")
     listings = place / "listings"
     started = time.monotonic()
-    make_listings(read_words(folder), listings, rows, shard_rows, medical_share, WORKERS)
+    make_listings(read_words(folder), listings, rows, shard_rows, medical_share, workers)
     out.print(f"listings: {rows:,} rows in {time.monotonic() - started:.0f} s")
     files = sorted(listings.glob("*.parquet"))
     table = pq.read_table(files[0], columns=list(COLUMNS))
     row_bytes = sum(pc.sum(pc.binary_length(column)).as_py() for column in table.columns) / len(table)
     del table
-    floor = timed(_read, files)
-    stage_1 = timed(_judge, files)
+    floor, stage_1 = timed((_read, _judge), files, workers)
     out.print(f"read in {floor:.0f} s, stage 1 in {stage_1:.0f} s")
     facts = {
         "rows": rows,
@@ -84,13 +84,13 @@ def main(
         "bytes of the shards": sum(file.stat().st_size for file in files),
     }
     speeds = {
-        f"reading title, description and tags, {WORKERS} processes (the floor)": rows / floor,
-        f"stage 1, reading included, {WORKERS} processes": rows / stage_1,
+        f"reading title, description and tags, {workers} processes (the floor)": rows / floor,
+        f"stage 1, reading included, {workers} processes": rows / stage_1,
         **{f"{name}, 1 process": speed for name, speed in _on_a_sample(files[0]).items()},
     }
-    whole = discovered(listings, place / "whole")
+    whole = discovered(listings, place / "whole", workers)
     out.print(f"discovered in {whole.seconds:.0f} s, {whole.peak_bytes / 2**20:.0f} MiB")
-    again = discovered(listings, place / "whole")
+    again = discovered(listings, place / "whole", workers)
     # What a kill leaves is also shown by tests/test_discover.py, in less time.
     faults = [] if smoke else faults_after_a_kill(listings, place, max(1, KILL_ROWS // shard_rows))
     page = report(facts, speeds, whole, again, faults)
@@ -103,13 +103,16 @@ def main(
         raise typer.Exit(1)
 
 
-def timed(function: Callable[[Path], int], files: list[Path]) -> float:
-    """Seconds that WORKERS processes take to apply `function` to all files. Models are loaded before."""
-    with ProcessPoolExecutor(WORKERS, get_context("spawn"), _ready) as pool:
-        list(pool.map(_warm, range(4 * WORKERS)))
-        started = time.monotonic()
-        list(pool.map(function, files))
-        return time.monotonic() - started
+def timed(functions: Iterable[Callable[[Path], int]], files: list[Path], workers: int) -> list[float]:
+    """Seconds that so many processes take to apply each function to all files. Models are loaded before."""
+    seconds = []
+    with ProcessPoolExecutor(workers, get_context("spawn"), _ready) as pool:
+        list(pool.map(_warm, range(4 * workers)))
+        for function in functions:
+            started = time.monotonic()
+            list(pool.map(function, files))
+            seconds.append(time.monotonic() - started)
+    return seconds
 
 
 def _ready() -> None:
@@ -171,9 +174,9 @@ def _terms() -> list[str]:
     return sorted(set(table.filter(pc.equal(table["role"], "term"))["spelling"].to_pylist()))
 
 
-def discovered(listings: Path, home: Path) -> Run:
+def discovered(listings: Path, home: Path, workers: int = WORKERS) -> Run:
     """`medgen discover` to its end, with the peak of its processes' memory (proportional set size)."""
-    process = start(listings, home)
+    process = start(listings, home, workers)
     peak = 0
     started = time.monotonic()
 
@@ -200,7 +203,7 @@ def _memory(process: psutil.Process) -> int:
         return 0
 
 
-def start(listings: Path, home: Path) -> subprocess.Popen[str]:
+def start(listings: Path, home: Path, workers: int = WORKERS) -> subprocess.Popen[str]:
     """Starts a discovery in a session of its own."""
     home.mkdir(mode=0o700, parents=True, exist_ok=True)
     command = [sys.executable, "-m", "apps.cli", "discover", "--source", str(listings.resolve()), "--json"]
@@ -208,7 +211,7 @@ def start(listings: Path, home: Path) -> subprocess.Popen[str]:
         return subprocess.Popen(
             command,
             cwd=ROOT,
-            env=environment(home) | {"MEDGEN_WORKERS": str(WORKERS)},
+            env=environment(home) | {"MEDGEN_WORKERS": str(workers)},
             stdin=subprocess.DEVNULL,
             stdout=stdout,
             stderr=stderr,

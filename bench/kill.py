@@ -12,10 +12,12 @@ import json
 import os
 import random
 import shutil
+import sqlite3
 import subprocess
 import sys
 import tempfile
 import time
+from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any
@@ -30,7 +32,8 @@ from medgen.postgres import embedded_url
 
 STARTING_SHARE = 0.15  # of the kills: before the run has stored anything
 LEAST_S = 1.0  # of work is taken to be left, at least
-LOOK_S = 0.05
+LOOK_S = 0.1
+SMOKE = ("min_duration_s=2", "min_clip_s=2", "dissolves=false")  # settings that make the work of a refresh short
 ROOT = Path(__file__).resolve().parent.parent
 
 out = Console()
@@ -50,6 +53,7 @@ class Round:
     """One installation, from its first kill to the refresh that gets through."""
 
     home: Path
+    settings: tuple[str, ...] = ()  # of the refresh, NAME=VALUE
     worked_s: float = 0.0  # seconds of work, start-up left out, that were killed so far
 
 
@@ -76,21 +80,25 @@ def main(
     scratch = Path(tempfile.mkdtemp(prefix="medgen-kill-"))
     atexit.register(shutil.rmtree, scratch, ignore_errors=True)  # after the catalogs' servers, which leave first
     if smoke:
-        folder, kills = medical_folder(scratch / "videos"), 2
+        folder, kills = medical_folder(scratch / "videos", seconds=3), 2
     if folder is None:
         raise typer.BadParameter("name a folder of videos, or --smoke")
-    moments = random.Random(seed)
-    reference, startup_s, work_s = undisturbed(folder, scratch / "reference")
+    moments, settings = random.Random(seed), SMOKE if smoke else ()
+    reference, startup_s, work_s = undisturbed(folder, scratch / "reference", settings)
     expected = state(scratch / "reference")
     out.print(
         f"undisturbed: {startup_s:.1f} s of start-up and {work_s:.1f} s of work, {reference['clips']} clips, "
         f"digest {reference['digest']}",
         soft_wrap=True,
     )
+    if smoke:
+        work_s /= 2  # a refresh that gets through before its kill would cost another one
     tally, faults, rounds = Tally(), [], 0
     while tally.kills < kills:
         rounds += 1
-        this = Round(scratch / f"round-{rounds}")
+        this = Round(scratch / f"round-{rounds}", settings)
+        if smoke:
+            take_prefect_database(scratch / "reference", this.home)
         summary = disturbed(folder, this, kills, tally, moments, (startup_s, work_s))
         wrong = compare(summary, reference, state(this.home), expected) + verified(this.home)
         faults += [f"round {rounds}: {fault}" for fault in wrong]
@@ -108,10 +116,10 @@ def main(
     )
 
 
-def undisturbed(folder: Path, home: Path) -> tuple[dict[str, Any], float, float]:
+def undisturbed(folder: Path, home: Path, settings: tuple[str, ...]) -> tuple[dict[str, Any], float, float]:
     """(summary of a refresh that nobody kills, its seconds until the first artifact, its seconds from there on)."""
     began = time.monotonic()
-    process = start(folder, home)
+    process = start(folder, home, settings)
     while process.poll() is None and not artifacts(home):
         time.sleep(LOOK_S)
     first = time.monotonic()
@@ -126,7 +134,7 @@ def disturbed(
     startup_s, work_s = lengths
     while True:
         before, began, working_since = artifacts(this.home), time.monotonic(), 0.0
-        process = start(folder, this.home)
+        process = start(folder, this.home, this.settings)
         starting = moments.random() < STARTING_SHARE
         share = moments.random()
         left_s = max(work_s - this.worked_s, LEAST_S)
@@ -161,10 +169,21 @@ def artifacts(home: Path) -> int:
     return sum(1 for _ in (home / "store").glob("??/*"))
 
 
-def start(folder: Path, home: Path) -> subprocess.Popen[str]:
+def take_prefect_database(reference: Path, home: Path) -> None:
+    """Spares an installation the migrations of its Prefect server: it gets a copy of another's database."""
+    place = home / "prefect"
+    place.mkdir(mode=0o700, parents=True)
+    home.chmod(0o700)
+    known, copy = sqlite3.connect(reference / "prefect" / "prefect.db"), sqlite3.connect(place / "prefect.db")
+    with closing(known), closing(copy):
+        known.backup(copy)
+
+
+def start(folder: Path, home: Path, settings: tuple[str, ...]) -> subprocess.Popen[str]:
     """Starts a refresh in a session of its own."""
     home.mkdir(mode=0o700, parents=True, exist_ok=True)
     command = [sys.executable, "-m", "apps.cli", "refresh", "--source", str(folder.resolve()), "--json"]
+    command += [word for setting in settings for word in ("--set", setting)]
     with (home / "stdout").open("w") as stdout, (home / "stderr").open("a") as stderr:
         return subprocess.Popen(
             command,

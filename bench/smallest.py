@@ -40,11 +40,11 @@ def labelled_folder(folder: Path) -> Path:
     return folder
 
 
-def medical_folder(folder: Path) -> Path:
-    """One video that the pipeline keeps: an echocardiogram."""
+def medical_folder(folder: Path, seconds: int = 8) -> Path:
+    """One video that the pipeline keeps: an echocardiogram. From 7 s on it is long enough for the defaults."""
     folder.mkdir(parents=True, exist_ok=True)
-    # Large, long and smooth enough for the pipeline's defaults.
-    _write(folder / "heart.mp4", _heart()[:, 24:207, 44:288], (640, 480), fps=25, seconds=8)
+    # Large and smooth enough for the pipeline's defaults.
+    _write(folder / "heart.mp4", _heart()[:, 24:207, 44:288], (640, 480), fps=25, seconds=seconds)
     return folder
 
 

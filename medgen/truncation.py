@@ -7,6 +7,8 @@ from typing import BinaryIO
 _BOXES = frozenset(
     b"ftyp moov mdat free skip wide moof mfra meta udta uuid sidx ssix styp emsg prft pdin pnot idat".split()
 )
+_HEADER = 8  # bytes of a box's length and name
+_INDEXES = frozenset((b"moov", b"moof"))
 MOST_BOXES = 1_000_000  # of four hours in fragments of 30 ms
 _EBML, _SEGMENT = b"\x1a\x45\xdf\xa3", b"\x18\x53\x80\x67"
 
@@ -32,10 +34,12 @@ def missing_bytes(path: Path) -> int:
 
 
 def _boxes_end(file: BinaryIO, size: int) -> int:
-    position = 0
+    position, seen = 0, set[bytes]()
     for _ in range(MOST_BOXES):
-        if position >= size:
-            return position
+        if size - position < _HEADER:
+            # Pictures without an index: it would come last, and less than its header is there.
+            without_index = position <= size and b"mdat" in seen and not seen & _INDEXES
+            return position + _HEADER if without_index else max(position, size)
         file.seek(position)
         header = file.read(16)
         length = int.from_bytes(header[:4])
@@ -47,8 +51,9 @@ def _boxes_end(file: BinaryIO, size: int) -> int:
             if len(header) < 16:
                 return position + 16
             length = int.from_bytes(header[8:])
-        if length < 8:
+        if length < _HEADER:
             return size  # broken, which is for the decoder to tell
+        seen.add(header[4:8])
         position += length
     return size  # an endless row of small boxes is not worth the time
 

@@ -4,7 +4,7 @@ import shutil
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 
-from playwright.sync_api import Browser, sync_playwright
+from playwright.sync_api import Browser, Page, sync_playwright
 
 
 @contextmanager
@@ -22,3 +22,8 @@ def chromium(*names: str, options: Sequence[str] = ()) -> Iterator[Browser]:
         browser = playwright.chromium.launch(executable_path=program, args=["--no-sandbox", rules, *options])
         yield browser
         browser.close()
+
+
+def look_away(page: Page) -> None:
+    """Leaves what a page shows: Prefect's pages ask and draw all the time, a third of a core while tests wait."""
+    page.goto("about:blank")

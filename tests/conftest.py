@@ -12,7 +12,7 @@ import sys
 import tempfile
 import time
 import urllib.request
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import replace
 from fractions import Fraction
@@ -23,6 +23,7 @@ from typing import TYPE_CHECKING, Any
 import av
 import numpy as np
 import pytest
+from filelock import FileLock
 
 if TYPE_CHECKING:
     from medgen.shard import ShardResult
@@ -31,11 +32,16 @@ os.environ["PREFECT_SERVER_ALLOW_EPHEMERAL_MODE"] = "false"  # a stray server st
 os.environ["COLUMNS"] = "200"  # tables are not cut
 # Tests share the cores among themselves; each worker process takes 10 s of a CPU to import PyTorch and load its models.
 os.environ.setdefault("MEDGEN_WORKERS", "1")
+# Else the threads of PyTorch's and NumPy's libraries wait for each other in loops, which on busy cores costs ten times
+# the work.
+os.environ.setdefault("OMP_WAIT_POLICY", "passive")
+os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")  # it has no such choice
 os.environ.setdefault("XDG_RUNTIME_DIR", f"/tmp/medgen-tests-{os.getuid()}")
 
 ROOT = Path(__file__).resolve().parent.parent
 FLOW_COMMANDS = ("refresh", "discover", "train", "evaluate", "augment")  # those that need a Prefect server
 ACCESS_KEY, SECRET_KEY = "medgen-test", "medgen-test-secret"
+SHARED = "MEDGEN_TESTS_SHARED"  # folder of what all test processes of a session use
 # With two processes, a long file that begins last would leave one of them idle.
 LONG = (
     "test_refresh", "test_prefect", "test_nightly", "test_trainer", "test_audit", "test_augment", "test_train_flow",
@@ -44,11 +50,14 @@ LONG = (
 
 
 def pytest_configure() -> None:
-    """Keeps Python's bytecode in a folder of this session where it is kept nowhere.
+    """Makes the folder of what this session's test processes share, and keeps Python's bytecode where nobody does.
 
     Else each of the many processes that tests start would compile all that it imports, which takes longer than what
     it is started for.
     """
+    if SHARED not in os.environ:  # the process that starts the others, or the only one
+        os.environ[SHARED] = tempfile.mkdtemp(prefix="medgen-tests-shared-")
+        atexit.register(shutil.rmtree, os.environ[SHARED], ignore_errors=True)
     if sys.dont_write_bytecode:
         folder = tempfile.mkdtemp(prefix="medgen-tests-bytecode-")
         atexit.register(shutil.rmtree, folder, ignore_errors=True)
@@ -203,6 +212,51 @@ def s3(tmp_path: Path) -> Iterator[S3Server]:
     server.kill()
 
 
+def made_once(name: str, make: Callable[[Path], object]) -> Path:
+    """What `make` puts at a path: made by the test process that asks first, for all of this session."""
+    path = Path(os.environ[SHARED]) / name
+    with FileLock(f"{path}.lock"):
+        if not path.exists():
+            part = path.with_name(f"{name}.part")
+            make(part)
+            part.rename(path)
+    return path
+
+
+@cache
+def demo_corpus() -> Path:
+    """The demo's videos, to be copied from: they take long to make."""
+    from apps.demo.corpus import build_corpus
+
+    return made_once("corpus", build_corpus)
+
+
+MIGRATE = """
+import asyncio
+from prefect.server.database import provide_database_interface
+
+asyncio.run(provide_database_interface().create_db())
+"""
+
+
+def with_prefect_database(home: Path) -> Path:
+    """Puts an empty database into an installation whose Prefect server has not been started yet. Returns `home`.
+
+    The server would make the same: hundreds of migrations, which take longer than most of what a test asks for.
+    """
+
+    def make(path: Path) -> None:
+        with tempfile.TemporaryDirectory(prefix="mt-") as folder:
+            place = {"PREFECT_HOME": folder, "PREFECT_API_DATABASE_CONNECTION_URL": f"sqlite+aiosqlite:///{path}"}
+            subprocess.run([sys.executable, "-c", MIGRATE], env=clean_environment() | place, check=True)
+
+    database = made_once("prefect.db", make)
+    home.mkdir(mode=0o700, parents=True, exist_ok=True)
+    (home / "prefect").mkdir(mode=0o700)
+    shutil.copyfile(database, home / "prefect" / "prefect.db")
+    return home
+
+
 # Holds an installation's Prefect server until its standard input ends.
 HOLD_PREFECT = """
 import json, os, sys
@@ -218,11 +272,8 @@ with prefect_server(Path(sys.argv[1])):
 
 @cache
 def shared_prefect() -> dict[str, str]:
-    """Variables that lead to a Prefect server which the commands of this process's tests share.
-
-    One of their own would first make its database, which takes longer than most of what a test asks for.
-    """
-    folder = Path(tempfile.mkdtemp(prefix="mt-"))
+    """Variables that lead to a Prefect server which the commands of this process's tests share: each start costs."""
+    folder = with_prefect_database(Path(tempfile.mkdtemp(prefix="mt-")))
     holder = subprocess.Popen(
         [sys.executable, "-c", HOLD_PREFECT, str(folder)],
         cwd=ROOT,
@@ -267,6 +318,25 @@ def medgen(
     if check and done.returncode:
         raise AssertionError(f"medgen {' '.join(arguments)} exited {done.returncode}\n{done.stdout}\n{done.stderr}")
     return done
+
+
+def medgen_here(*arguments: str, home: Path, check: bool = True) -> subprocess.CompletedProcess[str]:
+    """As `medgen`, but in this process: for commands that run no flow, where starting one is not what is tested."""
+    from typer.testing import CliRunner
+
+    from apps.cli import app
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("MEDGEN_HOME", str(home))
+        patch.delenv("MEDGEN_DATABASE_URL", raising=False)
+        forget_installation()
+        done = CliRunner().invoke(app, arguments)
+        forget_installation()
+    if done.exception and not isinstance(done.exception, SystemExit):
+        raise done.exception
+    if check and done.exit_code:
+        raise AssertionError(f"medgen {' '.join(arguments)} exited {done.exit_code}\n{done.output}")
+    return subprocess.CompletedProcess(arguments, done.exit_code, done.stdout, done.stderr)
 
 
 @contextmanager

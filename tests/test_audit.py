@@ -13,13 +13,12 @@ import pytest
 from playwright.sync_api import Browser, Page, expect
 from sqlalchemy import create_engine
 
-from apps.demo.corpus import build_corpus
 from medgen.ledger import Ledger
 from medgen.postgres import embedded_url
 from medgen.settings import Settings
 from medgen.store import Store
 from tests.browser import chromium
-from tests.conftest import free_port, medgen, medgen_running
+from tests.conftest import demo_corpus, free_port, medgen, medgen_running
 from tests.recorded import Recorder
 
 VIDEOS = ("echo-sector.mp4", "echo-subtitled.mp4")
@@ -32,10 +31,9 @@ def installation(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, list[s
 
     The first release takes what the second, which stands last, rejects for its overlay text.
     """
-    made, source = tmp_path_factory.mktemp("made"), tmp_path_factory.mktemp("source")
-    build_corpus(made)
+    source = tmp_path_factory.mktemp("source")
     for name in VIDEOS:
-        shutil.copyfile(next(made.rglob(name)), source / name)
+        shutil.copyfile(demo_corpus() / name, source / name)
     home = tmp_path_factory.mktemp("audited") / "home"
     releases = []
     for settings in (("--set", "max_overlay_words=100000", "--set", "near_duplicates=keep"), ()):

@@ -13,13 +13,14 @@ import av
 import pyarrow.parquet as pq
 import pytest
 
-from tests.conftest import ROOT, clean_environment, numbered_video
+from tests.conftest import ROOT, clean_environment, numbered_video, shared_prefect
 
 PACKAGES = ("medgen", "models", "tasks", "flows", "apps")
 LOOSE = (
     "medical_threshold=0", "frame_similarity=-1", "still_below=0", "technical_threshold=100", "max_freeze_share=1",
     "min_short_side=0", "min_height=0", "min_sharpness=0", "max_overlay_share=1", "crop_borders=false",
     "keep_uncropped_borders=true", "near_duplicates=keep",
+    "min_duration_s=2", "min_clip_s=2", "dissolves=false",
 )  # fmt: skip
 # What a visitor of the audit site sees.
 VISIT = """
@@ -65,7 +66,7 @@ def run(checkout: Path, home: Path, *arguments: str) -> str:
     done = subprocess.run(
         [sys.executable, *arguments],
         cwd=checkout,
-        env=clean_environment() | {"MEDGEN_HOME": str(home), "PYTHONPATH": str(checkout)},
+        env=clean_environment() | shared_prefect() | {"MEDGEN_HOME": str(home), "PYTHONPATH": str(checkout)},
         capture_output=True,
         text=True,
         check=False,
@@ -78,7 +79,7 @@ def run(checkout: Path, home: Path, *arguments: str) -> str:
 def refreshed(checkout: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, dict[str, Any], dict[str, Any]]:
     """(home, summary of a refresh of a video and of the same in the dark, summary of the same again)."""
     source, home = tmp_path_factory.mktemp("videos"), tmp_path_factory.mktemp("installation") / "home"
-    darkened(numbered_video(source / "bright.mp4", 200), source / "dark.mp4")
+    darkened(numbered_video(source / "bright.mp4", 75), source / "dark.mp4")
     settings = [part for setting in (*LOOSE, "min_brightness=40") for part in ("--set", setting)]
     command = ("-m", "apps.cli", "refresh", "--source", str(source), *settings, "--json")
     return home, *(json.loads(run(checkout, home, *command)) for _ in range(2))  # type: ignore[return-value]

@@ -21,6 +21,7 @@ from apps.demo.listing import PUBLISHED
 from apps.demo.pictures import FPS
 from apps.demo.server import serve
 from apps.demo.training_part import TRAINING_CLASSES
+from tests.conftest import demo_corpus
 
 # name → (width, height, frames)
 VIDEOS = {
@@ -41,7 +42,7 @@ VIDEOS = {
 
 @pytest.fixture(scope="module")
 def corpus(tmp_path_factory):
-    return build_corpus(tmp_path_factory.mktemp("corpus") / "demo")
+    return shutil.copytree(demo_corpus(), tmp_path_factory.mktemp("corpus") / "demo")
 
 
 def bytes_of(folder: Path) -> dict[str, bytes]:

@@ -23,7 +23,7 @@ from tests.conftest import medgen, medgen_running
 
 MEDICAL = "Laparoscopic cholecystectomy: step by step surgery for gallstones, part {}"
 OTHER = "Minecraft speedrun world record, episode {}"
-SHARDS, ROWS = 24, 2_000
+SHARDS, ROWS = 24, 600
 
 
 def row(number: int, **more: Any) -> dict[str, Any]:

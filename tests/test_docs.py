@@ -28,7 +28,7 @@ import yaml
 from apps import prefect_server, worker
 from apps.cli import app
 from apps.deployments import AUTOMATIONS
-from tests.conftest import ROOT, clean_environment, free_port
+from tests.conftest import ROOT, clean_environment, free_port, with_prefect_database
 from tests.test_prefect import videos  # noqa: F401  (a fixture)
 
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
@@ -134,6 +134,7 @@ def place(videos: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:  # no
     """A folder as a checkout: .venv in it, the documents' files, and later .medgen."""
     folder = tmp_path_factory.mktemp("checkout")
     (folder / ".venv").symlink_to(sys.prefix)
+    with_prefect_database(folder / ".medgen")
     (folder / "videos").mkdir()
     shutil.copyfile(videos / "echo.mp4", folder / "videos" / "echo.mp4")
     row = json.dumps({"url": "https://example.org/cat", "title": "A cat plays", "name": "A cat plays"}) + "\n"

@@ -15,7 +15,7 @@ from typing import Any
 from urllib.parse import urlsplit
 
 from medgen.web.quotas import bytes_below
-from tests.conftest import ROOT, kill_everything, medgen, medgen_running
+from tests.conftest import ROOT, kill_everything, medgen, medgen_here, medgen_running
 from tests.site import HOSTS, HUGE, KEPT, LONG, Request, Site
 
 QUOTA = 20 << 20  # bytes: more than all that is kept, and than eight downloads take in advance; less than `HUGE`
@@ -51,7 +51,8 @@ def command(site: Site, *sources: str) -> list[str]:
 
 def told(home: Path, *arguments: str) -> Any:
     """What a command says as JSON."""
-    done = medgen(*arguments, home=home, **ENVIRONMENT)
+    flow = arguments[0] == "refresh"
+    done = medgen(*arguments, home=home, **ENVIRONMENT) if flow else medgen_here(*arguments, home=home)
     assert "secret-word" not in done.stdout + done.stderr and "Traceback" not in done.stderr
     return json.loads(done.stdout)
 
@@ -190,5 +191,5 @@ def test_a_site_that_misbehaves_gets_one_verdict_each_and_nights_do_only_what_is
         assert {url: got[url] for url in site.in_channel()} == ends(site.expected_in_channel())
         assert max(held) <= QUOTA < HUGE
     assert told(home, "verify", "--json") == {"clean": True, "faults": []}
-    medgen("gc", "--grace-minutes", "-1", home=home)
+    medgen_here("gc", "--grace-minutes", "-1", home=home)
     assert not list((home / "tmp").iterdir())

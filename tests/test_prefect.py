@@ -30,10 +30,10 @@ from starlette.applications import Starlette
 
 from apps import prefect_app
 from apps.demo.server import serve
-from apps.prefect_access import auth_string, log_in_link, proves_itself
+from apps.prefect_access import LOG_IN_PATH, auth_string, log_in_link, proves_itself
 from apps.prefect_server import RecordedProcess, Server, running_server
 from flows.refresh import FIRST, RefreshParameters
-from tests.browser import chromium
+from tests.browser import chromium, look_away
 from tests.conftest import free_port, medgen, medgen_running
 from tests.foreign_page import REBOUND, SITE, SOCKET, foreign_page, read_by, try_all
 from tests.run_form import SCREEN, RunForm, failure_on_screen
@@ -173,11 +173,20 @@ def browser() -> Iterator[Browser]:
 
 
 @pytest.fixture(scope="module")
-def browser_page(up: Up, browser: Browser) -> Page:
-    """A page that has logged in by the link that `medgen up` shows."""
+def logged_in(up: Up, browser: Browser) -> Page:
+    """A page that has logged in by the link that `medgen up` shows; nobody looks at it."""
     page = browser.new_page(viewport=SCREEN, reduced_motion="reduce")
     page.goto(log_in_link(f"{up.url}/api", up.auth))
+    page.wait_for_url(lambda address: LOG_IN_PATH not in address)  # it leads on by itself
+    look_away(page)
     return page
+
+
+@pytest.fixture
+def browser_page(logged_in: Page) -> Iterator[Page]:
+    """The same page for all tests, left when a test is done with it."""
+    yield logged_in
+    look_away(logged_in)
 
 
 @pytest.fixture(scope="module")
@@ -199,9 +208,9 @@ def videos(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="module")
-def first(up: Up, videos: Path, browser_page: Page) -> dict[str, Any]:
+def first(up: Up, videos: Path, logged_in: Page) -> dict[str, Any]:
     """A night that was asked for in the form, whose release awaits approval."""
-    form = RunForm(browser_page, up.url, up.deployment["id"])
+    form = RunForm(logged_in, up.url, up.deployment["id"])
     form.fill("Sources", videos).fill("Release prefix", "uitest").fill("Min height", 240).fill("Shard size", 1)
     assert form.choose("Approval", "required") == ["none", "required"]
     return up.wait(form.start()["id"])

@@ -14,23 +14,20 @@ import psycopg
 import pyarrow.parquet as pq
 import pytest
 
-from apps.demo.corpus import build_corpus
 from medgen.postgres import embedded_url
 from medgen.video.limits import Limits
 from medgen.video.pictures import pictures
 from tasks.curation.steps import STEP_NAMES
-from tests.conftest import S3Server, frame_number, medgen, medgen_running, numbered_video
+from tests.conftest import S3Server, demo_corpus, frame_number, medgen, medgen_here, medgen_running, numbered_video
 
 
 @pytest.fixture(scope="module")
 def corpus(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A folder of real and broken videos, small enough to go through several times."""
-    made = tmp_path_factory.mktemp("demo")
-    build_corpus(made)
     folder = tmp_path_factory.mktemp("source") / "corpus"
     folder.mkdir()
     for name in ("echo-sector.mp4", "echo-subtitled.mp4", "echo-still.mp4", "echo-between.mp4", "bikes.mp4"):
-        shutil.copyfile(next(made.rglob(name)), folder / name)
+        shutil.copyfile(demo_corpus() / name, folder / name)
     numbered_video(folder / "numbered.mp4", 200, cuts=(30,))
     (folder / "empty.mp4").touch()
     (folder / "text.mp4").write_text("not a video")
@@ -57,7 +54,7 @@ def test_every_item_gets_a_verdict_and_the_release_holds_what_it_says(
     corpus: Path, reference: tuple[Path, dict[str, Any]]
 ) -> None:
     home, summary = reference
-    items = json.loads(medgen("status", "--all", "--json", home=home).stdout)["items"]
+    items = json.loads(medgen_here("status", "--all", "--json", home=home).stdout)["items"]
     assert len(items) == len(list(corpus.iterdir()))
     verdicts = {item["url"].rsplit("/")[-1] if item["url"] else item["message"]: item for item in items}
     assert verdicts["echo-sector.mp4"]["clips"] >= 1
@@ -73,7 +70,7 @@ def test_every_item_gets_a_verdict_and_the_release_holds_what_it_says(
         frames = sum(1 for _ in pictures(folder / row["file"], Limits()))
         assert frames == row["end_frame"] - row["start_frame"] and 6 <= row["duration"] <= 10
         assert row["brief_caption"] and row["detailed_caption"] and row["category"] != "non-medical"
-        story = json.loads(medgen("show", row["clip_id"], "--json", home=home).stdout)
+        story = json.loads(medgen_here("show", row["clip_id"], "--json", home=home).stdout)
         steps = [step["step"] for step in story["steps"]]
         assert steps == list(STEP_NAMES)
         assert [release["name"] for release in story["releases"]] == [summary["release"]]
@@ -87,11 +84,11 @@ def test_again_does_nothing_and_is_clean(corpus: Path, reference: tuple[Path, di
     lines = done.stdout.strip().splitlines()
     assert lines[-2] == f"executed 0, reused {summary['executed']}"
     assert lines[-1] == f"release {summary['release']} {summary['digest']}"
-    assert json.loads(medgen("verify", "--json", home=home).stdout) == {"clean": True, "faults": []}
+    assert json.loads(medgen_here("verify", "--json", home=home).stdout) == {"clean": True, "faults": []}
     clip = next((Path(summary["folder"]) / "clips").glob("*.mp4"))
     original = clip.read_bytes()
     clip.write_bytes(original[:-1] + b"!")  # a hard link: the store's copy changes too
-    found = medgen("verify", "--json", home=home, check=False)
+    found = medgen_here("verify", "--json", home=home, check=False)
     clip.write_bytes(original)
     assert found.returncode == 1
     assert {fault.split(":")[0].split()[0] for fault in json.loads(found.stdout)["faults"]} == {"artifact", "release"}
@@ -103,7 +100,7 @@ def test_a_sample_of_a_step_is_labelled_and_judged(
     """The check of 200 samples a stage: laid out by `sample`, labelled by a person, scored by `judge`."""
     home, summary = reference
     folder = tmp_path / "check"
-    medgen("sample", "decide", "--n", "4", "--out", str(folder), home=home)
+    medgen_here("sample", "decide", "--n", "4", "--out", str(folder), home=home)
     with (folder / "MANIFEST.csv").open(newline="") as stream:
         rows = list(csv.DictReader(stream))
     verdicts = {row["verdict"] for row in rows}
@@ -119,11 +116,12 @@ def test_a_sample_of_a_step_is_labelled_and_judged(
         writer = csv.DictWriter(stream, list(rows[0]))
         writer.writeheader()
         writer.writerows(rows)
-    answers = json.loads(medgen("judge", str(folder), "--json", home=tmp_path / "other").stdout)
+    arguments = ("judge", str(folder), "--set", "dissolves=false", "--json")
+    answers = json.loads(medgen_here(*arguments, home=tmp_path / "other").stdout)
     told = {(group["step"], group["verdict"]): group for group in answers["sampled"]}
     assert told["decide", "rejected"]["wrong"] == [rejected[0]["file"]]
     assert told["decide", "kept"]["right"] == told["decide", "kept"]["judged"] == len(rows) - len(rejected)
-    assert medgen("sample", "decide", "--out", str(folder), home=home, check=False).returncode == 1
+    assert medgen_here("sample", "decide", "--out", str(folder), home=home, check=False).returncode == 1
     assert summary["release"] in (folder / "sample.json").read_text()
 
 

@@ -343,6 +343,11 @@ def _inputs(downloaded, listen: bool) -> dict[str, str]:
     known = {"start_frame": 0, "end_frame": 10, "category": "x", "category_probability": 1.0}
     past = {
         "download": downloaded,
+        "segment": Record(
+            step="segment",
+            outputs={},
+            detail={"video": {"clock": [[0.0, 0.0]], "file_start_s": 0.0}, "subtitles": None},
+        ),
         "privacy": Record(step="privacy", detail={"clip": clip | {"fps": 10.0}}),
         "classify": Record(step="classify", detail={"clips": [known]}),
         "decide": Record(step="decide", detail={"motion_type": "still"}),

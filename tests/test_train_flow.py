@@ -10,14 +10,14 @@ from typer.testing import CliRunner
 from apps.cli import app
 from flows.train import PARAMETERS
 from medgen.ledger import open_ledger
-from tests.conftest import ROOT
+from tests.conftest import ROOT, shared_prefect
 from tests.made_release import made_release
 
 
 def command(*arguments: str) -> tuple[int, dict, str]:
     found = subprocess.run(
         [sys.executable, "-m", "apps.cli", "train", *arguments, "--json"],
-        cwd=ROOT, env=os.environ, capture_output=True, text=True, check=False,
+        cwd=ROOT, env=os.environ | shared_prefect(), capture_output=True, text=True, check=False,
     )  # fmt: skip
     return found.returncode, json.loads(found.stdout or "{}"), found.stderr
 
