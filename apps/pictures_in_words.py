@@ -28,8 +28,10 @@ def breaks_in_words(changes: Sequence[tuple[str, str]]) -> str:
 
 
 def pictures_in_words(detail: Mapping[str, Any]) -> list[str]:
-    """Lines on a segment record's `video` and `breaks`."""
+    """Lines on a segment record's `video` and `breaks`; none of a video that was taken down, whose words are gone."""
     video = detail["video"]
+    if not video["chosen_for"]:
+        return []
     lines = [f"colours: {colours_in_words(video['stored_as'][0]['colour'])}"]
     if video["repaired"] or video["dropped"]:
         lines.append(f"of {video['decoded']} frames {video['repaired']} with rebuilt times, {video['dropped']} lost")
