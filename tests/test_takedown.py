@@ -58,7 +58,7 @@ LOOSE: dict[str, Any] = {
     "quality": quality.QualityParams(face_model="none"),
     "decide": decide.DecideParams(
         still_below=0, technical_threshold=100, max_freeze_share=1, min_short_side=0, min_sharpness=0,
-        max_overlay_share=1, max_overlay_words=10_000, keep_uncropped_borders=True,
+        max_overlay_share=1, max_overlay_words=10_000, max_blockiness=1e6, keep_uncropped_borders=True,
     ),
     "deduplicate": deduplicate.DeduplicateParams(near_duplicates="keep"),
     "privacy": privacy.PrivacyParams(),
