@@ -32,7 +32,7 @@ def cut(
 
         parameters = Parameters(**parse_settings(settings or []))
         with err.status(f"cutting {escape(file.name)}"):
-            facts = cut_out(file, start, end, target, parameters, parameters)
+            facts = cut_out(file, start, end, target, parameters)
     if as_json:
         print_json(facts)
         return
@@ -45,11 +45,11 @@ def cut(
     out.print(escape(str(target)), soft_wrap=True)
 
 
-def cut_out(path: Path, start: float, end: float, target: Path, cut: Any, segment: Any) -> dict[str, Any]:
+def cut_out(path: Path, start: float, end: float, target: Path, parameters: Any) -> dict[str, Any]:
     """Cuts the pictures that are shown from `start` on and before `end`.
 
     Args:
-        cut, segment: `CutParams` and `SegmentParams`.
+        parameters: `CutParams` and `SegmentParams` in one.
 
     Raises:
         ItemFailed: as `medgen.video.cut.cut`; frames_missing when no picture lies there.
@@ -57,7 +57,6 @@ def cut_out(path: Path, start: float, end: float, target: Path, cut: Any, segmen
     from medgen.errors import ItemFailed
     from medgen.video.container import open_video
     from medgen.video.cut import cut as cut_video
-    from medgen.video.limits import Limits
     from medgen.video.pictures import VideoReader, decode_jpeg
     from models.segmentation.borders import Borders, detect_borders
     from tasks.curation.cut import crop_of
@@ -65,8 +64,8 @@ def cut_out(path: Path, start: float, end: float, target: Path, cut: Any, segmen
 
     if end <= start:
         stop(f"--end {end:g} is not after --start {start:g}", code=2)
-    limits = Limits(max_pixels=cut.max_pixels, max_duration_s=segment.max_duration_s)
-    sampler, times, samples, sizes = FrameSampler(segment), list[int](), list[bytes](), set[tuple[int, int]]()
+    limits = parameters.limits
+    sampler, times, samples, sizes = FrameSampler(parameters), list[int](), list[bytes](), set[tuple[int, int]]()
     with open_video(path, limits) as video:
         reader = VideoReader(video, limits)
         for picture in reader:
@@ -83,12 +82,12 @@ def cut_out(path: Path, start: float, end: float, target: Path, cut: Any, segmen
         raise ItemFailed("frames_missing", f"no picture of {path.name} is shown from {start:g} to {end:g} s")
     pictures = [decode_jpeg(jpeg) for jpeg in samples]
     borders: Borders | None = detect_borders(pictures) if pictures and len(sizes) == 1 else None
-    crop = crop_of(borders, pictures[0].shape, next(iter(sizes)), cut) if borders else None
+    crop = crop_of(borders, pictures[0].shape, next(iter(sizes)), parameters) if borders else None
     part = target.with_name(f".{target.name}.part")
     try:
         made = cut_video(
-            path, part, times=times, clock_start=clock_start, crop=crop, crf=cut.crf, preset=cut.x264_preset,
-            limits=limits,
+            path, part, times=times, clock_start=clock_start, crop=crop, crf=parameters.crf,
+            preset=parameters.x264_preset, limits=limits,
         )  # fmt: skip
         part.replace(target)
     finally:

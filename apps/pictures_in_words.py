@@ -28,9 +28,9 @@ def breaks_in_words(changes: Sequence[tuple[str, str]]) -> str:
 
 
 def pictures_in_words(detail: Mapping[str, Any]) -> list[str]:
-    """Lines on a segment record's `video` and `breaks`; none of a video that was taken down, whose words are gone."""
-    video = detail["video"]
-    if not video["chosen_for"]:
+    """Lines on what segment put on record; none of earlier versions, nor of a video that was taken down."""
+    video = detail.get("video")
+    if not (video and video["chosen_for"]):  # words of what was taken down are gone
         return []
     lines = [f"colours: {colours_in_words(video['stored_as'][0]['colour'])}"]
     if video["repaired"] or video["dropped"]:

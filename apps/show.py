@@ -139,7 +139,7 @@ def _facts(step: Mapping[str, Any]) -> str:
     ):
         if detail.get(name) is not None:
             lines.append(f"{name}: {detail[name]}")
-    if step["step"] == "segment" and "video" in detail:
+    if step["step"] == "segment":
         lines += pictures_in_words(detail)
     if step["status"] == "rejected" and "score" in detail and "checks" not in detail:
         lines.append(f"{detail.get('metric', 'score')} {detail['score']:g}, threshold {detail['threshold']:g}")

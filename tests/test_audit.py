@@ -124,6 +124,7 @@ def test_a_kept_clip_plays_and_leads_to_its_release_and_model_and_back(
     _wait(lambda: video.evaluate("video => !video.seeking && video.readyState >= 2"))
     expect(page.locator("svg.strip .clip.current")).to_have_count(1)
     assert page.locator("blockquote.caption").count() == 2
+    expect(page.locator("#content")).to_contain_text("colours: matrix ")  # what was done to its source's pictures
     page.get_by_role("link", name=releases[1]).first.click()
     page.wait_for_url(f"**/releases/{releases[1]}")
     expect(page.locator("table.funnel tbody tr")).to_have_count(11)

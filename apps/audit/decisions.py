@@ -6,6 +6,7 @@ from typing import Any
 from apps.audit import charts
 from apps.audit.reasons import in_words
 from apps.audit.shown_text import number
+from apps.pictures_in_words import pictures_in_words
 
 
 def explanation_of(history: Mapping[str, Any]) -> dict[str, Any]:
@@ -57,4 +58,5 @@ def describe_steps(steps: Sequence[dict[str, Any]], faults: Mapping[int, str | N
         step["facts"] = {
             k: v for k, v in sorted(step["detail"].items()) if k not in skipped and v not in (None, "", [])
         }
+        step["pictures"] = pictures_in_words(step["detail"]) if step["step"] == "segment" else []
         step["fault"] = faults.get(step["id"])

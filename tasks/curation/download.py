@@ -35,7 +35,7 @@ from tasks.curation.discover_record import DISCOVER
 from tasks.curation.download_policy import DownloadParams, duration_rejection, early_rejection, height_rejection
 from tasks.curation.fetch import Fetched, RejectedBySite, fetch
 
-PROBE_LIMIT_S = 60.0  # to read a header and decode a frame
+PROBE_LIMIT_S = 600.0  # to read all packets of the largest file from a slow disk, and decode a frame
 DICOM_LIMIT_S = 900.0  # to bring the pictures of a DICOM file into a video
 DECODE_LIMIT_S = 60.0  # to decode the whole of a file that says that it is short
 METADATA = (

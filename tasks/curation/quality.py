@@ -12,7 +12,6 @@ from typing import Any, Literal, NotRequired, TypedDict, cast
 import cv2
 import numpy as np
 from av.video.frame import VideoFrame
-from av.video.reformatter import ColorRange
 from pydantic import Field
 
 from medgen.canonical import digest_of, rounded
@@ -44,7 +43,6 @@ MOST_ON_RECORD = 50  # lines of text in the record
 MOTION_FPS = 4.0
 SMALL_WIDTH = 160
 DOVER = "dover"
-PLANAR = ("yuv420p", "yuvj420p", "yuv422p", "yuvj422p", "yuv444p", "yuvj444p")
 
 
 class QualityParams(Parameters):
@@ -263,16 +261,13 @@ class QualityAnalyzer:
 
 
 def small_grey(frame: VideoFrame) -> np.ndarray:
-    """uint8 (h, 160), full range: what motion, defects and fingerprints are measured on."""
+    """uint8 (h, 160), full range: what motion, defects and fingerprints are measured on. The frame is a `Picture`'s."""
     height = max(32, round(frame.height * SMALL_WIDTH / frame.width))
-    if frame.format.name not in PLANAR:
-        return frame.to_ndarray(format="gray", width=SMALL_WIDTH, height=height)
     # The luma plane as it is, which is two and a half times as fast as a conversion.
     plane = frame.planes[0]
     luma = np.frombuffer(memoryview(plane), np.uint8).reshape(plane.height, plane.line_size)[:, : plane.width]
     small = cv2.resize(luma, (SMALL_WIDTH, height), interpolation=cv2.INTER_AREA)
-    full = frame.color_range == ColorRange.JPEG or frame.format.name.startswith("yuvj")
-    return small if full else cv2.convertScaleAbs(cv2.subtract(small, np.full_like(small, 16)), alpha=255 / 219)
+    return cv2.convertScaleAbs(cv2.subtract(small, np.full_like(small, 16)), alpha=255 / 219)
 
 
 def _names(params: QualityParams) -> tuple[Literal["rapidocr", "tesseract"], str, str]:
