@@ -14,7 +14,7 @@ from typer.testing import CliRunner
 
 from tests.conftest import inline
 
-CLIP_IN_README = "cc5c2403"
+CLIP_IN_README = "c148bb78"
 UNKNOWN = "https://example.org/never-listed"  # what is forgotten: other commands still need the video
 
 
