@@ -64,8 +64,8 @@ class Step:
             travels to worker processes. Raises `ItemFailed` for bad items.
         work_of: (item, records of its lineage) → what the function sees. A step that is given its works needs none.
         fan_out: (item, its kept record) → items for the next step; by default the same subject.
-        compare: (items, records of their lineages) → subject → facts that join the context of its work: for a step
-            that must know all items at once.
+        compare: (items, each looked at once) → subject → facts that join the context of its work, for a step that must
+            know all items at once. Loads what it needs of them itself; subjects without facts may be left out.
         prepare: called once before any item is worked on.
         runs_in: worker processes (decoding, models), threads (waiting for a network) or inline (arithmetic).
         time_limit_s: an item that takes longer is killed (processes) and quarantined.
@@ -77,7 +77,7 @@ class Step:
     function: Callable[[Work, Store], Outcome]
     work_of: Callable[[Item, Past], Work] | None = None
     fan_out: Callable[[Item, Record], Iterable[Item]] | None = None
-    compare: Callable[[Sequence[Item], Mapping[int, Record]], Mapping[str, Mapping[str, Any]]] | None = None
+    compare: Callable[[Iterable[Item]], Mapping[str, Mapping[str, Any]]] | None = None
     prepare: Callable[[Store], None] | None = None
     runs_in: Literal["processes", "threads", "inline"] = "processes"
     time_limit_s: float | None = None
@@ -193,7 +193,7 @@ def _works(
     past = ledger.load({run_id for item in items for run_id in item.lineage.values()})
     # After the load: of a record that a takedown has blanked since, this knows.
     gone = ledger.forgotten(item.subject for item in items)
-    compared = step.compare([item for item in items if item.subject not in gone], past) if step.compare else {}
+    compared = step.compare(item for item in items if item.subject not in gone) if step.compare else {}
     works = []
     for item_or_work, item in zip(given, items, strict=True):
         if item.subject in gone:

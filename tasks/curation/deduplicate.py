@@ -5,17 +5,18 @@ for a clip that is dropped for it. What it finds depends on the clips alone, not
 takedowns: a clip that shows what was taken down is rejected, whatever address it came from, and is no better copy.
 """
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping
 from functools import partial
 from types import MappingProxyType
 from typing import Any, Literal, NotRequired, TypedDict
 
 from pydantic import Field
 
+from medgen.among import pages
 from medgen.canonical import rounded
 from medgen.catalog import open_catalog
 from medgen.handover import Handover
-from medgen.ledger import Outcome, Record, StepIdentity, Work
+from medgen.ledger import Outcome, Record, StepIdentity, Work, open_ledger
 from medgen.parameters import Parameters
 from medgen.shard import Item, Past, Step
 from medgen.store import Store
@@ -86,41 +87,46 @@ def deduplicate(work: Work, store: Store, params: DeduplicateParams) -> Outcome:
 
 
 def compare(
-    items: Sequence[Item], past: Mapping[int, Record], block: Callable[[], TakedownBlock] = TakedownBlock
+    items: Iterable[Item],
+    load: Callable[[Iterable[int]], Mapping[int, Record]],
+    block: Callable[[], TakedownBlock] = TakedownBlock,
 ) -> dict[str, dict[str, Any]]:
     """clip → {"copy_of": the better clip that it copies, with similarity (0..1), its threshold and the overlap in
-    seconds; None where it copies none}. Of a clip that copies what was taken down also {"blocked_by": what}: only of
-    these, so that a takedown changes the keys of no others.
+    seconds}, or {"blocked_by": what was taken down}; only of clips that copy something, so that a takedown changes the
+    keys of no others.
 
     The better of two copies has nothing written over it, then shows more detail whatever its size
     (`models.quality.spatial_detail`), then has more bits per second, then the smaller id.
+
+    Args:
+        load: ids of step runs → their records.
+        block: what was taken down.
     """
-    unique = {item.subject: item for item in items}
-    fingerprints = {
-        clip: Fingerprint.parse(QUALITY.detail(past[item.lineage["quality"]])["fingerprint"])
-        for clip, item in unique.items()
-    }
-    blocked = block().blocked(fingerprints)
-    candidates = []
-    for clip in unique.keys() - blocked.keys():
-        cut, quality = (past[unique[clip].lineage[step]] for step in ("cut", "quality"))
-        scores = QUALITY.scores(quality)
-        written_over = scores["overlay_words"] >= WRITTEN_OVER
-        rank = (float(written_over), -scores["detail"], -CUT.detail(cut)["bit_rate"], clip)
-        candidates.append(Candidate(clip, fingerprints[clip], rank))
-    copies = {
-        clip: {
-            "clip": copy.kept,
-            "similarity": rounded(copy.similarity),
-            "threshold": copy.threshold,
-            "overlap_s": rounded(copy.overlap_s),
+    candidates: dict[str, Candidate] = {}
+    for page in pages(items):
+        past = load({item.lineage[step] for item in page for step in ("cut", "quality")})
+        candidates |= {item.subject: _candidate(item, past) for item in page}
+    blocked = block().blocked({clip: candidate.fingerprint for clip, candidate in candidates.items()})
+    copies = duplicates(candidate for clip, candidate in candidates.items() if clip not in blocked)
+    found: dict[str, dict[str, Any]] = {clip: {"blocked_by": by} for clip, by in blocked.items()}
+    for clip, copy in copies.items():
+        found[clip] = {
+            "copy_of": {
+                "clip": copy.kept,
+                "similarity": rounded(copy.similarity),
+                "threshold": copy.threshold,
+                "overlap_s": rounded(copy.overlap_s),
+            }
         }
-        for clip, copy in duplicates(candidates).items()
-    }
-    return {
-        clip: {"copy_of": copies.get(clip)} | ({"blocked_by": blocked[clip]} if clip in blocked else {})
-        for clip in unique
-    }
+    return found
+
+
+def _candidate(item: Item, past: Mapping[int, Record]) -> Candidate:
+    cut, quality = past[item.lineage["cut"]], past[item.lineage["quality"]]
+    scores = QUALITY.scores(quality)
+    written_over = scores["overlay_words"] >= WRITTEN_OVER
+    rank = (float(written_over), -scores["detail"], -CUT.detail(cut)["bit_rate"], item.subject)
+    return Candidate(item.subject, Fingerprint.parse(QUALITY.detail(quality)["fingerprint"]), rank)
 
 
 def step(params: DeduplicateParams) -> Step:
@@ -129,14 +135,14 @@ def step(params: DeduplicateParams) -> Step:
         StepIdentity("deduplicate", 1, params.model_dump(mode="json"), {"near_duplicates": NEAR_DUPLICATES}),
         partial(deduplicate, params=params),
         work_of=work_of,
-        compare=partial(compare, block=lambda: takedown_block(open_catalog())),
+        compare=lambda items: compare(items, open_ledger().load, lambda: takedown_block(open_catalog())),
         runs_in="inline",
     )
 
 
 def work_of(item: Item, past: Past) -> Work:
-    """A clip; `compare` adds which one it copies, and whether it is stopped."""
-    return Work(item.subject)
+    """A clip that copies none, unless `compare` knows better."""
+    return Work(item.subject, context={"copy_of": None})
 
 
 STEP = CurationStep("deduplicate", DeduplicateParams, step, scope="dataset")
