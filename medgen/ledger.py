@@ -10,26 +10,32 @@ hash chain. A takedown blanks the words of a video's records and keeps their has
 
 import itertools
 import subprocess
+from collections import defaultdict
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
 from functools import cache
 from pathlib import Path
-from typing import Any, Literal, cast
+from typing import Any, Literal
 
-from sqlalchemy import Engine, Table, insert, select, update
-from sqlalchemy.dialects.postgresql import insert as upsert
+from sqlalchemy import Engine, select, update
+from sqlalchemy.exc import OperationalError
 from sqlalchemy.orm import Session, aliased
+from tenacity import Retrying, retry_if_exception, stop_after_attempt, wait_random
 
 from medgen import __version__
+from medgen.among import among, pages
 from medgen.canonical import digest_of
 from medgen.catalog import Artifact as ArtifactRow
 from medgen.catalog import Base, Caption, Score, StepInput, StepOutput, StepRun, now, open_catalog
 from medgen.errors import ItemFailed
+from medgen.insert_rows import column_values, insert_rows
 from medgen.store import Artifact, Store, open_store
 from medgen.takedown import TAKEDOWN_STEP, TAKEN_DOWN, referenced, taken_down_subjects
 
 Status = Literal["kept", "rejected", "failed"]
+
+ATTEMPTS = 5  # at a transaction that Postgres ended because it and another waited for one another
 
 
 @dataclass(frozen=True)
@@ -60,7 +66,8 @@ class Outcome:
         detail: JSON facts for later steps and for auditors; a rejection names score and threshold here.
         scores: metric → value, and `score_models`: metric → digest of the model that measured it.
         outputs: role → artifact, already in the store.
-        rows: catalog rows that this outcome implies; inserted unless they exist.
+        rows: catalog rows that this outcome implies, those of a table together; inserted unless they exist. They may
+            be read more than once.
         captions: kind → caption row values.
         decodes: number of video files opened for decoding.
     """
@@ -71,7 +78,7 @@ class Outcome:
     scores: Mapping[str, float] = field(default_factory=dict)
     score_models: Mapping[str, str] = field(default_factory=dict)
     outputs: dict[str, Artifact] = field(default_factory=dict)
-    rows: list[Base] = field(default_factory=list)
+    rows: Iterable[Base] = ()
     captions: dict[str, dict[str, str]] = field(default_factory=dict)
     clip_id: str | None = None
     decodes: int = 0
@@ -99,6 +106,21 @@ class StepIdentity:
                 "context": dict(work.context),
             }
         )
+
+
+@dataclass(frozen=True)
+class Ended:
+    """A work and what came of it.
+
+    Args:
+        earlier: the failed or lost record that this one supersedes.
+    """
+
+    work: Work
+    outcome: Outcome | ItemFailed
+    started_at: datetime
+    finished_at: datetime
+    earlier: "Record | None" = None
 
 
 @dataclass(frozen=True)
@@ -130,27 +152,32 @@ class Ledger:
 
     def find(self, keys: Iterable[str]) -> dict[str, Record]:
         """key → record of the step runs that stand under these keys."""
-        condition = StepRun.key.in_(list(keys)) & ~StepRun.superseded
-        return {record.key: record for record in self._records(condition)}
+        found = (self._records(among(StepRun.key, page) & ~StepRun.superseded) for page in pages(keys))
+        return {record.key: record for records in found for record in records}
 
     def load(self, ids: Iterable[int]) -> dict[int, Record]:
         """id → record. Raises KeyError when one is unknown.
 
         A superseded record tells the outputs of the one that stands in its place, because its own may be gone.
         """
-        wanted = set(ids)
-        records = {record.id: record for record in self._records(StepRun.id.in_(wanted))}
-        if wanted - records.keys():
-            raise KeyError(f"no such step runs: {sorted(wanted - records.keys())}")
+        records: dict[int, Record] = {}
+        for page in pages(sorted(set(ids))):
+            records |= self._load(page)
+        return records
+
+    def _load(self, ids: Sequence[int]) -> dict[int, Record]:
+        records = {record.id: record for record in self._records(among(StepRun.id, ids))}
+        if len(records) < len(ids):
+            raise KeyError(f"no such step runs: {sorted(set(ids) - records.keys())}")
         old = aliased(StepRun)
         with Session(self.engine) as session:
             successors = session.execute(
                 select(old.id, StepRun.id)
                 .join(StepRun, (StepRun.key == old.key) & ~StepRun.superseded)
-                .where(old.id.in_(wanted), old.superseded, old.status == StepRun.status)
+                .where(among(old.id, ids), old.superseded, old.status == StepRun.status)
             ).all()
         if successors:
-            standing = {r.id: r for r in self._records(StepRun.id.in_([new for _, new in successors]))}
+            standing = {r.id: r for r in self._records(among(StepRun.id, [new for _, new in successors]))}
             records |= {run_id: replace(records[run_id], outputs=standing[new].outputs) for run_id, new in successors}
         return records
 
@@ -167,10 +194,12 @@ class Ledger:
 
     def missing(self, digests: Collection[str]) -> set[str]:
         """Those of `digests` that the store has not, or not as many bytes of as are on record."""
+        missing: set[str] = set()
         with Session(self.engine) as session:
-            on_record = select(ArtifactRow.sha256, ArtifactRow.bytes).where(ArtifactRow.sha256.in_(list(digests)))
-            sizes = {digest: size for digest, size in session.execute(on_record)}
-        return self.store.missing(digests, sizes)
+            for page in pages(digests):
+                on_record = select(ArtifactRow.sha256, ArtifactRow.bytes).where(among(ArtifactRow.sha256, page))
+                missing |= self.store.missing(page, {digest: size for digest, size in session.execute(on_record)})
+        return missing
 
     def write(
         self,
@@ -182,27 +211,38 @@ class Ledger:
         flow_run_id: str | None,
         earlier: Record | None = None,
     ) -> Record:
-        """Records an outcome, with all it implies, in one transaction.
+        """Records one outcome. Arguments as of `Ended`, returns and the rest as `write_all`."""
+        key = step.key(work)
+        ended = Ended(work, outcome, started_at, now(), earlier)
+        return self.write_all(step, {key: ended}, flow_run_id=flow_run_id)[key]
+
+    def write_all(
+        self, step: StepIdentity, ended: Mapping[str, Ended], *, flow_run_id: str | None
+    ) -> dict[str, Record]:
+        """Records outcomes of a step, with all they imply, in one transaction.
 
         Of a video that was taken down, be it while it was worked on, nothing is recorded but a refusal, and what
         the step made is removed again.
 
         Args:
-            earlier: the failed or lost record that this one supersedes.
+            ended: key of the work → what came of it.
 
         Returns:
-            The record; another worker's, when that was quicker with the same key.
+            The same keys → records; another worker's, where that was quicker with the same key.
         """
-        with Session(self.engine) as session, session.begin():
-            made: set[str] = set()
-            if step.name != TAKEDOWN_STEP and taken_down_subjects(session, [work.subject], wait=True):
-                made = set() if isinstance(outcome, ItemFailed) else {a.sha256 for a in outcome.outputs.values()}
-                made -= referenced(session, made)
-                work, outcome = replace(work, inputs={}, context={}), Outcome("rejected", TAKEN_DOWN)
-            key = self._write(session, step, work, outcome, started_at, flow_run_id, earlier)
+        for attempt in Retrying(
+            retry=retry_if_exception(_is_deadlock),
+            stop=stop_after_attempt(ATTEMPTS),
+            wait=wait_random(0, 1),
+            reraise=True,
+        ):
+            with attempt, Session(self.engine) as session, session.begin():
+                written, refused, made = self._write(session, step, ended, flow_run_id)
         for digest in made:
             self.store.remove(digest)
-        return self.find([key])[key]
+        keys = {key: refused.get(key, key) for key in ended}
+        written |= self.find({*keys.values()} - written.keys())
+        return {key: written[under] for key, under in keys.items()}
 
     def once(
         self,
@@ -236,63 +276,41 @@ class Ledger:
         return record, False
 
     def _write(
-        self,
-        session: Session,
-        step: StepIdentity,
-        work: Work,
-        outcome: Outcome | ItemFailed,
-        started_at: datetime,
-        flow_run_id: str | None,
-        earlier: Record | None,
-    ) -> str:
-        """Adds the rows of an outcome; gives its key."""
-        result = Outcome("rejected", outcome.reason) if isinstance(outcome, ItemFailed) else outcome
-        values = _run_values(step, work, outcome, result)
-        values |= {
-            "flow_run_id": flow_run_id,
-            "attempts": earlier.attempts + 1 if earlier else 1,
-            "started_at": started_at,
-            "finished_at": now(),
-        }
-        inputs = [
-            {"role": role, "artifact_sha256": work.inputs.get(role), "parent_id": work.parents.get(role)}
-            for role in sorted({*work.inputs, *work.parents})
-        ]
-        outputs = [{"role": role, "artifact_sha256": a.sha256} for role, a in sorted(result.outputs.items())]
-        scores = [
-            {
-                "metric": metric,
-                "clip_id": result.clip_id,
-                "value": float(value),  # as Postgres gives it back: an integer is written differently in the hash
-                "model_digest": result.score_models.get(metric),
-            }
-            for metric, value in sorted(result.scores.items())
-        ]
-        captions = [{"kind": kind, "clip_id": result.clip_id, **row} for kind, row in sorted(result.captions.items())]
-        parents = _parent_hashes(session, work.parents.values())
-        values["record_hash"] = record_hash(values, inputs, outputs, scores, captions, parents)
-        if earlier:
-            session.execute(update(StepRun).where(StepRun.id == earlier.id).values(superseded=True))
-        for artifact in result.outputs.values():
-            row = {"sha256": artifact.sha256, "media_type": artifact.media_type, "bytes": artifact.bytes}
-            session.execute(upsert(ArtifactRow).values(row).on_conflict_do_nothing())
-        new_id = session.scalar(
-            upsert(StepRun)
-            .values(values)
-            .on_conflict_do_nothing(index_elements=["key"], index_where=~StepRun.superseded)
-            .returning(StepRun.id)
-        )
-        if new_id is not None:
-            for implied, rows in itertools.groupby(result.rows, key=type):
-                values_of = [_column_values(row, new_id) for row in rows]
-                session.execute(upsert(implied).on_conflict_do_nothing(), values_of)
-            children: list[tuple[type[Base], list[dict[str, Any]]]] = [
-                (StepInput, inputs), (StepOutput, outputs), (Score, scores), (Caption, captions),
-            ]  # fmt: skip
-            for child, own in children:
-                if own:
-                    session.execute(insert(child), [{**row, "step_run_id": new_id} for row in own])
-        return str(values["key"])
+        self, session: Session, step: StepIdentity, ended: Mapping[str, Ended], flow_run_id: str | None
+    ) -> tuple[dict[str, Record], dict[str, str], set[str]]:
+        """Adds the rows of outcomes.
+
+        Returns:
+            The new records by key; key of a work → key of its refusal; digests that the store must lose again.
+        """
+        refused: dict[str, str] = {}
+        made: set[str] = set()
+        subjects = {one.work.subject for one in ended.values()}
+        gone = taken_down_subjects(session, subjects, wait=True) if step.name != TAKEDOWN_STEP else set()
+        if gone:
+            ended, refused, made = _refusals(step, ended, gone)
+            made -= referenced(session, made)
+        parents = _parent_hashes(session, {parent for one in ended.values() for parent in one.work.parents.values()})
+        # In one order, so that two transactions with the same rows seldom wait for one another.
+        rows = [_Rows.of(step, key, ended[key], flow_run_id, parents) for key in sorted(ended)]
+        superseded = sorted(one.earlier.id for one in ended.values() if one.earlier)
+        if superseded:
+            session.execute(update(StepRun).where(among(StepRun.id, superseded)).values(superseded=True))
+        artifacts = {a.sha256: vars(a) for row in rows for a in row.outcome.outputs.values()}
+        insert_rows(session, ArtifactRow, [artifacts[digest] for digest in sorted(artifacts)], unless_there=True)
+        ids = insert_rows(session, StepRun, [row.run for row in rows], unless_there=True, returning=("key", "id"))
+        new = [(row, ids[row.run["key"]]) for row in rows if row.run["key"] in ids]
+        for row, run_id in new:
+            for implied, group in itertools.groupby(row.outcome.rows, key=type):
+                for page in pages(column_values(one, run_id) for one in group):
+                    insert_rows(session, implied, page, unless_there=True)
+        children: defaultdict[type[Base], list[dict[str, Any]]] = defaultdict(list)
+        for row, run_id in new:
+            for child, own in row.children.items():
+                children[child] += [{**values, "step_run_id": run_id} for values in own]
+        for child, own in children.items():
+            insert_rows(session, child, own)
+        return {row.run["key"]: row.record(run_id) for row, run_id in new}, refused, made
 
     def _records(self, condition: Any) -> list[Record]:
         with Session(self.engine) as session:
@@ -307,38 +325,128 @@ class Ledger:
             outputs: dict[int, dict[str, str]] = {}
             for run_id, role, sha in session.execute(
                 select(StepOutput.step_run_id, StepOutput.role, StepOutput.artifact_sha256).where(
-                    StepOutput.step_run_id.in_(ids)
+                    among(StepOutput.step_run_id, ids)
                 )
             ):
                 outputs.setdefault(run_id, {})[role] = sha
             scores: dict[int, dict[str, float]] = {}
             for run_id, metric, value in session.execute(
-                select(Score.step_run_id, Score.metric, Score.value).where(Score.step_run_id.in_(ids))
+                select(Score.step_run_id, Score.metric, Score.value).where(among(Score.step_run_id, ids))
             ):
                 scores.setdefault(run_id, {})[metric] = value
         return [Record(**run._mapping, outputs=outputs.get(run.id, {}), scores=scores.get(run.id, {})) for run in runs]
 
 
-def _run_values(step: StepIdentity, work: Work, outcome: Outcome | ItemFailed, result: Outcome) -> dict[str, Any]:
-    """Columns of the step run that say what was seen and what came of it; `result` stands for a failure too."""
-    values: dict[str, Any] = {
-        "key": step.key(work),
-        "step": step.name,
-        "version": step.version,
-        "subject": work.subject,
-        "status": result.status,
-        "reason": result.reason,
-        "transient": False,
-        "detail": _clean(result.detail),
-        "params": step.params,
-        "context": dict(work.context),
-        "models": step.models,
-        "code_version": code_version(),
-        "decodes": result.decodes,
-    }
-    if isinstance(outcome, ItemFailed):
-        values |= {"status": "failed", "transient": outcome.transient, "detail": {"message": _clean(outcome.message)}}
-    return values
+@dataclass(frozen=True)
+class _Rows:
+    """The rows of one outcome.
+
+    Args:
+        run: columns of the step run.
+        children: table → rows, which miss the id of the step run.
+        outcome: what they are made of; it stands for a failure too.
+    """
+
+    run: dict[str, Any]
+    children: dict[type[Base], list[dict[str, Any]]]
+    outcome: Outcome
+
+    @classmethod
+    def of(
+        cls, step: StepIdentity, key: str, ended: Ended, flow_run_id: str | None, parents: Mapping[int, str]
+    ) -> "_Rows":
+        """The rows of what ended, with the hash of the record. `parents`: id of a parent → its record hash."""
+        work, failure = ended.work, ended.outcome
+        outcome = Outcome("rejected", failure.reason) if isinstance(failure, ItemFailed) else failure
+        run = {
+            "key": key,
+            "superseded": False,
+            "step": step.name,
+            "version": step.version,
+            "subject": work.subject,
+            "status": outcome.status,
+            "reason": outcome.reason,
+            "transient": False,
+            "detail": _as_stored(outcome.detail),
+            "params": step.params,
+            "context": dict(work.context),
+            "models": step.models,
+            "code_version": code_version(),
+            "flow_run_id": flow_run_id,
+            "attempts": ended.earlier.attempts + 1 if ended.earlier else 1,
+            "decodes": outcome.decodes,
+            "started_at": ended.started_at,
+            "finished_at": ended.finished_at,
+        }
+        if isinstance(failure, ItemFailed):
+            run |= {"status": "failed", "transient": failure.transient}
+            run["detail"] = {"message": _as_stored(failure.message)}
+        inputs = [
+            {"role": role, "artifact_sha256": work.inputs.get(role), "parent_id": work.parents.get(role)}
+            for role in sorted({*work.inputs, *work.parents})
+        ]
+        outputs = [{"role": role, "artifact_sha256": a.sha256} for role, a in sorted(outcome.outputs.items())]
+        scores = [
+            {
+                "metric": metric,
+                "clip_id": outcome.clip_id,
+                "value": float(value),  # as Postgres gives it back: an integer is written differently in the hash
+                "model_digest": outcome.score_models.get(metric),
+            }
+            for metric, value in sorted(outcome.scores.items())
+        ]
+        captions = [
+            {"kind": kind, "clip_id": outcome.clip_id, **row} for kind, row in sorted(outcome.captions.items())
+        ]
+        run["record_hash"] = record_hash(run, inputs, outputs, scores, captions, parents)
+        children: dict[type[Base], list[dict[str, Any]]] = {
+            StepInput: inputs, StepOutput: outputs, Score: scores, Caption: captions,
+        }  # fmt: skip
+        return cls(run, children, outcome)
+
+    def record(self, run_id: int) -> Record:
+        """As `Ledger.find` reads it back."""
+        run = self.run
+        return Record(
+            id=run_id,
+            key=run["key"],
+            step=run["step"],
+            subject=run["subject"],
+            status=run["status"],
+            reason=run["reason"],
+            transient=run["transient"],
+            detail=run["detail"],
+            outputs={row["role"]: row["artifact_sha256"] for row in self.children[StepOutput]},
+            scores={row["metric"]: row["value"] for row in self.children[Score]},
+            models=run["models"],
+            decodes=run["decodes"],
+            attempts=run["attempts"],
+            record_hash=run["record_hash"],
+        )
+
+
+def _refusals(
+    step: StepIdentity, ended: Mapping[str, Ended], gone: Collection[str]
+) -> tuple[dict[str, Ended], dict[str, str], set[str]]:
+    """What ended, refusals in place of subjects that were taken down. Further the keys, old and new, of these, and the
+    digests of what they had made."""
+    under: dict[str, Ended] = {}
+    refused: dict[str, str] = {}
+    made: set[str] = set()
+    for key, one in ended.items():
+        if one.work.subject not in gone:
+            under[key] = one
+            continue
+        if isinstance(one.outcome, Outcome):
+            made |= {artifact.sha256 for artifact in one.outcome.outputs.values()}
+        refusal = replace(one, work=replace(one.work, inputs={}, context={}), outcome=Outcome("rejected", TAKEN_DOWN))
+        refused[key] = step.key(refusal.work)
+        under[refused[key]] = refusal
+    return under, refused, made
+
+
+def _is_deadlock(error: BaseException) -> bool:
+    return isinstance(error, OperationalError) and getattr(error.orig, "sqlstate", None) == "40P01"
 
 
 def record_hash(
@@ -371,31 +479,24 @@ def record_hash(
 
 
 def _parent_hashes(session: Session, ids: Iterable[int]) -> dict[int, str]:
-    rows = session.execute(select(StepRun.id, StepRun.record_hash).where(StepRun.id.in_(set(ids))))
-    return {run_id: hash_ for run_id, hash_ in rows}
+    hashes: dict[int, str] = {}
+    for page in pages(sorted(set(ids))):
+        rows = session.execute(select(StepRun.id, StepRun.record_hash).where(among(StepRun.id, page)))
+        hashes |= {run_id: hash_ for run_id, hash_ in rows}
+    return hashes
 
 
-def _column_values(row: Base, step_run_id: int) -> dict[str, Any]:
-    table = cast(Table, row.__table__)
-    own_key = table.autoincrement_column  # the database numbers it
-    values = {
-        column.name: getattr(row, column.name)
-        for column in table.columns
-        if column.default is None and column is not own_key
-    }
-    if "step_run_id" in values and values["step_run_id"] is None:
-        values["step_run_id"] = step_run_id
-    return values
-
-
-def _clean(value: Any) -> Any:
-    """Postgres text can't hold NUL or lone surrogates; source texts can."""
+def _as_stored(value: Any) -> Any:
+    """A JSON value as Postgres gives it back. Its text can't hold NUL or lone surrogates, which texts of sources can;
+    its numbers know no -0.0, and no exponent, so that what is written with one, from 1e16 on, comes back whole."""
     if isinstance(value, str):
         return value.replace("\x00", "\ufffd").encode("utf-8", "replace").decode("utf-8")
-    if isinstance(value, dict):
-        return {_clean(k): _clean(v) for k, v in value.items()}
+    if isinstance(value, float):
+        return int(value) if abs(value) >= 1e16 else float(value) + 0.0
+    if isinstance(value, Mapping):
+        return {_as_stored(k): _as_stored(v) for k, v in value.items()}
     if isinstance(value, list | tuple):
-        return [_clean(v) for v in value]
+        return [_as_stored(v) for v in value]
     return value
 
 
