@@ -395,9 +395,7 @@ class _Rows:
             }
             for metric, value in sorted(outcome.scores.items())
         ]
-        captions = [
-            {"kind": kind, "clip_id": outcome.clip_id, **row} for kind, row in sorted(outcome.captions.items())
-        ]
+        captions = [{"kind": kind, "clip_id": outcome.clip_id, **row} for kind, row in sorted(outcome.captions.items())]
         run["record_hash"] = record_hash(run, inputs, outputs, scores, captions, parents)
         children: dict[type[Base], list[dict[str, Any]]] = {
             StepInput: inputs, StepOutput: outputs, Score: scores, Caption: captions,

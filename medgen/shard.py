@@ -2,8 +2,9 @@
 
 Items that the ledger knows are reused without touching their bytes; those of videos that were taken down end here.
 The others run in worker processes, which a decoder may crash and limits of time and memory may end without hurting
-anything else. One bad item is recorded and the rest go on; a shard that fails mostly for one transient cause raises,
-because then the fault is not the items'.
+anything else. What ended goes on record a few items at a time; a kill costs no more than these. One bad item is
+recorded and the rest go on; a shard that fails mostly for one transient cause raises, because then the fault is not
+the items'.
 """
 
 import errno
@@ -12,18 +13,19 @@ import random
 import threading
 import time
 from collections import Counter
-from collections.abc import Callable, Iterable, Mapping, Sequence, Set
-from concurrent.futures import Future, ThreadPoolExecutor, as_completed
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
 from datetime import datetime
 from functools import cache, partial
+from queue import Empty, SimpleQueue
 from typing import Any, Literal
 
 from pebble import ProcessExpired
 
 from medgen.catalog import now
 from medgen.errors import ItemFailed
-from medgen.ledger import Ledger, Outcome, Record, StepIdentity, Work, open_ledger
+from medgen.ledger import Ended, Ledger, Outcome, Record, StepIdentity, Work, open_ledger
 from medgen.settings import current
 from medgen.step_processes import close_step_processes, step_processes
 from medgen.store import Store, open_store
@@ -35,6 +37,10 @@ log = logging.getLogger(__name__)
 MAX_ATTEMPTS = 3  # of one item within one run, when its failure may pass
 BACKOFF_S = 1.0  # doubled at each attempt
 MANY_FAILURES = 8  # fewer than this many never fail a shard
+# What ended and is not on record yet: at most so many items, with so many rows, for so long.
+UNWRITTEN_ITEMS = 64
+UNWRITTEN_ROWS = 5_000
+UNWRITTEN_S = 2.0
 
 
 @dataclass(frozen=True)
@@ -149,7 +155,12 @@ def run_shard(
     decodes = 0
     for attempt in range(1, MAX_ATTEMPTS + 1):
         again: dict[str, Work] = {}
-        for key, outcome, started in _outcomes(step, todo, ledger.store, gone):
+        written = _Written(ledger, step.identity, flow_run_id, records, len(keys), progress)
+        for ending in _outcomes(step, todo, ledger.store, gone):
+            if ending is None:
+                written.put_down_in_time()
+                continue
+            key, outcome = ending.key, ending.outcome
             if isinstance(outcome, ItemFailed):
                 transient = outcome.transient and not outcome.later
                 # A worker may hold what earlier items left: only who asks too much twice is at fault.
@@ -161,16 +172,8 @@ def run_shard(
                 log.warning("%s %s: %s", step.identity.name, todo[key].subject, outcome)
             else:
                 decodes += outcome.decodes
-            records[key] = ledger.write(
-                step.identity,
-                todo[key],
-                outcome,
-                started_at=started,
-                flow_run_id=flow_run_id,
-                earlier=known.get(key),
-            )
-            if progress:
-                progress(len(records), len(keys))
+            written.add(key, Ended(todo[key], outcome, ending.started_at, now(), known.get(key)))
+        written.put_down()
         todo = again
         if not todo:
             break
@@ -186,28 +189,115 @@ def run_shard(
     )
 
 
+class _Written:
+    """Puts on record what ended, some items at a time. Records join `records`, whose number of `total` is told."""
+
+    def __init__(
+        self,
+        ledger: Ledger,
+        step: StepIdentity,
+        flow_run_id: str | None,
+        records: dict[str, Record],
+        total: int,
+        progress: Callable[[int, int], None] | None,
+    ) -> None:
+        self.ledger, self.step, self.flow_run_id, self.records = ledger, step, flow_run_id, records
+        self.total, self.progress = total, progress
+        self.ended: dict[str, Ended] = {}
+        self.rows = 0
+        self.since = time.monotonic()
+
+    def add(self, key: str, ended: Ended) -> None:
+        """Takes what ended, and puts all down when it is much or has waited."""
+        if not self.ended:
+            self.since = time.monotonic()
+        self.ended[key] = ended
+        if isinstance(ended.outcome, Outcome) and isinstance(ended.outcome.rows, Sequence):
+            self.rows += len(ended.outcome.rows)
+        if len(self.ended) >= UNWRITTEN_ITEMS or self.rows >= UNWRITTEN_ROWS:
+            self.put_down()
+        else:
+            self.put_down_in_time()
+
+    def put_down_in_time(self) -> None:
+        """Puts all down when it has waited long enough."""
+        if time.monotonic() - self.since >= UNWRITTEN_S:
+            self.put_down()
+
+    def put_down(self) -> None:
+        """Puts all on record."""
+        if not self.ended:
+            return
+        self.records |= self.ledger.write_all(self.step, self.ended, flow_run_id=self.flow_run_id)
+        self.ended, self.rows = {}, 0
+        if self.progress:
+            self.progress(len(self.records), self.total)
+
+
+class _Pasts:
+    """Records of the lineages of items. Those of a step are loaded for all items when the first is asked for: no step
+    looks at all that were before it."""
+
+    def __init__(self, ledger: Ledger, items: Sequence[Item]) -> None:
+        self._ledger, self._items = ledger, items
+        self._records: dict[str, dict[int, Record]] = {}
+
+    def of(self, item: Item) -> Past:
+        """step → record of one item."""
+        return _Past(self, item.lineage)
+
+    def record(self, step: str, run_id: int) -> Record:
+        """A record of the step `step`."""
+        if step not in self._records:
+            ids = {item.lineage[step] for item in self._items if step in item.lineage}
+            self._records[step] = self._ledger.load(ids)
+        return self._records[step][run_id]
+
+
+class _Past(Mapping[str, Record]):
+    def __init__(self, pasts: _Pasts, lineage: Mapping[str, int]) -> None:
+        self._pasts, self._lineage = pasts, lineage
+
+    def __getitem__(self, step: str) -> Record:
+        return self._pasts.record(step, self._lineage[step])
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._lineage)
+
+    def __len__(self) -> int:
+        return len(self._lineage)
+
+
 def _works(
     step: Step, given: Sequence[Item | Work], items: Sequence[Item], ledger: Ledger
-) -> tuple[list[Work], Set[str]]:
+) -> tuple[list[Work], set[str]]:
     """(the work of every item, with its lineage as parents; subjects that were taken down)."""
-    past = ledger.load({run_id for item in items for run_id in item.lineage.values()})
-    # After the load: of a record that a takedown has blanked since, this knows.
     gone = ledger.forgotten(item.subject for item in items)
     compared = step.compare(item for item in items if item.subject not in gone) if step.compare else {}
+    pasts = _Pasts(ledger, items)
     works = []
     for item_or_work, item in zip(given, items, strict=True):
         if item.subject in gone:
-            work = Work(item.subject, parents=item_or_work.parents if isinstance(item_or_work, Work) else {})
+            works.append(Work(item.subject))
         elif isinstance(item_or_work, Work):
-            work = item_or_work
+            works.append(item_or_work)
         elif step.work_of:
-            work = step.work_of(item, {name: past[run_id] for name, run_id in item.lineage.items()})
+            try:
+                work = step.work_of(item, pasts.of(item))
+            except Exception:
+                if item.subject not in ledger.forgotten([item.subject]):
+                    raise
+                work = Work(item.subject)  # a takedown has blanked its records meanwhile
+            works.append(replace(work, context={**work.context, **compared.get(item.subject, {})}))
         else:
             raise TypeError(f"{step.identity.name} has no work_of: it takes works, not items")
-        if item.subject in compared:
-            work = replace(work, context={**work.context, **compared[item.subject]})
-        works.append(replace(work, parents={**item.lineage, **work.parents}))
-    return works, gone
+    # Again, after the loads: of a record that was blanked before it was loaded, this knows.
+    gone |= ledger.forgotten(item.subject for item in items)
+    parents = [item.parents if isinstance(item, Work) else {} for item in given]
+    return [
+        replace(Work(item.subject) if item.subject in gone else work, parents={**item.lineage, **work.parents, **own})
+        for work, item, own in zip(works, items, parents, strict=True)
+    ], gone
 
 
 def _kept_and_dropped(
@@ -240,24 +330,29 @@ def _in_turn(todo: Mapping[str, Work], queue_key: Callable[[Work], str]) -> dict
 _Running = Future[tuple[Outcome | ItemFailed, datetime]]
 
 
-def _outcomes(
-    step: Step, todo: Mapping[str, Work], store: Store, gone: Set[str]
-) -> Iterable[tuple[str, Outcome | ItemFailed, datetime]]:
+@dataclass(frozen=True)
+class _Ending:
+    """How the work of a key ended."""
+
+    key: str
+    outcome: Outcome | ItemFailed
+    started_at: datetime
+
+
+def _outcomes(step: Step, todo: Mapping[str, Work], store: Store, gone: set[str]) -> Iterator[_Ending | None]:
     """As `_execute`; subjects that were taken down are refused unseen."""
     for key, work in todo.items():
         if work.subject in gone:
-            yield key, Outcome("rejected", TAKEN_DOWN), now()
+            yield _Ending(key, Outcome("rejected", TAKEN_DOWN), now())
     yield from _execute(step, {k: work for k, work in todo.items() if work.subject not in gone}, store)
 
 
-def _execute(
-    step: Step, todo: Mapping[str, Work], store: Store
-) -> Iterable[tuple[str, Outcome | ItemFailed, datetime]]:
-    """Yields (key, outcome, time of start) as items end."""
+def _execute(step: Step, todo: Mapping[str, Work], store: Store) -> Iterator[_Ending | None]:
+    """Yields how works end, as they end, and None where none has for a while."""
     if step.runs_in == "inline":
         for key, work in todo.items():
             started = now()
-            yield key, _attempt(partial(_tidied, step.function, work, store)), started
+            yield _Ending(key, _attempt(partial(_tidied, step.function, work, store)), started)
         return
     if todo and step.runs_in == "threads":
         with _starting:
@@ -272,10 +367,18 @@ def _execute(
             yield from _as_they_end(step, jobs)
 
 
-def _as_they_end(step: Step, futures: dict[_Running, str]) -> Iterable[tuple[str, Outcome | ItemFailed, datetime]]:
-    """Yields (key, outcome, time of start) of what runs. What has not begun when nobody asks any more never will."""
+def _as_they_end(step: Step, futures: dict[_Running, str]) -> Iterator[_Ending | None]:
+    """As `_execute`, of what runs. What has not begun when nobody asks any more never will."""
+    ended: SimpleQueue[_Running] = SimpleQueue()
+    for future in list(futures):
+        future.add_done_callback(ended.put)
     try:
-        for future in as_completed(list(futures)):
+        while futures:
+            try:
+                future = ended.get(timeout=UNWRITTEN_S)
+            except Empty:
+                yield None
+                continue
             key, started = futures.pop(future), now()  # what ended is not held: an outcome may have thousands of rows
 
             def result(future: _Running = future) -> Outcome | ItemFailed:
@@ -284,7 +387,8 @@ def _as_they_end(step: Step, futures: dict[_Running, str]) -> Iterable[tuple[str
                 return outcome
 
             outcome = _attempt(result, step.time_limit_s)
-            yield key, outcome, started
+            del future
+            yield _Ending(key, outcome, started)
     finally:
         for future in futures:
             future.cancel()
