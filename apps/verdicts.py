@@ -27,8 +27,7 @@ def newest(ledger: Ledger) -> list[Record]:
 
 def totals(ledger: Ledger) -> list[dict[str, Any]]:
     """The funnel of the newest verdicts."""
-    records = newest(ledger)
-    return funnel([r for r in records if r.step == "discover"], [r for r in records if r.step != "discover"])
+    return funnel(ledger, newest_runs())
 
 
 def missing(ledger: Ledger) -> dict[str, Any]:

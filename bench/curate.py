@@ -29,6 +29,7 @@ from bench.smallest import medical_folder
 from medgen.ledger import Outcome, StepIdentity, Work, open_ledger
 from medgen.listings.sources import VIDEO_SUFFIXES
 from medgen.shard import ShardResult, Step, run_shard
+from medgen.shard_results import ShardResults
 from medgen.store import Store
 from tasks.curation import classify, discover, download, list_feed, list_sources
 from tasks.curation.download_policy import DownloadParams
@@ -117,7 +118,7 @@ def through_steps(folder: Path) -> dict[str, Any]:
     """Takes a folder of videos through all steps: minutes of video, and seconds and items of each step."""
     listing = list_sources.list_source.fn(folder.name, str(folder), list_feed.ListParams())
     discovered = discover.discover_shards.fn(folder.name, listing, discover.DiscoverParams())
-    upstream = download.STEP.run(discovered, DownloadParams(min_height=0))
+    upstream = download.STEP.run(ShardResults(open_ledger()).result(discovered), DownloadParams(min_height=0))
     records = open_ledger().load(item.lineage["download"] for item in upstream.kept)
     minutes = sum(download.DOWNLOAD.detail(record)["probe"]["duration_s"] for record in records.values()) / 60
     rows = []

@@ -17,6 +17,7 @@ from sqlalchemy.orm import Session
 from medgen.catalog import StepRun, open_catalog
 from medgen.ledger import Record, Work, open_ledger
 from medgen.shard import ShardResult, close_pools, run_shard
+from medgen.shard_results import ShardResults
 from medgen.video.report import shown_size
 from tasks.curation import cut, discover, download, list_feed, list_sources, segment
 from tasks.curation.download_policy import DownloadParams
@@ -33,7 +34,8 @@ def main() -> None:
 def run_product(folder: Path, report: Path, time_limit: float, *, dissolves: bool) -> None:
     """Runs the steps; a line of JSON for each item of each step: step, file, status, reason, message, seconds."""
     listing = list_sources.list_source.fn("fuzz", str(folder), list_feed.ListParams())
-    listed = discover.discover_shards.fn("fuzz", listing, discover.DiscoverParams(keyword_filter="off"))
+    judged = discover.discover_shards.fn("fuzz", listing, discover.DiscoverParams(keyword_filter="off"))
+    listed = ShardResults(open_ledger()).result(judged)
     names = {}
     for item in listed.kept:
         row = discover.listed(_record(item.lineage["discover"]).outputs["hits"])[item.subject]

@@ -8,19 +8,19 @@ from prefect import get_run_logger
 from prefect.artifacts import create_table_artifact
 from prefect.futures import PrefectFuture
 from pydantic import ConfigDict, Field
-from sqlalchemy.exc import DBAPIError
 
 from flows.flow_signature import subset
 from flows.make_flow import Summary, make_flow
 from flows.run_name import run_name
+from flows.shards_in_flight import gather
 from medgen.canonical import digest_of
 from medgen.errors import RunStopped
-from medgen.ledger import open_ledger
-from medgen.shard import ShardResult
+from medgen.ledger import Record, open_ledger
+from medgen.shard_results import ShardReference, ShardResults
 from tasks.curation import discover as discover_step
 from tasks.curation import expand, list_feed, list_sources
 
-Discovered = list[tuple[str, PrefectFuture[ShardResult]]]
+Discovered = list[tuple[str, PrefectFuture[ShardReference]]]
 
 
 class SourceParameters(expand.ExpandParams, list_feed.ListParams, discover_step.DiscoverParams):
@@ -72,7 +72,7 @@ def expand_channels(
 
 def _judged(
     listing: PrefectFuture[list_sources.Listing], parameters: SourceParameters, futures: list[PrefectFuture[Any]]
-) -> Iterator[tuple[str, PrefectFuture[ShardResult]]]:
+) -> Iterator[tuple[str, PrefectFuture[ShardReference]]]:
     known = listing.result(raise_on_failure=False)
     if not isinstance(known, list_sources.Listing):
         return  # `gather` names the cause
@@ -95,37 +95,26 @@ def check_models(parameters: SourceParameters) -> None:
     discover_step.step(subset(parameters, discover_step.DiscoverParams))
 
 
-def gather(futures: Sequence[PrefectFuture[Any]]) -> tuple[list[ShardResult], list[str]]:
-    """Results of all steps, and the first cause of each chain that broke."""
-    results, errors = [], []
-    for future in futures:
-        future.wait()
-        result = future.result(raise_on_failure=False)
-        if isinstance(result, ShardResult):
-            results.append(result)
-        elif not isinstance(result, list_sources.Listing) and future.state.name != "NotReady":
-            errors.append(_in_a_line(result))  # NotReady only means that an earlier step broke
-    return results, errors
-
-
-def _in_a_line(error: Any) -> str:
-    """What broke, without what SQLAlchemy adds to it: the statement, its values and where to read on."""
-    return str(error.orig).strip().partition("\n")[0] if isinstance(error, DBAPIError) else str(error)
-
-
-def check_sources(results: Sequence[ShardResult]) -> None:
+def check_sources(results: Sequence[ShardReference]) -> None:
     """One bad source is on record and the others go on; without any good one there is nothing to do.
 
     Raises:
         DiscoveryFailed: says why for each.
     """
     sources = [result for result in results if result.step == "discover"]
-    if sources and all(result.dropped and len(result.dropped) == len(result.records) for result in sources):
-        records = open_ledger().load([lineage["discover"] for result in sources for lineage in result.dropped])
-        raise DiscoveryFailed(
-            "no source could be read: "
-            + "; ".join(f"{record.reason}: {record.detail['message']}" for record in records.values())
-        )
+    if sources and all(result.ended and result.ended == result.records for result in sources):
+        messages = [f"{record.reason}: {record.detail['message']}" for record in _records(sources)]
+        raise DiscoveryFailed("no source could be read: " + "; ".join(messages))
+
+
+def _records(results: Sequence[ShardReference]) -> Iterator[Record]:
+    """The records of shards of listings, each once, a shard's at a time."""
+    ledger = open_ledger()
+    known: set[int] = set()
+    for result in results:
+        records = ledger.load({*ShardResults(ledger).result(result).records} - known)
+        known |= records.keys()
+        yield from records.values()
 
 
 def _discover(parameters: SourceParameters) -> Summary:
@@ -141,18 +130,19 @@ def _discover(parameters: SourceParameters) -> Summary:
     if errors:
         raise DiscoveryFailed("; ".join(errors) + ". What was done stays done: run again to go on.")
     check_sources(results)
-    records = open_ledger().load({run_id for result in results for run_id in result.records})
     counts: Counter[str] = Counter()
-    for record in records.values():
+    shards = []
+    for record in _records(results):
         counts.update(record.detail.get("counts", {"failed " + (record.reason or ""): 1}))
+        shards.append([record.subject, record.status, sorted(record.outputs.values())])
     summary = {
         "executed": sum(result.executed for result in results),
         "reused": sum(result.reused for result in results),
-        "shards": len(records),
+        "shards": len(shards),
         "rows": sum(counts.values()),
         "kept": counts["kept"],
         "counts": dict(sorted(counts.items())),
-        "digest": digest_of(sorted([r.subject, r.status, sorted(r.outputs.values())] for r in records.values())),
+        "digest": digest_of(sorted(shards)),
     }
     create_table_artifact(
         [{"verdict": verdict, "rows": count} for verdict, count in counts.most_common()],

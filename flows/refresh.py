@@ -2,6 +2,7 @@
 
 import base64
 from collections.abc import Iterator, Mapping, Sequence
+from itertools import groupby
 from typing import Any
 
 from prefect import get_run_logger
@@ -10,15 +11,21 @@ from prefect.events import emit_event
 from prefect.futures import PrefectFuture
 from pydantic import ConfigDict, Field, create_model
 
-from flows.discover import Discovered, SourceParameters, check_sources, discover_sources, expand_channels, gather
+from flows.discover import SourceParameters, check_sources, discover_sources, expand_channels
 from flows.flow_signature import subset
 from flows.make_flow import Summary, make_flow
+from flows.shards_in_flight import ShardsInFlight, bridging_outages, gather
+from medgen.among import pages
+from medgen.catalog import open_catalog
 from medgen.errors import RunStopped
 from medgen.ledger import open_ledger
-from medgen.shard import Item, ShardResult
+from medgen.lost_artifacts import note_lost_artifacts
+from medgen.shard import Item
+from medgen.shard_results import ShardReference, ShardResults, runs_of
+from medgen.store import open_store
 from tasks.curation import funnel_guard, list_sources, release
 from tasks.curation.caption import CaptionParams
-from tasks.curation.curation_step import CurationStep
+from tasks.curation.curation_step import SHARDS_AT_ONCE, CurationStep
 from tasks.curation.download_policy import DownloadParams
 from tasks.curation.funnel import markdown, table_rows
 from tasks.curation.privacy import PrivacyParams
@@ -62,30 +69,16 @@ def _refresh(parameters: ReleaseParameters) -> Summary:
     """
     log = get_run_logger()
     check_models(parameters)
-    pipeline = _Pipeline(parameters)
-    discovered = discover_sources(parameters, pipeline.futures)
-    pipeline.start(discovered)
-    pipeline.start(expand_channels(parameters, discovered, pipeline.futures))
-    kept = pipeline.finish()
-    results, errors = gather(pipeline.futures)
-    if errors:
-        raise RefreshFailed("; ".join(errors) + ". What was done stays done: run again to go on.")
-    check_sources(results)
-    dropped = [lineage for result in results for lineage in result.dropped]
-    listings = [run_id for result in results if result.step == "discover" for run_id in result.records]
-    departures = _guard(parameters, kept, dropped, listings)
+    if lost := bridging_outages(note_lost_artifacts)(open_catalog(), open_store()):
+        log.warning("the store lacks %d artifacts on record: what needs them is made anew", lost)
+    results = _through_all_steps(parameters)
+    departures = _guard(parameters, results)
     made, record, folder = release.make_release(
-        parameters.release_prefix,
-        kept,
-        dropped,
-        listings,
-        policy(parameters),
-        subset(parameters, release.ReleaseParams),
+        parameters.release_prefix, results, policy(parameters), subset(parameters, release.ReleaseParams)
     )
-    results.append(made)
     summary = {
-        "executed": sum(result.executed for result in results),
-        "reused": sum(result.reused for result in results),
+        "executed": sum(result.executed for result in results) + made.executed,
+        "reused": sum(result.reused for result in results) + made.reused,
         "decodes": sum(result.decodes for result in results),
         "release": release.RELEASE.detail(record)["name"],
         "digest": release.RELEASE.detail(record)["digest"],
@@ -95,82 +88,82 @@ def _refresh(parameters: ReleaseParameters) -> Summary:
         "departures": [str(departure) for departure in departures],
         "funnel": release.read_funnel(record),
     }
-    last_records = [max(lineage.values()) for lineage in dropped]
-    _show(summary, release.read_picture(record), failures(open_ledger(), last_records))
+    _show(summary, release.read_picture(record), failures(open_ledger(), runs_of(results)))
     log.info("executed %d, reused %d; release %s", summary["executed"], summary["reused"], summary["release"])
     return summary
 
 
-Shard = PrefectFuture[ShardResult] | ShardResult
-"""What a step will give, or has given."""
+def _through_all_steps(parameters: ReleaseParameters) -> list[ShardReference]:
+    """Results of all steps on all shards.
+
+    Raises:
+        RefreshFailed: shards failed; says why.
+        DiscoveryFailed: no source could be read.
+    """
+    meeting = next((n for n, step in enumerate(AFTER_DISCOVERY) if step.scope == "dataset"), len(AFTER_DISCOVERY))
+    before, after = AFTER_DISCOVERY[:meeting], AFTER_DISCOVERY[meeting:]
+    futures: list[PrefectFuture[Any]] = []  # of discovery: a listing and some shards of it each
+    flight = ShardsInFlight(parameters, retry_quarantined=parameters.retry_quarantined)
+    listed = _ListedOnce(parameters.shard_size)
+    discovered = discover_sources(parameters, futures)
+    for label, future in discovered:
+        flight.send(listed.shards(label, future), before)
+    for label, future in expand_channels(parameters, discovered, futures):
+        flight.send(listed.shards(label, future), before)
+    flight.finish()
+    results, errors = gather(futures)
+    if not errors and not flight.errors:
+        check_sources(results)
+        for scope, steps_of_scope in groupby(after, key=lambda step: step.scope):
+            _send_on(flight, scope, list(steps_of_scope))
+    if errors := [*errors, *flight.errors]:
+        raise RefreshFailed("; ".join(errors) + ". What was done stays done: run again to go on.")
+    return [*results, *flight.results]
 
 
-class _Pipeline:
-    """Submits shards to the steps after discovery. What is submitted joins `futures`."""
+def _send_on(flight: ShardsInFlight, scope: str, onward: Sequence[CurationStep[Any]]) -> None:
+    """Sends what the step before has kept through steps of one scope."""
+    names = [step.name for step in AFTER_DISCOVERY]
+    earlier = names[names.index(onward[0].name) - 1]
+    # In an order of their own: what is found of all together must not depend on which was ready first.
+    shards = sorted((r for r in flight.results if r.step == earlier and r.kept), key=lambda result: result.key)
+    if scope == "dataset":
+        for step in onward:
+            shards = [result for result in flight.send_together(shards, step) if result.kept]
+        return
+    results = ShardResults(open_ledger())
+    for number, page in enumerate(pages(shards, SHARDS_AT_ONCE)):
+        kept = bridging_outages(results.get)(shard.key for shard in page)
+        labels = [f"unique-{number * SHARDS_AT_ONCE + place}" for place in range(1, len(page) + 1)]
+        flight.send(zip(labels, (kept[shard.key].kept for shard in page), strict=True), onward)
+    flight.finish()
 
-    def __init__(self, parameters: ReleaseParameters) -> None:
-        self.parameters = parameters
-        self.futures: list[PrefectFuture[Any]] = []
+
+class _ListedOnce:
+    """Videos in shards. One that is listed twice goes with the first."""
+
+    def __init__(self, shard_size: int) -> None:
+        self.shard_size = shard_size
         self._known: set[str] = set()
-        self._shards: list[Shard] = []
-        meeting = next((n for n, step in enumerate(AFTER_DISCOVERY) if step.scope == "dataset"), len(AFTER_DISCOVERY))
-        self._before, self._after = AFTER_DISCOVERY[:meeting], AFTER_DISCOVERY[meeting:]
 
-    def start(self, discovered: Discovered) -> None:
-        """Sends what was discovered through the steps up to the first that is over the whole dataset."""
-        for source_label, future in discovered:
-            for label, fresh in self._fresh(source_label, future):
-                shard: Shard = fresh
-                for step in self._before:
-                    shard = self._submit(step, label, shard)
-                self._shards.append(shard)
-
-    def finish(self) -> list[Item]:
-        """Sends all through the other steps, those over the dataset waiting for all shards. Gives the kept clips."""
-        shards = self._shards
-        for step in self._after:
-            if step.scope == "shard":
-                shards = [self._submit(step, f"unique-{number}", shard) for number, shard in enumerate(shards, start=1)]
-                continue
-            together = self._submit(step, "all", shards).result(raise_on_failure=False)
-            if not isinstance(together, ShardResult):
-                return []  # `gather` names the cause
-            shards = list(_pieces(together, self.parameters.shard_size))
-        results = [s if isinstance(s, ShardResult) else s.result(raise_on_failure=False) for s in shards]
-        return [item for result in results if isinstance(result, ShardResult) for item in result.kept]
-
-    def _fresh(self, label: str, discovered: PrefectFuture[ShardResult]) -> Iterator[tuple[str, ShardResult]]:
-        """(label, shard of videos) of what was discovered. A video that is listed twice goes with the first."""
-        result = discovered.result(raise_on_failure=False)
-        if not isinstance(result, ShardResult):
+    def shards(self, label: str, discovered: PrefectFuture[ShardReference]) -> Iterator[tuple[str, list[Item]]]:
+        """(label, videos) of what was discovered."""
+        reference = discovered.result(raise_on_failure=False)
+        if not isinstance(reference, ShardReference):
             return  # `gather` names the cause
-        fresh = tuple(item for item in result.kept if item.subject not in self._known)
+        items = bridging_outages(ShardResults(open_ledger()).items)(reference)
+        fresh = [item for item in items if item.subject not in self._known]
         self._known.update(item.subject for item in fresh)
-        pieces = _pieces(ShardResult(result.step, fresh), self.parameters.shard_size)
-        for number, piece in enumerate(pieces, start=1):
+        for number, piece in enumerate(pages(fresh, self.shard_size), start=1):
             yield f"{label}-{number}", piece
 
-    def _submit(
-        self, step: CurationStep[Any], label: str, upstream: Shard | Sequence[Shard]
-    ) -> PrefectFuture[ShardResult]:
-        params = subset(self.parameters, step.params)
-        future = step.task.submit(label, upstream, params, self.parameters.retry_quarantined)
-        self.futures.append(future)
-        return future
 
-
-def _pieces(result: ShardResult, size: int) -> Iterator[ShardResult]:
-    for start in range(0, len(result.kept), size):
-        yield ShardResult(result.step, kept=result.kept[start : start + size])
-
-
-def _guard(
-    parameters: ReleaseParameters, kept: Sequence[Item], dropped: Sequence[Mapping[str, int]], listings: Sequence[int]
-) -> list[funnel_guard.Departure]:
+def _guard(parameters: ReleaseParameters, results: Sequence[ShardReference]) -> list[funnel_guard.Departure]:
     """What departs from the history of the release's name. Automations hear of it before it stops the run."""
     params = subset(parameters, funnel_guard.FunnelGuardParams)
-    sources = policy(parameters)["sources"]
-    departures = funnel_guard.funnel_departures(parameters.release_prefix, kept, dropped, listings, sources, params)
+    departures = funnel_guard.funnel_departures(
+        parameters.release_prefix, results, policy(parameters)["sources"], params
+    )
     if departures:
         emit_event(
             "medgen.funnel.departed",

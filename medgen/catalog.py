@@ -3,7 +3,7 @@
 The ledger writes these tables; everything else reads them. Rows are added and never changed: a repeated attempt
 is a new step run beside the one that it supersedes. Only a takedown blanks words, and leaves a seal (see
 `medgen.takedown`), what raters answer may be revised, and a source that was moved gets its new place. Only the last
-three tables hold transient facts of operation, and `item_status` repeats what the others say, to be searched: triggers
+five tables hold transient facts of operation, and `item_status` repeats what the others say, to be searched: triggers
 keep it (migration 0005), nobody else writes it.
 """
 
@@ -383,6 +383,24 @@ class KnownFile(Base):
     uri: Mapped[str] = mapped_column(primary_key=True)
     mark: Mapped[str]  # size and time of change, or an S3 ETag
     sha256: Mapped[str] = mapped_column(Sha256)
+
+
+class ShardResult(Base):
+    """What a step made of a shard, by all that the step saw of it. Repeats what its step runs say: not history."""
+
+    __tablename__ = "shard_result"
+    key: Mapped[str] = mapped_column(Sha256, primary_key=True)
+    step: Mapped[str]
+    content: Mapped[bytes]  # as `medgen.shard_results` writes it
+    runs: Mapped[list[int]] = mapped_column(ARRAY(BigInteger))  # the step runs of all its items
+    used_at: Mapped[datetime] = mapped_column(default=now, index=True)  # to the day
+
+
+class LostArtifact(Base):
+    """An artifact on record that the store did not have, or not whole, when it was last looked through. Not history."""
+
+    __tablename__ = "lost_artifact"
+    sha256: Mapped[str] = mapped_column(Sha256, primary_key=True)
 
 
 class HostPace(Base):

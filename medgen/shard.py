@@ -73,6 +73,8 @@ class Step:
         compare: (items, each looked at once) → subject → facts that join the context of its work, for a step that must
             know all items at once. Loads what it needs of them itself; subjects without facts may be left out.
         prepare: called once before any item is worked on.
+        looks_outside: whether the work on these items depends on more than what is on record, such as files that
+            people may change. What was made of them is looked at anew each time.
         runs_in: worker processes (decoding, models), threads (waiting for a network) or inline (arithmetic).
         time_limit_s: an item that takes longer is killed (processes) and quarantined.
         queue_key: what a work has to queue for, such as a host. Works with different keys are taken up in turn, so
@@ -85,6 +87,7 @@ class Step:
     fan_out: Callable[[Item, Record], Iterable[Item]] | None = None
     compare: Callable[[Iterable[Item]], Mapping[str, Mapping[str, Any]]] | None = None
     prepare: Callable[[Store], None] | None = None
+    looks_outside: "Callable[[Sequence[Item | Work]], bool] | None" = None
     runs_in: Literal["processes", "threads", "inline"] = "processes"
     time_limit_s: float | None = None
     queue_key: Callable[[Work], str] | None = None

@@ -15,6 +15,7 @@ from prefect.tasks import Task
 
 from medgen.ledger import Work
 from medgen.shard import Item, ShardFailed, ShardResult, Step, run_shard
+from medgen.shard_results import Facts, ShardReference, run_stored
 from tasks.progress import step_listener
 
 PROGRESS_EVERY_S = 2.0
@@ -60,6 +61,25 @@ def run_in_prefect(step: Step, items: Sequence[Item | Work], *, retry_quarantine
     )
 
 
+def run_stored_in_prefect(
+    step: Step,
+    items: Sequence[Item | Work],
+    *,
+    facts: Facts | None = None,
+    retry_quarantined: bool,
+    quiet: bool = False,
+) -> ShardReference:
+    """`run_stored` in the same way. `quiet`: who calls tells the progress."""
+    return run_stored(
+        step,
+        items,
+        facts=facts,
+        flow_run_id=flow_run.id,
+        progress=StepProgress(step.identity.name) if TaskRunContext.get() and not quiet else None,
+        retry_quarantined=retry_quarantined,
+    )
+
+
 class StepProgress:
     """Called with (done, total): a progress artifact that is made when there is work and touched at most every two
     seconds, and a call of the step listener."""
@@ -75,6 +95,8 @@ class StepProgress:
             listener(self.name, done - self.done, total - self.total)
         self.done, self.total = done, total
         percent = 100.0 * done / total if total else 100.0
+        if TaskRunContext.get() is None:
+            return
         if self.artifact is None:
             if done < total:
                 description = f"{self.name}: items of the shard done"

@@ -12,7 +12,7 @@ import sys
 import tempfile
 import time
 import urllib.request
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import replace
 from fractions import Fraction
@@ -27,6 +27,7 @@ from filelock import FileLock
 
 if TYPE_CHECKING:
     from medgen.shard import ShardResult
+    from medgen.shard_results import ShardReference
 
 os.environ["PREFECT_SERVER_ALLOW_EPHEMERAL_MODE"] = "false"  # a stray server start must fail at once
 os.environ["COLUMNS"] = "200"  # tables are not cut
@@ -450,8 +451,21 @@ def frame_number(picture: np.ndarray) -> int:
 
 def discover_source(source: str, **parameters: Any) -> "ShardResult":
     """Lists a source and judges all its shards in this process's installation."""
+    from medgen.ledger import open_ledger
+    from medgen.shard_results import ShardResults
     from tasks.curation.discover import DiscoverParams, discover_shards
     from tasks.curation.list_feed import ListParams
     from tasks.curation.list_sources import list_source
 
-    return discover_shards.fn("s", list_source.fn("s", source, ListParams()), DiscoverParams(**parameters))
+    judged = discover_shards.fn("s", list_source.fn("s", source, ListParams()), DiscoverParams(**parameters))
+    return ShardResults(open_ledger()).result(judged)
+
+
+def stored(results: Sequence["ShardResult"]) -> "list[ShardReference]":
+    """References to results of steps, which are kept where a release looks for them."""
+    from medgen.canonical import digest_of
+    from medgen.ledger import open_ledger
+    from medgen.shard_results import ShardResults
+
+    shards = ShardResults(open_ledger())
+    return [shards.put(digest_of([result.step, result.records]), result) for result in results]

@@ -1,12 +1,11 @@
 """Checks of captions on their words: what a good caption passes and each kind of bad one fails."""
 
-import random
 
 import pytest
 
 from models.captioning.captioner import Evidence
 from models.captioning.chat import load_prompts
-from models.captioning.checks import CaptionLimits, check, checks_digest, repeated
+from models.captioning.checks import CaptionLimits, caption_words, check, checks_digest
 from models.captioning.terms import Support, unsupported_terms
 from models.captioning.untrusted_text import without_instructions
 from tests.test_captioner import EVIDENCE, LONG, SHORT
@@ -171,20 +170,9 @@ def test_orders_in_the_metadata_support_nothing_and_must_not_be_obeyed() -> None
         assert without_instructions(harmless) == (harmless, [])
 
 
-def test_a_text_under_clips_of_many_videos_is_found_whatever_the_order() -> None:
-    captions = {f"c{n}": "A surgeon operates." for n in range(4)} | {
-        "c4": "a  Surgeon, operates",
-        "c5": "Another clip.",
-    }
-    videos = {"c0": "v1", "c1": "v1", "c2": "v1", "c3": "v2", "c4": "v3", "c5": "v4"}
-    expected = dict.fromkeys(("c0", "c1", "c2", "c3", "c4"), 3)
-    for seed in range(5):
-        shuffled = random.Random(seed).sample(sorted(captions.items()), len(captions))
-        assert repeated(dict(shuffled), videos) == expected
-    assert repeated(captions, videos, most_videos=3) == {}
-    assert repeated(captions, dict.fromkeys(videos, "v1"), most_videos=1) == {}  # clips of one video may share it
-    with pytest.raises(ValueError, match="at least one"):
-        repeated(captions, videos, most_videos=0)
+def test_case_punctuation_and_accents_make_no_other_caption() -> None:
+    assert caption_words("a  Surgeon, operat\u00e9s!") == caption_words("A surgeon operates.")
+    assert caption_words("A surgeon operates.") != caption_words("A surgeon rests.")
 
 
 def test_digest_is_stable() -> None:

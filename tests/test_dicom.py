@@ -38,7 +38,7 @@ from tasks.curation.discover import video_id
 from tasks.curation.privacy import BURNED_IN, PrivacyParams, privacy
 from tasks.curation.release import ReleaseParams, make_release
 from tasks.curation.steps import steps
-from tests.conftest import discover_source, inline
+from tests.conftest import discover_source, inline, stored
 
 MARK = "Zyxwv"  # in every attribute that names a patient
 PATIENT = {
@@ -460,10 +460,7 @@ def refreshed(folder: Path) -> tuple[dict[str, Record], Path]:
     results = [discover_source(str(folder))]
     for step in steps()[1:]:
         results.append(step.run(results[-1], subset(parameters, step.params)))
-    dropped = [lineage for result in results for lineage in result.dropped]
-    _, _, released = make_release.fn(
-        "cines", results[-1].kept, dropped, list(results[0].records), policy(parameters), ReleaseParams()
-    )
+    _, _, released = make_release.fn("cines", stored(results), policy(parameters), ReleaseParams())
     assert released
     by_subject = {record.subject: record for record in newest(open_ledger()) if record.step == "download"}
     urls = [entry["url"] for entry in verdicts(open_ledger()) if entry["url"]]

@@ -15,7 +15,7 @@ from sqlalchemy import func, select
 from sqlalchemy.exc import OperationalError
 from sqlalchemy.orm import Session
 
-from flows.discover import _in_a_line
+from flows.shards_in_flight import in_a_line
 from medgen.catalog import Release, StepRun, Video, open_catalog
 from medgen.ledger import Outcome, StepIdentity, Work, open_ledger
 from medgen.settings import current
@@ -27,7 +27,7 @@ from medgen.video.limits import Limits
 from medgen.video.pictures import pictures
 from tasks.curation import download, release, segment
 from tasks.curation.download_policy import DownloadParams
-from tests.conftest import discover_source, forget_installation, inline, numbered_video
+from tests.conftest import discover_source, forget_installation, inline, numbered_video, stored
 
 
 @pytest.fixture
@@ -125,7 +125,7 @@ def test_postgres_killed_in_the_middle_is_started_again_and_nothing_is_lost(
             first = run_shard(step, works)
             with pytest.raises(OperationalError) as outage:
                 in_use.execute(select(StepRun.id))
-        told = _in_a_line(outage.value)
+        told = in_a_line(outage.value)
         assert "\n" not in told and "sqlalche.me" not in told and "SELECT" not in told
         assert (home / "killed").exists() and (first.executed, len(first.kept)) == (5, 5)
         again = run_shard(step, works)
@@ -146,7 +146,7 @@ def refresh(source: Path) -> tuple[list[tuple[int, ...]], str, Path]:
     results = [discover_source(str(source))]
     results.append(download.STEP.run(results[-1], DownloadParams(min_duration_s=1.0)))
     results.append(segment.STEP.run(results[-1], segment.SegmentParams(dissolves=False)))
-    made, record, folder = release.make_release.fn("t", (), [], results[0].records, {}, release.ReleaseParams())
+    made, record, folder = release.make_release.fn("t", stored(results), {}, release.ReleaseParams())
     return [result.records for result in (*results, made)], release.RELEASE.detail(record)["digest"], folder
 
 

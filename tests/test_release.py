@@ -14,6 +14,7 @@ from medgen.ledger import Outcome, Work
 from medgen.settings import Settings
 from medgen.store import Store, open_store
 from tasks.curation.release import ReleaseParams, release
+from tasks.curation.release_content import CLIPS, REJECTED, table
 from tasks.curation.release_files import materialize
 
 
@@ -31,17 +32,25 @@ def clip(name: str, **facts: Any) -> dict[str, Any]:
 
 
 def released(store: Store, clips: list[dict[str, Any]], **params: Any) -> Outcome:
-    content = {
-        "clips": clips,
-        "rejected": [{"step": "decide", "subject": "c9", "verdict": "rejected", "reason": "overlay_text", "key": "k"}],
+    facts = {
         "funnel": [
             {"step": "release", "unit": "clips", "in": len(clips), "kept": len(clips), "rejected": {}, "failed": {}}
         ],
         "policy": {"max_overlay_words": 20},
         "record_root": "a" * 64,
+        "videos": 1,
     }  # fmt: skip
-    artifact = store.put_bytes(canonical_json(content), "application/json")
-    work = Work("release", inputs={"content": artifact.sha256}, context={"bytes": artifact.bytes})
+    dropped = [{"step": "decide", "subject": "c9", "verdict": "rejected", "reason": "overlay_text", "key": "k"}]
+    content = {
+        "content": table(store, CLIPS, clips),
+        "rejected": table(store, REJECTED, dropped),
+        "facts": store.put_bytes(canonical_json(facts), "application/json"),
+    }
+    work = Work(
+        "release",
+        inputs={role: artifact.sha256 for role, artifact in content.items()},
+        context={"bytes": {role: artifact.bytes for role, artifact in content.items()}},
+    )
     return release(work, store, ReleaseParams(**params))
 
 

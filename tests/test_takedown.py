@@ -46,7 +46,7 @@ from tasks.curation.takedown_block import takedown_block
 from tasks.curation.vanished import vanished
 from tasks.operations.recheck import RecheckParams, due, recheck_videos
 from tasks.operations.takedown import finish, take_down
-from tests.conftest import ROOT, S3Server, discover_source, forget_installation, inline, numbered_video
+from tests.conftest import ROOT, S3Server, discover_source, forget_installation, inline, numbered_video, stored
 from tests.test_bad_input import Answer, Server
 
 SECRET = "Zebedee Quux"  # a word of the video that goes, found nowhere afterwards
@@ -88,8 +88,7 @@ def refresh(listing: Path) -> tuple[list[ShardResult], Any, Path]:
 
 
 def _released(results: list[ShardResult], **params: str) -> tuple[ShardResult, Any, Path]:
-    ended = [lineage for result in results for lineage in result.dropped]
-    return release.make_release.fn("t", results[-1].kept, ended, (), {}, release.ReleaseParams(**params))
+    return release.make_release.fn("t", stored(results), {}, release.ReleaseParams(**params))
 
 
 @dataclass(frozen=True)

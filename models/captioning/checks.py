@@ -140,24 +140,9 @@ def in_order(checks: Iterable[Check]) -> list[Check]:
     return sorted(checks, key=lambda result: REASONS.index(result.reason))
 
 
-def repeated(captions: Mapping[str, str], videos: Mapping[str, str], most_videos: int = MOST_VIDEOS) -> dict[str, int]:
-    """Clips whose caption also stands under clips of other videos: clip id → number of videos that share it.
-
-    A text that fits clips of more than `most_videos` different videos says nothing about any of them, so all of its
-    clips are named. Case, punctuation and accents make no difference; clips of one video may share a caption. Depends
-    on the set of captions alone, not on their order.
-
-    Args:
-        captions: clip id → text of one kind of caption.
-        videos: clip id → video id.
-    """
-    if most_videos < 1:
-        raise ValueError(f"a caption needs at least one video: {most_videos}")
-    spread: dict[str, set[str]] = {}
-    normal = {clip: " ".join(words(text)) for clip, text in captions.items()}
-    for clip, text in normal.items():
-        spread.setdefault(text, set()).add(videos[clip])
-    return {clip: len(spread[normal[clip]]) for clip in sorted(normal) if len(spread[normal[clip]]) > most_videos}
+def caption_words(text: str) -> str:
+    """The words of a caption: the same for texts that differ in case, punctuation and accents alone."""
+    return " ".join(words(text))
 
 
 def checks_digest() -> str:

@@ -2,7 +2,7 @@
 
 import json
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from medgen import __version__
@@ -10,24 +10,54 @@ from medgen.markdown import render
 from tasks.curation.funnel import markdown
 
 
-def dataset_card(content: Mapping[str, Any]) -> str:
-    """Markdown of what `tasks.curation.release_content.release_content` says."""
-    rows = content["clips"]
-    licences = Counter(row["licence"] or "not stated by the source" for row in rows)
+class ClipTotals:
+    """What a card says of the clips of a release, added up row by row."""
+
+    def __init__(self) -> None:
+        self.clips = 0
+        self.seconds = 0.0
+        self.licences: Counter[str] = Counter()
+        self.categories: Counter[str] = Counter()
+        self.technical_models: set[str] = set()
+        self.aesthetic_models: set[str] = set()
+        self.captioners: set[str] = set()
+
+    def add(self, rows: Iterable[Mapping[str, Any]]) -> None:
+        """Adds rows of the metadata."""
+        for row in rows:
+            self.clips += 1
+            self.seconds += row["duration"]
+            self.licences[row["licence"] or "not stated by the source"] += 1
+            self.categories[row["category"]] += 1
+            self.technical_models.add(row["technical_model"])
+            self.aesthetic_models.add(row["aesthetic_model"])
+            self.captioners.add(row["captioner"])
+
+
+def dataset_card(
+    totals: ClipTotals, videos: int, funnel: Sequence[Mapping[str, Any]], policy: Mapping[str, Any]
+) -> str:
+    """Markdown of a release.
+
+    Args:
+        videos: that its clips come from.
+        funnel: as `tasks.curation.funnel.funnel`.
+        policy: what chose the clips.
+    """
     return render(
         "tasks.curation",
         "dataset_card.md.jinja",
-        clips=len(rows),
-        seconds=sum(row["duration"] for row in rows),
-        videos=len({row["video_id"] for row in rows}),
+        clips=totals.clips,
+        seconds=totals.seconds,
+        videos=videos,
         version=__version__,
-        licences=[(_cell(name), count) for name, count in sorted(licences.items())],
-        categories=sorted(Counter(row["category"] for row in rows).items()),
-        technical=sorted({row["technical_model"] for row in rows}),
-        aesthetic=sorted({row["aesthetic_model"] for row in rows}),
-        captioners=sorted({row["captioner"] for row in rows}),
-        funnel=markdown(content["funnel"]),
-        policy=json.dumps(content["policy"], indent=1, sort_keys=True, ensure_ascii=False),
+        licences=[(_cell(name), count) for name, count in sorted(totals.licences.items())],
+        categories=sorted(totals.categories.items()),
+        technical=sorted(totals.technical_models),
+        aesthetic=sorted(totals.aesthetic_models),
+        captioners=sorted(totals.captioners),
+        funnel=markdown(funnel),
+        policy=json.dumps(policy, indent=1, sort_keys=True, ensure_ascii=False),
     )
 
 

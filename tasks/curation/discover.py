@@ -29,7 +29,8 @@ from medgen.listings.rows import LISTING, Batch, Listed, column_mapping, parse_r
 from medgen.listings.shard_file import Shard
 from medgen.memory import trim_heap
 from medgen.parameters import Parameters
-from medgen.shard import Item, ShardResult, Step
+from medgen.shard import Item, Step
+from medgen.shard_results import ShardReference
 from medgen.store import Artifact, Store, open_store
 from medgen.takedown import TAKEN_DOWN, taken_down_urls
 from models.relevance.classifier import DEFAULT_MODEL, TextClassifier, load_text_classifier, text_classifier_digest
@@ -44,7 +45,7 @@ from models.relevance.dictionary import (
 from tasks.curation.curation_step import CurationStep
 from tasks.curation.discover_record import DISCOVER, DiscoverDetail
 from tasks.curation.list_sources import Listing
-from tasks.prefect_step import run_in_prefect, step_task
+from tasks.prefect_step import run_stored_in_prefect, step_task
 
 PARQUET = "application/vnd.apache.parquet"
 VERDICTS = pa.schema(
@@ -394,7 +395,7 @@ STEP = CurationStep("discover", DiscoverParams, step)
 @step_task("discover", "cpu")
 def discover_shards(
     label: str, listing: Listing, params: DiscoverParams, columns: Sequence[str] = (), retry_quarantined: bool = False
-) -> ShardResult:
-    """Discovers shards of one source; gives their kept videos."""
+) -> ShardReference:
+    """Discovers shards of one source; gives a reference to their kept videos."""
     works = works_of(listing, columns, taken_down_urls(open_catalog()))
-    return run_in_prefect(step(params), works, retry_quarantined=retry_quarantined)
+    return run_stored_in_prefect(step(params), works, retry_quarantined=retry_quarantined)

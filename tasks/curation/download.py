@@ -16,7 +16,7 @@ from urllib.parse import urlsplit
 from medgen.catalog import open_catalog
 from medgen.errors import ItemFailed
 from medgen.handover import Handover
-from medgen.ledger import Outcome, StepIdentity, Work
+from medgen.ledger import Outcome, StepIdentity, Work, open_ledger
 from medgen.listings.read import DICOM_TITLE
 from medgen.listings.sources import DICOM_SUFFIXES, FOLDER_SCHEME, Feed, folder_path
 from medgen.shard import Item, Past, Step
@@ -216,6 +216,7 @@ def step(params: DownloadParams) -> Step:
         partial(download, params=params, quotas=quotas, forgotten=cache(lambda: taken_down_digests(open_catalog()))),
         work_of=work_of,
         prepare=partial(_make_room, params=params),
+        looks_outside=_in_folders,
         runs_in="threads",
         queue_key=_host,
     )
@@ -226,6 +227,12 @@ def _make_room(store: Store, params: DownloadParams) -> None:
     sweep(store)
     if params.store_quota_bytes:
         store_quota(open_catalog(), store.folder, params.store_quota_bytes).measure(lambda: _used(store))
+
+
+def _in_folders(items: Sequence[Item | Work]) -> bool:
+    """Whether any of these videos lies in a folder, where people may put another in its place."""
+    listings = open_ledger().load(item.lineage["discover"] for item in items if isinstance(item, Item))
+    return any(DISCOVER.detail(listing)["kind"] == "folder" for listing in listings.values())
 
 
 def _host(work: Work) -> str:

@@ -19,7 +19,7 @@ from medgen.ledger import open_ledger
 from medgen.listings.sources import open_feed
 from medgen.parameters import MOST_ITEMS, Parameters
 from medgen.settings import current
-from medgen.shard import ShardResult
+from medgen.shard_results import ShardReference, ShardResults
 from models.relevance.classifier import TextClassifier
 from tasks.curation.discover import DiscoverParams, classifier_of, listed
 from tasks.curation.discover_record import DISCOVER
@@ -76,12 +76,14 @@ class StopRule:
         return f"enough_videos: {self.seen}" if full else None
 
 
-def channels_of(found: Iterable[ShardResult]) -> list[str]:
+def channels_of(found: Iterable[ShardReference]) -> list[str]:
     """URLs of the channels of all kept videos, sorted. What is no http(s) URL is left out."""
-    records = open_ledger().load({run_id for result in found for run_id in result.records})
+    ledger = open_ledger()
+    results = ShardResults(ledger)
     urls = {
         row["channel_url"]
-        for record in records.values()
+        for reference in found
+        for record in ledger.load(results.result(reference).records).values()
         if record.status == "kept"
         for row in listed(DISCOVER.outputs(record)["hits"]).values()
     }
@@ -90,7 +92,7 @@ def channels_of(found: Iterable[ShardResult]) -> list[str]:
 
 @step_task("list", "network")
 def list_channels(
-    label: str, found: Sequence[ShardResult], params: ExpandParams, listing: ListParams, discover: DiscoverParams
+    label: str, found: Sequence[ShardReference], params: ExpandParams, listing: ListParams, discover: DiscoverParams
 ) -> Listing:
     """Lists the channels of what was found; gives their entries, those of earlier runs included."""
     classifier, threshold = classifier_of(discover)

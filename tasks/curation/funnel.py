@@ -2,50 +2,56 @@
 
 import io
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
-from medgen.ledger import Record
+from sqlalchemy import CompoundSelect, Select, func, or_, select
+
+from medgen.among import PAGE
+from medgen.catalog import StepRun
+from medgen.ledger import Ledger
 from medgen.markdown import table as markdown_table
-from tasks.curation.discover_record import DISCOVER
 from tasks.curation.steps import UNITS
 
 
-def funnel(discovered: Iterable[Record], records: Iterable[Record]) -> list[dict[str, Any]]:
+def funnel(ledger: Ledger, runs: Select[tuple[int]] | CompoundSelect[tuple[int]]) -> list[dict[str, Any]]:
     """One entry per step: step, unit, in, kept, and rejected and failed as reason → count.
 
     Args:
-        discovered: records of discover; each tells of many rows.
-        records: all other step runs of a refresh, each once.
+        runs: query for the ids of all step runs of a refresh, each once; one of discover tells of many rows.
     """
-    kept: Counter[str] = Counter()
+    of_refresh = runs.subquery()
+    counted = (
+        select(StepRun.step, StepRun.status, StepRun.reason, func.count())
+        .join(of_refresh, of_refresh.c.id == StepRun.id)
+        .where(or_(StepRun.step != "discover", StepRun.status == "failed"))
+        .group_by(StepRun.step, StepRun.status, StepRun.reason)
+    )
+    listings = (
+        select(StepRun.detail["counts"])
+        .join(of_refresh, of_refresh.c.id == StepRun.id)
+        .where(StepRun.step == "discover", StepRun.status != "failed")
+    )
     ends: dict[tuple[str, str], Counter[str]] = {}
-    for record in discovered:
-        if record.status == "failed":
-            ends.setdefault(("discover", "failed"), Counter())[record.reason or ""] += 1
-            continue
-        for verdict, count in DISCOVER.detail(record)["counts"].items():
-            status, _, reason = verdict.partition(" ")
-            if status == "kept":
-                kept["discover"] += count
-            else:
+    with ledger.engine.connect() as connection:
+        for step, status, reason, count in connection.execute(counted):
+            ends.setdefault((step, status), Counter())[reason or ""] += count
+        for counts in connection.execution_options(yield_per=PAGE).scalars(listings):
+            for verdict, count in counts.items():
+                status, _, reason = verdict.partition(" ")
                 ends.setdefault(("discover", status), Counter())[reason] += count
-    for record in records:
-        if record.status == "kept":
-            kept[record.step] += 1
-        else:
-            ends.setdefault((record.step, record.status), Counter())[record.reason or ""] += 1
     table = []
     for step, unit in UNITS.items():
+        kept = ends.get((step, "kept"), Counter()).total()
         rejected = dict(sorted(ends.get((step, "rejected"), Counter()).items()))
         failed = dict(sorted(ends.get((step, "failed"), Counter()).items()))
-        total = kept[step] + sum(rejected.values()) + sum(failed.values())
+        total = kept + sum(rejected.values()) + sum(failed.values())
         table.append(
             {
                 "step": step,
                 "unit": unit,
                 "in": total,
-                "kept": kept[step],
+                "kept": kept,
                 "rejected": rejected,
                 "failed": failed,
             }

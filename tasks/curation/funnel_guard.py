@@ -6,7 +6,7 @@ its history when it keeps less than a set part of its usual share and when so fe
 """
 
 import json
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from statistics import median
 from typing import Any, Literal
@@ -20,7 +20,7 @@ from medgen.catalog import Release
 from medgen.errors import RunStopped
 from medgen.ledger import Ledger, open_ledger
 from medgen.parameters import Parameters
-from medgen.shard import Item
+from medgen.shard_results import ShardReference, runs_of
 from tasks.curation.funnel import funnel
 
 HISTORY = 10  # releases
@@ -103,23 +103,18 @@ def past_funnels(ledger: Ledger, prefix: str, sources: Sequence[str]) -> list[li
 
 
 def funnel_departures(
-    prefix: str,
-    kept: Sequence[Item],
-    dropped: Sequence[Mapping[str, int]],
-    discovered: Collection[int],
-    sources: Sequence[str],
-    params: FunnelGuardParams,
+    prefix: str, results: Sequence[ShardReference], sources: Sequence[str], params: FunnelGuardParams
 ) -> list[Departure]:
-    """What departs from the history of releases of that name and those sources; nothing when the guard is off."""
+    """What departs from the history of releases of that name and those sources; nothing when the guard is off.
+
+    Args:
+        results: of all steps on all shards of the refresh.
+    """
     if params.funnel_guard == "off":
         return []
     ledger = open_ledger()
-    ids = {run_id for lineage in (*(item.lineage for item in kept), *dropped) for run_id in lineage.values()}
-    ordered = sorted(ids | set(discovered))
-    parts = (ledger.load(ordered[start : start + 5000]) for start in range(0, len(ordered), 5000))
-    records = [record for part in parts for record in part.values()]
-    table = funnel([r for r in records if r.step == "discover"], [r for r in records if r.step != "discover"])
-    return departures(table, past_funnels(ledger, prefix, sources), params.funnel_guard_part)
+    history = past_funnels(ledger, prefix, sources)
+    return departures(funnel(ledger, runs_of(results)), history, params.funnel_guard_part) if history else []
 
 
 def stopped(prefix: str, found: Sequence[Departure]) -> FunnelDeparted:

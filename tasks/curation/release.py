@@ -4,27 +4,29 @@ A release is known by the sha256 of its manifest, which lists every file with it
 time, machine, order or number of workers: the same outcomes give the same release.
 """
 
+import heapq
 import json
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any, Literal, TypedDict
 
-import pyarrow as pa
 import pyarrow.parquet as pq
 from pydantic import Field
 from sqlalchemy.orm import Session
 
 from medgen.canonical import canonical_json
-from medgen.catalog import Release, ReleaseClip
+from medgen.catalog import Base, Release, ReleaseClip
 from medgen.handover import Handover
 from medgen.ledger import Outcome, Record, StepIdentity, Work, open_ledger
 from medgen.parameters import Parameters
-from medgen.shard import Item, ShardResult, Step, run_shard
+from medgen.shard import ShardResult, Step, run_shard
+from medgen.shard_results import ShardReference
 from medgen.store import Artifact, Store
-from tasks.curation.dataset_card import dataset_card
+from tasks.curation.dataset_card import ClipTotals, dataset_card
 from tasks.curation.funnel import picture
-from tasks.curation.release_content import METADATA, REJECTED, release_content
+from tasks.curation.release_content import METADATA, PARQUET, release_content
 from tasks.curation.release_files import awaits_approval, materialize
 from tasks.prefect_step import step_task
 
@@ -38,9 +40,10 @@ class ReleaseDetail(TypedDict):
 
 
 class ReleaseOutputs(TypedDict):
-    """The files of a release beside its clips."""
+    """The files of a release beside its clips, and the table `content` and the JSON `facts` that it was made of."""
 
     content: str
+    facts: str
     metadata: str
     rejected: str
     card: str
@@ -48,6 +51,15 @@ class ReleaseOutputs(TypedDict):
     funnel_picture: str
     manifest: str
 
+
+PATHS = {
+    "metadata": "metadata.parquet",
+    "rejected": "rejected.parquet",
+    "card": "README.md",
+    "funnel": "funnel.json",
+    "funnel_picture": "funnel.png",
+}
+"""Role of an output → its place in the release's folder."""
 
 RELEASE: Handover[ReleaseDetail, ReleaseOutputs] = Handover("release")
 
@@ -70,77 +82,116 @@ class ReleaseParams(Parameters):
 
 
 def release(work: Work, store: Store, params: ReleaseParams) -> Outcome:
-    """Builds a release of what the content artifact says.
+    """Builds a release of what the tables `content` and `rejected` and the JSON `facts` say.
 
     Outputs:
         manifest, metadata, rejected, card, funnel, funnel_picture; the clips are in the store already.
     """
-    content = json.loads(store.read(work.inputs["content"]))
-    rows = content["clips"]
-    table = pa.Table.from_pylist([{k: v for k, v in row.items() if k in METADATA.names} for row in rows], METADATA)
-    scratch, other = store.scratch(".parquet"), store.scratch(".parquet")
-    pq.write_table(table, scratch, compression="zstd")
-    pq.write_table(pa.Table.from_pylist(content["rejected"], REJECTED), other, compression="zstd")
-    outputs = {
-        "content": Artifact(work.inputs["content"], "application/json", work.context["bytes"]),
-        "metadata": store.put_file(scratch, "application/vnd.apache.parquet"),
-        "rejected": store.put_file(other, "application/vnd.apache.parquet"),
-        "card": store.put_bytes(dataset_card(content).encode(), "text/markdown"),
-        "funnel": store.put_bytes(canonical_json(content["funnel"]), "application/json"),
-        "funnel_picture": store.put_bytes(picture(content["funnel"]), "image/png"),
+    facts = json.loads(store.read(work.inputs["facts"]))
+    clips = store.path(work.inputs["content"])
+    given = {
+        role: Artifact(work.inputs[role], media_type, work.context["bytes"][role])
+        for role, media_type in (("content", PARQUET), ("rejected", PARQUET), ("facts", "application/json"))
     }
-    paths = {
-        "metadata": "metadata.parquet",
-        "rejected": "rejected.parquet",
-        "card": "README.md",
-        "funnel": "funnel.json",
-        "funnel_picture": "funnel.png",
+    metadata, totals = _metadata(store, clips)
+    outputs = given | {
+        "metadata": metadata,
+        "card": store.put_bytes(
+            dataset_card(totals, facts["videos"], facts["funnel"], facts["policy"]).encode(), "text/markdown"
+        ),
+        "funnel": store.put_bytes(canonical_json(facts["funnel"]), "application/json"),
+        "funnel_picture": store.put_bytes(picture(facts["funnel"]), "image/png"),
     }
-    files: list[dict[str, Any]] = [
-        {"path": path, "sha256": outputs[role].sha256, "bytes": outputs[role].bytes} for role, path in paths.items()
-    ]
-    files += [{"path": row["file"], "sha256": row["clip_sha256"], "bytes": row["bytes"]} for row in rows]
-    manifest = {"format": 1, "policy": content["policy"], "files": sorted(files, key=lambda file: file["path"])}
-    outputs["manifest"] = store.put_bytes(canonical_json(manifest), "application/json")
+    outputs["manifest"] = _manifest(store, outputs, clips, facts["policy"])
     digest = outputs["manifest"].sha256
     name = f"{params.release_prefix}-{digest[:12]}"
-    catalog_rows = [
-        Release(
-            name=name, digest=digest, policy=content["policy"], clips=len(rows), record_root=content["record_root"]
-        ),
-        *(ReleaseClip(release_name=name, clip_id=r["clip_id"], step_run_id=r["step_run_id"]) for r in rows),
-    ]
-    detail: ReleaseDetail = {"name": name, "digest": digest, "clips": len(rows)}
-    return Outcome("kept", detail=detail, outputs=outputs, rows=catalog_rows)
+    row = {"policy": facts["policy"], "clips": totals.clips, "record_root": facts["record_root"]}
+    detail: ReleaseDetail = {"name": name, "digest": digest, "clips": totals.clips}
+    return Outcome("kept", detail=detail, outputs=outputs, rows=_CatalogRows(name, digest, row, clips))
+
+
+@dataclass(frozen=True)
+class _CatalogRows:
+    """The release and its clips as rows of the catalog, made while they are read.
+
+    Args:
+        row: further columns of the release.
+        clips: the table of the clips.
+    """
+
+    name: str
+    digest: str
+    row: Mapping[str, Any]
+    clips: Path
+
+    def __iter__(self) -> Iterator[Base]:
+        yield Release(name=self.name, digest=self.digest, **self.row)
+        for row in _rows(self.clips, ["clip_id", "step_run_id"]):
+            yield ReleaseClip(release_name=self.name, **row)
+
+
+def _rows(table: Path, columns: Sequence[str]) -> Iterator[dict[str, Any]]:
+    with pq.ParquetFile(table) as file:
+        for batch in file.iter_batches(columns=list(columns)):
+            yield from batch.to_pylist()
+
+
+def _metadata(store: Store, clips: Path) -> tuple[Artifact, ClipTotals]:
+    """metadata.parquet, and what adds up in it."""
+    totals = ClipTotals()
+    scratch = store.scratch(".parquet")
+    with pq.ParquetFile(clips) as file, pq.ParquetWriter(scratch, METADATA, compression="zstd") as writer:
+        for group in range(file.num_row_groups):
+            table = file.read_row_group(group, columns=METADATA.names)
+            totals.add(table.to_pylist())
+            writer.write_table(table.cast(METADATA))
+    return store.put_file(scratch, PARQUET), totals
+
+
+def _manifest(store: Store, outputs: Mapping[str, Artifact], clips: Path, policy: Mapping[str, Any]) -> Artifact:
+    """Canonical JSON of every file, by path, with its sha256 and bytes, and the policy."""
+    own = [{"path": path, "sha256": outputs[role].sha256, "bytes": outputs[role].bytes} for role, path in PATHS.items()]
+    clip_files = (
+        {"path": row["file"], "sha256": row["clip_sha256"], "bytes": row["bytes"]}
+        for row in _rows(clips, ["file", "clip_sha256", "bytes"])
+    )
+    files = heapq.merge(sorted(own, key=_path_of), clip_files, key=_path_of)
+    scratch = store.scratch(".json")
+    with scratch.open("wb") as out:
+        out.write(b'{"files":[')
+        for number, file in enumerate(files):
+            out.write((b"," if number else b"") + canonical_json(file))
+        out.write(b'],"format":1,"policy":' + canonical_json(policy) + b"}")
+    return store.put_file(scratch, "application/json")
+
+
+def _path_of(file: Mapping[str, Any]) -> str:
+    return str(file["path"])
 
 
 def step(params: ReleaseParams) -> Step:
     """Release, ready to run."""
-    identity = StepIdentity("release", 2, params.model_dump(mode="json"), {})
+    identity = StepIdentity("release", 3, params.model_dump(mode="json"), {})
     return Step(identity, partial(release, params=params), runs_in="inline")
 
 
 @step_task("release", "cpu")
 def make_release(
-    label: str,
-    kept: Sequence[Item],
-    dropped: Sequence[Mapping[str, int]],
-    discovered: Collection[int],
-    policy: Mapping[str, Any],
-    params: ReleaseParams,
+    label: str, results: Sequence[ShardReference], policy: Mapping[str, Any], params: ReleaseParams
 ) -> tuple[ShardResult, Record, Path | None]:
     """Makes the release of a refresh and lays out its files, unless it awaits approval.
 
     Args:
-        kept: clips that passed all steps.
-        dropped: lineages of what did not.
-        discovered: step runs of all shards of listings, also of those that nothing was kept of.
+        results: of all steps on all shards; the release is about what the last step kept.
     """
     ledger = open_ledger()
-    drop_vanished = params.vanished_videos == "drop"
-    facts = release_content(ledger, kept, dropped, discovered, policy, drop_vanished=drop_vanished)
-    content = ledger.store.put_bytes(canonical_json(facts), "application/json")
-    work = Work("release", inputs={"content": content.sha256}, context={"bytes": content.bytes})
+    content = release_content(ledger, results, policy, drop_vanished=params.vanished_videos == "drop")
+    artifacts = {"content": content.clips, "rejected": content.rejected, "facts": content.facts}
+    work = Work(
+        "release",
+        inputs={role: artifact.sha256 for role, artifact in artifacts.items()},
+        context={"bytes": {role: artifact.bytes for role, artifact in artifacts.items()}},
+    )
     result = run_shard(step(params), [work])
     record = next(iter(ledger.load([result.kept[0].lineage["release"]]).values()))
     name = RELEASE.detail(record)["name"]

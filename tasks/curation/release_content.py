@@ -1,22 +1,33 @@
-"""What a release says: its clips, what it leaves out and why, the funnel; from the records behind them."""
+"""What a release says: its clips, what it leaves out and why, the funnel; from the records behind them.
 
+Tables of the database hold what is in question meanwhile, and files what was settled: the memory that it takes does not
+grow with the release.
+"""
+
+import hashlib
 import json
-from collections import Counter
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
 from typing import Any
 
 import pyarrow as pa
-from sqlalchemy import select
+import pyarrow.parquet as pq
+from sqlalchemy import ARRAY, BigInteger, Column, Connection, Integer, MetaData, Select, Table, Text, func, select, text
+from sqlalchemy.dialects.postgresql import JSONB
 from sqlalchemy.orm import Session
 
-from medgen.canonical import digest_of
-from medgen.catalog import Caption
+from medgen.among import among, pages
+from medgen.canonical import canonical_json
+from medgen.catalog import Caption, Clip, StepRun, Tombstone
 from medgen.ledger import Ledger, Record
-from medgen.shard import Item
+from medgen.shard_results import ShardReference, ShardResults, runs_of
+from medgen.store import Artifact, Store
 from medgen.takedown import BLOCKED, TAKEN_DOWN
-from models.captioning.checks import MOST_VIDEOS, repeated
+from models.captioning.checks import MOST_VIDEOS, caption_words
 from models.duplicates.fingerprint import Fingerprint
 from tasks.curation.classify import CLASSIFY
+from tasks.curation.curation_step import SHARDS_AT_ONCE
 from tasks.curation.decide import DECIDE
 from tasks.curation.discover_record import DISCOVER
 from tasks.curation.download import DOWNLOAD
@@ -24,12 +35,15 @@ from tasks.curation.funnel import funnel
 from tasks.curation.privacy import PRIVACY
 from tasks.curation.quality import QUALITY
 from tasks.curation.steps import STEP_NAMES
-from tasks.curation.takedown_block import BlockedBy, takedown_block
+from tasks.curation.takedown_block import BlockedBy, TakedownBlock, takedown_block
 from tasks.curation.vanished import vanished
 
 LINEAGE = (*STEP_NAMES, "release")
 # The steps whose keys stand in a clip's row: those that looked at pictures.
 KEYED_STEPS = tuple(name for name in STEP_NAMES if name not in ("discover", "download"))
+CLIPS_AT_ONCE = 500  # whose records are in memory together
+ROWS_AT_ONCE = 10_000  # of a row group of the tables
+PARQUET = "application/vnd.apache.parquet"
 REJECTED = pa.schema(
     [
         ("step", pa.string()),
@@ -86,70 +100,250 @@ METADATA = pa.schema(
 )
 
 
+CLIPS = pa.schema([*METADATA, ("bytes", pa.int64()), ("step_run_id", pa.int64())])
+"""A clip's row as release reads it: what the metadata says, its bytes, and the step run that its life ended with."""
+
+_temporary = MetaData()
+_candidate = Table(  # kept by all steps
+    "release_candidate",
+    _temporary,
+    Column("clip", Text(collation="C")),
+    Column("ids", ARRAY(BigInteger)),  # of the lineage
+    Column("lineage", JSONB),
+    prefixes=["TEMPORARY"],
+    postgresql_on_commit="DROP",
+)
+_dropped = Table(
+    "release_dropped",
+    _temporary,
+    Column("step", Integer),  # its place in LINEAGE
+    Column("run", BigInteger),  # that dropped it
+    Column("lineage", JSONB),
+    prefixes=["TEMPORARY"],
+    postgresql_on_commit="DROP",
+)
+_settled = Table(
+    "release_settled",
+    _temporary,
+    Column("clip", Text(collation="C")),
+    Column("video", Text),
+    Column("words", Text),  # digest of the words of its caption
+    Column("content", JSONB),
+    Column("left_out", JSONB),  # its row among the rejected, if it is left out
+    prefixes=["TEMPORARY"],
+    postgresql_on_commit="DROP",
+)
+
+
+@dataclass(frozen=True)
+class ReleaseContent:
+    """What release makes a release of.
+
+    Args:
+        clips: table (CLIPS) of the clips, by clip id.
+        rejected: table (REJECTED) of what is left out, by step, subject and key.
+        facts: JSON of policy, funnel, record_root, and the number of videos.
+    """
+
+    clips: Artifact
+    rejected: Artifact
+    facts: Artifact
+
+
 def release_content(
-    ledger: Ledger,
-    kept: Sequence[Item],
-    dropped: Sequence[Mapping[str, int]],
-    discovered: Collection[int],
-    policy: Mapping[str, Any],
-    *,
-    drop_vanished: bool,
-) -> dict[str, Any]:
+    ledger: Ledger, results: Sequence[ShardReference], policy: Mapping[str, Any], *, drop_vanished: bool
+) -> ReleaseContent:
     """All that the release says, from the records behind it, in an order of its own.
 
     Of videos that were taken down while the refresh went on it only counts the clips; clips that show the same are left
     out.
+
+    Args:
+        results: of all steps on all shards of the refresh.
     """
-    lineages = [*(item.lineage for item in kept), *dropped]
-    records = _loaded(ledger, {run_id for lineage in lineages for run_id in lineage.values()} | set(discovered))
-    # The same clip may come by two lineages when two sources list a video: it is released once.
-    clips = {item.subject: item for item in sorted(kept, key=lambda item: (item.subject, sorted(item.lineage.items())))}
-    captions = _captions(ledger, [item.lineage["caption"] for item in clips.values()])
-    pasts = [{s: records[i] for s, i in lineage.items()} for lineage in dropped]
-    # After the loads: what a takedown has blanked since is no longer needed.
-    gone = ledger.forgotten([*clips, *(_last(past).subject for past in pasts)])
-    pasts = [past for past in pasts if _last(past).subject not in gone]
-    living = [item for clip, item in sorted(clips.items()) if clip not in gone]
-    rows = [_row(item, {s: records[i] for s, i in item.lineage.items()}, captions) for item in living]
-    vanished_since = vanished(ledger.engine) if drop_vanished else {}
-    left = [_left_out(row, "source_vanished") for row in rows if row["video_id"] in vanished_since]
-    rows = [row for row in rows if row["video_id"] not in vanished_since]
-    stopped = _blocked(ledger, living, records)
-    left += [_near_duplicate(row, stopped[row["clip_id"]]) for row in rows if row["clip_id"] in stopped]
-    rows = [row for row in rows if row["clip_id"] not in stopped]
-    # The same words under several videos say nothing of any of them; which ones that are shows only here.
-    captions_of = {row["clip_id"]: row["detailed_caption"] for row in rows}
-    times = repeated(captions_of, {row["clip_id"]: row["video_id"] for row in rows})
-    left += [_repeated(row, times[row["clip_id"]]) for row in rows if row["clip_id"] in times]
-    rows = [row for row in rows if row["clip_id"] not in times]
-    reasons = Counter(row["reason"] for row in left)
-    if len(living) < len(clips):
-        reasons[TAKEN_DOWN] = len(clips) - len(living)
-    table = funnel(
-        [r for r in records.values() if r.step == "discover"], [r for r in records.values() if r.step != "discover"]
-    )
-    left_out: list[dict[str, Any]] = [*(_rejected(past) for past in pasts), *left]
-    released = {"step": "release", "unit": "clips", "in": len(clips), "kept": len(rows)}
-    return {
+    with ledger.engine.connect() as connection, connection.begin():
+        _temporary.create_all(connection, checkfirst=False)
+        _collect(connection, ShardResults(ledger), results)
+        clips = connection.scalar(select(func.count(_candidate.c.clip.distinct()))) or 0
+        _settle(connection, ledger, drop_vanished=drop_vanished)
+        _leave_out_repeated(connection)
+        kept = select(_settled).where(_settled.c.left_out.is_(None))
+        rows = (row.content for row in _streamed(connection, kept.order_by(_settled.c.clip)))
+        clip_table = table(ledger.store, CLIPS, rows)
+        rejected_table = table(ledger.store, REJECTED, _rejected_rows(connection, ledger))
+        settled, left_out, videos = connection.execute(
+            select(
+                func.count(),
+                func.count(_settled.c.left_out),
+                func.count(_settled.c.video.distinct()).filter(_settled.c.left_out.is_(None)),
+            )
+        ).one()
+        reason = _settled.c.left_out["reason"].astext
+        reasons: dict[str, int] = {
+            name: count
+            for name, count in connection.execute(
+                select(reason, func.count()).where(_settled.c.left_out.is_not(None)).group_by(reason)
+            )
+        }
+    if settled < clips:
+        reasons[TAKEN_DOWN] = clips - settled
+    released = {"step": "release", "unit": "clips", "in": clips, "kept": settled - left_out}
+    facts = {
         "policy": dict(policy),
-        "clips": rows,
-        "rejected": sorted(left_out, key=lambda row: (LINEAGE.index(row["step"]), row["subject"], row["key"])),
-        "funnel": [*table, released | {"rejected": dict(sorted(reasons.items())), "failed": {}}],
-        "record_root": digest_of(sorted(record.record_hash for record in records.values())),
+        "funnel": [
+            *funnel(ledger, runs_of(results)),
+            released | {"rejected": dict(sorted(reasons.items())), "failed": {}},
+        ],
+        "record_root": _record_root(ledger, runs_of(results)),
+        "videos": videos,
     }
+    return ReleaseContent(clip_table, rejected_table, ledger.store.put_bytes(canonical_json(facts), "application/json"))
 
 
-def _loaded(ledger: Ledger, ids: set[int]) -> dict[int, Record]:
-    ordered = sorted(ids)
-    records: dict[int, Record] = {}
-    for start in range(0, len(ordered), 5000):
-        records |= ledger.load(ordered[start : start + 5000])
-    return records
+def _collect(connection: Connection, results: ShardResults, references: Sequence[ShardReference]) -> None:
+    """Fills the tables of what all steps kept, and of what any dropped."""
+    for page in pages(references, SHARDS_AT_ONCE):
+        found = results.get(reference.key for reference in page)
+        whole = [item for r in page if r.step == STEP_NAMES[-1] for item in found[r.key].kept]
+        with _copied(connection, _candidate) as copy:
+            for item in whole:
+                copy.write_row(
+                    (item.subject, [item.lineage[step] for step in sorted(item.lineage)], _json(item.lineage))
+                )
+        with _copied(connection, _dropped) as copy:
+            for lineage in (lineage for reference in page for lineage in found[reference.key].dropped):
+                last = max(lineage, key=LINEAGE.index)
+                copy.write_row((LINEAGE.index(last), lineage[last], _json(lineage)))
+
+
+def _settle(connection: Connection, ledger: Ledger, *, drop_vanished: bool) -> None:
+    """Makes the row of every clip, and says of those that are left out why, but for repeated captions."""
+    # The same clip may come by two lineages when two sources list a video: it is released once.
+    once = select(_candidate.c.clip, _candidate.c.lineage).distinct(_candidate.c.clip)
+    living = once.order_by(_candidate.c.clip, _candidate.c.ids).subquery()
+    not_taken_down = (
+        select(living.c.clip, living.c.lineage)
+        .outerjoin(Clip, Clip.id == living.c.clip)
+        .outerjoin(Tombstone, Tombstone.video_id == Clip.video_id)
+        .where(Tombstone.video_id.is_(None))
+        .order_by(living.c.clip)
+    )
+    gone_from_source = vanished(ledger.engine) if drop_vanished else {}
+    block = takedown_block(ledger.engine)
+    for page in pages(_streamed(connection, not_taken_down), CLIPS_AT_ONCE):
+        records = ledger.load({run_id for _, lineage in page for run_id in lineage.values()})
+        captions = _captions(ledger, [lineage["caption"] for _, lineage in page])
+        pasts = {clip: {step: records[run_id] for step, run_id in lineage.items()} for clip, lineage in page}
+        rows = {clip: _row(clip, past, captions) for clip, past in pasts.items()}
+        blocked = _blocked(block, pasts)
+        # After the loads: what a takedown has blanked since is no longer needed.
+        gone = ledger.forgotten(rows)
+        with _copied(connection, _settled) as copy:
+            for clip, row in rows.items():
+                if clip in gone:
+                    continue
+                left_out: dict[str, Any] | None = None
+                if row["video_id"] in gone_from_source:
+                    left_out = _left_out(row, "source_vanished")
+                elif clip in blocked:
+                    left_out = _near_duplicate(row, blocked[clip])
+                words = hashlib.sha256(caption_words(row["detailed_caption"]).encode()).hexdigest()
+                copy.write_row((clip, row["video_id"], words, _json(row), _json(left_out) if left_out else None))
+
+
+def _leave_out_repeated(connection: Connection) -> None:
+    """Leaves out clips whose caption also stands under clips of more than MOST_VIDEOS different videos.
+
+    A text that fits so many says nothing about any of them. Which ones these are shows only here; clips of one video
+    may share a caption.
+    """
+    spread = (
+        select(_settled.c.words, func.count(_settled.c.video.distinct()).label("videos"))
+        .where(_settled.c.left_out.is_(None))
+        .group_by(_settled.c.words)
+        .having(func.count(_settled.c.video.distinct()) > MOST_VIDEOS)
+        .subquery()
+    )
+    repeated = select(_settled.c.clip, _settled.c.content, spread.c.videos).join(
+        spread, spread.c.words == _settled.c.words
+    )
+    for page in pages(_streamed(connection, repeated.where(_settled.c.left_out.is_(None))), CLIPS_AT_ONCE):
+        connection.execute(
+            text("UPDATE release_settled SET left_out = CAST(:row AS jsonb) WHERE clip = :clip"),
+            [{"clip": clip, "row": _json(_repeated(row, videos))} for clip, row, videos in page],
+        )
+
+
+def _rejected_rows(connection: Connection, ledger: Ledger) -> Iterator[dict[str, Any]]:
+    """Rows of what steps dropped, but for what was taken down, and then of the clips that are left out here."""
+    subject = func.split_part(StepRun.subject, "/", 1)
+    dropped = (
+        select(_dropped.c.lineage, _dropped.c.step)
+        .join(StepRun, StepRun.id == _dropped.c.run)
+        .outerjoin(Clip, Clip.id == StepRun.subject)
+        .outerjoin(Tombstone, Tombstone.video_id == func.coalesce(Clip.video_id, subject))
+        .where(Tombstone.video_id.is_(None))
+        .order_by(_dropped.c.step, StepRun.subject.collate("C"), StepRun.key.collate("C"))
+    )
+    for page in pages(_streamed(connection, dropped), CLIPS_AT_ONCE):
+        needed = [(lineage, [*{LINEAGE[step], "download", "cut"} & lineage.keys()]) for lineage, step in page]
+        records = ledger.load({lineage[step] for lineage, steps in needed for step in steps})
+        pasts = [{step: records[lineage[step]] for step in steps} for lineage, steps in needed]
+        gone = ledger.forgotten(_last(past).subject for past in pasts)
+        yield from (_rejected(past) for past in pasts if _last(past).subject not in gone)
+    left_out = select(_settled.c.left_out).where(_settled.c.left_out.is_not(None)).order_by(_settled.c.clip)
+    yield from (row.left_out for row in _streamed(connection, left_out))
+
+
+def table(store: Store, schema: pa.Schema, rows: Iterable[Mapping[str, Any]]) -> Artifact:
+    """Rows as a Parquet table in the store."""
+    with store.tidy():
+        scratch = store.scratch(".parquet")
+        with pq.ParquetWriter(scratch, schema, compression="zstd") as writer:
+            empty = True
+            for page in pages(rows, ROWS_AT_ONCE):
+                writer.write_table(pa.Table.from_pylist(page, schema))
+                empty = False
+            if empty:
+                writer.write_table(schema.empty_table())
+        return store.put_file(scratch, PARQUET)
+
+
+def _record_root(ledger: Ledger, runs: Select[tuple[int]]) -> str:
+    """sha256 of the canonical JSON of the sorted list of record hashes."""
+    of_release = runs.subquery()
+    hashes = select(StepRun.record_hash).join(of_release, of_release.c.id == StepRun.id)
+    digest = hashlib.sha256(b"[")
+    with ledger.engine.connect() as connection:
+        ordered = connection.execution_options(yield_per=ROWS_AT_ONCE).scalars(
+            hashes.order_by(StepRun.record_hash.collate("C"))
+        )
+        for number, record_hash in enumerate(ordered):
+            digest.update((b"," if number else b"") + canonical_json(record_hash))
+    digest.update(b"]")
+    return digest.hexdigest()
+
+
+def _streamed(connection: Connection, query: Select[Any]) -> Any:
+    """Rows of a query, some at a time, while the connection does other things too."""
+    return connection.execute(query, execution_options={"yield_per": CLIPS_AT_ONCE})
+
+
+@contextmanager
+def _copied(connection: Connection, table: Table) -> Iterator[Any]:
+    """Takes rows for a table by `write_row`."""
+    columns = ", ".join(column.name for column in table.columns)
+    with connection.connection.cursor().copy(f"COPY {table.name} ({columns}) FROM STDIN") as copy:
+        yield copy
+
+
+def _json(value: Any) -> str:
+    return json.dumps(value, ensure_ascii=False)
 
 
 def _captions(ledger: Ledger, run_ids: Sequence[int]) -> dict[tuple[int, str], Caption]:
     with Session(ledger.engine) as session:
-        rows = session.scalars(select(Caption).where(Caption.step_run_id.in_(run_ids)))
+        rows = session.scalars(select(Caption).where(among(Caption.step_run_id, run_ids)))
         return {(row.step_run_id, row.kind): row for row in rows}
 
 
@@ -177,13 +371,12 @@ def _rejected(past: Mapping[str, Record]) -> dict[str, Any]:
     }
 
 
-def _blocked(ledger: Ledger, living: Sequence[Item], records: Mapping[int, Record]) -> dict[str, BlockedBy]:
+def _blocked(block: TakedownBlock, pasts: Mapping[str, Mapping[str, Record]]) -> dict[str, BlockedBy]:
     """Clips that show the same as what was taken down, after deduplicate had seen them too."""
-    block = takedown_block(ledger.engine)
     if not block.fingerprints:
         return {}
-    measured = {item.subject: QUALITY.detail(records[item.lineage["quality"]]) for item in living}
-    return block.blocked({clip: Fingerprint.parse(detail["fingerprint"]) for clip, detail in measured.items()})
+    measured = {clip: QUALITY.detail(past)["fingerprint"] for clip, past in pasts.items()}
+    return block.blocked({clip: Fingerprint.parse(fingerprint) for clip, fingerprint in measured.items()})
 
 
 def _near_duplicate(row: Mapping[str, Any], of: BlockedBy) -> dict[str, Any]:
@@ -212,15 +405,15 @@ def _left_out(row: Mapping[str, Any], reason: str) -> dict[str, Any]:
     }
 
 
-def _row(item: Item, past: Mapping[str, Record], captions: Mapping[tuple[int, str], Caption]) -> dict[str, Any]:
+def _row(clip_id: str, past: Mapping[str, Record], captions: Mapping[tuple[int, str], Caption]) -> dict[str, Any]:
     published, scores, measured = PRIVACY.detail(past), QUALITY.scores(past), QUALITY.detail(past)
     clip, metadata = published["clip"], DOWNLOAD.detail(past)["metadata"]
     classified = next(c for c in CLASSIFY.detail(past)["clips"] if c["start_frame"] == clip["start_frame"])
     brief, detailed = (captions[past["caption"].id, kind] for kind in ("brief", "detailed"))
     seconds = clip["end_s"] - clip["start_s"]
     return {
-        "name": item.subject,
-        "file": f"clips/{item.subject}.mp4",
+        "name": clip_id,
+        "file": f"clips/{clip_id}.mp4",
         "resolution": f"{clip['width']}x{clip['height']}",
         "bit_rate": published["bit_rate"],
         "aesthetic_score": scores["aesthetic"],
@@ -237,7 +430,7 @@ def _row(item: Item, past: Mapping[str, Record], captions: Mapping[tuple[int, st
         "brief_caption": brief.text,
         "detailed_caption": detailed.text,
         "captioner": brief.model,
-        "clip_id": item.subject,
+        "clip_id": clip_id,
         "clip_sha256": clip["digest"],
         "video_id": clip["video_id"],
         "video_sha256": DOWNLOAD.outputs(past)["video"],

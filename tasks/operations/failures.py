@@ -1,13 +1,14 @@
 """What failed and why: counts by reason, whether it will be tried again, and an example of each."""
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from typing import Any
 
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
-from sqlalchemy import func, select
+from sqlalchemy import Select, func, select
 from sqlalchemy.orm import Session
 
+from medgen.among import among
 from medgen.catalog import StepRun
 from medgen.ledger import Ledger, Record
 from tasks.curation.discover_record import DISCOVER
@@ -15,17 +16,18 @@ from tasks.curation.newest_runs import newest_runs
 from tasks.curation.steps import STEP_NAMES, UNITS
 
 
-def failures(ledger: Ledger, ids: Iterable[int] | None = None) -> list[dict[str, Any]]:
+def failures(ledger: Ledger, runs: Select[tuple[int]] | Collection[int] | None = None) -> list[dict[str, Any]]:
     """One entry for every step and reason, in the order of the steps, most frequent first.
 
     An entry has step, unit, reason, count, retried (whether the next refresh tries it again), example (subject or
     URL) and message (of the example).
 
     Args:
-        ids: step runs to look at; by default the newest of every step and subject.
+        runs: ids of the step runs to look at, or a query for them; by default the newest of every step and subject.
     """
-    looked_at = newest_runs() if ids is None else select(StepRun.id).where(StepRun.id.in_(list(ids)))
-    chosen = looked_at.subquery()
+    if isinstance(runs, Collection):
+        runs = select(StepRun.id).where(among(StepRun.id, runs))
+    chosen = (newest_runs() if runs is None else runs).subquery()
     url = StepRun.context["url"].astext
     with Session(ledger.engine) as session:
         groups = session.execute(
