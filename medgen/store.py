@@ -188,9 +188,12 @@ class Store:
         if self.remote:
             yield from self.remote.digests()
             return
-        for path in self.folder.glob("??/*"):
-            status = path.stat()
-            yield path.name, status.st_mtime, status.st_size
+        for part in self.folder.glob("??"):
+            with os.scandir(part) as entries:
+                for entry in entries:
+                    with suppress(FileNotFoundError):  # removed meanwhile
+                        status = entry.stat()
+                        yield entry.name, status.st_mtime, status.st_size
 
     def remove(self, digest: str) -> None:
         """Deletes an object everywhere. Deleting what isn't there is harmless."""
