@@ -411,6 +411,15 @@ class HostPace(Base):
     next_at: Mapped[datetime]
 
 
+class Claim(Base):
+    """Who is at work on what, see `medgen.claims`. Not logged: after a crash of the server nobody is at work."""
+
+    __tablename__ = "claim"
+    __table_args__ = {"prefixes": ["UNLOGGED"]}  # noqa: RUF012  (SQLAlchemy reads it from the class)
+    key: Mapped[str] = mapped_column(Sha256, primary_key=True)  # of a step run
+    claimant: Mapped[int] = mapped_column(BigInteger)
+
+
 class ByteAccount(Base):
     """Bytes fetched on one account, for example those of a night. Shared by all workers; not history."""
 

@@ -24,6 +24,7 @@ from typing import Any, Literal
 from pebble import ProcessExpired
 
 from medgen.catalog import now
+from medgen.claims import Claims, claims
 from medgen.errors import ItemFailed
 from medgen.ledger import Ended, Ledger, Outcome, Record, StepIdentity, Work, open_ledger
 from medgen.settings import current
@@ -151,15 +152,62 @@ def run_shard(
     todo = {key: work for key, work in zip(keys, works, strict=True) if key not in records}
     if step.queue_key:
         todo = _in_turn(todo, step.queue_key)
-    executed, reused = len(todo), len(keys) - len(todo)
     if progress:
-        progress(reused, len(keys))
+        progress(len(keys) - len(todo), len(keys))
     causes: Counter[str] = Counter()
+    executed = decodes = 0
+    written = _Written(ledger, step.identity, flow_run_id, records, len(keys), progress)
+    with claims(ledger.engine) as claim:
+        for mine in _not_done_by_others(claim, todo, ledger, known, records):
+            executed += len(mine)
+            decodes += _work_off(step, mine, ledger.store, gone, known, written, causes)
+    for reason, count in causes.most_common(1):
+        if count >= MANY_FAILURES and count > len(items) / 2:
+            raise ShardFailed(
+                f"{step.identity.name}: {count} of {len(items)} items failed with {reason}; run again when it is mended"
+            )
+    kept, dropped = _kept_and_dropped(step, on_the_way, [records[key] for key in keys])
+    return ShardResult(
+        step.identity.name,
+        kept,
+        dropped,
+        executed,
+        len(keys) - executed,
+        decodes,
+        tuple(records[key].id for key in keys),
+    )
+
+
+def _not_done_by_others(
+    claim: Claims, todo: Mapping[str, Work], ledger: Ledger, known: dict[str, Record], records: dict[str, Record]
+) -> Iterator[dict[str, Work]]:
+    """What is left of `todo`, in groups, each claimed while it is worked on. What other runs do meanwhile joins `known`
+    and, where it stands, `records`."""
+    for keys in claim.in_turn(todo):
+        found = ledger.find(keys)
+        records |= ledger.done({k: r for k, r in found.items() if k not in known or known[k].id != r.id})
+        known |= found
+        yield {key: todo[key] for key in keys if key not in records}
+
+
+def _work_off(
+    step: Step,
+    todo: Mapping[str, Work],
+    store: Store,
+    gone: set[str],
+    known: Mapping[str, Record],
+    written: "_Written",
+    causes: Counter[str],
+) -> int:
+    """Works on all of `todo`, what may pass several times, and puts it on record. Reasons of failures join `causes`.
+
+    Returns:
+        The number of video files opened for decoding.
+    """
     decodes = 0
     for attempt in range(1, MAX_ATTEMPTS + 1):
         again: dict[str, Work] = {}
-        written = _Written(ledger, step.identity, flow_run_id, records, len(keys), progress)
-        for ending in _outcomes(step, todo, ledger.store, gone):
+        for ending in _outcomes(step, todo, store, gone):
             if ending is None:
                 written.put_down_in_time()
                 continue
@@ -181,15 +229,7 @@ def run_shard(
         if not todo:
             break
         time.sleep(BACKOFF_S * 2 ** (attempt - 1) * random.uniform(0.5, 1.5))  # shards must not come back in step
-    for reason, count in causes.most_common(1):
-        if count >= MANY_FAILURES and count > len(items) / 2:
-            raise ShardFailed(
-                f"{step.identity.name}: {count} of {len(items)} items failed with {reason}; run again when it is mended"
-            )
-    kept, dropped = _kept_and_dropped(step, on_the_way, [records[key] for key in keys])
-    return ShardResult(
-        step.identity.name, kept, dropped, executed, reused, decodes, tuple(records[key].id for key in keys)
-    )
+    return decodes
 
 
 class _Written:
