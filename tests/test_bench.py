@@ -8,7 +8,17 @@ import pytest
 
 from tests.conftest import ROOT, clean_environment
 
-NO_SCRIPTS = {"listings", "smallest", "through_cut"}  # with those of `bench.judgement`'s sections, see there
+NO_SCRIPTS = {
+    "listings",
+    "made_up_listing",
+    "made_up_steps",
+    "process_costs",
+    "rehearsal_kills",
+    "rehearsal_report",
+    "rehearsal_work",
+    "smallest",
+    "through_cut",
+}  # with those of `bench.judgement`'s sections, see there
 SCRIPTS = sorted(
     path.stem
     for path in (ROOT / "bench").glob("*.py")

@@ -1,0 +1,95 @@
+"""What a rehearsal does inside an installation, a process each: see `bench.rehearsal`, which starts and measures them.
+
+    python -m bench.rehearsal_work refresh JSON       a night: {"world": …, "arguments": …}
+    python -m bench.rehearsal_work counts             what is on record, and some of its names
+    python -m bench.rehearsal_work training RELEASE   lays out the job of a training over a release
+
+Prints one line of JSON.
+"""
+
+import json
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+SAMPLE = 400  # clips that are named
+
+
+def refresh(asked: dict[str, Any]) -> dict[str, Any]:
+    """The summary of a refresh with made-up steps."""
+    from apps.prefect_server import prefect_server
+    from medgen.settings import current
+
+    # Made-up steps import Prefect, which must know its server by then.
+    with prefect_server(current().home) as server, server.kept_alive():
+        from apps.run_flow import run_flow
+        from bench.made_up_steps import World, install
+
+        install(World(**asked["world"] | {"calls": Path(asked["world"]["calls"])}))
+        return run_flow("refresh", asked["arguments"], quiet=True)
+
+
+def counts() -> dict[str, Any]:
+    """Rows and bytes on record; the newest release; clips and step runs that stand twice."""
+    from sqlalchemy import text
+
+    from medgen.catalog import open_catalog
+    from medgen.settings import current
+    from medgen.web.quotas import bytes_below
+
+    queries = {
+        "videos": "SELECT count(*) FROM video",
+        "clips": "SELECT count(*) FROM clip",
+        "step_runs": "SELECT count(*) FROM step_run",
+        "superseded": "SELECT count(*) FROM step_run WHERE superseded AND NOT transient",
+        "doubled": "SELECT count(*) - count(DISTINCT key) FROM step_run WHERE NOT superseded",
+        "postgres_bytes": "SELECT pg_database_size(current_database())",
+    }
+    with open_catalog().connect() as connection:
+        found: dict[str, Any] = {name: connection.scalar(text(query)) for name, query in queries.items()}
+        newest = connection.execute(
+            text("SELECT name, digest, clips FROM release ORDER BY created_at DESC, name LIMIT 1")
+        ).first()
+        sample = text("SELECT id FROM clip ORDER BY md5(id) LIMIT :most")
+        found["clip_ids"] = list(connection.scalars(sample, {"most": SAMPLE}))
+    found |= dict(zip(("release", "digest", "released"), newest or ("", "", 0), strict=True))
+    home = current().home
+    found["store_objects"] = sum(1 for _ in current().store_folder.glob("??/*"))
+    found["store_bytes"] = bytes_below(current().store_folder)
+    found["prefect_bytes"] = sum(path.stat().st_size for path in (home / "prefect").glob("prefect.db*"))
+    return found
+
+
+def training(release: str) -> dict[str, Any]:
+    """Lays out a training job over a release: each clip's own file stands for its latents."""
+    from medgen.ledger import Work, open_ledger
+    from models.training.config import configured
+    from tasks.training.job_folder import LATENTS, materialize_job, working_folder
+    from tasks.training.released import released_clips
+
+    ledger = open_ledger()
+    began = time.perf_counter()
+    clips, _ = released_clips(ledger, release)
+    read_s = time.perf_counter() - began
+    inputs = {LATENTS + clip.clip_id: clip.sha256 for clip in clips} | {"empty": clips[0].sha256}
+    work = Work(release, inputs, access={"base": "none"})
+    by_id = {clip.clip_id: clip for clip in clips}
+    job = materialize_job(ledger.store, working_folder("rehearsal"), work, by_id, configured("nano", {}), "none")
+    return {"clips": len(job.samples), "read_s": read_s, "laid_out_s": time.perf_counter() - began - read_s}
+
+
+def main(command: str, *arguments: str) -> None:
+    """Does one thing and prints what came of it."""
+    match command:
+        case "refresh":
+            done = refresh(json.loads(arguments[0]))
+        case "training":
+            done = training(*arguments)
+        case _:
+            done = counts()
+    sys.stdout.write(json.dumps(done, default=str) + "\n")
+
+
+if __name__ == "__main__":
+    main(*sys.argv[1:])
