@@ -1,12 +1,14 @@
-"""Many rows into a table by one statement: an array a column, however many rows there are."""
+"""Many rows into a table by one statement with one parameter, however many rows there are."""
 
+import json
 from collections.abc import Mapping, Sequence
+from datetime import datetime
 from functools import cache
 from typing import Any, cast
 
-from sqlalchemy import ARRAY, Float, Table, bindparam, column, func, select
+from sqlalchemy import Table, Text, bindparam, column, func, select
 from sqlalchemy import cast as sql_cast
-from sqlalchemy.dialects.postgresql import Insert, insert
+from sqlalchemy.dialects.postgresql import JSON, Insert, insert
 from sqlalchemy.orm import Session
 
 from medgen.catalog import Base
@@ -23,23 +25,15 @@ def insert_rows(
     """Inserts rows that all have the same columns; of other columns the table's defaults apply.
 
     Args:
-        rows: column → value.
+        rows: column → value: what JSON can hold, or a time.
         unless_there: leave out rows that break a unique constraint; otherwise that is an error.
         returning: two columns; the first of every row that was inserted → the second.
     """
     if not rows:
         return {}
-    table = cast(Table, into.__table__)
-    names = tuple(sorted(rows[0]))
-    if any(isinstance(table.c[name].type, ARRAY) for name in names):  # unnest takes arrays of arrays apart
-        statement = insert(table)
-        session.execute(statement.on_conflict_do_nothing() if unless_there else statement, [dict(row) for row in rows])
-        return {}
-    values: dict[str, list[Any]] = {name: [row[name] for row in rows] for name in names}
-    for name in names:
-        if isinstance(table.c[name].type, Float):  # an array has one type
-            values[name] = [None if value is None else float(value) for value in values[name]]
-    done = session.execute(_insertion(table, names, unless_there, returning), values)
+    statement = _insertion(cast(Table, into.__table__), tuple(sorted(rows[0])), unless_there, returning)
+    # json.dumps is much quicker than a driver's arrays of values.
+    done = session.execute(statement, {"given": json.dumps(rows, ensure_ascii=False, default=_time)})
     return {first: second for first, second in done} if returning else {}
 
 
@@ -55,10 +49,16 @@ def column_values(row: Base, step_run_id: int) -> dict[str, Any]:
 
 @cache
 def _insertion(table: Table, names: tuple[str, ...], unless_there: bool, returning: tuple[str, str] | None) -> Insert:
-    arrays = [sql_cast(bindparam(name, type_=ARRAY(table.c[name].type)), ARRAY(table.c[name].type)) for name in names]
     columns = (column(name, table.c[name].type) for name in names)
-    rows = func.unnest(*arrays).table_valued(*columns).render_derived("given")
+    given = sql_cast(bindparam("given", type_=Text), JSON)
+    rows = func.json_to_recordset(given).table_valued(*columns).render_derived("given", with_types=True)
     statement: Any = insert(table).from_select(list(names), select(*(rows.c[name] for name in names)))
     if unless_there:
         statement = statement.on_conflict_do_nothing()
     return cast(Insert, statement.returning(*(table.c[name] for name in returning)) if returning else statement)
+
+
+def _time(value: object) -> str:
+    if isinstance(value, datetime):
+        return value.isoformat()
+    raise TypeError(f"no JSON: {type(value).__name__}")

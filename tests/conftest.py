@@ -28,6 +28,8 @@ from filelock import FileLock
 if TYPE_CHECKING:
     from medgen.shard import ShardResult
     from medgen.shard_results import ShardReference
+    from tasks.curation.discover import DiscoverParams
+    from tasks.curation.list_sources import Listing
 
 os.environ["PREFECT_SERVER_ALLOW_EPHEMERAL_MODE"] = "false"  # a stray server start must fail at once
 os.environ["COLUMNS"] = "200"  # tables are not cut
@@ -451,14 +453,20 @@ def frame_number(picture: np.ndarray) -> int:
 
 def discover_source(source: str, **parameters: Any) -> "ShardResult":
     """Lists a source and judges all its shards in this process's installation."""
-    from medgen.ledger import open_ledger
-    from medgen.shard_results import ShardResults
-    from tasks.curation.discover import DiscoverParams, discover_shards
+    from tasks.curation.discover import DiscoverParams
     from tasks.curation.list_feed import ListParams
     from tasks.curation.list_sources import list_source
 
-    judged = discover_shards.fn("s", list_source.fn("s", source, ListParams()), DiscoverParams(**parameters))
-    return ShardResults(open_ledger()).result(judged)
+    return judged_listing(list_source.fn("s", source, ListParams()), DiscoverParams(**parameters))
+
+
+def judged_listing(listing: "Listing", params: "DiscoverParams") -> "ShardResult":
+    """Judges all shards of a listing; gives what became of them."""
+    from medgen.ledger import open_ledger
+    from medgen.shard_results import ShardResults
+    from tasks.curation.discover import discover_shards
+
+    return ShardResults(open_ledger()).result(discover_shards.fn("s", listing, params))
 
 
 def stored(results: Sequence["ShardResult"]) -> "list[ShardReference]":

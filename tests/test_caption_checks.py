@@ -1,6 +1,5 @@
 """Checks of captions on their words: what a good caption passes and each kind of bad one fails."""
 
-
 import pytest
 
 from models.captioning.captioner import Evidence

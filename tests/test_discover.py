@@ -16,10 +16,10 @@ import pytest
 from medgen.canonical import digest_of
 from medgen.ledger import open_ledger
 from medgen.store import file_digest, open_store
-from tasks.curation.discover import DiscoverParams, discover_shards, video_id
+from tasks.curation.discover import DiscoverParams, video_id
 from tasks.curation.list_feed import ListParams
 from tasks.curation.list_sources import Listing, list_source
-from tests.conftest import medgen, medgen_running
+from tests.conftest import judged_listing, medgen, medgen_running
 
 MEDICAL = "Laparoscopic cholecystectomy: step by step surgery for gallstones, part {}"
 OTHER = "Minecraft speedrun world record, episode {}"
@@ -56,7 +56,7 @@ def listed(source: Path | str) -> Listing:
 
 def judged(source: Path | str, **parameters: Any) -> tuple[list[dict[str, Any]], list[dict[str, Any]], Any]:
     """(rows of all verdicts, rows of all hits, result) of a source, judged in this process's installation."""
-    result = discover_shards.fn("s", listed(source), DiscoverParams(**parameters))
+    result = judged_listing(listed(source), DiscoverParams(**parameters))
     records = open_ledger().load(result.records).values()
     tables = {"verdicts": [], "hits": []}
     for record in sorted(records, key=lambda one: one.subject):

@@ -14,13 +14,13 @@ import pytest
 from medgen.ledger import open_ledger
 from medgen.shard import ShardResult
 from medgen.store import open_store
-from tasks.curation.discover import DiscoverParams, discover_shards
+from tasks.curation.discover import DiscoverParams
 from tasks.curation.download import STEP as DOWNLOAD_STEP
 from tasks.curation.download_policy import DownloadParams
 from tasks.curation.expand import PAGE, ExpandParams, list_channels
 from tasks.curation.list_feed import ListParams
 from tasks.curation.list_sources import list_source
-from tests.conftest import discover_source, inline, numbered_video
+from tests.conftest import discover_source, inline, judged_listing, numbered_video, stored
 
 MEDICAL = "Laparoscopic appendectomy in a patient with acute appendicitis, case {}"
 OTHER = "Minecraft speedrun world record, episode {}"
@@ -85,7 +85,7 @@ def server(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Server]:
 def night(server: Server, path: str) -> tuple[ShardResult, ShardResult]:
     """What a refresh does with a feed, as far as the downloads."""
     listing = list_source.fn("feed", server.url(path), LISTING)
-    found = discover_shards.fn("feed", listing, DiscoverParams())
+    found = judged_listing(listing, DiscoverParams())
     return found, DOWNLOAD_STEP.run(found, DOWNLOAD)
 
 
@@ -125,8 +125,8 @@ def test_channels_of_hits_are_listed_until_they_lead_away(home: Path, tmp_path: 
     params = ExpandParams(expand_channels=True, channel_probe=20, max_channel_videos=120)
 
     def expanded() -> tuple[Any, ShardResult]:
-        channels = list_channels.fn("channels", [hits], params, LISTING, DiscoverParams())
-        return channels, discover_shards.fn("channels", channels, DiscoverParams())
+        channels = list_channels.fn("channels", stored([hits]), params, LISTING, DiscoverParams())
+        return channels, judged_listing(channels, DiscoverParams())
 
     channels, found = expanded()
     assert set(server.asked) == {"/surgeon", "/gamer", "/big"}

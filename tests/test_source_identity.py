@@ -20,11 +20,11 @@ from medgen.listings.shards import shards
 from medgen.listings.sources import folder_path, open_feed
 from medgen.shard import ShardResult
 from medgen.verify import verify
-from tasks.curation.discover import DiscoverParams, discover_shards
+from tasks.curation.discover import DiscoverParams
 from tasks.curation.list_feed import ListParams, list_feed
 from tasks.curation.list_sources import Listing, list_source, listing_of
 from tasks.operations.failures import failures
-from tests.conftest import inline
+from tests.conftest import inline, judged_listing
 from tests.test_list_feed import PARAMS, Server, entries, server  # noqa: F401  (a fixture)
 
 ALL = DiscoverParams(keyword_filter="off", text_classifier="off")
@@ -47,13 +47,13 @@ def judged(source: Path | str) -> ShardResult:
     """One run of a source."""
     listing = list_source.fn("s", str(source), ListParams())
     assert not listing.error, listing.error
-    return discover_shards.fn("s", listing, ALL)
+    return judged_listing(listing, ALL)
 
 
 def judged_by_label(source: Path | str) -> ShardResult:
     """The same as it was while a label was all that a source was known by."""
     feed = open_feed(str(source))
-    return discover_shards.fn("s", listing_of(feed, shards(feed)), ALL)
+    return judged_listing(listing_of(feed, shards(feed)), ALL)
 
 
 def subjects(*results: ShardResult) -> list[str]:
