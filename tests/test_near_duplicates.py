@@ -1,23 +1,25 @@
 """Copies are found at another size, crop, rate or offset; other recordings, and flat pictures, are none."""
 
 import itertools
-from collections.abc import Iterable, Mapping
-from functools import partial
+from collections.abc import Iterable, Sequence
 from pathlib import Path
+from typing import Any
 
 import av
 import cv2
 import numpy as np
 import pytest
 
-from medgen.ledger import Record, Work
+from medgen.ledger import Work
 from medgen.settings import Settings
 from medgen.shard import Item
 from medgen.store import Store
 from medgen.video.limits import Limits
 from medgen.video.pictures import pictures
 from models.duplicates.fingerprint import Fingerprint, fingerprint
-from models.duplicates.near_duplicates import Candidate, compare, copies_of, duplicates
+from models.duplicates.index import Entry, open_index
+from models.duplicates.near_duplicates import Match, compare
+from models.duplicates.search import copies_of
 from models.quality.spatial_detail import measure_spatial_detail
 from tasks.curation.deduplicate import DeduplicateParams, deduplicate
 from tasks.curation.deduplicate import compare as compare_clips
@@ -96,20 +98,6 @@ def test_flat_and_odd_pictures_match_nothing(films: dict[str, np.ndarray]) -> No
             fingerprint(wrong, 0.25)
 
 
-def test_the_best_copy_stays_whatever_the_order(films: dict[str, np.ndarray]) -> None:
-    bunny, bikes = films["bunny"], films["bikes"]
-    clips = [
-        Candidate("small", seen(spoilt(bunny)), (2, "small")),
-        Candidate("good", seen(bunny), (1, "good")),
-        Candidate("cropped", seen(cropped(bunny, 0.9)), (3, "cropped")),
-        Candidate("other", seen(bikes), (0, "other")),
-    ]
-    found = duplicates(clips)
-    assert {clip: copy.kept for clip, copy in found.items()} == {"small": "good", "cropped": "good"}
-    assert duplicates(reversed(clips)) == found
-    assert duplicates([]) == {}
-
-
 def test_a_fingerprint_survives_its_record(films: dict[str, np.ndarray]) -> None:
     before = seen(films["bunny"])
     after = Fingerprint.parse(before.text())
@@ -169,51 +157,65 @@ def test_the_original_shows_more_detail_than_its_copies(sharp: dict[str, list[np
             measure_spatial_detail(wrong)
 
 
-def loaded(past: Mapping[int, Record], ids: Iterable[int]) -> dict[int, Record]:
-    """As the ledger loads records."""
-    return {run_id: past[run_id] for run_id in ids}
+def compared(entries: Iterable[Entry], folder: Path, **arguments: Any) -> dict[str, dict[str, Any]]:
+    """What deduplicate finds among clips that are in no index yet, or in that of `folder`."""
+    by_id = {entry.id: entry for entry in entries}
+    items = [Item(entry.clip, {"quality": entry.id}) for entry in by_id.values()]
+    return compare_clips(items, folder, lambda ids: [by_id[n] for n in ids if n in by_id], **arguments)
 
 
-def test_the_copy_that_stays_is_clean_first_and_shows_most_second(films: dict[str, np.ndarray]) -> None:
-    text = seen(films["bunny"]).text()
+def test_the_copy_that_stays_is_clean_first_and_shows_most_second(films: dict[str, np.ndarray], tmp_path: Path) -> None:
+    whole = seen(films["bunny"])
+    numbers = itertools.count()
 
-    def record(step: str, detail: dict[str, object], scores: dict[str, float]) -> Record:
-        return Record(0, "", step, "", "kept", None, False, detail, {}, scores, {}, 0, 1, "")
+    def facts(detail: float, words: float = 0.0, bits: float = 1_000) -> tuple[float, float, float]:
+        return words, detail, bits
 
-    def records(detail: float, words: float = 0.0, bits: int = 1_000):
-        scores = {"detail": detail, "overlay_words": words}
-        return record("cut", {"clip": {}, "bit_rate": bits}, {}), record("quality", {"fingerprint": text}, scores)
-
-    def kept(**clips) -> set[str]:
-        items = [Item(clip, {"cut": 2 * n, "quality": 2 * n + 1}) for n, clip in enumerate(clips)]
-        past = dict(enumerate(record for pair in clips.values() for record in pair))
-        load = partial(loaded, past)
-        copies = {clip: facts["copy_of"] for clip, facts in compare_clips(items, load).items()}
-        assert {copy["clip"] for copy in copies.values()} == clips.keys() - copies.keys()
-        assert {clip: facts["copy_of"] for clip, facts in compare_clips(items[::-1], load).items()} == copies
+    def kept(**clips: tuple[float, float, float]) -> set[str]:
+        entries = [Entry(next(numbers), clip, ranked, whole) for clip, ranked in clips.items()]
+        copies = {clip: found["copy_of"]["clip"] for clip, found in compared(entries, tmp_path).items()}
+        assert set(copies.values()) == clips.keys() - copies.keys()
+        assert {c: f["copy_of"]["clip"] for c, f in compared(entries[::-1], tmp_path).items()} == copies
         return clips.keys() - copies.keys()
 
-    assert kept(original=records(2.0), enlarged=records(1.9, bits=9_000), reduced=records(1.2)) == {"original"}
-    assert kept(clean=records(1.9), subtitled=records(2.5, words=40.0)) == {"clean"}
-    assert kept(a=records(2.0), b=records(2.0, bits=2_000)) == {"b"}
-    assert kept(a=records(2.0), b=records(2.0)) == {"a"}
+    assert kept(original=facts(2.0), enlarged=facts(1.9, bits=9_000), reduced=facts(1.2)) == {"original"}
+    assert kept(clean=facts(1.9), subtitled=facts(2.5, words=40.0)) == {"clean"}
+    assert kept(a=facts(2.0), b=facts(2.0, bits=2_000)) == {"b"}
+    assert kept(a=facts(2.0), b=facts(2.0)) == {"a"}
+    # The same clip by two lineages is one clip.
+    twice = [Entry(next(numbers), "a", facts(2.0), whole) for _ in range(2)]
+    assert compared(twice, tmp_path) == {}
 
 
-def test_each_clip_is_held_against_what_is_known_alone(films: dict[str, np.ndarray]) -> None:
+def test_each_clip_is_held_against_what_is_known_alone(films: dict[str, np.ndarray], tmp_path: Path) -> None:
     bunny, bikes = films["bunny"], films["bikes"]
-    known = {"smaller": seen(spoilt(bunny)), "other": seen(bikes[:, ::-1])}
-    clips = {"whole": seen(bunny), "cropped": seen(cropped(bunny, 0.9)), "bikes": seen(bikes)}
-    found = copies_of(known, clips)
-    assert {clip: copy.kept for clip, copy in found.items()} == {"whole": "smaller", "cropped": "smaller"}
-    assert all(copy.similarity >= copy.threshold == 0.7 and copy.overlap_s > 3 for copy in found.values())
-    assert {clip: copies_of(known, {clip: one}).get(clip) for clip, one in clips.items()} == {
-        clip: found.get(clip) for clip in clips
-    }
-    assert copies_of(dict(reversed(known.items())), dict(reversed(clips.items()))) == found
-    # Copies among the known do not hide one another: each is looked at.
-    both = copies_of(known | {"half": seen(bunny[: len(bunny) // 2])}, {"half again": seen(bunny[: len(bunny) // 2])})
-    assert both["half again"].kept == "half"
-    assert copies_of({}, clips) == copies_of(known, {}) == {}
+    half = seen(bunny[: len(bunny) // 2])
+    prints = [
+        seen(spoilt(bunny)),
+        seen(bikes[:, ::-1]),
+        seen(bunny),
+        seen(cropped(bunny, 0.9)),
+        seen(bikes),
+        half,
+        half,
+    ]
+    smaller, _, whole, crop, street, one, other = range(len(prints))
+    with open_index(tmp_path) as index:
+        index.add(Entry(n, str(n), (0.0, 0.0, 0.0), of) for n, of in enumerate(prints))
+
+        def found(known: Sequence[int], clips: Sequence[int]) -> dict[int, tuple[int, Match]]:
+            return copies_of(index, np.array(known, int), np.array(clips, int))
+
+        copies = found([smaller, 1], [whole, crop, street])
+        assert {clip: kept for clip, (kept, _) in copies.items()} == {whole: smaller, crop: smaller}
+        assert all(match.similarity >= 0.7 and match.overlap_s > 3 for _, match in copies.values())
+        assert {clip: found([smaller, 1], [clip]).get(clip) for clip in (whole, crop, street)} == {
+            clip: copies.get(clip) for clip in (whole, crop, street)
+        }
+        assert found([1, smaller], [street, crop, whole]) == copies
+        # Copies among the known do not hide one another: each is looked at.
+        assert found([smaller, 1, one], [other])[other][0] == one
+        assert found([], [whole]) == found([smaller], []) == {}
 
 
 def test_what_was_taken_down_is_stopped_and_takes_no_other_clip_with_it(
@@ -223,22 +225,13 @@ def test_what_was_taken_down_is_stopped_and_takes_no_other_clip_with_it(
     bunny, bikes = films["bunny"], films["bikes"]
     third = len(bunny) // 3
     prints = {"best": bunny, "end": bunny[2 * third :], "bikes": bikes}
-
-    def record(step: str, detail: dict[str, object], scores: dict[str, float]) -> Record:
-        return Record(0, "", step, "", "kept", None, False, detail, {}, scores, {}, 0, 1, "")
-
-    items, past = [], {}
-    for n, (clip, frames) in enumerate(prints.items()):
-        scores = {"detail": 2.0 - n / 10, "overlay_words": 0.0}
-        past[2 * n] = record("cut", {"clip": {}, "bit_rate": 1_000}, {})
-        past[2 * n + 1] = record("quality", {"fingerprint": seen(frames).text()}, scores)
-        items.append(Item(clip, {"cut": 2 * n, "quality": 2 * n + 1}))
-    load = partial(loaded, past)
-    before = compare_clips(items, load)
-    assert before["end"]["copy_of"]["clip"] == "best"
-    block = TakedownBlock({"gone": seen(bunny[: 2 * third])}, {"gone": "v1"})
-    after = compare_clips(items, load, lambda: block)
-    assert before.keys() == {"end"} and after.keys() == {"best"} and after["best"].keys() == {"blocked_by"}
+    entries = [Entry(n, clip, (0.0, 2.0 - n / 10, 1e3), seen(of)) for n, (clip, of) in enumerate(prints.items())]
+    before = compared(entries, tmp_path)
+    assert before.keys() == {"end"} and before["end"]["copy_of"]["clip"] == "best"
+    with open_index(tmp_path) as index:
+        index.add([Entry(9, "gone", (0.0, 0.0, 0.0), seen(bunny[: 2 * third]))])
+    after = compared(entries, tmp_path, block=lambda: TakedownBlock({"gone": 9}, {"gone": "v1"}))
+    assert after.keys() == {"best"} and after["best"].keys() == {"blocked_by"}
     stopped = after["best"]["blocked_by"]
     assert (stopped["clip"], stopped["tombstone"], stopped["threshold"]) == ("gone", "v1", 0.7)
     assert stopped["similarity"] >= 0.7

@@ -5,27 +5,28 @@ for a clip that is dropped for it. What it finds depends on the clips alone, not
 takedowns: a clip that shows what was taken down is rejected, whatever address it came from, and is no better copy.
 """
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable
 from functools import partial
+from pathlib import Path
 from types import MappingProxyType
 from typing import Any, Literal, NotRequired, TypedDict
 
+import numpy as np
 from pydantic import Field
 
-from medgen.among import pages
 from medgen.canonical import rounded
 from medgen.catalog import open_catalog
 from medgen.handover import Handover
-from medgen.ledger import Outcome, Record, StepIdentity, Work, open_ledger
+from medgen.ledger import Outcome, StepIdentity, Work
 from medgen.parameters import Parameters
 from medgen.shard import Item, Past, Step
 from medgen.store import Store
 from medgen.takedown import BLOCKED
-from models.duplicates.fingerprint import Fingerprint
-from models.duplicates.near_duplicates import NEAR_DUPLICATES, Candidate, duplicates
+from models.duplicates.index import FingerprintIndex
+from models.duplicates.near_duplicates import NEAR_DUPLICATES, SAME_COURSE
+from models.duplicates.search import duplicates
 from tasks.curation.curation_step import CurationStep
-from tasks.curation.cut import CUT
-from tasks.curation.quality import QUALITY
+from tasks.curation.fingerprints import Read, fill, index_folder, newest, read_entries, searched
 from tasks.curation.takedown_block import TakedownBlock, takedown_block
 
 # Words of overlay text over quality's five frames: a word that stands in all of them.
@@ -87,46 +88,52 @@ def deduplicate(work: Work, store: Store, params: DeduplicateParams) -> Outcome:
 
 
 def compare(
-    items: Iterable[Item],
-    load: Callable[[Iterable[int]], Mapping[int, Record]],
-    block: Callable[[], TakedownBlock] = TakedownBlock,
+    items: Iterable[Item], folder: Path, read: Read, block: Callable[[], TakedownBlock] = TakedownBlock
 ) -> dict[str, dict[str, Any]]:
     """clip → {"copy_of": the better clip that it copies, with similarity (0..1), its threshold and the overlap in
     seconds}, or {"blocked_by": what was taken down}; only of clips that copy something, so that a takedown changes the
     keys of no others.
 
-    The better of two copies has nothing written over it, then shows more detail whatever its size
-    (`models.quality.spatial_detail`), then has more bits per second, then the smaller id.
-
     Args:
-        load: ids of step runs → their records.
+        folder: of the index of fingerprints.
+        read: of the clips that the index does not hold yet, what it shall.
         block: what was taken down.
+
+    Raises:
+        ValueError: a clip has no usable fingerprint.
     """
-    candidates: dict[str, Candidate] = {}
-    for page in pages(items):
-        past = load({item.lineage[step] for item in page for step in ("cut", "quality")})
-        candidates |= {item.subject: _candidate(item, past) for item in page}
-    blocked = block().blocked({clip: candidate.fingerprint for clip, candidate in candidates.items()})
-    copies = duplicates(candidate for clip, candidate in candidates.items() if clip not in blocked)
-    found: dict[str, dict[str, Any]] = {clip: {"blocked_by": by} for clip, by in blocked.items()}
-    for clip, copy in copies.items():
-        found[clip] = {
-            "copy_of": {
-                "clip": copy.kept,
-                "similarity": rounded(copy.similarity),
-                "threshold": copy.threshold,
-                "overlap_s": rounded(copy.overlap_s),
-            }
+    ids, clips = newest((item.lineage["quality"], item.subject) for item in items)
+
+    def search(index: FingerprintIndex) -> dict[str, dict[str, Any]]:
+        held = fill(index, ids, clips, read)
+        if not held.all():
+            raise ValueError(f"{(~held).sum()} clips have no usable fingerprint, such as {clips[~held][0].decode()}")
+        found: dict[str, dict[str, Any]] = {
+            clip: {"blocked_by": by} for clip, by in block().blocked(index, ids, read).items()
         }
-    return found
+        stopped = np.isin(clips, np.array([clip.encode() for clip in found], clips.dtype))
+        for place, (kept, match) in duplicates(index, _best_first(index, ids[~stopped])).items():
+            found[index.clip(place)] = {
+                "copy_of": {
+                    "clip": index.clip(kept),
+                    "similarity": rounded(match.similarity),
+                    "threshold": SAME_COURSE,
+                    "overlap_s": rounded(match.overlap_s),
+                }
+            }
+        return found
+
+    return searched(folder, search)
 
 
-def _candidate(item: Item, past: Mapping[int, Record]) -> Candidate:
-    cut, quality = past[item.lineage["cut"]], past[item.lineage["quality"]]
-    scores = QUALITY.scores(quality)
-    written_over = scores["overlay_words"] >= WRITTEN_OVER
-    rank = (float(written_over), -scores["detail"], -CUT.detail(cut)["bit_rate"], item.subject)
-    return Candidate(item.subject, Fingerprint.parse(QUALITY.detail(quality)["fingerprint"]), rank)
+def _best_first(index: FingerprintIndex, ids: np.ndarray) -> np.ndarray:
+    """int64 (N,), places of clips, the best first: one with nothing written over it, then one that shows more detail
+    whatever its size (`models.quality.spatial_detail`), then with more bits per second, then the smaller id."""
+    places = index.places(ids)
+    words, detail, bit_rate = index.column("facts")[places].T
+    order = np.lexsort((index.column("clip")[places], -bit_rate, -detail, words >= WRITTEN_OVER))
+    best_first: np.ndarray = places[order]
+    return best_first
 
 
 def step(params: DeduplicateParams) -> Step:
@@ -135,7 +142,9 @@ def step(params: DeduplicateParams) -> Step:
         StepIdentity("deduplicate", 1, params.model_dump(mode="json"), {"near_duplicates": NEAR_DUPLICATES}),
         partial(deduplicate, params=params),
         work_of=work_of,
-        compare=lambda items: compare(items, open_ledger().load, lambda: takedown_block(open_catalog())),
+        compare=lambda items: compare(
+            items, index_folder(), partial(read_entries, open_catalog()), lambda: takedown_block(open_catalog())
+        ),
         runs_in="inline",
     )
 

@@ -25,7 +25,6 @@ from medgen.shard_results import ShardReference, ShardResults, runs_of
 from medgen.store import Artifact, Store
 from medgen.takedown import BLOCKED, TAKEN_DOWN
 from models.captioning.checks import MOST_VIDEOS, caption_words
-from models.duplicates.fingerprint import Fingerprint
 from tasks.curation.classify import CLASSIFY
 from tasks.curation.curation_step import SHARDS_AT_ONCE
 from tasks.curation.decide import DECIDE
@@ -35,7 +34,7 @@ from tasks.curation.funnel import funnel
 from tasks.curation.privacy import PRIVACY
 from tasks.curation.quality import QUALITY
 from tasks.curation.steps import STEP_NAMES
-from tasks.curation.takedown_block import BlockedBy, TakedownBlock, takedown_block
+from tasks.curation.takedown_block import BlockedBy, blocked_clips
 from tasks.curation.vanished import vanished
 
 LINEAGE = (*STEP_NAMES, "release")
@@ -229,13 +228,12 @@ def _settle(connection: Connection, ledger: Ledger, *, drop_vanished: bool) -> N
         .order_by(living.c.clip)
     )
     gone_from_source = vanished(ledger.engine) if drop_vanished else {}
-    block = takedown_block(ledger.engine)
+    blocked = blocked_clips(ledger.engine, _measured(connection, not_taken_down))
     for page in pages(_streamed(connection, not_taken_down), CLIPS_AT_ONCE):
         records = ledger.load({run_id for _, lineage in page for run_id in lineage.values()})
         captions = _captions(ledger, [lineage["caption"] for _, lineage in page])
         pasts = {clip: {step: records[run_id] for step, run_id in lineage.items()} for clip, lineage in page}
         rows = {clip: _row(clip, past, captions) for clip, past in pasts.items()}
-        blocked = _blocked(block, pasts)
         # After the loads: what a takedown has blanked since is no longer needed.
         gone = ledger.forgotten(rows)
         with _copied(connection, _settled) as copy:
@@ -249,6 +247,12 @@ def _settle(connection: Connection, ledger: Ledger, *, drop_vanished: bool) -> N
                     left_out = _near_duplicate(row, blocked[clip])
                 words = hashlib.sha256(caption_words(row["detailed_caption"]).encode()).hexdigest()
                 copy.write_row((clip, row["video_id"], words, _json(row), _json(left_out) if left_out else None))
+
+
+def _measured(connection: Connection, living: Select[Any]) -> Iterator[tuple[int, str]]:
+    """(id of quality's step run, clip) of clips with their lineages."""
+    for clip, lineage in _streamed(connection, living):
+        yield lineage["quality"], clip
 
 
 def _leave_out_repeated(connection: Connection) -> None:
@@ -369,14 +373,6 @@ def _rejected(past: Mapping[str, Record]) -> dict[str, Any]:
         "sha256": file,
         "key": last.key,
     }
-
-
-def _blocked(block: TakedownBlock, pasts: Mapping[str, Mapping[str, Record]]) -> dict[str, BlockedBy]:
-    """Clips that show the same as what was taken down, after deduplicate had seen them too."""
-    if not block.fingerprints:
-        return {}
-    measured = {clip: QUALITY.detail(past)["fingerprint"] for clip, past in pasts.items()}
-    return block.blocked({clip: Fingerprint.parse(fingerprint) for clip, fingerprint in measured.items()})
 
 
 def _near_duplicate(row: Mapping[str, Any], of: BlockedBy) -> dict[str, Any]:

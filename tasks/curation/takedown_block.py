@@ -6,21 +6,20 @@ leaves it where it is when it blanks the words beside it. Not known again are vi
 fingerprints (before there was this block), and those that quality had seen no clip of.
 """
 
-import logging
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
+from functools import partial
 from typing import TypedDict
 
+import numpy as np
 from sqlalchemy import Engine, func, or_, select
 
 from medgen.canonical import rounded
 from medgen.catalog import Clip, StepRun, Tombstone
-from models.duplicates.fingerprint import Fingerprint
-from models.duplicates.near_duplicates import copies_of
-
-log = logging.getLogger(__name__)
-
-QUALITY = "quality"  # the step that takes fingerprints; named only, for its module loads Prefect
+from models.duplicates.index import FingerprintIndex
+from models.duplicates.near_duplicates import SAME_COURSE
+from models.duplicates.search import copies_of
+from tasks.curation.fingerprints import QUALITY, Read, fill, index_folder, newest, read_entries, searched
 
 
 class BlockedBy(TypedDict):
@@ -39,25 +38,52 @@ class TakedownBlock:
     """What was taken down, as far as it can be known again.
 
     Args:
-        fingerprints: clip of a video that was taken down → its fingerprint.
+        fingerprints: clip of a video that was taken down → id of the step run that took its fingerprint.
         tombstones: the clip → id of the video.
     """
 
-    fingerprints: Mapping[str, Fingerprint] = field(default_factory=dict)
+    fingerprints: Mapping[str, int] = field(default_factory=dict)
     tombstones: Mapping[str, str] = field(default_factory=dict)
 
-    def blocked(self, clips: Mapping[str, Fingerprint]) -> dict[str, BlockedBy]:
-        """clip → what it copies, for every one of `clips` that copies what was taken down."""
-        return {
-            clip: {
-                "clip": copy.kept,
-                "tombstone": self.tombstones[copy.kept],
-                "similarity": rounded(copy.similarity),
-                "threshold": copy.threshold,
-                "overlap_s": rounded(copy.overlap_s),
+    def blocked(self, index: FingerprintIndex, ids: np.ndarray, read: Read) -> dict[str, BlockedBy]:
+        """clip → what it copies, for every clip that copies what was taken down.
+
+        Args:
+            index: holds the clips.
+            ids: int64, of the step runs that took their fingerprints, one a clip.
+            read: of what was taken down, what the index does not hold yet.
+
+        Raises:
+            IndexDamaged: see `FingerprintIndex`.
+        """
+        gone, clips = newest((run_id, clip) for clip, run_id in self.fingerprints.items())
+        gone = gone[fill(index, gone, clips, read)]
+        found = copies_of(index, index.places(gone), index.places(ids))
+        blocked: dict[str, BlockedBy] = {}
+        for place, (of, match) in found.items():
+            clip = index.clip(of)
+            blocked[index.clip(place)] = {
+                "clip": clip,
+                "tombstone": self.tombstones[clip],
+                "similarity": rounded(match.similarity),
+                "threshold": SAME_COURSE,
+                "overlap_s": rounded(match.overlap_s),
             }
-            for clip, copy in copies_of(self.fingerprints, clips).items()
-        }
+        return blocked
+
+
+def blocked_clips(engine: Engine, runs: Iterable[tuple[int, str]]) -> dict[str, BlockedBy]:
+    """clip → what it copies, for every clip that copies what was taken down.
+
+    Args:
+        runs: (id of quality's step run, clip) of the clips to look at.
+    """
+    block = takedown_block(engine)
+    if not block.fingerprints:
+        return {}
+    read = partial(read_entries, engine)
+    ids, clips = newest(runs)
+    return searched(index_folder(), lambda index: block.blocked(index, ids[fill(index, ids, clips, read)], read))
 
 
 def takedown_block(engine: Engine) -> TakedownBlock:
@@ -65,7 +91,7 @@ def takedown_block(engine: Engine) -> TakedownBlock:
     text = StepRun.detail["fingerprint"].as_string()
     blocking = Tombstone.detail["blocking"]
     query = (
-        select(Clip.id, Clip.video_id, text)
+        select(Clip.id, Clip.video_id, StepRun.id)
         .join(Tombstone, Tombstone.video_id == Clip.video_id)
         .join(StepRun, StepRun.subject == Clip.id)
         .where(
@@ -76,14 +102,7 @@ def takedown_block(engine: Engine) -> TakedownBlock:
         )
         .order_by(Clip.id, StepRun.id)
     )
-    fingerprints: dict[str, Fingerprint] = {}
-    tombstones: dict[str, str] = {}
     with engine.connect() as connection:
-        for clip, video_id, recorded in connection.execute(query):
-            try:
-                fingerprints[clip] = Fingerprint.parse(recorded)
-            except ValueError as error:
-                log.warning("clip %s of %s, which was taken down, stops no copies: %s", clip, video_id, error)
-                continue
-            tombstones[clip] = video_id
-    return TakedownBlock(fingerprints, tombstones)
+        rows = connection.execute(query).all()
+    # Of a clip that was measured more than once the last one counts.
+    return TakedownBlock({clip: run_id for clip, _, run_id in rows}, {clip: video_id for clip, video_id, _ in rows})

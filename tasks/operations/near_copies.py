@@ -2,23 +2,26 @@
 
 Three things tell of them: fingerprints, compared just as deduplicate compares what comes in, so that what is found here
 is what the takedown block stops; records of deduplicate, which has found copies before; and downloaded files of the
-same bytes. Every fingerprint on record is read for it, which takes about as long as deduplicate takes over all clips.
+same bytes. Fingerprints come from this machine's index; only those that it does not hold yet are read from the records.
 """
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from functools import partial
 from typing import Any
 
+import numpy as np
 from sqlalchemy import ARRAY, Engine, Text, any_, cast, select, text
 from sqlalchemy.orm import Session, aliased
 
 from medgen.canonical import rounded
 from medgen.catalog import Clip, ItemStatus, ReleaseClip, StepOutput, StepRun, Tombstone, Video
 from medgen.takedown import NearCopy
-from models.duplicates.fingerprint import Fingerprint
-from models.duplicates.near_duplicates import SAME_COURSE, copies_of
-from tasks.curation.takedown_block import QUALITY
+from models.duplicates.index import FingerprintIndex
+from models.duplicates.near_duplicates import SAME_COURSE
+from models.duplicates.search import copies_of
+from tasks.curation.fingerprints import QUALITY, fill, index_folder, newest, read_entries, searched
 
-BATCH = 1000  # clips whose fingerprints are compared at once
+BATCH = 5000  # rows that are read at once
 
 
 def near_copies(engine: Engine, video_ids: Iterable[str]) -> dict[str, list[NearCopy]]:
@@ -30,7 +33,7 @@ def near_copies(engine: Engine, video_ids: Iterable[str]) -> dict[str, list[Near
     with Session(engine) as session:
         clips = session.execute(select(Clip.id, Clip.video_id).where(_among(Clip.video_id, wanted)))
         owner = {clip: video_id for clip, video_id in clips}
-        found = _described(session, _recorded(session, owner) | _compared(session, owner), wanted)
+        found = _described(session, _recorded(session, owner) | _compared(engine, owner), wanted)
         copies = {video_id: [copy for copy in found if owner[copy.copy_of] == video_id] for video_id in wanted}
         for video_id, copy in _same_files(session, wanted, besides={copy.video_id for copy in found}):
             copies[video_id].append(copy)
@@ -41,41 +44,39 @@ def _among(column: Any, values: Iterable[str]) -> Any:
     return column == any_(cast(sorted(values), ARRAY(Text)))
 
 
-def _compared(session: Session, owner: Mapping[str, str]) -> dict[str, NearCopy]:
+def _compared(engine: Engine, owner: Mapping[str, str]) -> dict[str, NearCopy]:
     """clip → what it copies, by the fingerprints of all clips on record."""
-    known = dict(_fingerprints(session, _among(StepRun.subject, owner)))
-    found: dict[str, NearCopy] = {}
-    batch: dict[str, Fingerprint] = {}
+    if not owner:
+        return {}
+    ids, clips = newest(_measured(engine))
+    read = partial(read_entries, engine)
 
-    def compare() -> None:
-        for clip, copy in copies_of(known, batch).items():
-            found[clip] = NearCopy(
-                clip=clip,
-                copy_of=copy.kept,
-                similarity=rounded(copy.similarity),
-                threshold=copy.threshold,
-                overlap_s=rounded(copy.overlap_s),
+    def search(index: FingerprintIndex) -> dict[str, NearCopy]:
+        held = fill(index, ids, clips, read)
+        ours = np.isin(clips, np.array([clip.encode() for clip in owner]))
+        found = copies_of(index, index.places(ids[held & ours]), index.places(ids[held & ~ours]))
+        return {
+            index.clip(place): NearCopy(
+                clip=index.clip(place),
+                copy_of=index.clip(of),
+                similarity=rounded(match.similarity),
+                threshold=SAME_COURSE,
+                overlap_s=rounded(match.overlap_s),
             )
-        batch.clear()
+            for place, (of, match) in found.items()
+        }
 
-    for clip, seen in _fingerprints(session) if known else ():
-        if clip not in owner:
-            batch[clip] = seen
-        if len(batch) == BATCH:
-            compare()
-    compare()
-    return found
+    return searched(index_folder(), search)
 
 
-def _fingerprints(session: Session, *conditions: Any) -> Iterator[tuple[str, Fingerprint]]:
-    """Clips with their fingerprint. One of another kind, which nothing can be compared with, is passed over."""
-    recorded = StepRun.detail["fingerprint"].as_string()
-    query = select(StepRun.subject, recorded).where(StepRun.step == QUALITY, ~StepRun.superseded, recorded != "")
-    for clip, data in session.execute(query.where(*conditions).execution_options(yield_per=BATCH)):
-        try:
-            yield clip, Fingerprint.parse(data)
-        except ValueError:
-            continue
+def _measured(engine: Engine) -> Iterator[tuple[int, str]]:
+    """(id, clip) of all of quality's step runs that stand."""
+    query = select(StepRun.id, StepRun.subject).where(
+        StepRun.step == QUALITY, StepRun.status == "kept", ~StepRun.superseded
+    )
+    with engine.connect() as connection:
+        for run in connection.execution_options(yield_per=BATCH).execute(query):
+            yield run.id, run.subject
 
 
 def _recorded(session: Session, owner: Mapping[str, str]) -> dict[str, NearCopy]:
