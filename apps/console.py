@@ -4,7 +4,8 @@ import errno
 import json
 import math
 import sys
-from collections.abc import Iterator, Sequence
+import textwrap
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Annotated, Any, NoReturn
 
@@ -106,4 +107,18 @@ def stop(message: str, code: int = 1) -> NoReturn:
 
 def print_json(value: Any) -> None:
     """Prints JSON on standard output; values that JSON does not know are printed as text."""
-    sys.stdout.write(json.dumps(value, indent=1, ensure_ascii=False, default=str) + "\n")
+    sys.stdout.write(_json(value) + "\n")
+
+
+def print_json_with(facts: Mapping[str, Any], name: str, rows: Iterable[Any]) -> None:
+    """As `print_json` of `facts` and, as `name`, the list of `rows`, which may be too many to be held in memory."""
+    sys.stdout.write(f"{_json(facts)[:-1].rstrip()},\n {_json(name)}: [")
+    comma = ""
+    for row in rows:
+        sys.stdout.write(f"{comma}\n{textwrap.indent(_json(row), '  ')}")
+        comma = ","
+    sys.stdout.write("\n ]\n}\n")
+
+
+def _json(value: Any) -> str:
+    return json.dumps(value, indent=1, ensure_ascii=False, default=str)

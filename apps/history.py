@@ -7,6 +7,7 @@ import pyarrow.parquet as pq
 from sqlalchemy import or_, select
 from sqlalchemy.orm import Session
 
+from medgen.among import among
 from medgen.catalog import (
     Caption,
     Clip,
@@ -104,11 +105,11 @@ def _steps(session: Session, ledger: Ledger, clip: Clip | None, video: Video) ->
     runs = _ancestry(session, clip, video) or _listing(session, ledger, video)
     ids = [run.id for run in runs]
     scores: dict[int, list[dict[str, Any]]] = {}
-    for score in session.scalars(select(Score).where(Score.step_run_id.in_(ids))):
+    for score in session.scalars(select(Score).where(among(Score.step_run_id, ids))):
         row = {"metric": score.metric, "value": score.value, "model": score.model_digest}
         scores.setdefault(score.step_run_id, []).append(row)
     outputs: dict[int, list[dict[str, Any]]] = {}
-    for output in session.scalars(select(StepOutput).where(StepOutput.step_run_id.in_(ids))):
+    for output in session.scalars(select(StepOutput).where(among(StepOutput.step_run_id, ids))):
         outputs.setdefault(output.step_run_id, []).append({"role": output.role, "sha256": output.artifact_sha256})
     steps = [
         {**_columns(run, skip={"context"}), "scores": scores.get(run.id, []), "outputs": outputs.get(run.id, [])}
@@ -135,7 +136,7 @@ def _whereabouts(session: Session, ledger: Ledger, clip: Clip) -> dict[str, Any]
         .order_by(Release.name)
     ).all()
     models = session.scalars(
-        select(ModelVersion.name).where(ModelVersion.release_name.in_([row.name for row in releases]))
+        select(ModelVersion.name).where(among(ModelVersion.release_name, [row.name for row in releases]))
     )
     return {
         "clip": _columns(clip),
@@ -181,9 +182,9 @@ def _ancestry(session: Session, clip: Clip | None, video: Video) -> list[StepRun
     while wanted - known:
         fresh = wanted - known
         known |= fresh
-        parents = session.scalars(select(StepInput.parent_id).where(StepInput.step_run_id.in_(fresh)))
+        parents = session.scalars(select(StepInput.parent_id).where(among(StepInput.step_run_id, fresh)))
         wanted |= {parent for parent in parents if parent is not None}
-    return list(session.scalars(select(StepRun).where(StepRun.id.in_(known)).order_by(StepRun.id)))
+    return list(session.scalars(select(StepRun).where(among(StepRun.id, known)).order_by(StepRun.id)))
 
 
 def _listing(session: Session, ledger: Ledger, video: Video) -> list[StepRun]:
@@ -193,6 +194,7 @@ def _listing(session: Session, ledger: Ledger, video: Video) -> list[StepRun]:
         .where(StepRun.step == "discover", StepRun.status == "kept", ~StepRun.superseded)
         .where(StepRun.detail["source"].astext == video.source_name)
         .order_by(StepRun.id.desc())
+        .execution_options(yield_per=10)
     )
     for run in runs:
         outputs = session.scalars(select(StepOutput).where(StepOutput.step_run_id == run.id))

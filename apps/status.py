@@ -7,8 +7,10 @@ import typer
 from rich.markup import escape
 from rich.table import Table
 
-from apps.console import Json, out, print_json, report_expected_errors
+from apps.console import Json, out, print_json, print_json_with, report_expected_errors
 from apps.funnel import print_funnel
+
+ROWS = 5_000  # of one table
 
 
 def status(
@@ -16,15 +18,19 @@ def status(
 ) -> None:
     """Show the funnel of all that is on record, and failures by reason."""
     from apps.verdicts import missing, totals, verdicts
+    from medgen.among import pages
     from medgen.ledger import open_ledger
     from tasks.operations.failures import failures
 
     with report_expected_errors():
         ledger = open_ledger()
         funnel, gone, failed = totals(ledger), missing(ledger), failures(ledger)
-        items = list(verdicts(ledger)) if every else []
         if as_json:
-            print_json({"funnel": funnel, "failures": failed} | gone | ({"items": items} if every else {}))
+            facts = {"funnel": funnel, "failures": failed} | gone
+            if every:
+                print_json_with(facts, "items", verdicts(ledger))
+            else:
+                print_json(facts)
             return
         print_funnel(funnel)
         if failed:
@@ -35,7 +41,8 @@ def status(
             names = ", ".join([*gone["vanished"]][:10]) + (", …" if len(gone["vanished"]) > 10 else "")
             out.print(f"vanished from their source: {len(gone['vanished'])} videos: {names}", highlight=False)
         if every:
-            _print_verdicts(items)
+            for items in pages(verdicts(ledger), ROWS):
+                _print_verdicts(items)
 
 
 def _print_failures(report: Sequence[dict[str, Any]]) -> None:

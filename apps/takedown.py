@@ -1,7 +1,7 @@
 """`medgen forget` and `medgen recheck`."""
 
 import sys
-from collections.abc import Sequence
+from collections.abc import Collection, Iterable, Sequence
 from datetime import timedelta
 from typing import TYPE_CHECKING, Annotated
 from urllib.parse import urlsplit
@@ -14,6 +14,7 @@ from rich.table import Table
 from apps.console import err, out, print_json
 
 if TYPE_CHECKING:  # loaded when a command needs them: they bring yt-dlp and Prefect along
+    from medgen.catalog import Tombstone
     from medgen.ledger import Ledger
     from medgen.takedown import NearCopy, Takedown
 
@@ -128,22 +129,28 @@ def _list(as_json: bool) -> None:
     from sqlalchemy.orm import Session
 
     from medgen.catalog import open_catalog
-    from medgen.takedown import list_tombstones, stamp
+    from medgen.takedown import list_tombstones, stamp, unfinished_takedowns
 
     with Session(open_catalog()) as session:
+        cut_short = set(unfinished_takedowns(session))
         tombstones = list_tombstones(session)
-        cut_short = {tombstone.video_id for tombstone in list_tombstones(session, unfinished=True)}
-    if as_json:
-        names = ("artifacts", "bytes", "clips", "releases", "models")
-        print_json(
-            [
-                {"video_id": tombstone.video_id, "url": tombstone.url, "reason": tombstone.reason}
-                | {"forgotten_at": stamp(tombstone.forgotten_at), "finished": tombstone.video_id not in cut_short}
-                | {name: tombstone.detail[name] for name in names if name in tombstone.detail}
-                for tombstone in tombstones
-            ]
-        )
-        return
+        if as_json:
+            names = ("artifacts", "bytes", "clips", "releases", "models")
+            print_json(
+                [
+                    {"video_id": tombstone.video_id, "url": tombstone.url, "reason": tombstone.reason}
+                    | {"forgotten_at": stamp(tombstone.forgotten_at), "finished": tombstone.video_id not in cut_short}
+                    | {name: tombstone.detail[name] for name in names if name in tombstone.detail}
+                    for tombstone in tombstones
+                ]
+            )
+        else:
+            _print_tombstones(tombstones, cut_short)
+
+
+def _print_tombstones(tombstones: "Iterable[Tombstone]", cut_short: Collection[str]) -> None:
+    from medgen.takedown import stamp
+
     table = Table("video", "taken down", "url", "reason", "artifacts", "releases")
     for tombstone in tombstones:
         state = "" if tombstone.video_id not in cut_short else "\nnot finished: run `medgen gc`"

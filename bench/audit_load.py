@@ -48,7 +48,11 @@ SET maintenance_work_mem = '1GB';
 SET work_mem = '256MB';
 INSERT INTO source VALUES ('big', 'listing', 'big.jsonl', now());
 INSERT INTO artifact SELECT md5('clip' || n) || md5('x' || n), 'video/mp4', 1000000, now()
-  FROM generate_series(1, 1000) n;
+  FROM generate_series(1, {clips}) n;
+INSERT INTO artifact SELECT md5('video' || n) || md5('x' || n), 'video/mp4', 50000000, now()
+  FROM generate_series(1, {videos}) n;
+CREATE TEMPORARY TABLE fingerprints AS
+  SELECT string_agg(md5('f' || n), '') AS many FROM generate_series(1, 2000) n;
 INSERT INTO video SELECT 'v' || left(md5('v' || n), 16), 'big', NULL, 'https://example.org/' || n,
     w.words[1 + mod(abs(hashint4(n)), 25)] || ' ' || w.words[1 + mod(abs(hashint4(n * 7)), 25)] || ' ' ||
     w.words[1 + mod(abs(hashint4(n * 13)), 25)] || ' number ' || n,
@@ -84,6 +88,8 @@ INSERT INTO step_run (key, superseded, step, version, subject, status, reason, t
         jsonb_build_array(jsonb_build_object('reason', 'overlay_text', 'metric', 'overlay_words',
         'score', CASE WHEN reason IS NULL THEN 3 ELSE 40 END, 'threshold', 20, 'passes_when', 'at most',
         'passed', reason IS NULL)))
+      WHEN 'quality' THEN jsonb_build_object('motion_type', 'pan', 'fingerprint', (SELECT substr(many,
+        1 + mod(abs(hashint4(n)), 59000), 5000) FROM fingerprints))
       WHEN 'deduplicate' THEN '{{"duplicate_of": null}}'::jsonb
       WHEN 'privacy' THEN '{{"found": {{"faces": false, "identifiers": []}}, "blurred": []}}'::jsonb
       ELSE '{{}}'::jsonb END,
@@ -98,9 +104,13 @@ INSERT INTO step_run (key, superseded, step, version, subject, status, reason, t
 
 FILL = """
 INSERT INTO clip SELECT m.id, m.video_id, r.id, 200 * mod(m.n - 1, 5), 200 * mod(m.n - 1, 5) + 180, 8 * mod(m.n - 1, 5),
-    8 * mod(m.n - 1, 5) + 7.2, 640, 480, 25, md5('clip' || (1 + mod(m.n, 1000))) || md5('x' || (1 + mod(m.n, 1000)))
+    8 * mod(m.n - 1, 5) + 7.2, 640, 480, 25, md5('clip' || m.n) || md5('x' || m.n)
   FROM made m JOIN step_run r ON r.subject = m.video_id || '/' || m.n || '-' || m.n + 200 AND r.step = 'cut'
     AND NOT r.superseded;
+INSERT INTO step_output SELECT step_run_id, 'clip', digest FROM clip;
+INSERT INTO step_output SELECT id, 'video', md5('video' || video) || md5('x' || video) FROM
+  (SELECT r.id, row_number() OVER (ORDER BY r.id) AS video FROM step_run r
+    WHERE step = 'download' AND NOT superseded) made;
 INSERT INTO score SELECT r.id, s.metric, r.subject, s.base + s.spread * mod(abs(hashint8(r.id)), 1000) / 1000.0, NULL
   FROM step_run r, (VALUES ('aesthetic', 2.0, 5.0), ('technical', 5.0, 90.0), ('overlay_words', 0.0, 60.0),
     ('sharpness', 20.0, 300.0)) s(metric, base, spread) WHERE r.step = 'quality' AND NOT r.superseded;
@@ -118,7 +128,7 @@ INSERT INTO caption SELECT r.id, k.kind, r.subject, 'A caption of a clip that sh
 """
 
 
-def make(dsn: str, home: Path, clips: int) -> dict[str, Any]:
+def make(dsn: str, clips: int, released: int) -> dict[str, Any]:
     """Fills the catalog; gives what is in it and how long it took."""
     from medgen.ledger import open_ledger
     from medgen.store import open_store
@@ -156,8 +166,8 @@ def make(dsn: str, home: Path, clips: int) -> dict[str, Any]:
                 connection.execute(definition)
         _say("indexes", began)
         store = open_store()
-        for name, share in (("big-one", 0.5), ("big-two", 0.45)):
-            _release(connection, store, name, int(clips * share))
+        for name, share in (("big-one", 1.0), ("big-two", 0.9)):
+            _release(connection, store, name, int(released * share))
         connection.execute("VACUUM ANALYZE")
         counts = {
             table: _number(connection, sql.SQL("SELECT count(*) FROM {}").format(sql.Identifier(table)))
@@ -289,6 +299,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--home", type=Path, help="Scratch installation; about 15 GB at full size.")
     parser.add_argument("--clips", type=int, default=1_000_000)
+    parser.add_argument("--released", type=int, help="Clips of the larger release; by default half of all.")
     parser.add_argument("--requests", type=int, default=300, help="Of each kind.")
     parser.add_argument("--random-urls", type=int, default=10_000, help="Made-up addresses; none may answer 500.")
     parser.add_argument("--smoke", action="store_true", help="Only see whether it runs, on the smallest catalog.")
@@ -307,7 +318,7 @@ def main() -> None:
     dsn = open_catalog().url.render_as_string(hide_password=False).replace("+psycopg", "")
     with psycopg.connect(dsn) as connection:
         filled = connection.execute("SELECT 1 FROM clip LIMIT 1").fetchone()
-    report: dict[str, Any] = {} if filled else make(dsn, arguments.home, arguments.clips)
+    report: dict[str, Any] = {} if filled else make(dsn, arguments.clips, arguments.released or arguments.clips // 2)
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]

@@ -3,19 +3,20 @@
 With S3 each machine has a cache of its own, which this sweeps too, so that a takedown reaches all machines that run it.
 """
 
+import itertools
 import shutil
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 
-from sqlalchemy import select
-from sqlalchemy.orm import Session
+from sqlalchemy import Connection, select
 
+from medgen.among import among, pages
 from medgen.catalog import Artifact
 from medgen.ledger import Ledger
 from medgen.settings import current
-from medgen.takedown import deletable
+from medgen.takedown import DELETABLE, deletable_artifacts
 from medgen.workplace import in_use, none_begins
 
 
@@ -36,14 +37,14 @@ def collect_garbage(ledger: Ledger, *, grace_s: float, dry_run: bool = False) ->
     """
     limit = time.time() - grace_s
     objects = scratch = size = 0
-    with Session(ledger.engine) as session:
-        removed = deletable(session)
-        known = set(session.scalars(select(Artifact.sha256))) - removed
-    for digest, written, length in (*ledger.store.digests(), *_cached(ledger)):
-        if digest in removed or (digest not in known and written < limit):
-            objects, size = objects + 1, size + length
-            if not dry_run:
-                ledger.store.remove(digest)
+    with deletable_artifacts(ledger.engine) as connection:
+        for page in pages(itertools.chain(ledger.store.digests(), _cached(ledger))):
+            on_record = _on_record(connection, [digest for digest, _, _ in page])
+            for digest, written, length in page:
+                if on_record.get(digest, written < limit):
+                    objects, size = objects + 1, size + length
+                    if not dry_run:
+                        ledger.store.remove(digest)
     with none_begins(ledger.store):
         for path in (*ledger.store.temporary.iterdir(), *current().releases_folder.glob(".making-*")):
             with suppress(FileNotFoundError):  # its process is done with it
@@ -59,6 +60,18 @@ def collect_garbage(ledger: Ledger, *, grace_s: float, dry_run: bool = False) ->
                 else:
                     path.unlink(missing_ok=True)
     return Sweep(objects, scratch, size)
+
+
+def _on_record(connection: Connection, digests: Sequence[str]) -> dict[str, bool]:
+    """Digest → whether it was taken down, of those that are on record."""
+    query = (
+        select(Artifact.sha256, DELETABLE.c.sha256.is_not(None))
+        .outerjoin(DELETABLE, DELETABLE.c.sha256 == Artifact.sha256)
+        .where(among(Artifact.sha256, digests))
+    )
+    found = {digest: removed for digest, removed in connection.execute(query)}
+    connection.commit()  # a sweep is long, and no transaction should be
+    return found
 
 
 def _cached(ledger: Ledger) -> Iterator[tuple[str, float, int]]:

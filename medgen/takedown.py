@@ -18,25 +18,57 @@ import json
 import os
 import re
 import shutil
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
 from pydantic import BaseModel, ConfigDict
-from sqlalchemy import ARRAY, ColumnElement, Engine, Text, any_, cast, func, select, text, true
-from sqlalchemy.dialects.postgresql import insert as upsert
+from sqlalchemy import (
+    ARRAY,
+    Column,
+    ColumnElement,
+    CompoundSelect,
+    Connection,
+    Engine,
+    MetaData,
+    Select,
+    Table,
+    Text,
+    cast,
+    func,
+    insert,
+    select,
+    text,
+    true,
+    union,
+)
 from sqlalchemy.orm import Session, aliased
 
-from medgen.catalog import Clip, ModelVersion, Release, ReleaseClip, StepInput, StepOutput, StepRun, Tombstone, Video
+from medgen.among import PAGE, among, pages
+from medgen.catalog import (
+    Clip,
+    ModelVersion,
+    Release,
+    ReleaseClip,
+    Sha256,
+    StepInput,
+    StepOutput,
+    StepRun,
+    Tombstone,
+    Video,
+    now,
+)
+from medgen.insert_rows import insert_rows
 from medgen.store import Store
 
 TAKEDOWN_STEP = "forget"  # the step that a takedown is on record as
 TAKEN_DOWN = "forgotten"  # the reason of what is refused because of a tombstone
 BLOCKED = "near_duplicate_of_forgotten"  # the reason of clips that show the same as what was taken down
 NOTICE = "TAKEDOWN.json"
-MANY = 10_000  # digests or ids in one query
+TOMBSTONES = 100  # read at once: one names every artifact and record of its video
 
 # Any numbers; all medgen processes must use the same ones.
 GATE_LOCK = 0x746F6D6273746F6E  # shared: a record is being written; exclusive: a tombstone is
@@ -99,14 +131,8 @@ class Takedown(BaseModel):
     blocking: list[str] | None = None  # clips whose near-duplicates are stopped from now on; None: all of them
 
 
-def taken_down_videos(engine: Engine) -> frozenset[str]:
-    """Ids of all videos with a tombstone. About 1 s for 300,000, measured on two busy cores."""
-    with engine.connect() as connection:
-        return frozenset(connection.scalars(select(Tombstone.video_id)))
-
-
 def taken_down_urls(engine: Engine) -> frozenset[str]:
-    """URLs of all videos with a tombstone."""
+    """URLs of all videos with a tombstone. About 1 s for 300,000, measured on two busy cores."""
     with engine.connect() as connection:
         return frozenset(connection.scalars(select(Tombstone.url)))
 
@@ -116,9 +142,9 @@ def taken_down_digests(engine: Engine) -> frozenset[str]:
 
     Files that another video has too, one that was not taken down, are left out: they were allowed to stay.
     """
-    with Session(engine) as session:
-        files = set(session.scalars(select(func.jsonb_array_elements_text(Tombstone.detail["files"]))))
-        return frozenset(files - referenced(session, files))
+    file = select(func.jsonb_array_elements_text(Tombstone.detail["files"]).label("sha256")).distinct().subquery()
+    with engine.connect() as connection:
+        return frozenset(connection.scalars(select(file.c.sha256).where(*_unreferenced(file.c.sha256))))
 
 
 def taken_down_subjects(session: Session, subjects: Iterable[str], *, wait: bool = False) -> set[str]:
@@ -159,38 +185,74 @@ def create_tombstones(
     """
     with Session(engine) as session, session.begin():
         session.execute(text("SELECT pg_advisory_xact_lock(:key)"), {"key": GATE_LOCK})
-        rows = [
-            {"video_id": video_id, "url": url, "reason": reason, "detail": dict(details.get(video_id, {}))}
-            for video_id, url in sorted(urls.items())
-        ]
-        session.execute(upsert(Tombstone).on_conflict_do_nothing(), rows)
+        when = now()
+        for page in pages(sorted(urls.items())):
+            rows = [
+                {"video_id": video_id, "url": url, "reason": reason, "forgotten_at": when}
+                | {"detail": dict(details.get(video_id, {}))}
+                for video_id, url in page
+            ]
+            insert_rows(session, Tombstone, rows, unless_there=True)
 
 
-def list_tombstones(session: Session, *, unfinished: bool = False) -> list[Tombstone]:
-    """All tombstones, or only those whose takedown was cut short; oldest first."""
-    query = select(Tombstone).order_by(Tombstone.forgotten_at, Tombstone.video_id)
-    if unfinished:
-        report = Tombstone.detail
-        query = query.where(
-            ~select(StepRun.id)
-            .where(
-                StepRun.step == TAKEDOWN_STEP,
-                StepRun.subject == Tombstone.video_id,
-                ~StepRun.superseded,
-                StepRun.detail == report,
-                report["url"].as_string() == Tombstone.url,
-                report["reason"].as_string() == Tombstone.reason,
-                cast(report["forgotten_at"].as_string(), Tombstone.forgotten_at.type) == Tombstone.forgotten_at,
-            )
-            .exists()
-        )
-    return list(session.scalars(query))
+def list_tombstones(session: Session, *conditions: ColumnElement[bool]) -> Iterator[Tombstone]:
+    """All tombstones, or those that meet the conditions; oldest first, a few of them in memory at a time."""
+    query = select(Tombstone).where(*conditions).order_by(Tombstone.forgotten_at, Tombstone.video_id)
+    for some in session.scalars(query.execution_options(yield_per=TOMBSTONES)).partitions():
+        yield from some
+        for tombstone in some:
+            session.expunge(tombstone)
+
+
+def unfinished_takedowns(session: Session) -> Iterator[str]:
+    """Ids of the videos whose takedown was cut short, or whose tombstone was changed since; oldest first."""
+    report = Tombstone.detail
+    finished = select(StepRun.id).where(
+        StepRun.step == TAKEDOWN_STEP,
+        StepRun.subject == Tombstone.video_id,
+        ~StepRun.superseded,
+        StepRun.detail == report,
+        report["url"].as_string() == Tombstone.url,
+        report["reason"].as_string() == Tombstone.reason,
+        cast(report["forgotten_at"].as_string(), Tombstone.forgotten_at.type) == Tombstone.forgotten_at,
+    )
+    query = select(Tombstone.video_id).where(~finished.exists())
+    query = query.order_by(Tombstone.forgotten_at, Tombstone.video_id)
+    yield from session.scalars(query.execution_options(yield_per=PAGE))
 
 
 def referenced(session: Session, digests: Iterable[str]) -> set[str]:
     """Those of `digests` that must stay: a step made them for something that was not taken down, or a step of another
     video, or a model, needs them. That a step over many videos (a release, a training run) read them does not count."""
-    return set(referenced_by(session, digests, most=1))
+    wanted = set(digests)
+    for page in pages(sorted(wanted)):
+        given = func.unnest(_array(page)).table_valued("sha256").render_derived("given")
+        wanted.difference_update(session.scalars(select(given.c.sha256).where(*_unreferenced(given.c.sha256))))
+    return wanted
+
+
+def _unreferenced(digest: ColumnElement[str]) -> tuple[ColumnElement[bool], ...]:
+    """Conditions, which `referenced` names, that bytes need not stay.
+
+    Args:
+        digest: with the name of its table, for several tables here have columns of many names.
+    """
+    owner = func.coalesce(Clip.video_id, func.split_part(StepRun.subject, "/", 1))
+
+    def standing(use: type[StepInput] | type[StepOutput]) -> Select[tuple[int]]:
+        return (
+            select(StepRun.id)
+            .join(use, use.step_run_id == StepRun.id)
+            .outerjoin(Clip, Clip.id == StepRun.subject)
+            .outerjoin(Tombstone, Tombstone.video_id == owner)
+            .where(use.artifact_sha256 == digest, Tombstone.video_id.is_(None))
+        )
+
+    return (
+        ~standing(StepOutput).exists(),
+        ~standing(StepInput).join(Video, Video.id == owner).exists(),
+        ~select(ModelVersion.digest).where(ModelVersion.checkpoint_sha256 == digest).exists(),
+    )
 
 
 def referenced_by(
@@ -204,20 +266,19 @@ def referenced_by(
     subjects: dict[str, list[str]] = {}
     made = select(StepOutput.artifact_sha256.label("digest"), StepOutput.step_run_id)
     read = select(StepInput.artifact_sha256.label("digest"), StepInput.step_run_id)
-    wanted = sorted(set(digests))
-    for some in (wanted[start : start + MANY] for start in range(0, len(wanted), MANY)):
+    for some in pages(sorted(set(digests))):
         for table, column, is_output in (
             (made, StepOutput.artifact_sha256, True),
             (read, StepInput.artifact_sha256, False),
         ):
-            use = table.where(column == any_(_array(some))).subquery()
+            use = table.where(among(column, some)).subquery()
             owner = func.coalesce(Clip.video_id, func.split_part(StepRun.subject, "/", 1))
             query = (
                 select(use.c.digest, StepRun.subject)
                 .join(StepRun, StepRun.id == use.c.step_run_id)
                 .outerjoin(Clip, Clip.id == StepRun.subject)
                 .outerjoin(Tombstone, Tombstone.video_id == owner)
-                .where(Tombstone.video_id.is_(None), owner.not_in(list(besides)))
+                .where(Tombstone.video_id.is_(None), ~among(owner, besides))
                 .distinct()
             )
             if not is_output:
@@ -227,23 +288,54 @@ def referenced_by(
                 if len(names) < most and subject not in names:
                     names.append(subject)
         models = select(ModelVersion.checkpoint_sha256, ModelVersion.name)
-        for digest, name in session.execute(models.where(ModelVersion.checkpoint_sha256 == any_(_array(some)))):
+        for digest, name in session.execute(models.where(among(ModelVersion.checkpoint_sha256, some))):
             subjects.setdefault(digest, [name])
     return subjects
 
 
-def deletable(session: Session, video_ids: Sequence[str] | None = None) -> set[str]:
-    """Digests that takedowns (all, or those of some videos) removed and that nothing else references."""
-    condition = true() if video_ids is None else Tombstone.video_id.in_(video_ids)
-    removed = set(session.scalars(select(func.jsonb_array_elements_text(Tombstone.detail["removed"])).where(condition)))
-    replaced = session.scalars(select(func.jsonb_object_keys(Tombstone.detail["replaced"])).where(condition))
-    return (removed - referenced(session, removed)) | set(replaced)
+def deletable(video_ids: Sequence[str] | None = None) -> CompoundSelect[tuple[str]]:
+    """A query for `sha256`: digests that takedowns (all, or those of some videos) removed and nothing else references.
+
+    Each is there once.
+    """
+    condition = true() if video_ids is None else among(Tombstone.video_id, video_ids)
+    own = select(func.jsonb_array_elements_text(Tombstone.detail["removed"]).label("sha256")).where(condition)
+    removed = own.subquery()
+    replaced = select(func.jsonb_object_keys(Tombstone.detail["replaced"]).label("sha256")).where(condition)
+    return union(select(removed.c.sha256).where(*_unreferenced(removed.c.sha256)), replaced)
 
 
-def seals(session: Session) -> dict[int, str]:
-    """Id of a blanked step run → its seal, from the records of all takedowns."""
-    query = select(StepRun.detail["sealed"]).where(StepRun.step == TAKEDOWN_STEP, ~StepRun.superseded)
-    return {int(run_id): seal for sealed in session.scalars(query) for run_id, seal in (sealed or {}).items()}
+DELETABLE = Table("deletable", MetaData(), Column("sha256", Sha256, primary_key=True), prefixes=["TEMPORARY"])
+
+
+@contextmanager
+def deletable_artifacts(engine: Engine) -> Iterator[Connection]:
+    """A connection that has what `deletable` gives, of all takedowns, as the temporary table `DELETABLE`."""
+    with engine.connect() as connection:
+        DELETABLE.create(connection)
+        connection.execute(insert(DELETABLE).from_select(["sha256"], deletable()))
+        connection.execute(text("ANALYZE deletable"))
+        connection.commit()
+        try:
+            yield connection
+        finally:
+            connection.rollback()
+            DELETABLE.drop(connection)
+            connection.commit()
+
+
+def seals(session: Session, run_ids: Sequence[int]) -> dict[int, str]:
+    """Id of a blanked step run → its seal, of those among `run_ids`: from the record of its video's takedown."""
+    takedown = aliased(StepRun)
+    owner = func.coalesce(Clip.video_id, func.split_part(StepRun.subject, "/", 1))
+    seal = takedown.detail["sealed"][cast(StepRun.id, Text)].astext
+    query = (
+        select(StepRun.id, seal)
+        .outerjoin(Clip, Clip.id == StepRun.subject)
+        .join(takedown, (takedown.step == TAKEDOWN_STEP) & (takedown.subject == owner) & ~takedown.superseded)
+        .where(among(StepRun.id, run_ids), seal.is_not(None))
+    )
+    return {run_id: value for run_id, value in session.execute(query)}
 
 
 def blanked(value: Any, name: str = "") -> Any:
@@ -309,8 +401,13 @@ def release_takedown(session: Session, name: str, files: Sequence[Mapping[str, A
         return None
     changes = {file["path"]: replaced.get(file["sha256"]) for file in files if file["sha256"] in replaced}
     changes |= {file["path"]: None for file in files if Path(file["path"]).stem in clips}
-    tombstones = session.scalars(
-        select(Tombstone).where(Tombstone.video_id.in_(videos)).order_by(Tombstone.forgotten_at, Tombstone.video_id)
+    of_video: dict[str, list[str]] = {}
+    for clip, video in sorted(clips.items()):
+        of_video.setdefault(video, []).append(clip)
+    tombstones = session.execute(
+        select(Tombstone.video_id, Tombstone.reason, Tombstone.forgotten_at)
+        .where(among(Tombstone.video_id, videos))
+        .order_by(Tombstone.forgotten_at, Tombstone.video_id)
     )
     notice = {
         "format": 1,
@@ -321,7 +418,7 @@ def release_takedown(session: Session, name: str, files: Sequence[Mapping[str, A
                 "video_id": tombstone.video_id,
                 "reason": tombstone.reason,
                 "forgotten_at": stamp(tombstone.forgotten_at),
-                "clips": sorted(clip for clip, video in clips.items() if video == tombstone.video_id),
+                "clips": of_video.get(tombstone.video_id, []),
             }
             for tombstone in tombstones
         ],

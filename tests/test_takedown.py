@@ -28,14 +28,14 @@ from typer.testing import CliRunner
 
 from apps.audit.application import create_site
 from apps.cli import app
-from medgen.catalog import Clip, ModelVersion, StepOutput, StepRun, now, open_catalog
+from medgen.catalog import Clip, ModelVersion, StepOutput, StepRun, Tombstone, now, open_catalog
 from medgen.gc import collect_garbage
 from medgen.ledger import Outcome, StepIdentity, Work, open_ledger
 from medgen.postgres import embedded_url
 from medgen.settings import current
 from medgen.shard import ShardResult
 from medgen.store import Store, _name, open_store
-from medgen.takedown import NAME, NOTICE, PLAIN, blanked, taken_down_digests, taken_down_videos
+from medgen.takedown import NAME, NOTICE, PLAIN, blanked, taken_down_digests
 from medgen.verify import verify
 from medgen.video.limits import Limits
 from medgen.video.pictures import pictures
@@ -242,6 +242,12 @@ def artifacts_of(made: Made, *names: str) -> set[str]:
         return set(session.scalars(query.where(or_(*(StepRun.subject.like(pattern) for pattern in about)))))
 
 
+def taken_down_videos() -> set[str]:
+    """Ids of all videos with a tombstone."""
+    with open_catalog().connect() as connection:
+        return set(connection.scalars(select(Tombstone.video_id)))
+
+
 def records() -> int:
     """How many step runs there are."""
     with Session(open_catalog()) as session:
@@ -275,7 +281,7 @@ def test_what_is_forgotten_is_gone_everywhere_and_stays_gone(
 
     (planned,) = facts("forget", gone[:9], "--dry-run")
     assert set(planned["removed"]) == own and planned["clips"] == [clip] and planned["models"] == ["nano-1"]
-    assert taken_down_videos(open_catalog()) == frozenset() and held_anywhere(own) == own
+    assert taken_down_videos() == set() and held_anywhere(own) == own
     medgen("forget", gone, code=1)  # nobody said yes
 
     (told,) = facts("forget", made.url("gone"), "--yes", "--reason", "asked")
@@ -285,7 +291,7 @@ def test_what_is_forgotten_is_gone_everywhere_and_stays_gone(
     assert in_catalog(SECRET) == [] and in_files(SECRET) == []
     assert held_anywhere(own) == set() and held_anywhere(living) == living
     assert open_store().missing(own | living) == own
-    assert taken_down_videos(open_catalog()) == {gone, made.id("words")}
+    assert taken_down_videos() == {gone, made.id("words")}
     assert taken_down_digests(open_catalog()) == {hashlib.sha256(made.server.answers["/gone.mp4"].body).hexdigest()}
 
     # The release says what is missing, also when it is laid out again; a release that lacks more is damaged.
@@ -396,7 +402,7 @@ def test_what_was_taken_down_does_not_come_back_through_its_copy(
     # The copy is named beforehand, and what is counted beforehand is what goes.
     before = objects()
     (planned,) = facts("forget", made.url(clips[winner]), "--dry-run")
-    assert objects() == before and taken_down_videos(open_catalog()) == frozenset()
+    assert objects() == before and taken_down_videos() == set()
     (copy,) = planned["copies"]
     assert (copy["clip"], copy["video_id"], copy["copy_of"]) == (loser, made.id(clips[loser]), winner)
     assert (copy["status"], copy["reason"], copy["threshold"]) == ("rejected", "duplicate", 0.7)
@@ -473,7 +479,7 @@ def test_a_copy_in_releases_is_named_left_out_of_the_next_and_goes_when_that_is_
     assert (taken["copy_of"], taken["blocking"], taken["clips"]) == ([made.id("left")], [right], [right])
     assert counted(list(planned.values())) == counted(list(told.values()))
     assert clips_in(made.folder) == clips_in(folder) == {other}
-    assert taken_down_videos(open_catalog()) == {made.id("left"), made.id("right")} and faults(made) == []
+    assert taken_down_videos() == {made.id("left"), made.id("right")} and faults(made) == []
 
 
 def test_two_that_were_one_file_go_together_though_cut_short(made: Made, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -534,7 +540,7 @@ def deadly(function):
     return call
 
 for owner, name in ((Store, "put_file"), (Store, "remove"), (Ledger, "write"), (medgen.takedown, "_write"),
-                    (takedown, "_save_report"), (takedown, "rehashed"),
+                    (takedown, "_save_report"), (takedown, "read_rehashed"),
                     (takedown, "deletable")):
     setattr(owner, name, deadly(getattr(owner, name)))
 
@@ -688,7 +694,7 @@ def test_what_names_no_video_is_refused_in_one_line(home: Path) -> None:
         assert "a reason is" in medgen("forget", "http://host/x.mp4", "--yes", "--reason", reason, code=1)
     assert "name at least one" in medgen("forget", "--yes", code=1)
     assert "say --yes" in medgen("forget", "http://host/x.mp4", code=1)
-    assert taken_down_videos(open_catalog()) == frozenset() and records() == 0
+    assert taken_down_videos() == set() and records() == 0
 
 
 def test_a_url_never_seen_is_never_taken(made: Made, tmp_path: Path) -> None:

@@ -12,6 +12,7 @@ from apps.audit.decisions import describe_steps, explanation_of
 from apps.audit.site import Site, site_of
 from apps.audit.timeline import clips_of_video, strip_of
 from apps.history import history_of
+from medgen.among import among
 from medgen.catalog import Evaluation, ModelVersion, Release
 from medgen.verify import record_faults
 
@@ -62,17 +63,17 @@ def went_to(session: Session, names: Sequence[str]) -> dict[str, list[dict[str, 
     if not names:
         return {"releases": [], "models": [], "evaluations": []}
     releases = session.execute(
-        select(Release.name, Release.clips, Release.created_at).where(Release.name.in_(names)).order_by(Release.name)
+        select(Release.name, Release.clips, Release.created_at).where(among(Release.name, names)).order_by(Release.name)
     )
     models = session.execute(
         select(ModelVersion.digest, ModelVersion.name, ModelVersion.kind, ModelVersion.release_name)
-        .where(ModelVersion.release_name.in_(names))
+        .where(among(ModelVersion.release_name, names))
         .order_by(ModelVersion.created_at)
         .limit(100)
     ).all()
     evaluations = session.execute(
         select(Evaluation.step_run_id, Evaluation.model_digest)
-        .where(Evaluation.model_digest.in_([m.digest for m in models]))
+        .where(among(Evaluation.model_digest, [m.digest for m in models]))
         .distinct()
         .limit(200)
     )

@@ -13,6 +13,7 @@ from starlette.responses import Response
 from apps.audit import charts
 from apps.audit.releases import NUMBERS, Facts, described, outputs_of, read_json, release_of
 from apps.audit.site import site_of
+from medgen.among import among
 from medgen.catalog import ItemStatus, Release, ReleaseClip
 
 router = APIRouter()
@@ -64,7 +65,7 @@ def _only_in(engine: Engine, connection: Connection, first: str, second: str) ->
         select(
             ItemStatus.id, ItemStatus.title, ItemStatus.step, ItemStatus.status, ItemStatus.reason, ItemStatus.category
         )
-        .where(ItemStatus.id.in_(ids))
+        .where(among(ItemStatus.id, ids))
         .order_by(ItemStatus.id)
     ).mappings()
     return {"count": count, "exact": count < COMPARED, "rows": [dict(row) for row in rows]}

@@ -8,6 +8,7 @@ from sqlalchemy import Connection, Engine, select
 from sqlalchemy.orm import Session
 
 from apps.history import history_of
+from medgen.among import among
 from medgen.catalog import Clip, Evaluation, ModelVersion, Release, ReleaseClip, Source, StepInput, StepRun, Video
 from medgen.ledger import Ledger
 
@@ -39,12 +40,12 @@ def clip_lineage(ledger: Ledger, clip_id: str) -> ClipLineage:
     with Session(ledger.engine) as session:
         connection = session.connection()
         inputs: dict[int, list[Mapping[str, Any]]] = {}
-        query = select(StepInput.__table__).where(StepInput.step_run_id.in_([s["id"] for s in history["steps"]]))
+        query = select(StepInput.__table__).where(among(StepInput.step_run_id, [s["id"] for s in history["steps"]]))
         for row in connection.execute(query.order_by(StepInput.step_run_id, StepInput.role)).mappings():
             inputs.setdefault(row["step_run_id"], []).append(dict(row))
         by_name = select(Source.__table__).where(Source.name == history["video"]["source_name"])
         source = dict(connection.execute(by_name).mappings().one())
-        held = select(Release.name, Release.digest, Release.created_at, Release.clips).where(Release.name.in_(names))
+        held = select(Release.name, Release.digest, Release.created_at, Release.clips).where(among(Release.name, names))
         releases = [dict(row) for row in connection.execute(held).mappings()]
         models, evaluations = trained_on(connection, names)
     return ClipLineage(history, inputs, source, releases, models, evaluations)
@@ -52,9 +53,9 @@ def clip_lineage(ledger: Ledger, clip_id: str) -> ClipLineage:
 
 def trained_on(connection: Connection, names: Sequence[str]) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
     """Models that were trained on these releases, and their evaluations."""
-    query = select(ModelVersion.__table__).where(ModelVersion.release_name.in_(names))
+    query = select(ModelVersion.__table__).where(among(ModelVersion.release_name, names))
     models = [dict(row) for row in connection.execute(query.order_by(ModelVersion.digest)).mappings()]
-    evaluated = select(Evaluation.__table__).where(Evaluation.model_digest.in_([m["digest"] for m in models]))
+    evaluated = select(Evaluation.__table__).where(among(Evaluation.model_digest, [m["digest"] for m in models]))
     return models, [dict(row) for row in connection.execute(evaluated.order_by(Evaluation.id)).mappings()]
 
 

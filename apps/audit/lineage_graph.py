@@ -9,6 +9,7 @@ from sqlalchemy import Connection, select
 from apps.audit.models import model_of
 from apps.audit.releases import release_of
 from apps.history import Unknown
+from medgen.among import among
 from medgen.catalog import (
     Clip,
     Evaluation,
@@ -92,53 +93,57 @@ def graph_of(connection: Connection, kind: str, identity: str) -> Graph:
 
 def _before(connection: Connection, graph: Graph, at: int) -> None:
     if at >= 5:
-        evaluated = select(Evaluation.model_digest).where(Evaluation.step_run_id.in_(map(int, graph.ids("evaluation"))))
+        evaluated = select(Evaluation.model_digest).where(
+            among(Evaluation.step_run_id, map(int, graph.ids("evaluation")))
+        )
         graph.add(_models(connection, ModelVersion.digest.in_(evaluated)))
     if at >= 4:
-        named = select(ModelVersion.release_name).where(ModelVersion.digest.in_(graph.ids("model")))
+        named = select(ModelVersion.release_name).where(among(ModelVersion.digest, graph.ids("model")))
         graph.add(_releases(connection, [name for name in connection.scalars(named) if name]))
     if at >= 3:
         for name in graph.ids("release"):
             members = select(ReleaseClip.clip_id).where(ReleaseClip.release_name == name)
             ids = connection.scalars(members.order_by(ReleaseClip.clip_id).limit(SHOWN + 1)).all()
-            graph.add(_clips(connection, Clip.id.in_(ids)))
+            graph.add(_clips(connection, among(Clip.id, ids)))
     if at >= 2:
-        graph.add(_videos(connection, Video.id.in_(select(Clip.video_id).where(Clip.id.in_(graph.ids("clip"))))))
+        graph.add(_videos(connection, Video.id.in_(select(Clip.video_id).where(among(Clip.id, graph.ids("clip"))))))
     if at >= 1:
-        sources = select(Video.source_name).where(Video.id.in_(graph.ids("video"))).distinct()
+        sources = select(Video.source_name).where(among(Video.id, graph.ids("video"))).distinct()
         rows = connection.execute(select(Source.name, Source.kind).where(Source.name.in_(sources)).limit(SHOWN + 1))
         graph.add([Node("source", row.name, row.name, row.kind) for row in rows])
 
 
 def _after(connection: Connection, graph: Graph, at: int) -> None:
     if at <= 0:
-        graph.add(_videos(connection, Video.source_name.in_(graph.ids("source"))))
+        graph.add(_videos(connection, among(Video.source_name, graph.ids("source"))))
     if at <= 1:
-        graph.add(_clips(connection, Clip.video_id.in_(graph.ids("video"))))
+        graph.add(_clips(connection, among(Clip.video_id, graph.ids("video"))))
     if at <= 2:
-        named = select(ReleaseClip.release_name).where(ReleaseClip.clip_id.in_(graph.ids("clip"))).distinct()
+        named = select(ReleaseClip.release_name).where(among(ReleaseClip.clip_id, graph.ids("clip"))).distinct()
         graph.add(_releases(connection, connection.scalars(named.limit(SHOWN + 1)).all()))
     if at <= 3:
-        graph.add(_models(connection, ModelVersion.release_name.in_(graph.ids("release"))))
+        graph.add(_models(connection, among(ModelVersion.release_name, graph.ids("release"))))
     if at <= 4:
-        graph.add(_evaluations(connection, Evaluation.model_digest.in_(graph.ids("model"))))
+        graph.add(_evaluations(connection, among(Evaluation.model_digest, graph.ids("model"))))
 
 
 def _edges(connection: Connection, graph: Graph) -> None:
     """Edges among the nodes that are shown."""
     pairs: list[tuple[tuple[str, str], tuple[str, str]]] = []
-    for row in connection.execute(select(Video.source_name, Video.id).where(Video.id.in_(graph.ids("video")))):
+    for row in connection.execute(select(Video.source_name, Video.id).where(among(Video.id, graph.ids("video")))):
         pairs.append((("source", row[0]), ("video", row[1])))
-    for row in connection.execute(select(Clip.video_id, Clip.id).where(Clip.id.in_(graph.ids("clip")))):
+    for row in connection.execute(select(Clip.video_id, Clip.id).where(among(Clip.id, graph.ids("clip")))):
         pairs.append((("video", row[0]), ("clip", row[1])))
     held = select(ReleaseClip.clip_id, ReleaseClip.release_name).where(
-        ReleaseClip.clip_id.in_(graph.ids("clip")), ReleaseClip.release_name.in_(graph.ids("release"))
+        among(ReleaseClip.clip_id, graph.ids("clip")), among(ReleaseClip.release_name, graph.ids("release"))
     )
     pairs += [(("clip", row[0]), ("release", row[1])) for row in connection.execute(held)]
-    trained = select(ModelVersion.release_name, ModelVersion.digest).where(ModelVersion.digest.in_(graph.ids("model")))
+    trained = select(ModelVersion.release_name, ModelVersion.digest).where(
+        among(ModelVersion.digest, graph.ids("model"))
+    )
     pairs += [(("release", row[0]), ("model", row[1])) for row in connection.execute(trained)]
     runs = [int(i) for i in graph.ids("evaluation")]
-    evaluated = select(Evaluation.model_digest, Evaluation.step_run_id).where(Evaluation.step_run_id.in_(runs))
+    evaluated = select(Evaluation.model_digest, Evaluation.step_run_id).where(among(Evaluation.step_run_id, runs))
     pairs += [(("model", row[0]), ("evaluation", str(row[1]))) for row in connection.execute(evaluated.distinct())]
     graph.edges = {(a, b) for a, b in pairs if a in graph.nodes and b in graph.nodes}
 
@@ -169,7 +174,7 @@ def _clips(connection: Connection, condition: Any) -> list[Node]:
 
 
 def _releases(connection: Connection, names: Sequence[str]) -> list[Node]:
-    query = select(Release.name, Release.clips).where(Release.name.in_(names)).order_by(Release.created_at.desc())
+    query = select(Release.name, Release.clips).where(among(Release.name, names)).order_by(Release.created_at.desc())
     rows = connection.execute(query.limit(SHOWN + 1))
     return [Node("release", row.name, row.name, f"{row.clips:,} clips") for row in rows]
 

@@ -16,6 +16,7 @@ from starlette.responses import Response
 from apps.audit import charts
 from apps.audit.releases import described, outputs_of, read_json, release_of
 from apps.audit.site import query, site_of
+from medgen.among import among
 from medgen.catalog import Clip, ItemStatus, ModelVersion, Release, ReleaseClip, StepRun, Tombstone
 from medgen.errors import ItemFailed
 from medgen.store import Store
@@ -106,7 +107,7 @@ def _shown(connection: Connection, ids: Sequence[str]) -> list[dict[str, Any]]:
     rows = connection.execute(
         select(ItemStatus.id, ItemStatus.kind, ItemStatus.title, ItemStatus.category, Clip.start_s, Clip.end_s)
         .outerjoin(Clip, Clip.id == ItemStatus.id)
-        .where(ItemStatus.id.in_(ids))
+        .where(among(ItemStatus.id, ids))
     ).mappings()
     by_id = {row["id"]: dict(row) for row in rows}
     return [by_id[i] for i in ids if i in by_id]

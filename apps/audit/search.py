@@ -14,16 +14,12 @@ from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
 from sqlalchemy import (
-    ARRAY,
     ColumnElement,
     Connection,
     ScalarSelect,
     Select,
-    Text,
     and_,
-    any_,
     case,
-    cast,
     exists,
     func,
     literal,
@@ -36,6 +32,7 @@ from sqlalchemy.orm import aliased
 
 from apps.audit.estimates import estimated_rows
 from apps.audit.reading import TooSlow, limited
+from medgen.among import among
 from medgen.catalog import ItemStatus, ModelVersion, ReleaseClip, Score
 
 PAGE = 50
@@ -237,7 +234,7 @@ def _words(q: str) -> ColumnElement[bool]:
 
 
 def _in_release(names: Sequence[str]) -> ColumnElement[bool]:
-    return exists().where(ReleaseClip.release_name.in_(names), ReleaseClip.clip_id == ItemStatus.id)
+    return exists().where(among(ReleaseClip.release_name, names), ReleaseClip.clip_id == ItemStatus.id)
 
 
 def _scored(connection: Connection, filters: Filters) -> ColumnElement[bool]:
@@ -250,7 +247,7 @@ def _scored(connection: Connection, filters: Filters) -> ColumnElement[bool]:
     same += [Score.value <= filters.high] if filters.high is not None else []
     few = list(connection.scalars(select(Score.clip_id).where(*same).limit(FEW + 1)))
     if len(few) <= FEW:
-        return ItemStatus.id == any_(cast(sorted({c for c in few if c}), ARRAY(Text)))  # one parameter, not thousands
+        return among(ItemStatus.id, (clip for clip in few if clip))
     latest = _newest(filters.metric)
     low = filters.low if filters.low is not None else float("-inf")
     high = filters.high if filters.high is not None else float("inf")

@@ -13,6 +13,7 @@ from apps.audit.search import Filters
 from apps.audit.site import Site, site_of
 from apps.audit.timeline import clips_of_video, strip_of
 from apps.history import Unknown, history_of
+from medgen.among import among
 from medgen.catalog import ItemStatus, ReleaseClip, Source, Video
 from medgen.verify import record_faults
 
@@ -27,7 +28,7 @@ def video(request: Request, video_id: Annotated[str, Path(max_length=200)]) -> R
     with Session(site.engine) as session:
         clips = clips_of_video(session, video_id)
         faults = record_faults(session, [step["id"] for step in history["steps"]])
-        held = select(ReleaseClip.release_name).where(ReleaseClip.clip_id.in_([c["id"] for c in clips])).distinct()
+        held = select(ReleaseClip.release_name).where(among(ReleaseClip.clip_id, [c["id"] for c in clips])).distinct()
         releases = sorted(session.scalars(held))
         uncut = session.execute(
             select(ItemStatus.id, ItemStatus.run_id, ItemStatus.reason)

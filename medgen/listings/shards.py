@@ -9,7 +9,6 @@ from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from hashlib import sha256
-from itertools import islice
 from pathlib import Path
 
 import pyarrow as pa
@@ -20,6 +19,7 @@ from sqlalchemy import Engine, select
 from sqlalchemy.dialects.postgresql import insert as upsert
 from sqlalchemy.orm import Session
 
+from medgen.among import among, pages
 from medgen.catalog import KnownFile
 from medgen.errors import SourceUnreadable
 from medgen.listings.rows import storable_text
@@ -40,12 +40,10 @@ class KnownFiles:
     def find(self, marks: Mapping[str, str]) -> dict[str, str]:
         """uri → sha256, of those files that still bear the mark given for them (uri → mark)."""
         digests: dict[str, str] = {}
-        uris = iter(marks)
+        query = select(KnownFile.uri, KnownFile.mark, KnownFile.sha256)
         with Session(self.engine) as session:
-            while some := list(islice(uris, 5_000)):
-                rows = session.execute(
-                    select(KnownFile.uri, KnownFile.mark, KnownFile.sha256).where(KnownFile.uri.in_(some))
-                )
+            for page in pages(marks):
+                rows = session.execute(query.where(among(KnownFile.uri, page)))
                 digests |= {uri: digest for uri, mark, digest in rows if marks[uri] == mark}
         return digests
 

@@ -15,6 +15,7 @@ from pathlib import Path
 from sqlalchemy import Engine, func, or_, select
 from sqlalchemy.orm import Session
 
+from medgen.among import among
 from medgen.catalog import SourceIdentity, StepRun
 from medgen.errors import SourceUnreadable
 from medgen.listings.shards import KnownFiles, shards
@@ -89,7 +90,7 @@ def _was_moved(session: Session, files: KnownFiles, known: SourceIdentity, feed:
     read = select(StepRun.id).where(
         StepRun.step == "discover",
         StepRun.detail["source"].astext == known.name,
-        or_(StepRun.context["digest"].astext.in_(digests), StepRun.detail["uri"].astext == feed.uri),
+        or_(among(StepRun.context["digest"].astext, digests), StepRun.detail["uri"].astext == feed.uri),
     )
     return session.scalar(select(read.exists())) or False
 

@@ -25,6 +25,7 @@ from sqlalchemy.orm import Session
 from yt_dlp.utils import YoutubeDLError, sanitize_url, unsmuggle_url
 from yt_dlp.version import __version__ as YT_DLP_VERSION
 
+from medgen.among import among
 from medgen.catalog import StepRun, now
 from medgen.errors import ItemFailed
 from medgen.ledger import Ledger, Outcome, Record, StepIdentity, Work
@@ -175,7 +176,7 @@ def _deltas(ledger: Ledger, feed: Feed) -> list[Record]:
             select(StepRun.id)
             .where(
                 StepRun.step == IDENTITY.name,
-                StepRun.subject.in_([feed.name, feed.label]),  # by its label before another source had that name
+                among(StepRun.subject, [feed.name, feed.label]),  # by its label before another source had that name
                 StepRun.status == "kept",
                 ~StepRun.superseded,
                 StepRun.context["url"].astext == feed.url,

@@ -5,15 +5,32 @@ from typing import Any
 
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
-from sqlalchemy import Select, func, select
+from sqlalchemy import BigInteger, CompoundSelect, Select, cast, func, select, true
 from sqlalchemy.orm import Session
 
-from medgen.among import among
+from medgen.among import among, pages
 from medgen.catalog import StepRun
 from medgen.ledger import Ledger, Record
 from tasks.curation.discover_record import DISCOVER
 from tasks.curation.newest_runs import newest_runs
 from tasks.curation.steps import STEP_NAMES, UNITS
+
+# Step, reason, whether it is tried again, count and the newest of all that failed.
+_FAILED = (
+    select(StepRun.step, StepRun.reason, StepRun.transient, func.count(), func.max(StepRun.id))
+    .where(StepRun.status == "failed")
+    .group_by(StepRun.step, StepRun.reason, StepRun.transient)
+)
+# Reason, count and the oldest record, of rows of listings that could not be read: a record of discover counts many.
+_VERDICTS = func.jsonb_each_text(StepRun.detail["counts"]).table_valued("verdict", "rows").render_derived()
+_REASON = func.substr(_VERDICTS.c.verdict, len("failed ") + 1)
+_BAD_ROWS = (
+    select(_REASON, func.sum(cast(_VERDICTS.c.rows, BigInteger)), func.min(StepRun.id))
+    .select_from(StepRun)
+    .join(_VERDICTS, true())
+    .where(StepRun.step == "discover", StepRun.status == "kept", _VERDICTS.c.verdict.startswith("failed"))
+    .group_by(_REASON)
+)
 
 
 def failures(ledger: Ledger, runs: Select[tuple[int]] | Collection[int] | None = None) -> list[dict[str, Any]]:
@@ -25,50 +42,36 @@ def failures(ledger: Ledger, runs: Select[tuple[int]] | Collection[int] | None =
     Args:
         runs: ids of the step runs to look at, or a query for them; by default the newest of every step and subject.
     """
+    looked_at: Iterable[Select[tuple[int]] | CompoundSelect[tuple[int]]]
     if isinstance(runs, Collection):
-        runs = select(StepRun.id).where(among(StepRun.id, runs))
-    chosen = (newest_runs() if runs is None else runs).subquery()
-    url = StepRun.context["url"].astext
+        looked_at = (select(StepRun.id).where(among(StepRun.id, page)) for page in pages(runs))
+    else:
+        looked_at = [newest_runs() if runs is None else runs]
+    groups: dict[tuple[str, str, bool], tuple[int, int]] = {}
+    rows: dict[str, tuple[int, int]] = {}
     with Session(ledger.engine) as session:
-        groups = session.execute(
-            select(StepRun.step, StepRun.reason, StepRun.transient, func.count(), func.max(StepRun.id))
-            .join(chosen, chosen.c.id == StepRun.id)
-            .where(StepRun.status == "failed")
-            .group_by(StepRun.step, StepRun.reason, StepRun.transient)
-        ).all()
+        for query in looked_at:
+            chosen = query.subquery()
+            for *group, count, last in session.execute(_FAILED.join(chosen, chosen.c.id == StepRun.id)):
+                before = groups.get((group[0], group[1], group[2]), (0, 0))
+                groups[group[0], group[1], group[2]] = before[0] + count, max(before[1], last)
+            for reason, count, first in session.execute(_BAD_ROWS.join(chosen, chosen.c.id == StepRun.id)):
+                known = rows.get(reason, (0, first))
+                rows[reason] = known[0] + count, min(known[1], first)
+        last_ids = [last for _, last in groups.values()]
+        example = select(StepRun.id, StepRun.context["url"].astext, StepRun.subject, StepRun.detail["message"].astext)
         examples = {
-            run_id: (url_ or subject, message)
-            for run_id, url_, subject, message in session.execute(
-                select(StepRun.id, url, StepRun.subject, StepRun.detail["message"].astext).where(
-                    StepRun.id.in_([group[-1] for group in groups])
-                )
-            )
+            run_id: (url or subject, message)
+            for run_id, url, subject, message in session.execute(example.where(among(StepRun.id, last_ids)))
         }
-        discovered = session.scalars(
-            select(StepRun.id)
-            .join(chosen, chosen.c.id == StepRun.id)
-            .where(StepRun.step == "discover", StepRun.status == "kept")
-        ).all()
-    entries = [
-        _entry(step, reason, transient, count, *examples[run_id]) for step, reason, transient, count, run_id in groups
+    entries = [_entry(*group, count, *examples[last]) for group, (count, last) in groups.items()]
+    discovered = ledger.load(first for _, first in rows.values())
+    entries += [
+        _entry("discover", reason, False, count, *_bad_row(ledger, discovered[first], reason))
+        for reason, (count, first) in rows.items()
     ]
-    entries += _bad_rows(ledger, ledger.load(discovered).values())
     place = {step: number for number, step in enumerate(STEP_NAMES)}
     return sorted(entries, key=lambda e: (place.get(e["step"], len(place)), -e["count"], e["reason"]))
-
-
-def _bad_rows(ledger: Ledger, discovered: Iterable[Record]) -> list[dict[str, Any]]:
-    """Entries for rows of listings that could not be read: a record of discover counts many of them."""
-    entries: dict[str, dict[str, Any]] = {}
-    for record in discovered:
-        for verdict, count in record.detail.get("counts", {}).items():
-            status, _, reason = verdict.partition(" ")
-            if status != "failed":
-                continue
-            if reason not in entries:
-                entries[reason] = _entry("discover", reason, False, 0, *_bad_row(ledger, record, reason))
-            entries[reason]["count"] += count
-    return list(entries.values())
 
 
 def _bad_row(ledger: Ledger, record: Record, reason: str) -> tuple[str, str]:

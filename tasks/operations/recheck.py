@@ -18,6 +18,7 @@ from sqlalchemy import Engine, func, select
 from sqlalchemy.orm import Session, aliased
 from yt_dlp.utils import YoutubeDLError
 
+from medgen.among import among
 from medgen.catalog import StepRun, Tombstone, Video, now
 from medgen.errors import ItemFailed
 from medgen.ledger import Ledger, Outcome, StepIdentity, Work
@@ -194,7 +195,7 @@ def _works(ledger: Ledger, downloads: Mapping[str, int]) -> list[Work]:
         rows: Sequence[Any] = session.execute(
             select(Video.id, Video.url, StepRun.context, StepRun.params)
             .join(StepRun, StepRun.subject == Video.id)
-            .where(StepRun.id.in_(downloads.values()))
+            .where(among(StepRun.id, downloads.values()))
         ).all()
     works = []
     for video_id, url, listed, params in rows:

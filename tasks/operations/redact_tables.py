@@ -16,6 +16,7 @@ import pyarrow.parquet as pq
 from sqlalchemy import select
 from sqlalchemy.orm import Session
 
+from medgen.among import among
 from medgen.canonical import canonical_json
 from medgen.catalog import Artifact as ArtifactRow
 from medgen.catalog import Score, StepInput, StepRun, now
@@ -186,7 +187,7 @@ def supersede(ledger: Ledger, run_id: int, redacted: Mapping[str, RedactedTable]
         run = session.get_one(StepRun, run_id)
         inputs = session.scalars(select(StepInput).where(StepInput.step_run_id == run_id)).all()
         scores = session.scalars(select(Score).where(Score.step_run_id == run_id)).all()
-        rows = session.scalars(select(ArtifactRow).where(ArtifactRow.sha256.in_(earlier.outputs.values())))
+        rows = session.scalars(select(ArtifactRow).where(among(ArtifactRow.sha256, earlier.outputs.values())))
         artifacts = {row.sha256: Artifact(row.sha256, row.media_type, row.bytes) for row in rows}
     tables = [redacted[digest] for digest in earlier.outputs.values() if digest in redacted]
     videos = {video_id for table in tables for video_id in table.rows}

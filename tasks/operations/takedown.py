@@ -19,9 +19,11 @@ from dataclasses import dataclass
 from datetime import timedelta
 from typing import Any
 
-from sqlalchemy import Engine, func, select, text, update
+from sqlalchemy import Engine, func, literal, select, text, update
+from sqlalchemy.dialects.postgresql import JSONB
 from sqlalchemy.orm import Session
 
+from medgen.among import PAGE, among, pages
 from medgen.catalog import Artifact as ArtifactRow
 from medgen.catalog import (
     Caption,
@@ -46,20 +48,20 @@ from medgen.takedown import (
     blanked,
     create_tombstones,
     deletable,
-    list_tombstones,
     referenced_by,
     release_takedown,
     stamp,
+    unfinished_takedowns,
 )
-from medgen.verify import rehashed
+from medgen.verify import read_rehashed
 from tasks.operations.near_copies import near_copies
 from tasks.operations.redact_tables import RedactedTable, redact_table, supersede, videos_named
 
 TABLES_OF = ("list", "discover", "release")  # steps whose tables name many videos
 LATE = timedelta(days=1)  # a step that began this long after a tombstone knew of it
-BATCH = 500
+BATCH = 500  # records in memory at once while they are blanked
 # Records of tables that the steps themselves wrote, not a takedown in their stead.
-_FIRST_HAND = (StepRun.step.in_(TABLES_OF), ~StepRun.detail.has_key("taken_down"))
+_FIRST_HAND = (among(StepRun.step, TABLES_OF), ~StepRun.detail.has_key("taken_down"))
 
 
 def survey(
@@ -138,15 +140,19 @@ def _plan(ledger: Ledger, urls: Mapping[str, str], *, with_copies: bool, block: 
 def _switch_block(engine: Engine, video_ids: Iterable[str], block: bool) -> None:
     """Sets whether near-duplicates of videos that were taken down are stopped: all, or none."""
     with Session(engine) as session, session.begin():
-        for tombstone in session.scalars(select(Tombstone).where(Tombstone.video_id.in_(list(video_ids)))):
-            tombstone.detail = tombstone.detail | {"blocking": None if block else []}
+        blocking = literal({"blocking": None if block else []}, JSONB)
+        session.execute(
+            update(Tombstone)
+            .where(among(Tombstone.video_id, video_ids))
+            .values(detail=Tombstone.detail.concat(blocking))
+        )
 
 
 def finish(ledger: Ledger) -> list[Takedown]:
     """Finishes takedowns that were cut short, and those that a step in flight has escaped. Raises as `take_down`."""
     with _one_at_a_time(ledger.engine):
         with Session(ledger.engine) as session:
-            cut_short = [tombstone.video_id for tombstone in list_tombstones(session, unfinished=True)]
+            cut_short = [*unfinished_takedowns(session)]
             late = session.execute(
                 select(Tombstone.video_id, Tombstone.detail["looked_to"].as_integer())
                 .where(
@@ -208,9 +214,8 @@ def _complete_takedowns(ledger: Ledger, video_ids: Sequence[str], *, searched_to
             _save_report(session, _report(session, video_id).model_copy(update={"looked_to": newest}))
     _update_releases(ledger, video_ids)
     with Session(ledger.engine) as session:
-        removed = deletable(session, video_ids)
-    for digest in sorted(removed):
-        ledger.store.remove(digest)
+        for digest in session.scalars(deletable(video_ids).execution_options(yield_per=PAGE)):
+            ledger.store.remove(digest)
     return [_record(ledger, video_id) for video_id in video_ids]
 
 
@@ -260,12 +265,12 @@ def _report(
     runs, clips = _step_runs_of(session, video_id)
     made: dict[str, int] = {}
     files: set[str] = set()
-    for some in _in_batches(sorted(runs)):
+    for some in pages(sorted(runs)):
         query = (
             select(StepRun.step, StepOutput.role, ArtifactRow.sha256, ArtifactRow.bytes)
             .join(StepOutput, StepOutput.step_run_id == StepRun.id)
             .join(ArtifactRow, ArtifactRow.sha256 == StepOutput.artifact_sha256)
-            .where(StepRun.id.in_(some))
+            .where(among(StepRun.id, some))
         )
         for step, role, digest, size in session.execute(query):
             made[digest] = size
@@ -275,15 +280,15 @@ def _report(
     removed = {*before.removed, *(digest for digest in made if digest not in needed)}
     sizes = session.execute(
         select(func.count(), func.coalesce(func.sum(ArtifactRow.bytes), 0)).where(
-            ArtifactRow.sha256.in_({*removed, *before.replaced})
+            among(ArtifactRow.sha256, {*removed, *before.replaced})
         )
     ).one()
     members = session.execute(
-        select(ReleaseClip.release_name, func.count()).where(ReleaseClip.clip_id.in_(clips)).group_by("release_name")
+        select(ReleaseClip.release_name, func.count()).where(among(ReleaseClip.clip_id, clips)).group_by("release_name")
     )
     releases = before.releases | {name: count for name, count in members}
     trained = select(ModelVersion.name).where(
-        ModelVersion.release_name.in_([name for name, count in releases.items() if count])
+        among(ModelVersion.release_name, [name for name, count in releases.items() if count])
     )
     return before.model_copy(
         update={
@@ -304,17 +309,18 @@ def _step_runs_of(session: Session, video_id: str) -> tuple[dict[int, str], set[
     clips = set(session.scalars(select(Clip.id).where(Clip.video_id == video_id)))
     names = {video_id, *clips}
     runs: dict[int, str] = {}
-    for some in _in_batches([video_id, *sorted(clips)]):
-        about = select(StepRun.id, StepRun.subject).where(StepRun.subject.in_(some), StepRun.step != TAKEDOWN_STEP)
+    for subjects in pages([video_id, *sorted(clips)]):
+        about = select(StepRun.id, StepRun.subject).where(among(StepRun.subject, subjects))
+        about = about.where(StepRun.step != TAKEDOWN_STEP)
         runs |= {run_id: subject for run_id, subject in session.execute(about)}
     fresh = set(runs)
     while fresh:
         children: dict[int, str] = {}
-        for some in _in_batches(sorted(fresh)):
+        for some in pages(sorted(fresh)):
             below = (
                 select(StepRun.id, StepRun.subject)
                 .join(StepInput, StepInput.step_run_id == StepRun.id)
-                .where(StepInput.parent_id.in_(some))
+                .where(among(StepInput.parent_id, some))
             )
             children |= {i: s for i, s in session.execute(below) if i not in runs and s.partition("/")[0] in names}
         runs |= children
@@ -327,25 +333,20 @@ def _blank_records(session: Session, video_id: str) -> None:
     runs, _ = _step_runs_of(session, video_id)
     before = _report(session, video_id)
     sealed, altered = dict(before.sealed), set(before.altered)
-    for some in _in_batches(sorted(runs)):
-        rows = session.scalars(select(StepRun).where(StepRun.id.in_(some)).order_by(StepRun.id)).all()
-        captioned = set(session.scalars(select(Caption.step_run_id).where(Caption.step_run_id.in_(some))))
-        with_words: list[int] = []
-        for record in rehashed(session, rows):
-            run = record.run
-            plain = (blanked(run.detail), blanked(run.context))
-            if str(run.id) in sealed or (plain == (run.detail, run.context) and run.id not in captioned):
-                continue
-            if record.actual_hash != run.record_hash:
-                altered.add(run.id)
-            run.detail, run.context = plain
-            with_words.append(run.id)
-        session.execute(update(Caption).where(Caption.step_run_id.in_(with_words)).values(text=""))
-        session.flush()
-        session.expire_all()
-        rows = session.scalars(select(StepRun).where(StepRun.id.in_(with_words))).all()
-        sealed |= {str(record.run.id): record.seal for record in rehashed(session, rows)}
-        session.expunge_all()
+    for some in pages(sorted(runs.keys() - {int(run_id) for run_id in sealed}), BATCH):
+        captioned = set(session.scalars(select(Caption.step_run_id).where(among(Caption.step_run_id, some))))
+        plain: dict[int, dict[str, Any]] = {}
+        content = select(StepRun.id, StepRun.detail, StepRun.context).where(among(StepRun.id, some))
+        for run_id, detail, context in session.execute(content):
+            words = {"detail": blanked(detail), "context": blanked(context)}
+            if words != {"detail": detail, "context": context} or run_id in captioned:
+                plain[run_id] = words
+        if plain:
+            records = read_rehashed(session, [*plain])
+            altered |= {record.run.id for record in records if record.actual_hash != record.run.record_hash}
+            session.execute(update(StepRun), [{"id": run_id} | words for run_id, words in plain.items()])
+            session.execute(update(Caption).where(among(Caption.step_run_id, plain)).values(text=""))
+            sealed |= {str(record.run.id): record.seal for record in read_rehashed(session, [*plain])}
     session.execute(
         update(Video)
         .where(Video.id == video_id)
@@ -359,16 +360,16 @@ def _replace_tables(ledger: Ledger, video_ids: Sequence[str], searched_to: int) 
     redacted = _redacted_tables(ledger, video_ids, searched_to)
     with Session(ledger.engine) as session, session.begin():
         listed_in = _releases_with(session, redacted)
-        for video_id in video_ids:
+        for video_id in {video_id for table in redacted.values() for video_id in table.rows}:
             replaced = {digest: table.copy.sha256 for digest, table in redacted.items() if video_id in table.rows}
-            before = _report(session, video_id)
+            before = _saved_report(session, video_id, "", {})
             releases = {name: 0 for digest in replaced for name in listed_in.get(digest, ())} | before.releases
             changes = {"replaced": before.replaced | replaced, "releases": releases}
             _save_report(session, before.model_copy(update=changes))
         standing = session.scalars(
             select(StepOutput.step_run_id)
             .join(StepRun, StepRun.id == StepOutput.step_run_id)
-            .where(StepOutput.artifact_sha256.in_(redacted), ~StepRun.superseded)
+            .where(among(StepOutput.artifact_sha256, redacted), ~StepRun.superseded)
             .distinct()
             .order_by(StepOutput.step_run_id)
         ).all()
@@ -380,12 +381,12 @@ def _redacted_tables(ledger: Ledger, video_ids: Sequence[str], searched_to: int)
     """sha256 → redaction of every table that names one of the videos. Raises as `redact_table`."""
     urls: dict[str, str] = {}
     with Session(ledger.engine) as session:
-        for some in _in_batches(video_ids):
-            found = session.execute(select(Tombstone.video_id, Tombstone.url).where(Tombstone.video_id.in_(some)))
+        for some in pages(video_ids):
+            found = session.execute(select(Tombstone.video_id, Tombstone.url).where(among(Tombstone.video_id, some)))
             urls |= {video_id: url for video_id, url in found}
         owner = _owners(session, urls)
         tables = _tables(session, searched_to)
-        removed = deletable(session)
+        removed = _replaced_tables(session)
     redacted: dict[str, RedactedTable] = {}
     for step, artifact in tables:
         try:
@@ -408,7 +409,7 @@ class _TableNaming:
 
 def _tables_naming(ledger: Ledger, session: Session, urls: Mapping[str, str]) -> list[_TableNaming]:
     """The tables that a takedown of videos (id → URL) would replace. Raises as `redact_table`."""
-    owner, removed = _owners(session, urls), deletable(session)
+    owner, removed = _owners(session, urls), _replaced_tables(session)
     named: dict[str, set[str]] = {}
     for _, artifact in _tables(session, searched_to=0):
         if artifact.sha256 not in removed and (videos := videos_named(ledger.store, artifact, owner)):
@@ -420,8 +421,8 @@ def _tables_naming(ledger: Ledger, session: Session, urls: Mapping[str, str]) ->
 def _owners(session: Session, urls: Mapping[str, str]) -> dict[str, str]:
     """Id of a video (id → URL), its URL or the id of a clip of it → id of the video."""
     owner = {video_id: video_id for video_id in urls} | {url: video_id for video_id, url in urls.items()}
-    for some in _in_batches(sorted(urls)):
-        clips = session.execute(select(Clip.id, Clip.video_id).where(Clip.video_id.in_(some)))
+    for some in pages(sorted(urls)):
+        clips = session.execute(select(Clip.id, Clip.video_id).where(among(Clip.video_id, some)))
         owner |= {clip: video for clip, video in clips}
     return owner
 
@@ -436,7 +437,7 @@ def _tables(session: Session, searched_to: int) -> list[tuple[str, Artifact]]:
         select(StepRun.step, StepOutput.role, ArtifactRow)
         .join(StepOutput, StepOutput.step_run_id == StepRun.id)
         .join(ArtifactRow, ArtifactRow.sha256 == StepOutput.artifact_sha256)
-        .where(StepRun.step.in_(TABLES_OF), StepRun.id > searched_to)
+        .where(among(StepRun.step, TABLES_OF), StepRun.id > searched_to)
         .order_by(StepRun.id, StepOutput.role)
     ).all()
     unique: dict[str, tuple[str, Artifact]] = {}
@@ -445,12 +446,17 @@ def _tables(session: Session, searched_to: int) -> list[tuple[str, Artifact]]:
     return list(unique.values())
 
 
+def _replaced_tables(session: Session) -> set[str]:
+    """Digests of the tables that takedowns replaced by copies and removed."""
+    return set(session.scalars(select(func.jsonb_object_keys(Tombstone.detail["replaced"])).distinct()))
+
+
 def _releases_with(session: Session, digests: Iterable[str]) -> dict[str, list[str]]:
     """Digest of a table → names of the releases whose table it is."""
     rows = session.execute(
         select(StepOutput.artifact_sha256, Release.name)
         .join(Release, Release.step_run_id == StepOutput.step_run_id)
-        .where(StepOutput.artifact_sha256.in_(list(digests)))
+        .where(among(StepOutput.artifact_sha256, digests))
         .order_by(Release.name)
     )
     found: dict[str, list[str]] = {}
@@ -463,7 +469,7 @@ def _update_releases(ledger: Ledger, video_ids: Sequence[str]) -> None:
     """Brings the folders of releases up to date, those too that a killed process left half made."""
     folder = current().releases_folder
     with Session(ledger.engine) as session:
-        reports = [_report(session, video_id) for video_id in video_ids]
+        reports = [_saved_report(session, video_id, "", {}) for video_id in video_ids]
         for name in sorted({name for report in reports for name in report.releases}):
             manifest = folder / name / "manifest.json"
             if manifest.exists():
@@ -474,7 +480,3 @@ def _update_releases(ledger: Ledger, video_ids: Sequence[str]) -> None:
     for path in folder.glob(".making-*/*/clips/*.mp4"):
         if path.stem in clips:
             path.unlink(missing_ok=True)
-
-
-def _in_batches(values: Sequence[Any]) -> Iterator[Sequence[Any]]:
-    return (values[start : start + BATCH] for start in range(0, len(values), BATCH))
