@@ -733,7 +733,7 @@ def test_sources_are_asked_once_a_day_and_what_vanished_is_marked(made: Made, mo
         "show", made.id("left")
     )
     assert facts("show", made.id("gone"))["vanished"] is None
-    assert due(open_catalog(), older_than=timedelta(hours=1)) == [] and len(due(open_catalog(), limit=2)) == 2
+    assert [*due(open_catalog(), older_than=timedelta(hours=1))] == [] and len([*due(open_catalog(), limit=2)]) == 2
 
     captioned = made.results[9]
     _, dropped, _ = _released([captioned], vanished_videos="drop")

@@ -6,19 +6,19 @@ in or refuses for now has not answered, and the last answer stands.
 """
 
 import re
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from datetime import timedelta
+from datetime import datetime, timedelta
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 from pydantic import Field
-from sqlalchemy import Engine, func, select
+from sqlalchemy import Engine, Select, func, literal, select, tuple_
 from sqlalchemy.orm import Session, aliased
 from yt_dlp.utils import YoutubeDLError
 
-from medgen.among import among
+from medgen.among import PAGE, among, pages
 from medgen.catalog import StepRun, Tombstone, Video, now
 from medgen.errors import ItemFailed
 from medgen.ledger import Ledger, Outcome, StepIdentity, Work
@@ -111,12 +111,31 @@ def step(params: RecheckParams) -> Step:
     return Step(identity, partial(recheck, params=params), runs_in="threads")
 
 
-def due(engine: Engine, *, older_than: timedelta = timedelta(0), limit: int | None = None) -> list[tuple[str, int]]:
+def due(engine: Engine, *, older_than: timedelta = timedelta(0), limit: int | None = None) -> Iterator[tuple[str, int]]:
     """(video id, id of its download) of kept videos to ask for, those first that were asked for the longest ago.
+
+    They are read some at a time; whoever is asked for meanwhile does not come again.
 
     Args:
         older_than: leave out videos that their source was known to have, or not to have, within this time.
     """
+    wanted = _due(now(), older_than).subquery()
+    place = tuple_(wanted.c.at, wanted.c.subject)
+    query = select(wanted.c.subject, wanted.c.id, wanted.c.at).order_by(wanted.c.at, wanted.c.subject)
+    left = limit
+    while left != 0:
+        with Session(engine) as session:
+            rows = session.execute(query.limit(PAGE if left is None else min(PAGE, left))).all()
+        if not rows:
+            return
+        yield from ((subject, run_id) for subject, run_id, _ in rows)
+        left = left if left is None else left - len(rows)
+        last = tuple_(literal(rows[-1].at), literal(rows[-1].subject))
+        query = query.where(place > last)
+
+
+def _due(before: datetime, older_than: timedelta) -> Select[Any]:
+    """A query for subject, id of the download, and when it was last asked for, or downloaded (`at`)."""
     fetched, answer = aliased(StepRun), aliased(StepRun)
     asked = (
         select(StepRun.subject, func.max(StepRun.finished_at).label("at"))
@@ -136,18 +155,15 @@ def due(engine: Engine, *, older_than: timedelta = timedelta(0), limit: int | No
         .group_by(fetched.subject)
         .subquery()
     )
-    query = (
-        select(downloads.c.subject, downloads.c.id)
+    at = func.greatest(downloads.c.at, asked.c.at)
+    return (
+        select(downloads.c.subject, downloads.c.id, at.label("at"))
         .outerjoin(asked, asked.c.subject == downloads.c.subject)
         .outerjoin(answered, answered.c.subject == downloads.c.subject)
         .outerjoin(Tombstone, Tombstone.video_id == downloads.c.subject)
-        .where(Tombstone.video_id.is_(None))
-        .where(func.greatest(downloads.c.at, answered.c.at) <= now() - older_than)
-        .order_by(func.greatest(downloads.c.at, asked.c.at), downloads.c.subject)
-        .limit(limit)
+        .where(Tombstone.video_id.is_(None), at <= before)
+        .where(func.greatest(downloads.c.at, answered.c.at) <= before - older_than)
     )
-    with Session(engine) as session:
-        return [(subject, run_id) for subject, run_id in session.execute(query)]
 
 
 def recheck_videos(
@@ -169,10 +185,12 @@ def recheck_videos(
     Raises:
         ShardFailed: most sources fail for the same transient reason: the network is down more likely than they are.
     """
-    wanted = due(ledger.engine, older_than=older_than, limit=limit)
-    total = Rechecked()
-    for start in range(0, len(wanted), SHARD):
-        some = dict(wanted[start : start + SHARD])
+    with ledger.engine.connect() as connection:
+        known = connection.scalar(select(func.count()).select_from(_due(now(), older_than).subquery())) or 0
+    many = known if limit is None else min(known, limit)
+    total, done = Rechecked(), 0
+    for page in pages(due(ledger.engine, older_than=older_than, limit=limit), SHARD):
+        some = dict(page)
         result = run_shard(step(params), _works(ledger, some), ledger=ledger)
         ended = ledger.load(lineage[RECHECK] for lineage in result.dropped).values()
         gone = sum(record.status == "rejected" for record in ended)
@@ -183,8 +201,9 @@ def recheck_videos(
             total.unanswered + len(ended) - gone,
             total.reused + result.reused,
         )
+        done += len(some)
         if progress:
-            progress(start + len(some), len(wanted))
+            progress(done, max(done, many))
     return total
 
 
