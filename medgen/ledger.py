@@ -9,6 +9,8 @@ hash chain. A takedown blanks the words of a video's records and keeps their has
 """
 
 import itertools
+import json
+import re
 import subprocess
 from collections import defaultdict
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
@@ -487,14 +489,22 @@ def _parent_hashes(session: Session, ids: Iterable[int]) -> dict[int, str]:
 def _as_stored(value: Any) -> Any:
     """A JSON value as Postgres gives it back. Its text can't hold NUL or lone surrogates, which texts of sources can;
     its numbers know no -0.0, and no exponent, so that what is written with one, from 1e16 on, comes back whole."""
+    text = json.dumps(value)
+    return json.loads(text) if not _CHANGES.search(text) else _changed(value)
+
+
+_CHANGES = re.compile(r"\\u0000|\\ud[89a-f]|-0\.0|e\+")  # whatever may change, and some texts that don't
+
+
+def _changed(value: Any) -> Any:
     if isinstance(value, str):
         return value.replace("\x00", "\ufffd").encode("utf-8", "replace").decode("utf-8")
     if isinstance(value, float):
         return int(value) if abs(value) >= 1e16 else float(value) + 0.0
     if isinstance(value, Mapping):
-        return {_as_stored(k): _as_stored(v) for k, v in value.items()}
+        return {_changed(k): _changed(v) for k, v in value.items()}
     if isinstance(value, list | tuple):
-        return [_as_stored(v) for v in value]
+        return [_changed(v) for v in value]
     return value
 
 

@@ -1,7 +1,9 @@
 """The ledger: nothing twice, nothing lost, nothing changed unseen."""
 
 from functools import partial
+from itertools import count
 from pathlib import Path
+from typing import Any
 
 import pytest
 from hypothesis import HealthCheck, given, settings
@@ -9,10 +11,11 @@ from hypothesis import strategies as st
 from sqlalchemy import func, select, text
 from sqlalchemy.orm import Session
 
-from medgen.catalog import StepRun, open_catalog
+from medgen.canonical import canonical_json
+from medgen.catalog import StepRun, now, open_catalog
 from medgen.errors import ItemFailed
 from medgen.gc import collect_garbage
-from medgen.ledger import Outcome, StepIdentity, Work, open_ledger
+from medgen.ledger import Ended, Outcome, StepIdentity, Work, open_ledger
 from medgen.shard import ShardFailed, Step, run_shard
 from medgen.store import Store, open_store
 from medgen.verify import verify
@@ -158,3 +161,34 @@ def test_migrations_make_the_tables_that_the_code_declares(home: Path) -> None:
 
     with open_catalog().connect() as connection:
         assert compare_metadata(MigrationContext.configure(connection), Base.metadata) == []
+
+
+NUMBERS = count()
+VALUES = st.recursive(
+    st.none()
+    | st.booleans()
+    | st.integers(-(2**60), 2**60)
+    | st.floats(allow_nan=False, allow_infinity=False)
+    | st.text(),
+    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=5), inner, max_size=3),
+    max_leaves=8,
+)
+
+
+@settings(max_examples=40, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(st.lists(st.dictionaries(st.text(max_size=5), VALUES, max_size=4), min_size=1, max_size=5))
+def test_records_are_given_as_they_are_read_back(home: Path, details: list[dict[str, Any]]) -> None:
+    """What is handed on in this run must give the same keys as what the next run reads."""
+    ledger = open_ledger()
+    identity = StepIdentity("odd", 1, {}, {})
+    number = next(NUMBERS)
+    ended = {}
+    for place, detail in enumerate(details):
+        work = Work(f"{number}-{place}")
+        outcome = Outcome("kept", detail=detail, scores={"a": 1, "b": 0.1})
+        ended[identity.key(work)] = Ended(work, outcome, now(), now())
+    written = ledger.write_all(identity, ended, flow_run_id=None)
+    assert ledger.find(ended) == written
+    assert canonical_json({k: r.detail for k, r in ledger.find(ended).items()}) == canonical_json(
+        {k: r.detail for k, r in written.items()}
+    )
