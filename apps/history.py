@@ -88,7 +88,7 @@ def history_of(ledger: Ledger, kind: str, identity: str) -> dict[str, Any]:
         video = session.get(Video, clip.video_id if clip else identity)
         if video is None or (kind == "clip" and clip is None):
             raise Unknown(f"there is no {kind} {identity[:80]}")
-        since = vanished(ledger.engine, video.id).get(video.id)
+        since = vanished(ledger.engine, [video.id]).get(video.id)
         facts: dict[str, Any] = {
             "kind": kind,
             "id": identity,

@@ -16,6 +16,7 @@ from medgen.among import among, pages
 from medgen.catalog import Artifact
 from medgen.ledger import Ledger
 from medgen.settings import current
+from medgen.shard_results import ShardResults
 from medgen.takedown import DELETABLE, deletable_artifacts
 from medgen.workplace import in_use, none_begins
 
@@ -33,7 +34,8 @@ def collect_garbage(ledger: Ledger, *, grace_s: float, dry_run: bool = False) ->
     """Removes unreferenced objects and scratch files that are older than `grace_s` seconds.
 
     The grace protects work in progress: outputs reach the store before their record does. Downloads under way stay
-    however long they take. Objects that were taken down and that something brought back are removed too.
+    however long they take. Objects that were taken down and that something brought back are removed too, and results
+    of shards that have been of no use for long.
     """
     limit = time.time() - grace_s
     objects = scratch = size = 0
@@ -45,6 +47,8 @@ def collect_garbage(ledger: Ledger, *, grace_s: float, dry_run: bool = False) ->
                     objects, size = objects + 1, size + length
                     if not dry_run:
                         ledger.store.remove(digest)
+    if not dry_run:
+        ShardResults(ledger).forget_unused()
     with none_begins(ledger.store):
         for path in (*ledger.store.temporary.iterdir(), *current().releases_folder.glob(".making-*")):
             with suppress(FileNotFoundError):  # its process is done with it

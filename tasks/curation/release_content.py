@@ -227,13 +227,13 @@ def _settle(connection: Connection, ledger: Ledger, *, drop_vanished: bool) -> N
         .where(Tombstone.video_id.is_(None))
         .order_by(living.c.clip)
     )
-    gone_from_source = vanished(ledger.engine) if drop_vanished else {}
     blocked = blocked_clips(ledger.engine, _measured(connection, not_taken_down))
     for page in pages(_streamed(connection, not_taken_down), CLIPS_AT_ONCE):
         records = ledger.load({run_id for _, lineage in page for run_id in lineage.values()})
         captions = _captions(ledger, [lineage["caption"] for _, lineage in page])
         pasts = {clip: {step: records[run_id] for step, run_id in lineage.items()} for clip, lineage in page}
         rows = {clip: _row(clip, past, captions) for clip, past in pasts.items()}
+        gone_from_source = vanished(ledger.engine, {row["video_id"] for row in rows.values()}) if drop_vanished else {}
         # After the loads: what a takedown has blanked since is no longer needed.
         gone = ledger.forgotten(rows)
         with _copied(connection, _settled) as copy:

@@ -1,20 +1,22 @@
 """Which videos their sources no longer have, as `tasks.operations.recheck` recorded it."""
 
+from collections.abc import Collection
 from datetime import datetime
 
 from sqlalchemy import Engine, func, select
 from sqlalchemy.orm import Session, aliased
 
+from medgen.among import among
 from medgen.catalog import StepRun, Tombstone
 from medgen.takedown import TAKEN_DOWN
 
 RECHECK = "recheck"
 
 
-def vanished(engine: Engine, video_id: str | None = None) -> dict[str, datetime]:
+def vanished(engine: Engine, video_ids: Collection[str] | None = None) -> dict[str, datetime]:
     """Video id → when its source was first found to have it no longer; it has not been seen there since.
 
-    Of all videos, or of one. Those that were taken down are left out.
+    Of all videos, or of some. Those that were taken down are left out.
     """
     again = aliased(StepRun)
     seen_since = select(again.id).where(
@@ -31,7 +33,7 @@ def vanished(engine: Engine, video_id: str | None = None) -> dict[str, datetime]
         .where(Tombstone.video_id.is_(None), ~seen_since.exists())
         .group_by(StepRun.subject)
     )
-    if video_id is not None:
-        query = query.where(StepRun.subject == video_id)
+    if video_ids is not None:
+        query = query.where(among(StepRun.subject, video_ids))
     with Session(engine) as session:
         return {subject: when for subject, when in session.execute(query)}
