@@ -51,7 +51,7 @@ INSERT INTO artifact SELECT md5('clip' || n) || md5('x' || n), 'video/mp4', 1000
   FROM generate_series(1, {clips}) n;
 INSERT INTO artifact SELECT md5('video' || n) || md5('x' || n), 'video/mp4', 50000000, now()
   FROM generate_series(1, {videos}) n;
-CREATE TEMPORARY TABLE fingerprints AS
+CREATE TEMPORARY TABLE numbers AS
   SELECT string_agg(md5('f' || n), '') AS many FROM generate_series(1, 2000) n;
 INSERT INTO video SELECT 'v' || left(md5('v' || n), 16), 'big', NULL, 'https://example.org/' || n,
     w.words[1 + mod(abs(hashint4(n)), 25)] || ' ' || w.words[1 + mod(abs(hashint4(n * 7)), 25)] || ' ' ||
@@ -88,8 +88,8 @@ INSERT INTO step_run (key, superseded, step, version, subject, status, reason, t
         jsonb_build_array(jsonb_build_object('reason', 'overlay_text', 'metric', 'overlay_words',
         'score', CASE WHEN reason IS NULL THEN 3 ELSE 40 END, 'threshold', 20, 'passes_when', 'at most',
         'passed', reason IS NULL)))
-      WHEN 'quality' THEN jsonb_build_object('motion_type', 'pan', 'fingerprint', (SELECT substr(many,
-        1 + mod(abs(hashint4(n)), 59000), 5000) FROM fingerprints))
+      WHEN 'quality' THEN jsonb_build_object('motion_type', 'pan', 'numbers', (SELECT substr(many,
+        1 + mod(abs(hashint4(n)), 59000), 5000) FROM numbers))
       WHEN 'deduplicate' THEN '{{"duplicate_of": null}}'::jsonb
       WHEN 'privacy' THEN '{{"found": {{"faces": false, "identifiers": []}}, "blurred": []}}'::jsonb
       ELSE '{{}}'::jsonb END,

@@ -14,6 +14,7 @@ import pyarrow.parquet as pq
 from sqlalchemy import select
 from sqlalchemy.orm import Session
 
+from medgen.among import among
 from medgen.catalog import StepRun, open_catalog
 from medgen.ledger import Record, Work, open_ledger
 from medgen.shard import ShardResult, close_pools, run_shard
@@ -55,7 +56,7 @@ def run_product(folder: Path, report: Path, time_limit: float, *, dissolves: boo
 
 
 def _verdicts(result: ShardResult, names: Mapping[str, str]) -> Iterator[dict[str, Any]]:
-    rows = select(StepRun.id, StepRun.started_at, StepRun.finished_at).where(StepRun.id.in_(result.records))
+    rows = select(StepRun.id, StepRun.started_at, StepRun.finished_at).where(among(StepRun.id, result.records))
     with Session(open_catalog()) as session:
         seconds = {number: (end - start).total_seconds() for number, start, end in session.execute(rows)}
     for number, record in open_ledger().load(result.records).items():
