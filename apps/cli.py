@@ -20,6 +20,7 @@ from apps.gc import gc
 from apps.generate import generate
 from apps.judge.command import judge, sample
 from apps.metrics import metrics
+from apps.plan import plan
 from apps.probe import probe
 from apps.refresh import parameters, refresh
 from apps.release import release_app
@@ -44,7 +45,7 @@ app.add_typer(release_app, name="release")
 app.add_typer(study_app, name="study")
 for command in (
     audit, judge, sample, train_frames, train_text, augment, generate, evaluate, train, forget, recheck, doctor,
-    deploy, metrics, demo, refresh, discover, parameters, status, show, probe, cut, gc, verify, up,
+    deploy, metrics, plan, demo, refresh, discover, parameters, status, show, probe, cut, gc, verify, up,
 ):  # fmt: skip
     app.command()(command)
 

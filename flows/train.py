@@ -19,7 +19,7 @@ from tasks.training import train as training
 from tasks.training.artifacts import show_checks, show_model, show_not_encoded
 from tasks.training.encode import EncodeParams, empty_text, encode_shard
 from tasks.training.model_files import model_folder
-from tasks.training.released import released_clips
+from tasks.training.released import stream_clips
 from tasks.training.sample_videos import SampleVideo, sample_prompts, sample_videos
 from tasks.training.train import TrainParams, read_validations, train_release
 
@@ -49,7 +49,7 @@ def _train(parameters: TrainParameters) -> Summary:
     params = subset(parameters, TrainParams)
     config = params.config()
     ledger = open_ledger()
-    released_clips(ledger, parameters.release)  # an unknown release is an error at once
+    stream_clips(ledger, parameters.release)  # an unknown release is an error at once
     base, digest = _base(ledger, parameters, config)
     encoded, empty, counts = _encode(ledger, parameters, config, base)
     run_id, reused, checks = train_release.submit(

@@ -2,10 +2,10 @@
 
 import hashlib
 import math
-from collections.abc import Sequence
+from collections.abc import Iterable
 
 
-def held_out(video_ids: Sequence[str], share: float, seed: int) -> frozenset[str]:
+def held_out(video_ids: Iterable[str], share: float, seed: int) -> frozenset[str]:
     """The ids of the videos that no training may see.
 
     A video is held out when the hash of seed and id falls into the lowest `share` of all hashes; so what becomes of
@@ -13,7 +13,7 @@ def held_out(video_ids: Sequence[str], share: float, seed: int) -> frozenset[str
     empty does the video with the lowest (or highest) hash change sides.
 
     Args:
-        video_ids: ids of source videos, in any order; repeated ids count once.
+        video_ids: ids of source videos, in any order; repeated ids count once. Read once; only those held out are kept.
         share: of the videos to hold out, at least 0 (none) and less than 1.
         seed: another seed makes another split.
 
@@ -26,12 +26,22 @@ def held_out(video_ids: Sequence[str], share: float, seed: int) -> frozenset[str
     """
     if not 0 <= share < 1 or not math.isfinite(share):
         raise ValueError(f"the share to hold out must be at least 0 and less than 1, not {share}")
-    places = {video_id: _place(video_id, seed) for video_id in video_ids}
-    if share == 0 or len(places) < 2:
+    chosen: set[str] = set()
+    lowest = highest = (math.inf, "")
+    all_chosen, known = True, False
+    for video_id in video_ids:
+        place = (_place(video_id, seed), video_id)
+        if place[0] < share:
+            chosen.add(video_id)
+        else:
+            all_chosen = False
+        lowest, highest = (min(lowest, place), max(highest, place)) if known else (place, place)
+        known = True
+    if share == 0 or lowest == highest:  # none, or a single one
         return frozenset()
-    order = sorted(places, key=lambda video_id: (places[video_id], video_id))
-    chosen = [video_id for video_id in order if places[video_id] < share]
-    return frozenset(chosen[: len(order) - 1] or order[:1])
+    if all_chosen:
+        chosen.discard(highest[1])
+    return frozenset(chosen or {lowest[1]})
 
 
 def _place(video_id: str, seed: int) -> float:

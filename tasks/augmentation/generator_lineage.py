@@ -13,6 +13,7 @@ from typing import Any
 from sqlalchemy import select
 from sqlalchemy.orm import Session
 
+from medgen.among import among, pages
 from medgen.catalog import Clip, ModelVersion, ReleaseClip, StepInput, StepOutput, StepRun, Video
 from medgen.ledger import Ledger
 from medgen.video_file import read_foreign_comment
@@ -78,7 +79,7 @@ def training_sources(ledger: Ledger, model: str) -> frozenset[str] | None:
                 continue
             if version.release_name:
                 known = True
-                members = select(Clip.video_id).join(ReleaseClip, ReleaseClip.clip_id == Clip.id)
+                members = select(Clip.video_id).distinct().join(ReleaseClip, ReleaseClip.clip_id == Clip.id)
                 sources |= set(session.scalars(members.where(ReleaseClip.release_name == version.release_name)))
             if version.step_run_id:
                 bases = select(StepInput.artifact_sha256).where(
@@ -90,16 +91,15 @@ def training_sources(ledger: Ledger, model: str) -> frozenset[str] | None:
 
 def source_videos(ledger: Ledger, digests: Iterable[str]) -> dict[str, frozenset[str]]:
     """sha256 of a file → ids of the videos on record that it is, or is a clip of. Unknown files are left out."""
-    wanted = sorted(set(digests))
     videos: dict[str, set[str]] = {}
     with Session(ledger.engine) as session:
-        for some in (wanted[start : start + 5000] for start in range(0, len(wanted), 5000)):
-            clips = select(Clip.digest, Clip.video_id).where(Clip.digest.in_(some))
+        for some in pages(sorted(set(digests))):
+            clips = select(Clip.digest, Clip.video_id).where(among(Clip.digest, some))
             made = (
                 select(StepOutput.artifact_sha256, Video.id)
                 .join(StepRun, StepRun.id == StepOutput.step_run_id)
                 .join(Video, Video.id == StepRun.subject)
-                .where(StepOutput.artifact_sha256.in_(some))
+                .where(among(StepOutput.artifact_sha256, some))
             )
             for digest, video_id in [*session.execute(clips), *session.execute(made)]:
                 videos.setdefault(digest, set()).add(video_id)

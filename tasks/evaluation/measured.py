@@ -7,6 +7,7 @@ from typing import TypedDict
 from sqlalchemy import select
 from sqlalchemy.orm import Session
 
+from medgen.among import among, pages
 from medgen.catalog import Score
 from medgen.ledger import Ledger, Record
 from models.metrics.descriptor import Descriptor, Nearest
@@ -155,7 +156,8 @@ def _score_models(ledger: Ledger, ids: Sequence[int]) -> dict[int, dict[str, str
     """Record → metric → digest of the model that measured it."""
     models: dict[int, dict[str, str]] = {}
     with Session(ledger.engine) as session:
-        query = select(Score.step_run_id, Score.metric, Score.model_digest).where(Score.step_run_id.in_(ids))
-        for run_id, metric, digest in session.execute(query):
-            models.setdefault(run_id, {})[metric] = digest or ""
+        for page in pages(ids):
+            query = select(Score.step_run_id, Score.metric, Score.model_digest).where(among(Score.step_run_id, page))
+            for run_id, metric, digest in session.execute(query):
+                models.setdefault(run_id, {})[metric] = digest or ""
     return models

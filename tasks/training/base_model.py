@@ -4,6 +4,7 @@ The transformer is at its seeded random initialisation: to learn it is the train
 training holds out, nobody's VAE sees either.
 """
 
+import heapq
 import tempfile
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future, as_completed
@@ -32,7 +33,7 @@ from models.training.nano import FPS, FRAMES, HEIGHT, NANO, SAMPLING, TRANSFORME
 from models.training.nano import text_encoder_folder as text_encoder
 from tasks.prefect_step import StepProgress, step_task
 from tasks.training.model_files import KIND
-from tasks.training.released import ReleasedClip, released_clips
+from tasks.training.released import ReleasedClip, stream_clips
 
 if TYPE_CHECKING:
     from diffusers.pipelines.wan.pipeline_wan import WanPipeline
@@ -42,6 +43,7 @@ if TYPE_CHECKING:
 STEP = "base_model"
 VERSION = 1
 CLIP_LIMIT_S = 300.0  # of decoding one clip
+KEPT_BACK = 8  # clips of held-out videos that the VAE is measured on
 GEOMETRY = Geometry(FRAMES, HEIGHT, WIDTH)
 
 Progress = Callable[[str, int, int], None]
@@ -114,11 +116,10 @@ def base_model(
         ItemFailed: unknown_release, empty_release; no_usable_clips when no clip can be read.
         ModelUnavailable: the text encoder's package is missing.
     """
-    clips, row = released_clips(ledger, release)
-    fit = [clip for clip in clips if _fits(clip)]
-    away = held_out([clip.video_id for clip in fit], params.validation_share, params.split_seed)
-    shown = _chosen([clip for clip in fit if clip.video_id not in away], params)
-    kept_back = _chosen([clip for clip in fit if clip.video_id in away], params)[:8]
+    clips, row = stream_clips(ledger, release)
+    away = held_out((clip.video_id for clip in clips if _fits(clip)), params.validation_share, params.split_seed)
+    shown = _chosen(ledger, release, params.vae_clips, lambda clip: clip.video_id not in away)
+    kept_back = _chosen(ledger, release, min(params.vae_clips, KEPT_BACK), lambda clip: clip.video_id in away)
     identity = StepIdentity(
         STEP,
         VERSION,
@@ -136,7 +137,7 @@ def base_model(
         if not shown:
             raise ItemFailed(
                 "no_usable_clips",
-                f"none of the {len(clips)} clips of {release} has both captions and lasts {GEOMETRY.lasts(FPS):.1f} s",
+                f"none of the {row.clips} clips of {release} has both captions and lasts {GEOMETRY.lasts(FPS):.1f} s",
             )
         frames, left_out = _read(ledger, [*shown, *kept_back], progress)
         return _made(
@@ -158,9 +159,11 @@ def _fits(clip: ReleasedClip) -> bool:
     return bool(clip.brief.strip() and clip.detailed.strip() and clip.best_fit([GEOMETRY], FPS))
 
 
-def _chosen(clips: Sequence[ReleasedClip], params: BaseModelParams) -> list[ReleasedClip]:
-    """At most `vae_clips` of the clips, by the hash of their bytes and so for no other reason."""
-    return sorted(clips, key=lambda clip: (clip.sha256, clip.clip_id))[: params.vae_clips]
+def _chosen(ledger: Ledger, release: str, most: int, wanted: Callable[[ReleasedClip], bool]) -> list[ReleasedClip]:
+    """At most so many of the wanted clips that fit, by the hash of their bytes and so for no other reason."""
+    clips, _ = stream_clips(ledger, release)
+    fit = (clip for clip in clips if _fits(clip) and wanted(clip))
+    return heapq.nsmallest(most, fit, key=lambda clip: (clip.sha256, clip.clip_id))
 
 
 def _read(

@@ -6,10 +6,11 @@ Training reads these files many times over and never sees a pixel or a word agai
 import json
 import struct
 import threading
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cache, partial
+from itertools import islice
 from pathlib import Path
 from typing import Any, Literal, TypedDict
 
@@ -25,7 +26,7 @@ from models.generation.video_diffusion import encode_frames, encode_texts, open_
 from models.training.clip_frames import best_fit, read_frames, read_geometries
 from models.training.config import TrainConfig
 from tasks.prefect_step import run_in_prefect, step_task
-from tasks.training.released import ReleasedClip, released_clips
+from tasks.training.released import ReleasedClip, stream_clips
 
 MEDIA_TYPE = "application/vnd.safetensors"
 TIME_LIMIT_S = 1800.0
@@ -161,15 +162,15 @@ def encode_release(
         part: (n, of): every `of`-th clip from the n-th on, so that several task runs can share a release.
 
     Raises:
-        ItemFailed: as `released_clips`.
+        ItemFailed: as `stream_clips`.
         ModelUnavailable: the base has no VAE, text encoder or tokenizer.
     """
-    clips = released_clips(ledger, release)[0][part[0] :: part[1]]
-    return _encode_clips(clips, base, params, retry_quarantined)
+    clips, _ = stream_clips(ledger, release)
+    return _encode_clips(islice(clips, part[0], None, part[1]), base, params, retry_quarantined)
 
 
 def _encode_clips(
-    clips: Sequence[ReleasedClip], base: Path, params: EncodeParams, retry_quarantined: bool
+    clips: Iterable[ReleasedClip], base: Path, params: EncodeParams, retry_quarantined: bool
 ) -> ShardResult:
     works = [
         Work(

@@ -2,7 +2,7 @@
 
 import os
 import shutil
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -18,6 +18,7 @@ from tasks.training.released import ReleasedClip
 
 TRAIN = "train"  # name of the step
 LATENTS = "latents:"  # beginning of the role of an encoded clip among a training run's inputs; the clip's id follows
+PROBED = 3  # clips that pre-flight's round trip is tried with until one can be read
 
 
 def working_folder(key: str) -> Path:
@@ -29,52 +30,68 @@ def materialize_job(
     store: Store,
     folder: Path,
     work: Work,
-    clips: Mapping[str, ReleasedClip],
+    clips: Iterable[ReleasedClip],
     config: TrainConfig,
     base_digest: str,
 ) -> TrainJob:
     """Writes the job and links its encoded clips into the working folder, where no cache can drop them.
 
-    Clips of videos that were taken down since they were encoded are left out.
+    Those that are linked already are not touched. Clips of videos that were taken down since they were encoded are left
+    out.
+
+    Args:
+        clips: of the release, in any order; read once.
 
     Raises:
         ArtifactLost, StoreUnavailable: as `Store.path`.
     """
     links = folder / "samples"
     links.mkdir(parents=True, exist_ok=True)
-    samples = []
-    for role, sha256 in sorted(work.inputs.items()):
-        clip = clips.get(role.removeprefix(LATENTS))
-        if role.startswith(LATENTS) and clip is not None:
-            path = _linked(store.path(sha256), links / f"{sha256}.safetensors")
-            samples.append(
-                Sample(path=path, clip_id=clip.clip_id, video_id=clip.video_id, category=clip.category, sha256=sha256)
-            )
+    linked = {entry.name for entry in os.scandir(links)}
+    samples: list[Sample] = []
+    first: list[ReleasedClip] = []  # by their ids, to be looked at
+    for clip in clips:
+        sha256 = work.inputs.get(LATENTS + clip.clip_id)
+        if sha256 is None:
+            continue
+        path = links / f"{sha256}.safetensors"
+        if path.name not in linked:
+            _link(store.path(sha256), path)
+        samples.append(
+            Sample(path=path, clip_id=clip.clip_id, video_id=clip.video_id, category=clip.category, sha256=sha256)
+        )
+        first = sorted([*first, clip], key=lambda one: one.clip_id)[:PROBED]
+    empty = links / "empty.safetensors"
+    if empty.name not in linked:
+        _link(store.path(work.inputs["empty"]), empty)
     job = TrainJob(
         config=config,
         base=str(work.access["base"]),
         base_digest=base_digest,
-        samples=tuple(samples),
-        empty=_linked(store.path(work.inputs["empty"]), links / "empty.safetensors"),
+        samples=tuple(sorted(samples, key=lambda sample: sample.clip_id)),
+        empty=empty,
         folder=folder,
-        probe_clip=_probe_clip(store, folder, [clips[s.clip_id] for s in samples], config),
+        probe_clip=_probe_clip(store, folder, first, config),
     )
     job.write(folder / "job.json")
     return job
 
 
-def _linked(source: Path, target: Path) -> Path:
-    if not target.exists():
-        try:
-            os.link(source, target)
-        except OSError:
-            shutil.copyfile(source, target)
-    return target
+def _link(source: Path, target: Path) -> None:
+    """Links or copies; a file that is there stays."""
+    try:
+        os.link(source, target)
+    except FileExistsError:
+        return
+    except OSError:  # another file system: never half a copy under the name
+        making = target.with_name(f".{target.name}.making")
+        shutil.copyfile(source, making)
+        making.replace(target)
 
 
 def _probe_clip(store: Store, folder: Path, clips: Sequence[ReleasedClip], config: TrainConfig) -> Path | None:
     """Frames of the first clip that can be read, for pre-flight's round trip; None when there is none."""
-    for clip in clips[:3]:
+    for clip in clips:
         geometry = clip.best_fit(read_geometries(config.buckets), config.fps)
         try:
             if geometry is not None:

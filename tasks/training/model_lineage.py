@@ -1,11 +1,12 @@
 """Lineage of models, both ways: what trained a model, and which models a clip entered."""
 
-from collections.abc import Sequence
+from collections.abc import Collection
 from typing import Any
 
-from sqlalchemy import select
+from sqlalchemy import Select, func, select
 from sqlalchemy.orm import Session
 
+from medgen.among import PAGE
 from medgen.catalog import Clip, Evaluation, ModelVersion, StepInput, StepRun, Video
 from medgen.ledger import Ledger
 from models.training.holdout import held_out
@@ -52,7 +53,7 @@ def models_of(ledger: Ledger, clip_id: str) -> list[dict[str, Any]]:
         ).all()
         models: list[dict[str, Any]] = []
         for run in runs:
-            part = _parts(session, run)[clip_id]
+            part = _part(session, run, clip_id)
             versions = session.scalars(select(ModelVersion).where(ModelVersion.step_run_id == run.id)).all()
             models += [_entered(version, part, None) for version in versions]
         known = {row["digest"] for row in models}
@@ -108,30 +109,42 @@ def _clips(ledger: Ledger, step_run_id: int) -> list[dict[str, Any]]:
     """The clips that a training run read, in order of their ids."""
     with Session(ledger.engine) as session:
         run = session.get(StepRun, step_run_id)
-        parts = _parts(session, run) if run is not None and run.step == TRAIN else {}
-        rows = session.execute(
-            select(Clip.id, Clip.video_id, Video.url, Video.title)
-            .join(Video, Video.id == Clip.video_id)
-            .where(Clip.id.in_(list(parts)))
-            .order_by(Clip.id)
-        )
+        if run is None or run.step != TRAIN:
+            return []
+        away, bad = _held_out(session, run), _quarantined(run)
+        read = _read_by(run).add_columns(Video.url, Video.title).join(Video, Video.id == Clip.video_id)
+        rows = session.execute(read.order_by(Clip.id).execution_options(yield_per=PAGE))
         return [
-            {"clip_id": clip, "video_id": video, "url": url, "title": title, "part": parts[clip]}
+            {"clip_id": clip, "video_id": video, "url": url, "title": title, "part": _played(clip, video, away, bad)}
             for clip, video, url, title in rows
         ]
 
 
-def _parts(session: Session, run: StepRun) -> dict[str, str]:
-    """clip id → trained_on, held_out or quarantined; the split is a function of ids, share and seed."""
-    roles: Sequence[str] = session.scalars(
-        select(StepInput.role).where(StepInput.step_run_id == run.id, StepInput.role.startswith(LATENTS))
-    ).all()
-    clips = [role.removeprefix(LATENTS) for role in roles]
-    rows = session.execute(select(Clip.id, Clip.video_id).where(Clip.id.in_(clips)))
-    videos: dict[str, str] = {clip_id: video_id for clip_id, video_id in rows}
-    away = held_out(list(videos.values()), run.params["validation_share"], run.params["seed"])
-    bad = (run.detail or {}).get("quarantined", {})
-    return {
-        clip: "quarantined" if clip in bad else "held_out" if video in away else "trained_on"
-        for clip, video in videos.items()
-    }
+def _part(session: Session, run: StepRun, clip_id: str) -> str:
+    """The part that one of its clips played in a training run."""
+    video = session.scalars(select(Clip.video_id).where(Clip.id == clip_id)).one()
+    return _played(clip_id, video, _held_out(session, run), _quarantined(run))
+
+
+def _played(clip_id: str, video_id: str, away: Collection[str], bad: Collection[str]) -> str:
+    return "quarantined" if clip_id in bad else "held_out" if video_id in away else "trained_on"
+
+
+def _quarantined(run: StepRun) -> Collection[str]:
+    quarantined: dict[str, str] = (run.detail or {}).get("quarantined", {})
+    return quarantined
+
+
+def _held_out(session: Session, run: StepRun) -> frozenset[str]:
+    """The videos held out of a training run; the split is a function of ids, share and seed."""
+    videos = _read_by(run).with_only_columns(Clip.video_id).distinct().execution_options(yield_per=PAGE)
+    return held_out(session.scalars(videos), run.params["validation_share"], run.params["seed"])
+
+
+def _read_by(run: StepRun) -> Select[tuple[str, str]]:
+    """A query for (clip id, video id) of the encoded clips that a training run read."""
+    return (
+        select(Clip.id, Clip.video_id)
+        .join(StepInput, Clip.id == func.substr(StepInput.role, len(LATENTS) + 1))
+        .where(StepInput.step_run_id == run.id, StepInput.role.startswith(LATENTS))
+    )

@@ -1,17 +1,25 @@
 """The clips of a release, as training and evaluation read them."""
 
-import io
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from itertools import chain
+from pathlib import Path
 
 import pyarrow.parquet as pq
+from sqlalchemy import select
 from sqlalchemy.orm import Session
 
+from medgen.among import PAGE, among
 from medgen.catalog import Release, ReleaseClip
 from medgen.errors import ItemFailed
 from medgen.ledger import Ledger
 from models.training.clip_frames import Geometry, best_fit
 from tasks.curation.release_files import awaits_approval
+
+COLUMNS = [
+    "clip_id", "clip_sha256", "video_id", "category", "brief_caption", "detailed_caption", "title", "resolution", "fps",
+    "duration",
+]  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -44,8 +52,10 @@ class ReleasedClip:
         return best_fit(choices, fps, duration_s=self.duration_s, width=self.width, height=self.height)
 
 
-def released_clips(ledger: Ledger, name: str) -> tuple[list[ReleasedClip], Release]:
-    """The clips of a release in order of their ids, without those of videos that were taken down, and its row.
+def stream_clips(ledger: Ledger, name: str) -> tuple[Iterator[ReleasedClip], Release]:
+    """The clips of a release as its table lists them, without those of videos that were taken down, and its row.
+
+    However many they are, some thousands at a time are in memory.
 
     Raises:
         ItemFailed: unknown_release; release_not_approved; empty_release when no clip is left.
@@ -58,15 +68,32 @@ def released_clips(ledger: Ledger, name: str) -> tuple[list[ReleasedClip], Relea
         if awaits_approval(session, release):
             raise ItemFailed("release_not_approved", f"the release {name} awaits approval: `medgen release approve`")
         session.expunge(release)
-        members = session.query(ReleaseClip.clip_id, ReleaseClip.step_run_id).filter_by(release_name=name)
-        runs = {clip_id: run_id for clip_id, run_id in members}
     record = ledger.load([release.step_run_id])[release.step_run_id]
-    rows = pq.read_table(io.BytesIO(ledger.store.read(record.outputs["metadata"]))).to_pylist()
-    gone = ledger.forgotten(row["clip_id"] for row in rows)
-    clips = [_clip(row, runs[row["clip_id"]]) for row in rows if row["clip_id"] not in gone]
-    if not clips:
+    clips = _clips(ledger, name, ledger.store.path(record.outputs["metadata"]))
+    first = next(clips, None)
+    if first is None:
         raise ItemFailed("empty_release", f"the release {name} has no clips (left): make one with `medgen refresh`")
+    return chain([first], clips), release
+
+
+def released_clips(ledger: Ledger, name: str) -> tuple[list[ReleasedClip], Release]:
+    """As `stream_clips`, all at once and in order of their ids."""
+    clips, release = stream_clips(ledger, name)
     return sorted(clips, key=lambda clip: clip.clip_id), release
+
+
+def _clips(ledger: Ledger, name: str, metadata: Path) -> Iterator[ReleasedClip]:
+    with pq.ParquetFile(metadata) as file:
+        for batch in file.iter_batches(batch_size=PAGE, columns=COLUMNS):
+            rows = batch.to_pylist()
+            ids = [row["clip_id"] for row in rows]
+            gone = ledger.forgotten(ids)
+            members = select(ReleaseClip.clip_id, ReleaseClip.step_run_id).where(
+                ReleaseClip.release_name == name, among(ReleaseClip.clip_id, ids)
+            )
+            with Session(ledger.engine) as session:
+                runs = {clip_id: run_id for clip_id, run_id in session.execute(members)}
+            yield from (_clip(row, runs[row["clip_id"]]) for row in rows if row["clip_id"] not in gone)
 
 
 def _clip(row: dict[str, object], step_run_id: int) -> ReleasedClip:

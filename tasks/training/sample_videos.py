@@ -6,7 +6,7 @@ from typing import TypedDict
 from medgen.ledger import Ledger
 from medgen.shard import ShardResult
 from models.generation.prompt_set import Prompt
-from tasks.training.released import released_clips
+from tasks.training.released import ReleasedClip, stream_clips
 
 
 class SampleVideo(TypedDict):
@@ -21,15 +21,15 @@ class SampleVideo(TypedDict):
 def sample_prompts(ledger: Ledger, release: str, texts: Sequence[str]) -> list[Prompt]:
     """The given texts as prompts; without any, a brief caption of each category of the release.
 
-    Raises ItemFailed as `released_clips`.
+    Raises ItemFailed as `stream_clips`.
     """
     if texts:
         return [Prompt(f"sample-{number}", text) for number, text in enumerate(texts)]
-    first: dict[str, Prompt] = {}
-    for clip in released_clips(ledger, release)[0]:
-        if clip.brief.strip():
-            first.setdefault(clip.category, Prompt(f"sample-{clip.category}", clip.brief, clip.category))
-    return [first[category] for category in sorted(first)]
+    first: dict[str, ReleasedClip] = {}
+    for clip in stream_clips(ledger, release)[0]:
+        if clip.brief.strip() and clip.clip_id <= first.setdefault(clip.category, clip).clip_id:
+            first[clip.category] = clip
+    return [Prompt(f"sample-{category}", clip.brief, category) for category, clip in sorted(first.items())]
 
 
 def sample_videos(ledger: Ledger, prompts: Sequence[Prompt], result: ShardResult) -> list[SampleVideo]:

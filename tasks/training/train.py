@@ -35,7 +35,7 @@ from tasks.progress import training_listener
 from tasks.training.encode import EMPTY_TEXT, ENCODE
 from tasks.training.job_folder import LATENTS, TRAIN, materialize_job, working_folder
 from tasks.training.process import Report, launch
-from tasks.training.released import released_clips
+from tasks.training.released import stream_clips
 from tasks.training.training_report import TrainFacts, ValidationRow, loss_plot, model_card
 
 MERGED, ADAPTER = "text_to_video", "text_to_video_adapter"  # kinds of model versions
@@ -111,7 +111,7 @@ def prepare(
             f"no clip of the release {release} could be encoded: see `medgen status` for the reasons (clips shorter "
             "than the smallest bucket, captions missing)",
         )
-    _, row = released_clips(ledger, release)
+    _, row = stream_clips(ledger, release)
     inputs, parents = {"empty": EMPTY_TEXT.outputs(empty)["empty"]}, {"empty": empty.id, "release": row.step_run_id}
     for record in encoded:
         inputs[LATENTS + record.subject] = ENCODE.outputs(record)["latents"]
@@ -217,10 +217,9 @@ def read_validations(ledger: Ledger, record: Record) -> list[ValidationRow]:
 
 
 def _job(ledger: Ledger, identity: StepIdentity, work: Work, params: TrainParams) -> TrainJob:
-    clips, _ = released_clips(ledger, work.subject)
-    by_id = {clip.clip_id: clip for clip in clips}
+    clips, _ = stream_clips(ledger, work.subject)
     folder = working_folder(identity.key(work))
-    return materialize_job(ledger.store, folder, work, by_id, params.config(), identity.models["base"])
+    return materialize_job(ledger.store, folder, work, clips, params.config(), identity.models["base"])
 
 
 def _outcome(store: Store, job: TrainJob, release: str, params: TrainParams, seconds: float) -> Outcome:
