@@ -2,7 +2,7 @@
 
 import shutil
 from collections.abc import Iterable
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 from prometheus_client import CollectorRegistry, make_asgi_app
@@ -12,6 +12,9 @@ from sqlalchemy import Engine, text
 
 from apps.console import out, report_expected_errors
 from apps.host_check import AllowHost, HostCheck
+
+if TYPE_CHECKING:  # loaded when the command needs it
+    from tasks.operations.time_left import Forecast
 
 # Counts over all that stands. Superseded attempts are left out.
 _STEP_RUNS = "SELECT step, status, count(*) FROM step_run WHERE NOT superseded GROUP BY step, status"
@@ -30,6 +33,7 @@ class InstallationCollector(Collector):
     def __init__(self, engine: Engine, home: str) -> None:
         self.engine = engine
         self.home = home
+        self.forecast: Forecast | None = None
 
     def collect(self) -> Iterable[Metric]:
         """See the help texts."""
@@ -58,8 +62,28 @@ class InstallationCollector(Collector):
         yield GaugeMetricFamily("medgen_artifacts", "Artifacts on record", value=objects)
         yield GaugeMetricFamily("medgen_artifact_bytes", "Bytes of the artifacts on record", value=float(size))
         yield GaugeMetricFamily("medgen_last_step_timestamp_seconds", "When the last step run ended", value=float(last))
+        yield from self._left()
         free = shutil.disk_usage(self.home).free
         yield GaugeMetricFamily("medgen_disk_free_bytes", "Free bytes on the data folder's disk", value=free)
+
+    def _left(self) -> Iterable[Metric]:
+        """What waits for the steps. Its modules are imported at the first scrape."""
+        from medgen.settings import current
+        from tasks.operations.time_left import Forecast
+
+        if self.forecast is None:
+            self.forecast = Forecast(self.engine, current().workers, current().download_workers)
+        waiting = GaugeMetricFamily("medgen_items_waiting", "Items that a step has to decide on", labels=["step"])
+        seconds = GaugeMetricFamily(
+            "medgen_seconds_left",
+            "Of the clock, for what waits and what earlier steps will pass on, with this machine's workers",
+            labels=["step", "rates"],
+        )
+        for one in self.forecast.left():
+            waiting.add_metric([one.step], one.waiting)
+            if one.seconds is not None:
+                seconds.add_metric([one.step, "measured" if one.here else "shipped"], one.seconds)
+        yield from (waiting, seconds)
 
 
 def registry(engine: Engine, home: str) -> CollectorRegistry:

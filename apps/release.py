@@ -1,7 +1,8 @@
-"""`medgen release`: list, show, approve."""
+"""`medgen release`: list, show, approve, export."""
 
 import json
-from typing import TYPE_CHECKING, Annotated, Any
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 from rich.markup import escape
@@ -9,6 +10,7 @@ from rich.table import Table
 
 from apps.console import Json, out, print_json, report_expected_errors, stop
 from apps.funnel import print_funnel
+from apps.progress import stage_bars
 
 if TYPE_CHECKING:  # loaded when a command needs it
     from medgen.ledger import Ledger
@@ -61,6 +63,41 @@ def release_approve(
             print_json({"release": name, "by": record.detail["by"], "folder": str(folder), "step_run": record.id})
             return
         out.print(f"{name} approved by {escape(record.detail['by'])}; it lies in {escape(str(folder))}", soft_wrap=True)
+
+
+@release_app.command("export")
+def release_export(
+    name: str,
+    folder: Annotated[Path, typer.Argument(help="Where the shards go; made if it is not there.")],
+    form: Annotated[Literal["webdataset"], typer.Option("--format", help="webdataset: tar files for trainers.")],
+    shard_size: Annotated[int, typer.Option(min=1, max=10**6, help="Most megabytes of a shard.")] = 1000,
+    caption: Annotated[Literal["brief", "detailed"], typer.Option(help="Which caption the .txt is.")] = "detailed",
+    as_json: Json = False,
+) -> None:
+    """Write a release as WebDataset shards; run it again to go on, or after a takedown."""
+    from medgen.ledger import open_ledger
+    from tasks.training.webdataset import export_webdataset
+
+    with report_expected_errors(), stage_bars(quiet=as_json) as show:
+        made = export_webdataset(
+            open_ledger(),
+            name,
+            folder,
+            shard_bytes=shard_size * 10**6,
+            caption=caption,
+            progress=lambda done, total: show("clips", done, total),
+        )
+        if as_json:
+            print_json(vars(made))
+            return
+        out.print(
+            f"{made.shards} shards of {made.clips} clips, {made.bytes / 1e6:,.1f} MB, {made.written} written now, in "
+            f"{escape(str(made.folder))}",
+            soft_wrap=True,
+            highlight=False,
+        )
+        if made.left_out:
+            out.print(f"{made.left_out} clips were taken down and are left out", highlight=False)
 
 
 def clips_of(release: str) -> list[str]:

@@ -7,7 +7,14 @@ from collections.abc import Callable
 from typing import Any
 
 import httpx
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
+from rich.progress import (
+    BarColumn,
+    MofNCompleteColumn,
+    Progress,
+    TextColumn,
+    TimeElapsedColumn,
+    TimeRemainingColumn,
+)
 
 from apps.console import err, fault_of_the_place
 from medgen.errors import ItemFailed, RunStopped
@@ -53,7 +60,8 @@ def run_flow(
         state.stop()
         for handler in [*logging.getLogger().handlers, *logging.getLogger("prefect").handlers]:
             handler.addFilter(without_expected_errors)
-        columns = (TextColumn("{task.description:<10}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
+        times = (TimeElapsedColumn(), TextColumn("left:"), TimeRemainingColumn())
+        columns = (TextColumn("{task.description:<10}"), BarColumn(), MofNCompleteColumn(), *times)
         with Progress(*columns, console=err, disable=quiet, transient=True) as bars:
             try:
                 with progress_to(_Bars(bars), on_training):

@@ -1,6 +1,6 @@
 """What an item of each step costs, measured on real videos: the rates that come along with `medgen plan`.
 
-    python -m bench.rates FOLDER... [--titles FOLDER] [--write tasks/operations/rates.json]
+    python -m bench.rates FOLDER... [--titles FOLDER] [--rehearsal HOME] [--write tasks/operations/rates.json]
 
 Refreshes the folders' videos in an installation of its own and takes the processor time of each work in its worker;
 the first of each step in a process, which loads the models, is left out. Discover is measured on listings made of real
@@ -28,11 +28,13 @@ from typing import Annotated, Any
 
 import numpy as np
 import typer
+from sqlalchemy import create_engine
 
 from bench.curate import ledger_cost
 from bench.listings import make_listings, read_words
 from bench.smallest import medical_folder, titles_folder
 from medgen.ledger import Outcome, Work
+from medgen.postgres import embedded_url
 from medgen.shard import Step
 from medgen.store import Store, open_store
 from models.duplicates.fingerprint import Fingerprint
@@ -55,6 +57,9 @@ def main(
     videos: Annotated[str, typer.Option(help="What the videos are, for people.")] = "",
     min_height: Annotated[int, typer.Option(help="As the refresh's parameter.")] = 240,
     write: Annotated[Path | None, typer.Option(help="File for the rates.")] = None,
+    rehearsal: Annotated[
+        Path | None, typer.Option(help="Home of `bench.rehearsal`, for the catalog's size and a release's cost.")
+    ] = None,
     smoke: Annotated[bool, typer.Option(help="Only see whether it runs, on the smallest input.")] = False,
 ) -> None:
     """Measures, prints and writes."""
@@ -95,6 +100,12 @@ def main(
         }
     )
     origin = f"{videos}, {os.cpu_count()} cores of {_processor()}, listings made of real titles"
+    if rehearsal:
+        rehearsed = measured_rates(create_engine(embedded_url(rehearsal / "postgres")), 1)
+        steps["release"] = rehearsed.steps["release"]
+        general = general.model_copy(update={"catalog_bytes": rehearsed.general.catalog_bytes})
+        made_up = f"{rehearsed.steps['download'].items:,} made-up videos"
+        origin += f"; size of the catalog and cost of a release by a rehearsal with {made_up}"
     document = json.dumps(_rounded(Rates(origin=origin, steps=steps, general=general)), indent=1) + "\n"
     sys.stdout.write(document)
     if write:

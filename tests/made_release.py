@@ -9,6 +9,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from medgen.canonical import canonical_json
 from medgen.catalog import Clip, Release, ReleaseClip, Source, Video, now
 from medgen.ledger import Ledger, Outcome, Record, StepIdentity, Work
 from models.training.job import Sample
@@ -60,17 +61,25 @@ def made_release(ledger: Ledger, folder: Path, clips: dict[str, str], name: str 
                 "brief_caption": f"A scan of the heart, number {place}.",
                 "detailed_caption": f"A bright block moves over a plain ground, number {place}.",
                 "resolution": f"{SIZE[1]}x{SIZE[0]}", "fps": float(FPS), "duration": FRAMES / FPS,
+                "file": f"clips/{clip}.mp4",
             }
         )  # fmt: skip
     out = io.BytesIO()
     columns = list(
         ("clip_id", "clip_sha256", "video_id", "category", "title", "brief_caption", "detailed_caption", "resolution",
-         "fps", "duration")
+         "fps", "duration", "file")
     )  # fmt: skip
     kinds = [pa.float64() if c in ("fps", "duration") else pa.string() for c in columns]
     pq.write_table(pa.Table.from_pylist(table, pa.schema(list(zip(columns, kinds, strict=True)))), out)
     metadata = ledger.store.put_bytes(out.getvalue(), "application/vnd.apache.parquet")
     digest = metadata.sha256
+    files = [
+        {"path": row["file"], "sha256": row["clip_sha256"], "bytes": digests[f"clip:{row['clip_id']}"].bytes}
+        for row in table
+    ]
+    files.append({"path": "metadata.parquet", "sha256": digest, "bytes": metadata.bytes})
+    listed = {"format": 1, "policy": {}, "files": sorted(files, key=lambda file: file["path"])}
+    manifest = ledger.store.put_bytes(canonical_json(listed), "application/json")
     release = Release(name=name, digest=digest, policy={}, clips=len(clips), record_root=digest, created_at=now())
     links = [ReleaseClip(release_name=name, clip_id=clip) for clip in clips]
     seen: set[str] = set()
@@ -78,7 +87,7 @@ def made_release(ledger: Ledger, folder: Path, clips: dict[str, str], name: str 
     outcome = Outcome(
         "kept",
         detail={"name": name},
-        outputs={"metadata": metadata, **digests},
+        outputs={"metadata": metadata, "manifest": manifest, **digests},
         rows=[*unique, *members, release, *links],
     )
     return ledger.write(StepIdentity("release", 2, {}, {}), Work(name), outcome, started_at=now(), flow_run_id=None)

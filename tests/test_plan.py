@@ -1,22 +1,28 @@
 """The plan: rates from records, what follows from them, and the command."""
 
+import hashlib
 import json
 import math
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 from click.testing import Result
 from hypothesis import given
 from hypothesis import strategies as st
 from sqlalchemy import text
+from sqlalchemy.orm import Session
 from typer.testing import CliRunner
 
 from apps.cli import app
-from medgen.catalog import open_catalog
+from apps.metrics import registry
+from medgen.catalog import Artifact, Clip, Source, StepRun, Video, now, open_catalog
 from tasks.curation import steps as pipeline
 from tasks.operations.plan import PLACES, STEPS, SUMS, NoPlan, Plan, Scope, plan
 from tasks.operations.rates import General, Sourced, StepRate, installation_rates, measured_rates, shipped_rates
+from tasks.operations.time_left import Forecast, duration
+from tasks.operations.time_left import told as told_of
 
 # Step runs of 200 videos of 10 s, half of which classify keeps with two clips each: step → runs, those kept, seconds of
 # a run, detail of a kept one, bytes that each makes.
@@ -90,13 +96,13 @@ def test_rates_are_those_of_the_records(home: Path) -> None:
 
 def test_a_plan_by_records(home: Path) -> None:
     make_records()
-    size = ("--listings", "2000000", "--workers", "4", "--machines", "5", "--mbit", "80")
+    size = ("--listings", "2000000", "--workers", "4", "--machines", "5", "--mbit", "20", "--hosts", "4")
     made = json.loads(asked(*size, "--caption-price-per-million-tokens", "2", "--json").stdout)
     cost = {row["step"]: row for row in made["steps"]}
     assert [cost[step]["items"] for step in ("discover", "download", "classify", "cut", "quality", "caption")] == (
         pytest.approx([2_000_000, 2000, 2000, 2000, 1500, 1100])
     )
-    assert cost["download"]["elapsed_hours"] == pytest.approx(2000 * 1e6 * 8 / 80e6 / 3600, rel=1e-3)  # the line's
+    assert cost["download"]["elapsed_hours"] == pytest.approx(2000 * 1e6 * 8 / 20e6 / 3600, rel=1e-3)  # the line's
     assert cost["segment"]["worker_hours"] == pytest.approx(2000 * 5 / 3600, rel=1e-3)
     assert cost["segment"]["elapsed_hours"] == pytest.approx(2000 * 5 / 3600 / 20, rel=1e-3)
     assert cost["caption"]["cost"] == pytest.approx(1100 * 3300 * 2 / 1e6)
@@ -207,3 +213,69 @@ def test_steps_run_where_the_plan_takes_them_to_run() -> None:
     where = {"processes": "workers", "threads": "network", "inline": "main"}
     told = {step.name: where[step.step(step.params()).runs_in] for step in pipeline.steps()}
     assert told == {step: PLACES[step] for step in pipeline.STEP_NAMES}
+
+
+def test_what_is_left_is_what_waits_for_each_step(home: Path) -> None:
+    make_records()
+    with Session(open_catalog()) as session, session.begin():
+        session.add(Source(name="s", kind="listing", uri="s"))
+        session.flush()
+        videos = [f"w{number}" for number in range(1, 6)]
+        session.add_all(Video(id=v, source_name="s", url=v, title=v, description="", tags=[]) for v in videos)
+        session.flush()
+        # w1 is listed, w2 downloaded, w3 has three stretches to cut, w4 a clip that quality kept, w5 failed.
+        detail = {"classify": {"clips": [{}, {}, {}]}}
+        told = [
+            ("w2", "download"),
+            ("w3", "classify"),
+            ("w4", "classify"),
+            ("w4/0-1", "cut"),
+            ("w4c", "quality"),
+            ("w5", "segment"),
+        ]
+        for subject, step in told:
+            run = _run(subject, step, "failed" if subject == "w5" else "kept", detail.get(step, {}))
+            session.add(run)
+            session.flush()
+            if step == "cut":
+                session.add(Artifact(sha256="a" * 64, media_type="x/y", bytes=1))
+                session.flush()
+                session.add(
+                    Clip(id="w4c", video_id="w4", step_run_id=run.id, start_frame=0, end_frame=1, start_s=0.0,
+                         end_s=1.0, width=2, height=2, fps=1.0, digest="a" * 64)
+                )  # fmt: skip
+                session.flush()
+    left = Forecast(open_catalog(), workers=2, download_workers=4).left()
+    waiting = {one.step: one.waiting for one in left if one.waiting}
+    assert waiting == {"download": 1, "segment": 1, "cut": 3, "decide": 1}
+    by_step = {one.step: one for one in left}
+    # One downloaded and the listed one, both of which download and segment keep, of 10 s each, on two workers.
+    assert by_step["segment"].expected == pytest.approx(2)
+    assert by_step["segment"].seconds == pytest.approx(2 * 5.0 / 2, rel=1e-3)
+    assert by_step["cut"].expected == pytest.approx(3 + 2 * 0.5 * 10 * 0.2, rel=0.05)  # these videos tell rates too
+    assert all(one.here and one.seconds is not None for one in left)
+    sentence = told_of(left)
+    assert (
+        "download 1 videos, segment 1 videos, cut 3 clips, decide 1 clips" in sentence and "not known" not in sentence
+    )
+    unknown = [replace(one, here=False, seconds=None if one.step == "download" else one.seconds) for one in left]
+    assert "downloads, whose time is not known yet" in told_of(unknown) and "shipped rates: segment" in told_of(unknown)
+    figures = {
+        (sample.name, sample.labels.get("step", "")): sample.value
+        for family in registry(open_catalog(), str(home.parent)).collect()
+        for sample in family.samples
+    }
+    assert figures["medgen_items_waiting", "cut"] == 3
+    assert figures["medgen_seconds_left", "segment"] > 0
+
+
+def _run(subject: str, step: str, status: str, detail: dict[str, Any]) -> StepRun:
+    return StepRun(
+        key=hashlib.sha256((subject + step).encode()).hexdigest(), step=step, version=1, subject=subject, status=status,
+        transient=status == "failed", detail=detail, params={}, context={}, models={}, code_version="1",
+        started_at=now(), finished_at=now(), record_hash="0" * 64,
+    )  # fmt: skip
+
+
+def test_durations_are_rounded_for_people() -> None:
+    assert [duration(s) for s in (0, 89, 91, 5400, 12_000)] == ["0 s", "89 s", "2 min", "1 h 30 min", "3 h 20 min"]

@@ -158,7 +158,7 @@ def plan(scope: Scope, rates: Sourced) -> Plan:
             items *= seconds * (general.clips_per_video_second or 0.0)
         if step not in rates.steps:
             raise NoPlan(f"nothing was measured of {step}")
-        costs.append(_step(step, items, seconds, scope, rates))
+        costs.append(step_cost(step, items, seconds, scope, rates))
         items = costs[-1].kept
     runs = sum(cost.items for cost in costs if cost.step not in ("discover", "release"))
     hours = runs * (general.record_seconds or 0.0) / HOUR_S
@@ -177,7 +177,8 @@ def plan(scope: Scope, rates: Sourced) -> Plan:
     )
 
 
-def _step(step: str, items: float, video_seconds: float, scope: Scope, rates: Sourced) -> StepCost:
+def step_cost(step: str, items: float, video_seconds: float, scope: Scope, rates: Sourced) -> StepCost:
+    """What a step costs for so many items. Raises NoPlan where there is a price and nobody knows the tokens."""
     rate, general = rates.steps[step], rates.general
     amount = items * (video_seconds if UNITS[step] == "video seconds" else 1.0)
     share = 1.0 if step == "release" else scope.keep.get(step, rate.kept)

@@ -52,15 +52,8 @@ class ReleasedClip:
         return best_fit(choices, fps, duration_s=self.duration_s, width=self.width, height=self.height)
 
 
-def stream_clips(ledger: Ledger, name: str) -> tuple[Iterator[ReleasedClip], Release]:
-    """The clips of a release as its table lists them, without those of videos that were taken down, and its row.
-
-    However many they are, some thousands at a time are in memory.
-
-    Raises:
-        ItemFailed: unknown_release; release_not_approved; empty_release when no clip is left.
-        ArtifactLost, StoreUnavailable: as `Store.path`.
-    """
+def usable_release(ledger: Ledger, name: str) -> Release:
+    """The row of a release. Raises ItemFailed: unknown_release; release_not_approved."""
     with Session(ledger.engine) as session:
         release = session.get(Release, name)
         if release is None:
@@ -68,6 +61,19 @@ def stream_clips(ledger: Ledger, name: str) -> tuple[Iterator[ReleasedClip], Rel
         if awaits_approval(session, release):
             raise ItemFailed("release_not_approved", f"the release {name} awaits approval: `medgen release approve`")
         session.expunge(release)
+    return release
+
+
+def stream_clips(ledger: Ledger, name: str) -> tuple[Iterator[ReleasedClip], Release]:
+    """The clips of a release as its table lists them, without those of videos that were taken down, and its row.
+
+    However many they are, some thousands at a time are in memory.
+
+    Raises:
+        ItemFailed: as `usable_release`; empty_release when no clip is left.
+        ArtifactLost, StoreUnavailable: as `Store.path`.
+    """
+    release = usable_release(ledger, name)
     record = ledger.load([release.step_run_id])[release.step_run_id]
     clips = _clips(ledger, name, ledger.store.path(record.outputs["metadata"]))
     first = next(clips, None)

@@ -35,7 +35,7 @@ from tasks.progress import training_listener
 from tasks.training.encode import EMPTY_TEXT, ENCODE
 from tasks.training.job_folder import LATENTS, TRAIN, materialize_job, working_folder
 from tasks.training.process import Report, launch
-from tasks.training.released import stream_clips
+from tasks.training.released import stream_clips, usable_release
 from tasks.training.training_report import TrainFacts, ValidationRow, loss_plot, model_card
 
 MERGED, ADAPTER = "text_to_video", "text_to_video_adapter"  # kinds of model versions
@@ -111,7 +111,7 @@ def prepare(
             f"no clip of the release {release} could be encoded: see `medgen status` for the reasons (clips shorter "
             "than the smallest bucket, captions missing)",
         )
-    _, row = stream_clips(ledger, release)
+    row = usable_release(ledger, release)
     inputs, parents = {"empty": EMPTY_TEXT.outputs(empty)["empty"]}, {"empty": empty.id, "release": row.step_run_id}
     for record in encoded:
         inputs[LATENTS + record.subject] = ENCODE.outputs(record)["latents"]
