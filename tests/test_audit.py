@@ -18,7 +18,7 @@ from medgen.postgres import embedded_url
 from medgen.settings import Settings
 from medgen.store import Store
 from tests.browser import chromium
-from tests.conftest import demo_corpus, free_port, medgen, medgen_running
+from tests.conftest import demo_corpus, free_port, medgen, medgen_here, medgen_running
 from tests.recorded import Recorder
 
 VIDEOS = ("echo-sector.mp4", "echo-subtitled.mp4")
@@ -192,6 +192,16 @@ def test_two_releases_are_compared(page: Page, installation: tuple[Path, list[st
     expect(policy).to_contain_text("max_overlay_words")
     assert int(page.locator("#only-a").inner_text()) >= 1 and page.locator("#only-b").inner_text() == "0"
     expect(page.locator("#content")).to_contain_text("overlay_text")
+
+
+def test_a_plan_goes_by_what_was_done_here(installation: tuple[Path, list[str], str]) -> None:
+    made = json.loads(medgen_here("plan", "--videos", "1000", "--least", "1", "--json", home=installation[0]).stdout)
+    cost = {row["step"]: row for row in made["steps"]}
+    assert cost["segment"]["rates"] == "measured here on 2 items" and cost["cut"]["rates"].startswith("measured here")
+    assert cost["segment"]["items"] == 1000 and cost["segment"]["worker_hours"] > 0
+    assert made["totals"]["store_bytes"] > 1000 * min((demo_corpus() / name).stat().st_size for name in VIDEOS)
+    few = json.loads(medgen_here("plan", "--videos", "1000", "--json", home=installation[0]).stdout)
+    assert all(row["rates"].startswith("shipped") for row in few["steps"])
 
 
 def test_pages_fit_and_can_be_read_and_reached_by_keyboard(

@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 from click.testing import Result
-from hypothesis import given
+from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from sqlalchemy import text
 from sqlalchemy.orm import Session
@@ -176,6 +176,7 @@ SCOPES = st.builds(
 )
 
 
+@settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.too_slow])
 @given(SCOPES, SOURCED)
 def test_a_plan_is_in_proportion(scope: Scope, rates: Sourced) -> None:
     one = plan(scope, rates)

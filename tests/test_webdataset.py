@@ -8,7 +8,7 @@ from itertools import groupby
 from pathlib import Path
 
 import pytest
-from hypothesis import given
+from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from sqlalchemy.orm import Session
 from typer.testing import CliRunner
@@ -115,11 +115,19 @@ def take_down(ledger: Ledger, video: str) -> None:
         session.add(Tombstone(video_id=video, url=f"https://example.org/{video}", reason="asked", detail={}))
 
 
+PATHS = 'a/."\\}],{é\n'  # what could be taken for the end of something
 FILES = st.lists(
-    st.fixed_dictionaries({"path": st.text(min_size=1), "sha256": st.text(max_size=64), "bytes": st.integers(0, 2**40)})
+    st.fixed_dictionaries(
+        {
+            "path": st.text(PATHS, min_size=1),
+            "sha256": st.text("0123456789abcdef", max_size=8),
+            "bytes": st.integers(0, 2**40),
+        }
+    )
 )
 
 
+@settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.too_slow])
 @given(FILES, st.integers(1, 50))
 def test_a_manifest_is_read_piece_by_piece(tmp_path_factory: pytest.TempPathFactory, files: list, chunk: int) -> None:
     path = tmp_path_factory.getbasetemp() / "manifest.json"
@@ -134,6 +142,7 @@ def test_a_manifest_is_read_piece_by_piece(tmp_path_factory: pytest.TempPathFact
                 list(manifest_files(path))
 
 
+@settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.too_slow])
 @given(st.lists(st.integers(0, 10**6), max_size=50), st.integers(1, 10**6))
 def test_every_clip_has_one_shard_and_a_shard_its_size(sizes: list[int], most: int) -> None:
     files = [{"path": f"clips/{n:03d}.mp4", "sha256": "", "bytes": size} for n, size in enumerate(sizes)]

@@ -130,7 +130,7 @@ class Plan:
         totals: name of `SUMS` → sum over the steps.
         least_hours: of the clock, were downloads, workers and the main process busy side by side from start to end.
         step_runs: that go on record.
-        decodes: video files opened for decoding.
+        decodes: video files opened for decoding; None: not measured.
         worker_bytes: most memory of a worker process; None: not measured.
         assumed: sentences on what it all rests on.
     """
@@ -164,6 +164,7 @@ def plan(scope: Scope, rates: Sourced) -> Plan:
     hours = runs * (general.record_seconds or 0.0) / HOUR_S
     told = "measured here" if "record_seconds" in rates.here else "shipped"
     costs.append(StepCost(RECORDS, "step runs", runs, runs, "main", hours, hours, rates=told))
+    downloads = next(cost.items for cost in costs if cost.step == "download")
     return Plan(
         steps=tuple(costs),
         totals={name: sum(getattr(cost, name) for cost in costs) for name in SUMS},
@@ -171,7 +172,7 @@ def plan(scope: Scope, rates: Sourced) -> Plan:
             sum(cost.elapsed_hours for cost in costs if cost.place == place) for place in ("workers", "network", "main")
         ),
         step_runs=runs,
-        decodes=None if general.decodes is None else general.decodes * costs[0 if scope.videos is not None else 1].kept,
+        decodes=None if general.decodes is None else general.decodes * downloads,
         worker_bytes=general.worker_bytes,
         assumed=_assumed(scope, rates, seconds),
     )

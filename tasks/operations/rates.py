@@ -139,6 +139,7 @@ def measured_rates(engine: Engine, least_items: int = LEAST_ITEMS, *, newest: in
     """
     with engine.connect() as connection:
         connection.execute(text(_RECENT), {"steps": [*STEP_NAMES, "release"], "newest": newest})
+        connection.execute(text("ANALYZE recent"))  # else its joins are planned for a few rows
         rows = {row.step: row for row in connection.execute(text(_STEPS))}
         stored = {step: size for step, size in connection.execute(text(_STORED))}
         steps = {
