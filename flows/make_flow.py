@@ -10,7 +10,7 @@ from prefect.states import Failed
 from pydantic import ValidationError
 
 from flows.flow_signature import flow_signature
-from flows.runner import task_runner
+from flows.runner import check_cluster, task_runner
 from medgen.errors import ItemFailed, RunStopped
 from medgen.parameters import Parameters, complaints
 from models import ModelUnavailable
@@ -90,6 +90,7 @@ def _reporting_expected_errors(function: Callable[[P], Summary], parameters: typ
 
     def run(**arguments: Any) -> Any:
         try:
+            check_cluster()
             return function(_checked(parameters, arguments))
         except (RunStopped, ItemFailed, ModelUnavailable) as error:
             if FlowRunContext.get() is None:

@@ -1,30 +1,90 @@
 """Where Prefect runs the tasks."""
 
+import copy
+from collections.abc import Callable
+from functools import cache, wraps
 from typing import Any
+from urllib.parse import urlsplit
 
+from prefect.settings import PREFECT_API_URL
 from prefect.task_runners import TaskRunner, ThreadPoolTaskRunner
+from prefect.tasks import Task
 
+from medgen.errors import RunStopped
+from medgen.installation import Installation, require_same, require_shared, this_installation
 from medgen.settings import current
+
+LOOPBACK = ("127.0.0.1", "localhost", "::1")
 
 
 def task_runner() -> TaskRunner[Any]:
-    """The runner that `MEDGEN_RUNNER` names. `medgen.step_processes` bounds what it starts on a machine."""
+    """The runner that `MEDGEN_RUNNER` names. `medgen.step_processes` bounds what it starts on a machine.
+
+    Tasks of a cluster that `MEDGEN_RUNNER_ADDRESS` names see to it that they run for the same installation.
+    """
     settings = current()
     if settings.runner == "dask":
         import dask
-        from prefect_dask import DaskTaskRunner
+        from prefect_dask.task_runners import DaskTaskRunner
 
         # Steps start worker processes of their own, which daemonic Dask workers may not.
         dask.config.set({"distributed.worker.daemon": False})
+        if settings.runner_address:
+            return _on_a_cluster(DaskTaskRunner)(address=settings.runner_address)
         # One of Dask's own here: several would take turns with them.
         local = {"n_workers": 1, "threads_per_worker": settings.workers + settings.download_workers}
-        dask_runner: TaskRunner[Any] = DaskTaskRunner(
-            address=settings.runner_address, cluster_kwargs=None if settings.runner_address else local
-        )
+        dask_runner: TaskRunner[Any] = DaskTaskRunner(cluster_kwargs=local)
         return dask_runner
     if settings.runner == "ray":
-        from prefect_ray import RayTaskRunner
+        from prefect_ray.task_runners import RayTaskRunner
 
-        ray_runner: TaskRunner[Any] = RayTaskRunner(address=settings.runner_address or "local")
+        if settings.runner_address:
+            return _on_a_cluster(RayTaskRunner)(address=settings.runner_address)
+        ray_runner: TaskRunner[Any] = RayTaskRunner(address="local")
         return ray_runner
     return ThreadPoolTaskRunner(max_workers=settings.workers + settings.download_workers)
+
+
+def check_cluster() -> None:
+    """Raises RunStopped where the machines of the cluster could not work for this run. Names the setting."""
+    address = current().runner_address
+    if current().runner == "thread" or not address:
+        return
+    require_shared(current())
+    host, server = (urlsplit(url if "//" in url else f"//{url}").hostname for url in (address, PREFECT_API_URL.value()))
+    if server in LOOPBACK and host not in LOOPBACK:
+        raise RunStopped(
+            f"the machines of the cluster at {address} can't reach Prefect's server at {PREFECT_API_URL.value()}\n"
+            "Start one that they can reach, and name it in PREFECT_API_URL and its secret in PREFECT_API_AUTH_STRING."
+        )
+
+
+def _on_a_cluster(runner: type[TaskRunner[Any]]) -> Callable[..., TaskRunner[Any]]:
+    """The class of a runner on a cluster that is there already."""
+
+    class ClusterTaskRunner(runner):  # type: ignore[valid-type,misc]
+        """Each task first looks whether it runs for the installation whose run it belongs to."""
+
+        def submit(self, task: Task[..., Any], *arguments: Any, **named: Any) -> Any:
+            """As the runner's own."""
+            return super().submit(_checked(task, _installation()), *arguments, **named)
+
+    return ClusterTaskRunner
+
+
+@cache
+def _installation() -> Installation:
+    return this_installation()
+
+
+def _checked(task: Task[..., Any], installation: Installation) -> Task[..., Any]:
+    function = task.fn
+
+    @wraps(function)
+    def run(*arguments: Any, **named: Any) -> Any:
+        require_same(installation)
+        return function(*arguments, **named)
+
+    checked = copy.copy(task)
+    checked.fn = run
+    return checked

@@ -37,6 +37,7 @@ Each stands below its base class, beside the module that defines it:
             DiscoveryFailed         flows.discover
             FunnelDeparted          tasks.curation.funnel_guard
             HomeUnusable            medgen.home
+            NotOfTheInstallation    medgen.installation
             NothingToTrainOn        models.training.samples
             PreflightFailed         models.training.job
             RecordsDamaged          flows.verify

@@ -25,6 +25,7 @@ from pebble import ProcessExpired
 
 from medgen.catalog import now
 from medgen.claims import Claims, claims
+from medgen.download_slots import download_slot
 from medgen.errors import ItemFailed
 from medgen.ledger import Ended, Ledger, Outcome, Record, StepIdentity, Work, open_ledger
 from medgen.settings import current
@@ -400,7 +401,7 @@ def _execute(step: Step, todo: Mapping[str, Work], store: Store) -> Iterator[_En
     if todo and step.runs_in == "threads":
         with _starting:
             threads = _threads()
-        yield from _as_they_end(step, {threads.submit(_timed, step.function, w): k for k, w in todo.items()})
+        yield from _as_they_end(step, {threads.submit(_timed_in_turn, step.function, w): k for k, w in todo.items()})
     elif todo:
         with step_processes() as pool:
             limit = step.time_limit_s
@@ -462,6 +463,12 @@ def _timed(function: Callable[[Work, Store], Outcome], work: Work) -> tuple[Outc
         return failure, started
     except (MemoryError, OSError) as error:  # said here: not every library's error can travel between processes
         return _lack(error), started
+
+
+def _timed_in_turn(function: Callable[[Work, Store], Outcome], work: Work) -> tuple[Outcome | ItemFailed, datetime]:
+    """What threads run."""
+    with download_slot():
+        return _timed(function, work)
 
 
 def _tidied(function: Callable[[Work, Store], Outcome], work: Work, store: Store) -> Outcome:

@@ -1,14 +1,18 @@
 """The processes that steps run in: at most `MEDGEN_WORKERS` on a machine, however many processes run tasks there.
 
 The tasks of one process share its pool. A cluster (Dask, Ray) may have several processes on a machine: they take turns,
-so that one of them at a time has a pool. It keeps it while it has work, and for `IDLE_S` after.
+so that one of them at a time has a pool. It keeps it while it has work or no other waits for it, so that models are
+loaded once where a machine has one process that runs tasks. A home is a machine: of two homes each has its bound.
 """
 
+import fcntl
+import os
 import platform
 import sys
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
+from pathlib import Path
 
 from filelock import FileLock
 from pebble import ProcessPool
@@ -17,7 +21,7 @@ from medgen.home import private_home
 from medgen.settings import current
 from medgen.worker_processes import worker_pool
 
-IDLE_S = 2.0  # a pool's start costs about that much: its processes load their models anew
+IDLE_S = 2.0  # before it goes to who waits for it: a start costs more, its processes load their models anew
 POLL_S = 0.2
 
 
@@ -35,9 +39,10 @@ class _Pool:
         """The pool, which stays until all its users have left. May have to wait for this process's turn."""
         with self._guard:
             if self._pool is None:
-                self._turn = _turn() if _in_cluster() else None
+                self._turn = _turn() if in_cluster() else None
                 if self._turn:
-                    self._turn.acquire(poll_interval=POLL_S)
+                    with _waiting():
+                        self._turn.acquire(poll_interval=POLL_S)
                 self._pool = worker_pool(current().workers)
             pool = self._pool
             self._users, self._uses = self._users + 1, self._uses + 1
@@ -47,19 +52,25 @@ class _Pool:
             with self._guard:
                 self._users -= 1
                 if self._turn and not self._users:
-                    timer = threading.Timer(IDLE_S, self._close_unless_used, (self._uses,))
-                    timer.daemon = True
-                    timer.start()
+                    self._look_later()
 
     def close(self) -> None:
         """Ends the processes, if there are any."""
         with self._guard:
             self._close()
 
-    def _close_unless_used(self, since: int) -> None:
+    def _look_later(self) -> None:
+        timer = threading.Timer(IDLE_S, self._hand_over, (self._uses,))
+        timer.daemon = True
+        timer.start()
+
+    def _hand_over(self, since: int) -> None:
         with self._guard:
-            if self._uses == since and not self._users:
-                self._close()
+            if self._uses == since and not self._users and self._turn:
+                if _wanted():
+                    self._close()
+                else:
+                    self._look_later()
 
     def _close(self) -> None:
         if self._pool:
@@ -76,13 +87,41 @@ step_processes = _pool.used
 close_step_processes = _pool.close
 
 
-def _in_cluster() -> bool:
+def in_cluster() -> bool:
+    """Whether this process may be one of several of a cluster on a machine."""
     return current().runner != "thread" or bool({"distributed.worker", "ray"} & sys.modules.keys())
 
 
-def _turn() -> FileLock:
-    """A lock of this machine, also where the home is on a disk that several machines share."""
+def machine_lock(name: str) -> Path:
+    """A file for locks between the processes of this machine, also where several machines share the home's disk."""
     folder = private_home(current().home) / "locks"
     folder.mkdir(exist_ok=True)
+    return folder / f"{platform.node()}{name}.lock"
+
+
+def _turn() -> FileLock:
     # Not thread-local: the thread that waits for a turn is not the one that ends it.
-    return FileLock(folder / f"{platform.node()}.lock", thread_local=False)
+    return FileLock(machine_lock(""), thread_local=False)
+
+
+@contextmanager
+def _waiting() -> Iterator[None]:
+    """Lets who has the turn know that it is waited for."""
+    handle = os.open(machine_lock("-waiting"), os.O_RDWR | os.O_CREAT, 0o600)
+    try:
+        fcntl.flock(handle, fcntl.LOCK_SH)
+        yield
+    finally:
+        os.close(handle)
+
+
+def _wanted() -> bool:
+    """Whether a process waits for its turn."""
+    handle = os.open(machine_lock("-waiting"), os.O_RDWR | os.O_CREAT, 0o600)
+    try:
+        fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return True
+    finally:
+        os.close(handle)
+    return False

@@ -8,6 +8,7 @@ is a bounded cache. Nothing above the store knows which is in use.
 import hashlib
 import logging
 import os
+import random
 import tempfile
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
@@ -76,7 +77,8 @@ class Store:
         self.temporary.mkdir(parents=True, exist_ok=True)
         self.cache_bytes = settings.cache_bytes
         self.remote = _Remote(settings) if settings.s3_endpoint else None
-        self._written = 0
+        # Bytes since the cache was looked at, which short-lived processes would never do if all began with 0.
+        self._cached = random.randrange(self.cache_bytes // 20 + 1)
 
     def put_file(self, path: Path, media_type: str) -> Artifact:
         """Moves the file at `path` into the store (it is gone afterwards). Putting twice is harmless."""
@@ -95,11 +97,7 @@ class Store:
                 os.fsync(written.fileno())
             # The store may lie on another file system than the file: rename only within the store's own.
             path.replace(target) if path.is_relative_to(self.temporary) else _move(path, target, self.temporary)
-        if self.remote:
-            self._written += size
-            if self._written > self.cache_bytes // 20:
-                self._written = 0
-                self.evict()
+        self._count(size)
         return Artifact(digest, media_type, size)
 
     def put_bytes(self, data: bytes, media_type: str) -> Artifact:
@@ -154,9 +152,11 @@ class Store:
                 )
             local.parent.mkdir(exist_ok=True)
             fetched.chmod(READ_ONLY)
+            size = fetched.stat().st_size
             fetched.replace(local)
         finally:
             fetched.unlink(missing_ok=True)
+        self._count(size)
         return local
 
     def read(self, digest: str) -> bytes:
@@ -207,11 +207,25 @@ class Store:
             return file_digest(self.path(digest))[0]
         return self.remote.get(digest)
 
+    def _count(self, size: int) -> None:
+        """Counts bytes that the cache got, and shrinks it now and then."""
+        if self.remote is None:
+            return
+        self._cached += size
+        if self._cached > self.cache_bytes // 20:
+            self._cached = 0
+            self.evict()
+
     def evict(self) -> None:
         """Shrinks the cache below its size, least recently used first. Does nothing without S3."""
         if self.remote is None:
             return
-        files = sorted((p.stat().st_mtime, p.stat().st_size, p) for p in self.folder.glob("??/*"))
+        files = []
+        for path in self.folder.glob("??/*"):
+            with suppress(FileNotFoundError):  # another process evicts too
+                status = path.stat()
+                files.append((status.st_mtime, status.st_size, path))
+        files.sort()
         excess = sum(size for _, size, _ in files) - self.cache_bytes
         for used, size, path in files:
             if excess <= 0 or used > time.time() - RECENT_S:

@@ -19,6 +19,7 @@ from sqlalchemy import Engine
 from sqlalchemy.exc import SQLAlchemyError
 
 from medgen.catalog import open_catalog
+from medgen.errors import RunStopped
 from medgen.ledger import Work
 from medgen.settings import current
 from medgen.shard import Item, ShardFailed, ShardResult, Step, run_shard
@@ -57,7 +58,7 @@ def step_task(name: str, tag: Literal["network", "cpu", "gpu"]) -> Callable[[Cal
 
 
 def _outage(_task: Task[..., object], _run: TaskRun, state: State[object]) -> bool:
-    return not isinstance(state.result(raise_on_failure=False), ShardFailed)
+    return not isinstance(state.result(raise_on_failure=False), ShardFailed | RunStopped)
 
 
 def run_in_prefect(step: Step, items: Sequence[Item | Work], *, retry_quarantined: bool) -> ShardResult:

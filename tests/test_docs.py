@@ -57,6 +57,8 @@ NOT_RUN = {
 FOREIGN = {
     "docker": "needs containers; tests/test_infra.py checks the compose file",
     "mc": "MinIO's own client is not among the tests' needs",
+    "dask": "needs several machines; tests/test_cluster.py",
+    "ray": "needs several machines; infra/docker-compose.yml has the same, which tests/test_infra.py checks",
     "git": "would change the checkout",
     "export": "tells a shell's later commands",
     ".venv/bin/prefect": "Prefect's own command line; tests/test_prefect.py asks the same server",

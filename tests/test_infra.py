@@ -41,11 +41,11 @@ SECRETS = {
 RUN_ONCE = {"database-roles", "s3-user", "deploy"}
 
 
-def compose_config(folder: Path, values: dict[str, str]) -> subprocess.CompletedProcess[str]:
+def compose_config(folder: Path, values: dict[str, str], *options: str) -> subprocess.CompletedProcess[str]:
     """`docker compose config` of the repository's file with nothing but `values` set."""
     env_file = folder / "env"
     env_file.write_text("".join(f"{name}={value}\n" for name, value in values.items()))
-    arguments = ["-f", "infra/docker-compose.yml", "--env-file", os.fspath(env_file), "config"]
+    arguments = ["-f", "infra/docker-compose.yml", "--env-file", os.fspath(env_file), *options, "config"]
     clean = {name: os.environ[name] for name in ("PATH", "HOME") if name in os.environ}
     plugin = (
         shutil.which("docker") and not subprocess.run(["docker", "compose", "version"], capture_output=True).returncode
@@ -58,7 +58,10 @@ def compose_config(folder: Path, values: dict[str, str]) -> subprocess.Completed
 def config(tmp_path_factory):
     done = compose_config(tmp_path_factory.mktemp("compose"), SECRETS)
     assert done.returncode == 0, done.stderr
-    return yaml.safe_load(done.stdout)
+    found = yaml.safe_load(done.stdout)
+    # Compose 1 tells of services of profiles that nobody asked for too.
+    found["services"] = {name: service for name, service in found["services"].items() if "profiles" not in service}
+    return found
 
 
 @pytest.mark.parametrize("missing", SECRETS)
@@ -96,6 +99,27 @@ def test_long_running_services_are_watched_and_restarted(config):
         else:
             assert service["healthcheck"]["test"], name
             assert service["restart"] == "unless-stopped", name
+
+
+def test_a_cluster_of_ray_shares_the_catalog_and_the_store_and_no_folder(tmp_path):
+    token = {"RAY_AUTH_TOKEN": "made0up6", "MEDGEN_RUNNER": "ray", "MEDGEN_RUNNER_ADDRESS": "ray://ray-head:10001"}
+    done = compose_config(tmp_path, SECRETS | token, "--profile", "ray")
+    assert done.returncode == 0, done.stderr
+    services = yaml.safe_load(done.stdout)["services"]
+    head, machine, flows = (services[name] for name in ("ray-head", "ray-worker", "worker"))
+    port = next(part.split("=")[1] for part in head["command"] if part.startswith("--port="))
+    client = next(part.split("=")[1] for part in head["command"] if part.startswith("--ray-client-server-port="))
+    assert f"--address=ray-head:{port}" in machine["command"] and "--num-cpus=0" in head["command"]
+    assert flows["environment"]["MEDGEN_RUNNER_ADDRESS"] == f"ray://ray-head:{client}"
+    shared = [n for n in flows["environment"] if n.startswith(("MEDGEN_DATABASE", "MEDGEN_S3", "RAY_", "PREFECT_API"))]
+    assert len(shared) == 9
+    for service in (head, machine):
+        assert {n: service["environment"][n] for n in shared} == {n: flows["environment"][n] for n in shared}
+        assert service["read_only"] is True and service["cap_drop"] == ["ALL"] and not service.get("ports")
+        assert service["image"] == flows["image"]
+    assert machine["environment"]["RAY_AUTH_TOKEN"] == "made0up6"
+    (volume,) = machine["volumes"]
+    assert (volume if isinstance(volume, str) else volume.get("source", volume["target"])) == "/data"  # one each
 
 
 def test_ports_are_published_on_loopback_only(config):
@@ -303,6 +327,16 @@ def test_automations_name_deployments_that_exist():
             assert action.get("deployment", "doctor/health") in names
         watched = automation["trigger"].get("match_related", {}).get("prefect.resource.name", [])
         assert set(watched) <= flows | {"train", "evaluate", "augment"} and "doctor" not in watched
+
+
+def test_the_job_of_slurm_parses_and_names_the_setting_that_misses():
+    script = ROOT / "infra" / "slurm.sh"
+    subprocess.run(["bash", "-n", script], check=True)
+    needed = ["MEDGEN_DATABASE_URL", "MEDGEN_S3_ENDPOINT", "MEDGEN_S3_ACCESS_KEY", "MEDGEN_S3_SECRET_KEY"]
+    for number, missing in enumerate([*needed, "PREFECT_API_URL"]):
+        environment = {"PATH": os.environ["PATH"]} | dict.fromkeys(needed[:number], "given")
+        done = subprocess.run([script], env=environment, capture_output=True, text=True)
+        assert done.returncode == 2 and f"set {missing}:" in done.stderr
 
 
 def set_up_copy(folder: Path) -> Path:

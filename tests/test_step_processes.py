@@ -9,6 +9,7 @@ import pytest
 from filelock import FileLock, Timeout
 
 from medgen import settings, step_processes
+from medgen.download_slots import download_slot
 
 
 @pytest.fixture
@@ -66,8 +67,34 @@ def test_processes_of_a_cluster_on_one_machine_take_turns(two_workers: Path, mon
     assert alive_with_second == [False] * len(pids)
 
 
+def test_processes_that_tasks_run_in_share_the_downloads_of_their_machine(
+    two_workers: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Threads stand for them: each opens the files of the locks anew, which tells them apart as it tells processes."""
+    monkeypatch.setenv("MEDGEN_RUNNER", "ray")
+    monkeypatch.setenv("MEDGEN_DOWNLOAD_WORKERS", "3")
+    monkeypatch.setattr("medgen.download_slots.POLL_S", 0.01)
+    settings.current.cache_clear()
+    guard, full = threading.Lock(), threading.Barrier(3)
+    under_way = most = 0
+
+    def download(_: int) -> None:
+        nonlocal under_way, most
+        with download_slot():
+            with guard:
+                under_way += 1
+                most = max(most, under_way)
+            full.wait()  # until there are as many as may be
+            with guard:
+                under_way -= 1
+
+    with ThreadPoolExecutor(9) as threads:
+        list(threads.map(download, range(9)))
+    assert most == 3
+
+
 def test_a_lone_process_waits_for_nobody(two_workers: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(step_processes, "_in_cluster", lambda: False)
+    monkeypatch.setattr(step_processes, "in_cluster", lambda: False)
     pool = step_processes._Pool()
     with FileLock(two_workers / "any.lock"), pool.used():
         assert not list(two_workers.glob("locks/*"))

@@ -14,10 +14,10 @@ from minio import Minio
 
 from medgen.errors import ItemFailed
 from medgen.ledger import Outcome, StepIdentity, Work
-from medgen.settings import current
+from medgen.settings import Settings, current
 from medgen.shard import Item, Step, run_shard
 from medgen.store import Artifact, Store, StoreUnavailable, open_store, s3_client
-from tests.conftest import S3Server, forget_installation
+from tests.conftest import ACCESS_KEY, SECRET_KEY, S3Server, forget_installation
 
 BUCKET = "medgen"
 PART = 5 << 20  # bytes; larger files are sent in parts
@@ -252,6 +252,24 @@ def test_a_listing_goes_on_where_an_outage_cut_it(proxy: Proxy, monkeypatch: pyt
         first = next(listing)[0]
         proxy.trouble = times(1, trouble, "GET", "list-type")
         assert [first, *(digest for digest, _, _ in listing)] == before
+
+
+def test_a_machine_that_only_fetches_keeps_its_cache_small(
+    s3: S3Server, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What one machine of a cluster makes, others read. Those that run steps come and go."""
+    monkeypatch.setattr("medgen.store.RECENT_S", -1.0)  # all was used long ago
+
+    def of_machine(name: str, cache_bytes: int) -> Store:
+        access = {"s3_endpoint": s3.endpoint, "s3_access_key": ACCESS_KEY, "s3_secret_key": SECRET_KEY}
+        return Store(Settings(home=tmp_path / name, cache_bytes=cache_bytes, **access))
+
+    maker = of_machine("maker", 1_000_000)
+    made = [maker.put_bytes(bytes([number]) * 2_000, "text/plain") for number in range(20)]
+    for artifact in made:
+        reader = of_machine("reader", 10_000)
+        assert reader.path(artifact.sha256).read_bytes() == maker.read(artifact.sha256)
+        assert sum(path.stat().st_size for path in reader.folder.glob("??/*")) <= 10_000
 
 
 def test_half_an_object_read_is_no_object(proxy: Proxy, home: Path) -> None:
