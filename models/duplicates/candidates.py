@@ -13,7 +13,7 @@ import numpy as np
 from models.duplicates.index import Hashes
 from models.duplicates.near_duplicates import ALIKE, BAND_BITS, BANDS, MOST_APART, MOST_IN_BUCKET, sketches_alike
 
-MOST_KEYS = 1 << 24  # pieces in memory at once; at more, they are taken range by range
+MOST_KEYS = 1 << 25  # pieces in memory at once; at more, they are taken range by range
 MOST_RANGES = 64  # into which pieces are divided; only where one piece is everywhere, one range may still be too much
 CLIPS_AT_ONCE = 1 << 12
 MEETINGS_AT_ONCE = 1 << 20
@@ -53,6 +53,28 @@ def candidate_pairs(hashes: Hashes, order: np.ndarray, known: int | None = None)
 
 
 @dataclass(frozen=True)
+class _Pieces:
+    """Pieces of the hashes of some clips.
+
+    Args:
+        pieces: uint64 (N,).
+        ends: int64 (clips,), the end of each clip's pieces.
+        begin: int64 (clips,), what is to be added to a place among the pieces for the row of its hash.
+    """
+
+    pieces: np.ndarray
+    ends: np.ndarray
+    begin: np.ndarray
+
+    def keys(self, inside: np.ndarray) -> np.ndarray:
+        """uint64 of those that are `inside`: the piece, and its row in the lower bits."""
+        places = np.flatnonzero(inside)
+        rows = places + self.begin[np.searchsorted(self.ends, places, side="right")]
+        keys: np.ndarray = self.pieces[places] << np.uint64(ROW_BITS) | rows.astype(np.uint64)
+        return keys
+
+
+@dataclass(frozen=True)
 class _Range:
     """Those pieces of a band that begin with certain bits: range `part` of `ranges`, a power of two, of equal size."""
 
@@ -67,6 +89,8 @@ class _Range:
 
     def of(self, pieces: np.ndarray) -> np.ndarray:
         """bool (N,): which of a band's pieces are in it."""
+        if self.ranges == 1:
+            return np.ones(len(pieces), bool)
         inside: np.ndarray = pieces >> np.uint64(self.size.bit_length() - 1) == np.uint64(self.part)
         return inside
 
@@ -93,8 +117,8 @@ class _Clips:
         numbers = among or slice(None)
         return int((self.kinds[numbers, kinds[1]] - self.kinds[numbers, kinds[0]]).sum())
 
-    def pieces(self, band: int, kinds: tuple[int, int], among: slice | None) -> Iterator[tuple[np.ndarray, np.ndarray]]:
-        """(uint64 pieces, int64 rows) of the kinds from one up to another, some clips at a time."""
+    def pieces(self, band: int, kinds: tuple[int, int], among: slice | None) -> Iterator["_Pieces"]:
+        """Pieces of the kinds from one up to another, some clips at a time."""
         numbers = self.by_place
         if among is not None:
             inside = np.zeros(len(numbers), bool)
@@ -104,11 +128,11 @@ class _Clips:
             here = numbers[start : start + CLIPS_AT_ONCE]
             low = self.kinds[here, kinds[0]]
             counts = self.kinds[here, kinds[1]] - low
-            local = np.arange(counts.sum()) + np.repeat(low - np.cumsum(counts) + counts, counts)
-            yield (
-                _pieces(self.hashes, np.repeat(self.first[here], counts) + local, band),
-                (np.repeat(self.rows[here], counts) + local),
-            )
+            ends = np.cumsum(counts)
+            begin = low - ends + counts
+            rows = np.repeat(self.first[here] + begin, counts)
+            rows += np.arange(len(rows))
+            yield _Pieces(_pieces(self.hashes, rows, band), ends, self.rows[here] + begin)
             self.hashes.release()
 
     def sketches(self, numbers: np.ndarray) -> np.ndarray:
@@ -145,14 +169,14 @@ def _met(clips: _Clips, here: _Range, inner: bool, known: int | None, smaller: s
         # its last bits: that some others pass too does no harm.
         asked = kinds if smaller is not None else (PICTURES, PARTS)
         wanted = np.zeros(min(here.size, 1 << (16 * clips.count(asked, smaller)).bit_length()), bool)
-        for pieces, _ in clips.pieces(here.band, asked, smaller):
-            wanted[pieces[here.of(pieces)] & np.uint64(len(wanted) - 1)] = True
+        for some in clips.pieces(here.band, asked, smaller):
+            wanted[some.pieces[here.of(some.pieces)] & np.uint64(len(wanted) - 1)] = True
     keys, filled = np.empty(MOST_KEYS, np.uint64), 0
-    for pieces, rows in clips.pieces(here.band, kinds, None):
-        inside = here.of(pieces)
+    for some in clips.pieces(here.band, kinds, None):
+        inside = here.of(some.pieces)
         if wanted is not None:
-            inside &= wanted[pieces & np.uint64(len(wanted) - 1)]
-        new = pieces[inside] << np.uint64(ROW_BITS) | rows[inside].astype(np.uint64)
+            inside &= wanted[some.pieces & np.uint64(len(wanted) - 1)]
+        new = some.keys(inside)
         if filled + len(new) > len(keys):
             if here.ranges < MOST_RANGES:
                 return None
