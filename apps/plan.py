@@ -37,6 +37,10 @@ def plan(
     video_seconds: Annotated[
         float | None, typer.Option(min=0.1, max=86_400, callback=finite, help="Mean length of a video; as measured.")
     ] = None,
+    clips_per_video: Annotated[
+        float | None,
+        typer.Option(min=0, max=1e6, callback=finite, help="Clips of a video that classify keeps; as measured."),
+    ] = None,
     keep: Annotated[
         list[str] | None, typer.Option(metavar="STEP=SHARE", help="Share of its items that a step keeps, 0 to 1.")
     ] = None,
@@ -86,6 +90,7 @@ def plan(
             hosts=hosts,
             request_interval_s=WebParams().request_interval_s if request_interval is None else request_interval,
             video_seconds=video_seconds,
+            clips_per_video=clips_per_video,
             keep=_shares(keep or []),
             tokens_in=caption_tokens_in,
             tokens_out=caption_tokens_out,

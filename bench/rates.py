@@ -26,22 +26,16 @@ from functools import partial
 from pathlib import Path
 from typing import Annotated, Any
 
-import numpy as np
 import typer
 from sqlalchemy import create_engine
 
-from bench.curate import ledger_cost
+from bench import near_duplicates
 from bench.listings import make_listings, read_words
 from bench.smallest import medical_folder, titles_folder
 from medgen.ledger import Outcome, Work
 from medgen.postgres import embedded_url
 from medgen.shard import Step
 from medgen.store import Store, open_store
-from models.duplicates.fingerprint import Fingerprint
-from models.duplicates.near_duplicates import Candidate, duplicates
-from tasks.curation.discover import DiscoverParams, discover, works_of
-from tasks.curation.list_feed import ListParams
-from tasks.curation.list_sources import list_source
 from tasks.operations.rates import UNITS, General, Rates, StepRate, measured_rates
 
 MEDICAL_SHARE = 0.01  # of the listings made of titles
@@ -80,6 +74,7 @@ def main(
     if not folders or titles is None or not videos:
         raise typer.BadParameter("name folders of videos, --titles and --videos, or --smoke")
     refresh(folders, min_height)
+    from bench.curate import ledger_cost
     from medgen.catalog import open_catalog
 
     recorded = measured_rates(open_catalog(), 1)
@@ -88,7 +83,9 @@ def main(
         name: _measured(name, recorded.steps[name], recorded.general, facts) for name in UNITS if name in recorded.steps
     }
     steps["discover"] = discovered(titles, rows, scratch)
-    steps["deduplicate"] = with_comparison(steps["deduplicate"], 50 if smoke else CLIPS)
+    steps["deduplicate"] = with_comparison(
+        steps["deduplicate"], near_duplicates.BLOCK if smoke else CLIPS, scratch / "compared"
+    )
     peaks = [fact["peak"] for own in facts.values() for fact in own if fact["in_worker"]]
     general = recorded.general.model_copy(
         update={
@@ -99,7 +96,8 @@ def main(
             "catalog_bytes": None,
         }
     )
-    origin = f"{videos}, {os.cpu_count()} cores of {_processor()}, listings made of real titles"
+    made_of = f"listings made of real titles, {CLIPS:,} made-up fingerprints"
+    origin = f"{videos}, {os.cpu_count()} cores of {_processor()}, {made_of}"
     if rehearsal:
         rehearsed = measured_rates(create_engine(embedded_url(rehearsal / "postgres")), 1)
         steps["release"] = rehearsed.steps["release"]
@@ -114,12 +112,15 @@ def main(
 
 def refresh(folders: list[Path], min_height: int) -> None:
     """Refreshes the folders, every work measured."""
+    from apps.prefect_server import prefect_server
     from apps.run_flow import run_flow
-    from tasks.curation.steps import steps
 
-    for step in steps():
-        object.__setattr__(step, "step", partial(_with_clock, make=step.step))
-    run_flow("refresh", {"sources": [*map(str, folders)], "min_height": min_height}, quiet=True)
+    with prefect_server(Path(os.environ["MEDGEN_HOME"])):
+        from tasks.curation.steps import steps  # they import Prefect, which must find the server
+
+        for step in steps():
+            object.__setattr__(step, "step", partial(_with_clock, make=step.step))
+        run_flow("refresh", {"sources": [*map(str, folders)], "min_height": min_height}, quiet=True)
 
 
 def _with_clock(params: Any, make: Callable[[Any], Step]) -> Step:
@@ -172,6 +173,10 @@ def _measured(
 
 def discovered(titles: Path, rows: int, scratch: Path) -> StepRate:
     """Discover's rate on listings made of real titles; the first shard loads the models and does not count."""
+    from tasks.curation.discover import DiscoverParams, discover, works_of
+    from tasks.curation.list_feed import ListParams
+    from tasks.curation.list_sources import list_source
+
     make_listings(read_words(titles), scratch / "listings", rows, max(1, rows // SHARDS), MEDICAL_SHARE, 1)
     params = DiscoverParams()
     listing = list_source.fn("titles", str(scratch / "listings"), ListParams())
@@ -189,24 +194,12 @@ def discovered(titles: Path, rows: int, scratch: Path) -> StepRate:
     return StepRate(items=judged, seconds=seconds / judged, kept=counts["kept"] / judged, store_bytes=size / judged)
 
 
-def with_comparison(rate: StepRate, clips: int) -> StepRate:
+def with_comparison(rate: StepRate, clips: int, folder: Path) -> StepRate:
     """Deduplicate's rate with the time that comparing so many made-up fingerprints takes."""
-    draw = np.random.default_rng(0)
-    candidates = [
-        Candidate(str(number), Fingerprint(0.125, *_planes(draw)), (0.0, float(draw.random()), 0.0, str(number)))
-        for number in range(clips)
-    ]
-    started = time.process_time()
-    duplicates(candidates)
-    seconds = (time.process_time() - started) / clips
+    folder.mkdir()
+    figures = near_duplicates.measure(clips, folder)
+    seconds = (figures["fill_s"] + figures["first_s"]) / clips
     return rate.model_copy(update={"seconds": rate.seconds + seconds})
-
-
-def _planes(draw: np.random.Generator) -> tuple[np.ndarray, ...]:
-    """Hashes, brightness, stillness and stills of a fingerprint of 16 pictures."""
-    shapes = ((16, 32), (8, 9, 16))
-    first = [draw.integers(0, 256, shape, np.uint8) for shape in shapes]
-    return (*first, np.zeros(16, bool), draw.integers(0, 256, (64, 64), np.uint8))
 
 
 def _rounded(rates: Rates) -> dict[str, Any]:

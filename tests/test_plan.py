@@ -111,6 +111,8 @@ def test_a_plan_by_records(home: Path) -> None:
     table = asked("--videos", "2000", "--keep", "classify=0.25").stdout
     assert "measured here on 200 items" in table
     assert "shares as asked: classify 0.25" in table
+    few = json.loads(asked("--videos", "2000", "--clips-per-video", "0.5", "--json").stdout)
+    assert {row["step"]: row["items"] for row in few["steps"]}["cut"] == pytest.approx(2000 * 0.5 * 0.5)
 
 
 def asked(*arguments: str) -> Result:

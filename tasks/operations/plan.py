@@ -50,6 +50,7 @@ class Scope:
         mbit: of the line that all machines share, megabits per second.
         hosts, request_interval_s: that the videos come from, and between two requests to one.
         video_seconds: mean length of a video; None: as measured.
+        clips_per_video: stretches of a video that classify keeps; None: by the second of video, as measured.
         keep: step → share of its items that pass, in place of the measured one.
         tokens_in, tokens_out: of a captioner by clip; None: as measured.
         price_in, price_out: of a million tokens.
@@ -65,6 +66,7 @@ class Scope:
     hosts: int = 1
     request_interval_s: float = 0.0
     video_seconds: float | None = None
+    clips_per_video: float | None = None
     keep: Mapping[str, float] = field(default_factory=dict)
     tokens_in: float | None = None
     tokens_out: float | None = None
@@ -76,7 +78,16 @@ class Scope:
         """Raises NoPlan for what makes no sense."""
         if (self.listings is None) == (self.videos is None):
             raise NoPlan("say how many listings or how many videos, one of them")
-        for name in ("listings", "videos", "price_in", "price_out", "tokens_in", "tokens_out", "gpu_seconds"):
+        for name in (
+            "listings",
+            "videos",
+            "clips_per_video",
+            "price_in",
+            "price_out",
+            "tokens_in",
+            "tokens_out",
+            "gpu_seconds",
+        ):
             value = getattr(self, name)
             if value is not None and not (isfinite(value) and value >= 0):
                 raise NoPlan(f"{name} must be a finite number of at least 0, not {value}")
@@ -155,7 +166,7 @@ def plan(scope: Scope, rates: Sourced) -> Plan:
     items = float(scope.listings if scope.listings is not None else scope.videos or 0)
     for step in STEPS if scope.videos is None else STEPS[1:]:
         if step == "cut":
-            items *= seconds * (general.clips_per_video_second or 0.0)
+            items *= _clips_per_video(scope, general, seconds)
         if step not in rates.steps:
             raise NoPlan(f"nothing was measured of {step}")
         costs.append(step_cost(step, items, seconds, scope, rates))
@@ -176,6 +187,10 @@ def plan(scope: Scope, rates: Sourced) -> Plan:
         worker_bytes=general.worker_bytes,
         assumed=_assumed(scope, rates, seconds),
     )
+
+
+def _clips_per_video(scope: Scope, general: General, seconds: float) -> float:
+    return seconds * (general.clips_per_video_second or 0.0) if scope.clips_per_video is None else scope.clips_per_video
 
 
 def step_cost(step: str, items: float, video_seconds: float, scope: Scope, rates: Sourced) -> StepCost:
@@ -245,14 +260,15 @@ def _assumed(scope: Scope, rates: Sourced, seconds: float) -> tuple[str, ...]:
     """What the figures rest on, in sentences."""
     general = rates.general
     length = "as asked" if scope.video_seconds else _told("video_seconds", rates)
+    clips = "as asked" if scope.clips_per_video is not None else _told("clips_per_video_second", rates)
     said = [
         f"{scope.machines} machine(s) of {scope.workers} worker(s) and {scope.download_workers} download(s) at once; "
         f"one line of {scope.mbit:g} Mbit/s; videos from {scope.hosts} host(s), {scope.request_interval_s:g} s between "
         "two requests to one",
-        f"videos of {seconds:.1f} s ({length}), {(general.clips_per_video_second or 0) * 60:.2f} clips by minute of "
-        f"a video that classify keeps ({_told('clips_per_video_second', rates)})",
+        f"videos of {seconds:.1f} s ({length}), {_clips_per_video(scope, general, seconds):.3g} clips of each that "
+        f"classify keeps ({clips})",
     ]
-    if shipped := [step for step in STEPS if step not in rates.here and step not in scope.keep]:
+    if shipped := [step for step in STEPS if step not in rates.here]:
         said.append(
             f"shipped rates ({', '.join(shipped)}) were measured on {rates.origin}; shares kept are those of that "
             "material: set them with --keep"
