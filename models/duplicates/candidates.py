@@ -205,18 +205,22 @@ class _Shared:
 def _shared(clips: _Clips, keys: np.ndarray) -> _Shared:
     """Of pieces, each with its row in the lower bits."""
     keys.sort()
-    pieces = keys >> np.uint64(ROW_BITS)
     like_next = np.zeros(len(keys), bool)
-    like_next[:-1] = pieces[1:] == pieces[:-1]
+    like_next[:-1] = (keys[1:] ^ keys[:-1]) >> np.uint64(ROW_BITS) == 0
     keys = keys[like_next | np.roll(like_next, 1)]
-    rows = (keys & np.uint64((1 << ROW_BITS) - 1)).astype(np.int64)
-    numbers = np.searchsorted(clips.rows, rows, side="right") - 1
-    owners = keys >> np.uint64(ROW_BITS) << np.uint64(32) | numbers.astype(np.uint64)
-    local = rows - clips.rows[numbers]
-    whole = local < clips.kinds[numbers, PARTS]
+    owners, whole, places = np.empty(len(keys), np.uint64), np.empty(len(keys), bool), np.empty(len(keys), np.int64)
+    for start in range(0, len(keys), MEETINGS_AT_ONCE):
+        some = slice(start, start + MEETINGS_AT_ONCE)
+        rows = (keys[some] & np.uint64((1 << ROW_BITS) - 1)).astype(np.int64)
+        numbers = np.searchsorted(clips.rows, rows, side="right") - 1
+        owners[some] = keys[some] >> np.uint64(ROW_BITS) << np.uint64(32) | numbers.astype(np.uint64)
+        local = rows - clips.rows[numbers]
+        whole[some] = local < clips.kinds[numbers, PARTS]
+        places[some] = clips.first[numbers] + local
     first = np.ones(len(keys), bool)
     first[1:] = (owners[1:] != owners[:-1]) | (whole[1:] != whole[:-1])
-    owners, whole, places = owners[first], whole[first], (clips.first[numbers] + local)[first]
+    del keys
+    owners, whole, places = owners[first], whole[first], places[first]
     words = np.empty((len(places), 2), np.uint64)
     by_place = np.argsort(places)  # as they lie on the disk, so that few pages are mapped at a time
     for start in range(0, len(places), MEETINGS_AT_ONCE):
