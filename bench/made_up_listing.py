@@ -13,13 +13,14 @@ import pyarrow.parquet as pq
 PROCEDURES = (
     "laparoscopic cholecystectomy", "transthoracic echocardiography", "phacoemulsification cataract surgery",
     "colonoscopic polypectomy", "ultrasound guided nerve block", "knee arthroscopy", "coronary angiography",
-    "total thyroidectomy", "total hip arthroplasty", "flexible bronchoscopy", "diagnostic hysteroscopy",
-    "craniotomy for meningioma", "mitral valve repair surgery", "endotracheal intubation",
+    "total thyroidectomy", "diagnostic hysteroscopy", "craniotomy for meningioma", "mitral valve repair surgery",
+    "endotracheal intubation",
 )  # fmt: skip
 VIEWS = ("step by step", "in real time", "with commentary", "for residents", "live from theatre", "narrated")
 OTHERS = (
     "sourdough bread for beginners", "ten best goals of the season", "fixing a bicycle chain", "a week in Lisbon",
-    "guitar lesson: blues in E", "doctor strange trailer", "surgery on my old laptop", "minecraft hospital tour",
+    "guitar lesson: blues in E", "heart broken by my team", "trauma center gameplay walkthrough",
+    "pneumonia hardcore band live concert",
 )  # fmt: skip
 LICENCES = ("Creative Commons Attribution", "CC0", "YouTube", "All rights reserved")
 LICENCE_SHARES = (0.3, 0.08, 0.6, 0.02)

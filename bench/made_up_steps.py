@@ -167,7 +167,7 @@ def _call(step: str, store: Store, world: World) -> Iterator[_Call]:
 @cache
 def _opened(path: Path) -> int:
     """A handle by which whole rows are added, whoever else adds some."""
-    return os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND)
+    return os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o644)
 
 
 @cache
