@@ -10,6 +10,7 @@ import time
 from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import psutil
 
@@ -22,11 +23,13 @@ SEARCH_S = 1.0  # between two searches for new processes, which read all of /pro
 class Costs:
     """Processor time in seconds, and the most memory that one process ever had resident in MiB, by kind.
 
-    Of Postgres's backends the latter counts the buffers that all of them share.
+    Of Postgres's backends the latter counts the buffers that all of them share. `statements` is what the command itself
+    counted of its SQL, if it did.
     """
 
     cpu_s: dict[str, float] = field(default_factory=lambda: dict.fromkeys(KINDS, 0.0))
     peak_mib: dict[str, float] = field(default_factory=lambda: dict.fromkeys(KINDS, 0.0))
+    statements: dict[str, Any] = field(default_factory=dict)
 
 
 @dataclass

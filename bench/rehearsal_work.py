@@ -1,12 +1,15 @@
 """What a rehearsal does inside an installation, a process each: see `bench.rehearsal`, which starts and measures them.
 
     python -m bench.rehearsal_work refresh JSON       a night: {"world": …, "arguments": …}
+    python -m bench.rehearsal_work command NAME …      a command of `medgen`, its words as they are
     python -m bench.rehearsal_work counts             what is on record, and some of its names
     python -m bench.rehearsal_work training RELEASE   lays out the job of a training over a release
 
-Prints one line of JSON.
+Prints JSON. How many SQL statements the process made, and the most parameters that one had, go to `statements.json`
+beside the rehearsal's listings.
 """
 
+import atexit
 import json
 import sys
 import time
@@ -14,6 +17,22 @@ from pathlib import Path
 from typing import Any
 
 SAMPLE = 400  # clips that are named
+
+
+def count_statements(path: Path) -> None:
+    """Writes what SQLAlchemy sends to a database, until this process ends, to a file."""
+    from sqlalchemy import Engine, event
+
+    counted: dict[str, Any] = {"statements": 0, "most_parameters": 0, "statement": ""}
+
+    def count(_connection: Any, _cursor: Any, statement: str, parameters: Any, _context: Any, many: bool) -> None:
+        parameters = parameters[0] if many and parameters else parameters
+        counted["statements"] += 1
+        if len(parameters or ()) > counted["most_parameters"]:
+            counted.update(most_parameters=len(parameters), statement=statement[:500])
+
+    event.listen(Engine, "before_cursor_execute", count)
+    atexit.register(lambda: path.write_text(json.dumps(counted)))
 
 
 def refresh(asked: dict[str, Any]) -> dict[str, Any]:
@@ -81,9 +100,17 @@ def training(release: str) -> dict[str, Any]:
 
 def main(command: str, *arguments: str) -> None:
     """Does one thing and prints what came of it."""
+    from medgen.settings import current
+
+    count_statements(current().home / "rehearsal" / "statements.json")
     match command:
         case "refresh":
             done = refresh(json.loads(arguments[0]))
+        case "command":
+            from apps.cli import app
+
+            app(arguments)  # which ends the process
+            raise AssertionError
         case "training":
             done = training(*arguments)
         case _:
