@@ -85,16 +85,16 @@ def training(release: str) -> dict[str, Any]:
     from medgen.ledger import Work, open_ledger
     from models.training.config import configured
     from tasks.training.job_folder import LATENTS, materialize_job, working_folder
-    from tasks.training.released import released_clips
+    from tasks.training.released import stream_clips
 
     ledger = open_ledger()
     began = time.perf_counter()
-    clips, _ = released_clips(ledger, release)
+    inputs = {LATENTS + clip.clip_id: clip.sha256 for clip in stream_clips(ledger, release)[0]}
+    inputs["empty"] = next(iter(inputs.values()))
     read_s = time.perf_counter() - began
-    inputs = {LATENTS + clip.clip_id: clip.sha256 for clip in clips} | {"empty": clips[0].sha256}
     work = Work(release, inputs, access={"base": "none"})
-    by_id = {clip.clip_id: clip for clip in clips}
-    job = materialize_job(ledger.store, working_folder("rehearsal"), work, by_id, configured("nano", {}), "none")
+    clips = stream_clips(ledger, release)[0]
+    job = materialize_job(ledger.store, working_folder("rehearsal"), work, clips, configured("nano", {}), "none")
     return {"clips": len(job.samples), "read_s": read_s, "laid_out_s": time.perf_counter() - began - read_s}
 
 
