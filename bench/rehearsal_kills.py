@@ -10,7 +10,7 @@ from typing import Any
 
 from bench import kill
 from bench.made_up_steps import CALL
-from bench.rehearsal import Rehearsal
+from bench.rehearsed_installation import Rehearsal
 
 LOOK_S = 0.02
 

@@ -16,6 +16,7 @@ NO_SCRIPTS = {
     "rehearsal_kills",
     "rehearsal_report",
     "rehearsal_work",
+    "rehearsed_installation",
     "search_in_memory",
     "smallest",
     "through_cut",
