@@ -1,8 +1,10 @@
 """`medgen plan`."""
 
+from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
+from rich.box import SIMPLE
 from rich.markup import escape
 from rich.table import Table
 
@@ -13,6 +15,14 @@ if TYPE_CHECKING:  # loaded when the command needs it
 
 MOST = 10**12
 GB = 1e9
+FIGURES: dict[str, Callable[[Mapping[str, Any]], float]] = {
+    "cpu hours": lambda cost: cost["worker_hours"],
+    "hours": lambda cost: cost["elapsed_hours"],
+    "gpu hours": lambda cost: cost["gpu_hours"],
+    "GB": lambda cost: (cost["store_bytes"] + cost["catalog_bytes"]) / GB,
+    "cost": lambda cost: cost["cost"],
+}
+"""Columns of the table: heading → figure of a step."""
 
 
 def plan(
@@ -120,27 +130,19 @@ def _shares(pairs: list[str]) -> dict[str, float]:
 
 
 def _print(made: "Plan", machines: int, workers: int) -> None:
-    table = Table(title="Plan", title_justify="left")
-    columns = (
-        "step",
-        "unit",
-        "in",
-        "kept",
-        "worker h",
-        "elapsed h",
-        "GPU h",
-        "store GB",
-        "catalog GB",
-        "cost",
-        "rates",
-    )
-    for column in columns:
-        table.add_column(column, justify="left" if column in ("step", "unit", "rates") else "right")
+    table = Table(title="Plan", title_justify="left", box=SIMPLE, padding=(0, 1, 0, 0))
+    costs = [*(vars(cost) for cost in made.steps), made.totals]
+    # What costs nothing is left out, so that the rest fits a terminal. Below it stands where the rates come from.
+    figures = [name for name, figure in FIGURES.items() if any(figure(cost) for cost in costs)]
+    table.add_column("step", no_wrap=True)
+    table.add_column("of", no_wrap=True)
+    for column in ("in", "kept", *figures):
+        table.add_column(column, justify="right", no_wrap=True)
     for cost in made.steps:
         counts = (f"{cost.items:,.0f}", f"{cost.kept:,.0f}")
-        table.add_row(cost.step, cost.unit, *counts, *_figures(vars(cost)), cost.rates)
+        table.add_row(cost.step, cost.unit, *counts, *(_short(FIGURES[name](vars(cost))) for name in figures))
     table.add_section()
-    table.add_row("all", "", "", "", *_figures(made.totals), "")
+    table.add_row("all", "", "", "", *(_short(FIGURES[name](made.totals)) for name in figures))
     out.print(table)
     elapsed, disk = made.totals["elapsed_hours"], made.totals["store_bytes"] + made.totals["catalog_bytes"]
     out.print(
@@ -156,16 +158,10 @@ def _print(made: "Plan", machines: int, workers: int) -> None:
         out.print(f"[dim]- {escape(sentence)}[/]", soft_wrap=True, highlight=False)
 
 
-def _figures(values: Any) -> tuple[str, ...]:
-    return (
-        *(_short(values[name]) for name in ("worker_hours", "elapsed_hours", "gpu_hours")),
-        *(_short(values[name] / GB) for name in ("store_bytes", "catalog_bytes")),
-        _short(values["cost"]),
-    )
-
-
 def _short(value: float) -> str:
-    """Three significant digits; nothing for none."""
+    """Three significant digits; nothing for none, and of what is next to nothing only that."""
     if value == 0:
         return ""
+    if value < 0.01:
+        return "<0.01"
     return f"{value:,.0f}" if value >= 100 else f"{value:.3g}"
