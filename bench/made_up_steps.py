@@ -51,7 +51,7 @@ CLIPS_OF_VIDEO = (0.435, 0.36, 0.135, 0.07)  # shares of the videos with no clip
 BORDERED, CROPPABLE = 0.3, 0.63  # shares of clips with black borders, and of these that are cropped: 0.11 are not
 COPIES = 0.08  # of the clips show what others show too, one of so many scenes for each video
 SCENES_SHARED = 0.024
-NAMES_PATIENT = 0.005
+NAMES_PATIENT = 0.03
 REJECTED_CAPTIONS, REPEATED_CAPTIONS = 0.01, 0.004
 # What ails a clip in decide's order, how often, and the scores that show it.
 DEFECTS: tuple[tuple[float, dict[str, float]], ...] = (

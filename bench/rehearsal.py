@@ -33,9 +33,13 @@ from bench.rehearsal_kills import recovers
 from bench.rehearsal_report import report, section
 from bench.rehearsed_installation import Rehearsal, err
 
-NEW_VIDEOS, TAKEN_DOWN = 500, 100  # at most; of few videos a 20th and a 100th
+NEW_VIDEOS, TAKEN_DOWN = 500, 100  # at most; of few videos a 20th and a 100th part
+LEAST_TAKEN_DOWN = 5  # so that clips are among them
 REQUESTS = 300  # of each kind of page
-SMOKE_VIDEOS, SMOKE_PHASES = 150, "first,quiet,takedown,verify,gc,status,audit,training"  # nights pay for their start
+SMOKE_VIDEOS, SMOKE_PHASES = (
+    150,
+    "first,quiet,takedown,after,verify,gc,status,audit,training",
+)  # nights pay for their start
 COMMAND = ("bench.rehearsal_work", "command")
 REASONS = ("overlay_text", "poor_aesthetic", "border_not_croppable", "mediocre", "duplicate", "not_medical")
 
@@ -90,7 +94,7 @@ def new(rehearsal: Rehearsal) -> dict[str, Any]:
 
 def takedown(rehearsal: Rehearsal) -> dict[str, Any]:
     """`medgen forget` of many videos at once."""
-    count = min(TAKEN_DOWN, max(1, rehearsal.videos // 100))
+    count = min(TAKEN_DOWN, max(LEAST_TAKEN_DOWN, rehearsal.videos // 100))
     urls = [video_url(number * rehearsal.videos // count) for number in range(count)]
     command = [*COMMAND, "forget", *urls, "--reason", "rehearsal", "--yes", "--json"]
     reports, seconds, costs = rehearsal.run(command)
@@ -189,6 +193,7 @@ PHASES: dict[str, Callable[[Rehearsal], dict[str, Any]]] = {
     "threshold": partial(refreshed, settings={"max_overlay_words": 12}),
     "model": partial(refreshed, frame_model=2),
     "takedown": takedown,
+    "after": refreshed,
     "verify": verify,
     "gc": gc,
     "status": status,

@@ -49,10 +49,11 @@ def table(facts: Mapping[str, Any]) -> str:
         f"|---|{'---:|' * (len(COLUMNS) - 1)}",
         *(_row(phase) for phase in facts["phases"]),
         "",
-        f"On record at the end: {facts['videos']:,} videos asked for, {facts['clips']:,} clips, {facts['step_runs']:,} "
-        f"step runs; Postgres {_mb(facts['postgres_bytes'])}, Prefect's database {_mb(facts['prefect_bytes'])}, store "
-        f"{_mb(facts['store_bytes'])} in {facts['store_objects']:,} objects. The newest release, `{facts['release']}`, "
-        f"has {facts['released']:,} clips and the digest `{facts['digest'][:16]}`.",
+        f"On record at the end: {facts['listed']:,} videos that discover kept, {facts['clips']:,} clips, "
+        f"{facts['step_runs']:,} step runs; Postgres {_mb(facts['postgres_bytes'])}, Prefect's database "
+        f"{_mb(facts['prefect_bytes'])}, store {_mb(facts['store_bytes'])} in {facts['store_objects']:,} objects. The "
+        f"newest release, `{facts['release']}`, has {facts['released']:,} clips and the digest "
+        f"`{facts['digest'][:16]}`.",
     ]
     pages: Mapping[str, Mapping[str, Any]] = next((phase["pages"] for phase in facts["phases"] if "pages" in phase), {})
     if pages:

@@ -58,7 +58,7 @@ def counts() -> dict[str, Any]:
     from medgen.web.quotas import bytes_below
 
     queries = {
-        "videos": "SELECT count(*) FROM video",
+        "listed": "SELECT count(*) FROM video",
         "clips": "SELECT count(*) FROM clip",
         "step_runs": "SELECT count(*) FROM step_run",
         "superseded": "SELECT count(*) FROM step_run WHERE superseded AND NOT transient",

@@ -32,6 +32,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
+from medgen.memory import trim_heap
 from models.relevance.folding import BETWEEN, BLANK, UNSPACED, fold_char, fold_fields
 
 NAME = "medical_dictionary"
@@ -206,7 +207,9 @@ class MedicalDictionary:
 
 @lru_cache(maxsize=1)
 def _shipped() -> MedicalDictionary:
-    return load_medical_dictionary(TERMS_PATH)
+    dictionary = load_medical_dictionary(TERMS_PATH)
+    trim_heap()  # the process that words captions lives long
+    return dictionary
 
 
 def load_medical_dictionary(path: Path | None = None) -> MedicalDictionary:

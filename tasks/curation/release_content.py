@@ -13,7 +13,21 @@ from typing import Any
 
 import pyarrow as pa
 import pyarrow.parquet as pq
-from sqlalchemy import ARRAY, BigInteger, Column, Connection, Integer, MetaData, Select, Table, Text, func, select, text
+from sqlalchemy import (
+    ARRAY,
+    BigInteger,
+    Column,
+    Connection,
+    Integer,
+    MetaData,
+    Select,
+    Table,
+    Text,
+    cast,
+    func,
+    select,
+    text,
+)
 from sqlalchemy.dialects.postgresql import JSONB
 from sqlalchemy.orm import Session
 
@@ -243,16 +257,19 @@ def _settle(connection: Connection, ledger: Ledger, *, drop_vanished: bool) -> N
                 left_out: dict[str, Any] | None = None
                 if row["video_id"] in gone_from_source:
                     left_out = _left_out(row, "source_vanished")
-                elif clip in blocked:
-                    left_out = _near_duplicate(row, blocked[clip])
+                elif (measured := pasts[clip]["quality"].subject) in blocked:
+                    left_out = _near_duplicate(row, blocked[measured])
                 words = hashlib.sha256(caption_words(row["detailed_caption"]).encode()).hexdigest()
                 copy.write_row((clip, row["video_id"], words, _json(row), _json(left_out) if left_out else None))
 
 
 def _measured(connection: Connection, living: Select[Any]) -> Iterator[tuple[int, str]]:
-    """(id of quality's step run, clip) of clips with their lineages."""
-    for clip, lineage in _streamed(connection, living):
-        yield lineage["quality"], clip
+    """(id of quality's step run, clip that it measured) of clips with their lineages: a blurred clip stands in the
+    place of the one that was measured."""
+    clips = living.subquery()
+    run_id = cast(clips.c.lineage["quality"].astext, BigInteger)
+    for row in _streamed(connection, select(StepRun.id, StepRun.subject).join(clips, StepRun.id == run_id)):
+        yield row.id, row.subject
 
 
 def _leave_out_repeated(connection: Connection) -> None:
