@@ -32,8 +32,8 @@ from medgen.shard import ShardResult, Step, run_shard
 from medgen.shard_results import ShardResults
 from medgen.store import Store
 from tasks.curation import classify, discover, download, list_feed, list_sources
+from tasks.curation.curation_step import steps
 from tasks.curation.download_policy import DownloadParams
-from tasks.curation.steps import steps
 
 # Every frame counts as medical, so that all of the video goes through all steps.
 CLASSIFY = classify.ClassifyParams(medical_threshold=0.0, frame_similarity=-1.0)

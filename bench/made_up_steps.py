@@ -33,12 +33,12 @@ from models.duplicates.fingerprint import CELLS, HASH_SIDE, PART_BITS, PARTS, Fi
 from tasks.curation import privacy as privacy_step
 from tasks.curation.caption import CaptionDetail, CaptionParams
 from tasks.curation.classify import ClassifiedClip, ClassifyParams
+from tasks.curation.curation_step import steps
 from tasks.curation.cut import CutDetail, CutParams, EncodedClip
 from tasks.curation.download import METADATA
 from tasks.curation.download_policy import DownloadParams, duration_rejection, early_rejection, height_rejection
 from tasks.curation.quality import QualityParams
 from tasks.curation.segment import SegmentDetail, SegmentParams
-from tasks.curation.steps import steps
 
 STEPS = ("download", "segment", "classify", "cut", "quality", "privacy", "caption")
 

@@ -116,7 +116,7 @@ def refresh(folders: list[Path], min_height: int) -> None:
     from apps.run_flow import run_flow
 
     with prefect_server(Path(os.environ["MEDGEN_HOME"])):
-        from tasks.curation.steps import steps  # they import Prefect, which must find the server
+        from tasks.curation.curation_step import steps  # they import Prefect, which must find the server
 
         for step in steps():
             object.__setattr__(step, "step", partial(_with_clock, make=step.step))

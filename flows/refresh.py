@@ -25,12 +25,11 @@ from medgen.shard_results import ShardReference, ShardResults, runs_of
 from medgen.store import open_store
 from tasks.curation import funnel_guard, list_sources, release
 from tasks.curation.caption import CaptionParams
-from tasks.curation.curation_step import SHARDS_AT_ONCE, CurationStep
+from tasks.curation.curation_step import SHARDS_AT_ONCE, CurationStep, steps
 from tasks.curation.download_policy import DownloadParams
 from tasks.curation.funnel import markdown, table_rows
 from tasks.curation.privacy import PrivacyParams
 from tasks.curation.quality import QualityParams
-from tasks.curation.steps import steps
 from tasks.operations.failures import failures
 from tasks.operations.failures import table_rows as failure_rows
 

@@ -34,10 +34,10 @@ from medgen.video.dicom import DicomFacts, dicom_to_video
 from medgen.video.limits import Limits
 from medgen.video.pictures import Picture, pictures
 from medgen.video.probe import probe
+from tasks.curation.curation_step import steps
 from tasks.curation.discover import video_id
 from tasks.curation.privacy import BURNED_IN, PrivacyParams, privacy
 from tasks.curation.release import ReleaseParams, make_release
-from tasks.curation.steps import steps
 from tests.conftest import discover_source, inline, stored
 
 MARK = "Zyxwv"  # in every attribute that names a patient

@@ -20,7 +20,7 @@ from flows.refresh import RefreshParameters, refresh
 from medgen.errors import RunStopped
 from medgen.parameters import Parameters, complaints
 from tasks.curation.classify import ClassifyParams
-from tasks.curation.steps import steps
+from tasks.curation.curation_step import steps
 from tasks.training.train import TrainParams
 
 

@@ -1,8 +1,9 @@
-"""What the pipeline knows of one of its steps. All of them, in order: `tasks.curation.steps.steps()`."""
+"""What the pipeline knows of one of its steps, and all of them in order."""
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cache, cached_property
+from importlib import import_module
 from typing import Any, Generic, Literal, TypeVar
 
 from prefect.tasks import Task
@@ -15,6 +16,7 @@ from medgen.catalog import Tombstone, declare_item_step, open_catalog
 from medgen.ledger import open_ledger
 from medgen.shard import Item, ShardResult, Step
 from medgen.shard_results import Facts, ShardReference, ShardResults, shard_key, standing
+from tasks.curation.steps import STEP_NAMES
 from tasks.prefect_step import StepProgress, run_in_prefect, run_stored_in_prefect, step_task
 
 Params = TypeVar("Params", bound=BaseModel)
@@ -100,6 +102,12 @@ class CurationStep(Generic[Params]):
             return self.run_together(upstream, params, retry_quarantined)
 
         return step_task(self.name, self.resource)(run)
+
+
+@cache
+def steps() -> tuple[CurationStep[Any], ...]:
+    """The steps of `tasks.curation.steps`, whose modules are imported at the first call."""
+    return tuple(import_module(f"tasks.curation.{name}").STEP for name in STEP_NAMES)
 
 
 def _compared(step: Step, shards: Sequence[ShardReference], results: ShardResults) -> Facts:
