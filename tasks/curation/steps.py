@@ -1,7 +1,7 @@
 """The pipeline, from listings to captioned clips: every step once, in order. All else reads this list.
 
-A name stands for the module of that name beside this file and for its `STEP`, which `tasks.curation.curation_step.steps`
-gives. Only names stand here: who reads what is on record must not wait for the libraries of those who do the work.
+A name stands for the module of that name beside this file and for its `STEP`, which `curation_step.steps` gives.
+Only names stand here: who reads what is on record must not wait for the libraries of those who do the work.
 """
 
 UNITS = {
