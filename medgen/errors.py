@@ -10,6 +10,7 @@ Each stands below its base class, beside the module that defines it:
         Stopped                     medgen.web.failures
     Exception
         HostBusy                    medgen.web.rate_limits
+        IndexDamaged                models.duplicates.index
         ItemFailed                  medgen.errors
             ArtifactLost            medgen.store
             SourceUnreadable        medgen.errors
@@ -37,6 +38,7 @@ Each stands below its base class, beside the module that defines it:
             DiscoveryFailed         flows.discover
             FunnelDeparted          tasks.curation.funnel_guard
             HomeUnusable            medgen.home
+            NoPlan                  tasks.operations.plan
             NotOfTheInstallation    medgen.installation
             NothingToTrainOn        models.training.samples
             PreflightFailed         models.training.job
