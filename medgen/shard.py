@@ -43,6 +43,9 @@ MANY_FAILURES = 8  # fewer than this many never fail a shard
 UNWRITTEN_ITEMS = 64
 UNWRITTEN_ROWS = 5_000
 UNWRITTEN_S = 2.0
+WRITTEN_AT_ONCE_S = (
+    0.25  # what took as long to make goes on record at once: to make it again costs more than to write it
+)
 
 
 @dataclass(frozen=True)
@@ -252,13 +255,14 @@ class _Written:
         self.since = time.monotonic()
 
     def add(self, key: str, ended: Ended) -> None:
-        """Takes what ended, and puts all down when it is much or has waited."""
+        """Takes what ended, and puts all down when it is much, took long or has waited."""
         if not self.ended:
             self.since = time.monotonic()
         self.ended[key] = ended
         if isinstance(ended.outcome, Outcome) and isinstance(ended.outcome.rows, Sequence):
             self.rows += len(ended.outcome.rows)
-        if len(self.ended) >= UNWRITTEN_ITEMS or self.rows >= UNWRITTEN_ROWS:
+        took_long = (ended.finished_at - ended.started_at).total_seconds() >= WRITTEN_AT_ONCE_S
+        if took_long or len(self.ended) >= UNWRITTEN_ITEMS or self.rows >= UNWRITTEN_ROWS:
             self.put_down()
         else:
             self.put_down_in_time()
