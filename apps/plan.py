@@ -1,6 +1,7 @@
 """`medgen plan`."""
 
 from collections.abc import Callable, Mapping
+from itertools import groupby
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
@@ -154,6 +155,11 @@ def _print(made: "Plan", machines: int, workers: int) -> None:
     out.print(f"each of {machines} machine(s): {workers} cores for workers{memory}", highlight=False)
     decoded = f"; videos decoded {made.decodes:,.0f} times" if made.decodes is not None else ""
     out.print(f"disk: {_short(disk / GB)} GB; step runs {made.step_runs:,.0f}{decoded}", highlight=False)
+    measured = [(cost.rates, cost.step) for cost in made.steps if cost.rates.startswith("measured here")]
+    for rates, of_rates in groupby(sorted(measured), key=lambda pair: pair[0]):
+        out.print(
+            f"[dim]- {escape(rates)}: {', '.join(step for _, step in of_rates)}[/]", soft_wrap=True, highlight=False
+        )
     for sentence in made.assumed:
         out.print(f"[dim]- {escape(sentence)}[/]", soft_wrap=True, highlight=False)
 

@@ -18,7 +18,8 @@ from typer.testing import CliRunner
 from apps.cli import app
 from apps.metrics import registry
 from medgen.catalog import Artifact, Clip, Source, StepRun, Video, now, open_catalog
-from tasks.curation import steps as pipeline
+from tasks.curation.curation_step import steps
+from tasks.curation.steps import STEP_NAMES
 from tasks.operations.plan import PLACES, STEPS, SUMS, NoPlan, Plan, Scope, plan
 from tasks.operations.rates import General, Sourced, StepRate, installation_rates, measured_rates, shipped_rates
 from tasks.operations.time_left import Forecast, duration
@@ -214,8 +215,8 @@ def test_what_comes_along_is_complete() -> None:
 def test_steps_run_where_the_plan_takes_them_to_run() -> None:
     """With the parameters' defaults; of those whose steps load nothing to tell."""
     where = {"processes": "workers", "threads": "network", "inline": "main"}
-    told = {step.name: where[step.step(step.params()).runs_in] for step in pipeline.steps()}
-    assert told == {step: PLACES[step] for step in pipeline.STEP_NAMES}
+    told = {step.name: where[step.step(step.params()).runs_in] for step in steps()}
+    assert told == {step: PLACES[step] for step in STEP_NAMES}
 
 
 def test_what_is_left_is_what_waits_for_each_step(home: Path) -> None:
