@@ -25,7 +25,7 @@ _FAILED = (
 _VERDICTS = func.jsonb_each_text(StepRun.detail["counts"]).table_valued("verdict", "rows").render_derived()
 _REASON = func.substr(_VERDICTS.c.verdict, len("failed ") + 1)
 _BAD_ROWS = (
-    select(_REASON, func.sum(cast(_VERDICTS.c.rows, BigInteger)), func.min(StepRun.id))
+    select(_REASON, cast(func.sum(cast(_VERDICTS.c.rows, BigInteger)), BigInteger), func.min(StepRun.id))
     .select_from(StepRun)
     .join(_VERDICTS, true())
     .where(StepRun.step == "discover", StepRun.status == "kept", _VERDICTS.c.verdict.startswith("failed"))
