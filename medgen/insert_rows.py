@@ -6,9 +6,8 @@ from datetime import datetime
 from functools import cache
 from typing import Any, cast
 
-from sqlalchemy import Table, Text, bindparam, column, func, select
-from sqlalchemy import cast as sql_cast
-from sqlalchemy.dialects.postgresql import JSON, Insert, insert
+from sqlalchemy import Table, TextClause, text
+from sqlalchemy.dialects import postgresql
 from sqlalchemy.orm import Session
 
 from medgen.catalog import Base
@@ -17,7 +16,7 @@ from medgen.catalog import Base
 def insert_rows(
     session: Session,
     into: type[Base],
-    rows: Sequence[Mapping[str, Any]],
+    rows: Sequence[dict[str, Any]],
     *,
     unless_there: bool = False,
     returning: tuple[str, str] | None = None,
@@ -31,9 +30,12 @@ def insert_rows(
     """
     if not rows:
         return {}
-    statement = _insertion(cast(Table, into.__table__), tuple(sorted(rows[0])), unless_there, returning)
+    table = cast(Table, into.__table__)
     # json.dumps is much quicker than a driver's arrays of values.
-    done = session.execute(statement, {"given": json.dumps(rows, ensure_ascii=False, default=_time)})
+    defaults = _defaults(table, rows[0])
+    given = json.dumps([row | defaults for row in rows] if defaults else rows, ensure_ascii=False, default=_time)
+    statement = _insertion(table, tuple(sorted({*rows[0], *defaults})), unless_there, returning)
+    done = session.execute(statement, {"given": given})
     return {first: second for first, second in done} if returning else {}
 
 
@@ -47,15 +49,27 @@ def column_values(row: Base, step_run_id: int) -> dict[str, Any]:
     return values
 
 
+def _defaults(table: Table, given: Mapping[str, Any]) -> dict[str, Any]:
+    """Column → default of the columns that are not given."""
+    missing = {c.name: cast(Any, c.default) for c in table.columns if c.default is not None and c.name not in given}
+    return {name: default.arg(None) if default.is_callable else default.arg for name, default in missing.items()}
+
+
 @cache
-def _insertion(table: Table, names: tuple[str, ...], unless_there: bool, returning: tuple[str, str] | None) -> Insert:
-    columns = (column(name, table.c[name].type) for name in names)
-    given = sql_cast(bindparam("given", type_=Text), JSON)
-    rows = func.json_to_recordset(given).table_valued(*columns).render_derived("given", with_types=True)
-    statement: Any = insert(table).from_select(list(names), select(*(rows.c[name] for name in names)))
-    if unless_there:
-        statement = statement.on_conflict_do_nothing()
-    return cast(Insert, statement.returning(*(table.c[name] for name in returning)) if returning else statement)
+def _insertion(
+    table: Table, names: tuple[str, ...], unless_there: bool, returning: tuple[str, str] | None
+) -> TextClause:
+    """The statement as text: SQLAlchemy compiles an INSERT from a SELECT anew each time."""
+    dialect = postgresql.dialect()  # type: ignore[no-untyped-call]  # SQLAlchemy's own
+    quote = dialect.identifier_preparer.quote
+    columns = ", ".join(map(quote, names))
+    types = ", ".join(f"{quote(name)} {table.c[name].type.compile(dialect)}" for name in names)
+    return text(
+        f"INSERT INTO {quote(table.name)} ({columns}) SELECT {columns} "
+        f"FROM json_to_recordset(CAST(:given AS json)) AS given ({types})"
+        + (" ON CONFLICT DO NOTHING" if unless_there else "")
+        + (f" RETURNING {', '.join(map(quote, returning))}" if returning else "")
+    )
 
 
 def _time(value: object) -> str:

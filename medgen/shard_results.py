@@ -229,11 +229,13 @@ def _merged(stood: ShardResult, made: ShardResult, stale: set[int]) -> ShardResu
     records = tuple(next(new) if run in stale else run for run in stood.records)
     kept: dict[int, list[Item]] = {}
     dropped: dict[int, list[Mapping[str, int]]] = {}
-    for result in (stood, made):
+    for result, gone in ((stood, stale), (made, set())):  # what ran anew may have got its old step run back
         for item in result.kept:
-            kept.setdefault(item.lineage[stood.step], []).append(item)
+            if (run := item.lineage[stood.step]) not in gone:
+                kept.setdefault(run, []).append(item)
         for lineage in result.dropped:
-            dropped.setdefault(lineage[stood.step], []).append(lineage)
+            if (run := lineage[stood.step]) not in gone:
+                dropped.setdefault(run, []).append(lineage)
     once = dict.fromkeys(records)
     return replace(
         made,

@@ -7,12 +7,12 @@ same bytes. Fingerprints come from this machine's index; only those that it does
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from functools import partial
-from typing import Any
 
 import numpy as np
-from sqlalchemy import ARRAY, Engine, Text, any_, cast, select, text
+from sqlalchemy import Engine, select, text
 from sqlalchemy.orm import Session, aliased
 
+from medgen.among import among
 from medgen.canonical import rounded
 from medgen.catalog import Clip, ItemStatus, ReleaseClip, StepOutput, StepRun, Tombstone, Video
 from medgen.takedown import NearCopy
@@ -31,17 +31,13 @@ def near_copies(engine: Engine, video_ids: Iterable[str]) -> dict[str, list[Near
     """
     wanted = sorted(set(video_ids))
     with Session(engine) as session:
-        clips = session.execute(select(Clip.id, Clip.video_id).where(_among(Clip.video_id, wanted)))
+        clips = session.execute(select(Clip.id, Clip.video_id).where(among(Clip.video_id, wanted)))
         owner = {clip: video_id for clip, video_id in clips}
         found = _described(session, _recorded(session, owner) | _compared(engine, owner), wanted)
         copies = {video_id: [copy for copy in found if owner[copy.copy_of] == video_id] for video_id in wanted}
         for video_id, copy in _same_files(session, wanted, besides={copy.video_id for copy in found}):
             copies[video_id].append(copy)
     return {video_id: sorted(of, key=lambda copy: (copy.video_id, copy.clip)) for video_id, of in copies.items()}
-
-
-def _among(column: Any, values: Iterable[str]) -> Any:
-    return column == any_(cast(sorted(values), ARRAY(Text)))
 
 
 def _compared(engine: Engine, owner: Mapping[str, str]) -> dict[str, NearCopy]:
@@ -109,10 +105,10 @@ def _described(session: Session, found: Mapping[str, NearCopy], taken: Sequence[
         .join(Video, Video.id == Clip.video_id)
         .outerjoin(ItemStatus, ItemStatus.id == Clip.id)
         .outerjoin(Tombstone, Tombstone.video_id == Video.id)
-        .where(_among(Clip.id, found), Tombstone.video_id.is_(None), ~_among(Video.id, taken))
+        .where(among(Clip.id, found), Tombstone.video_id.is_(None), ~among(Video.id, taken))
     )
     rows = session.execute(query).all()
-    members = select(ReleaseClip.clip_id, ReleaseClip.release_name).where(_among(ReleaseClip.clip_id, found))
+    members = select(ReleaseClip.clip_id, ReleaseClip.release_name).where(among(ReleaseClip.clip_id, found))
     releases: dict[str, list[str]] = {}
     for clip, name in session.execute(members.order_by(ReleaseClip.release_name)):
         releases.setdefault(clip, []).append(name)
@@ -145,7 +141,7 @@ def _same_files(session: Session, wanted: Sequence[str], besides: set[str]) -> I
         .join(other, (other.id == other_file.step_run_id) & (other.step == "download"))
         .join(Video, Video.id == other.subject)
         .outerjoin(Tombstone, Tombstone.video_id == Video.id)
-        .where(own.step == "download", _among(own.subject, wanted), ~_among(Video.id, {*wanted, *besides}))
+        .where(own.step == "download", among(own.subject, wanted), ~among(Video.id, {*wanted, *besides}))
         .where(Tombstone.video_id.is_(None))
         .order_by(Video.id, own.subject)
         .distinct(Video.id)

@@ -1,0 +1,63 @@
+"""Results of shards: what stands is not looked at again, what no longer stands is, item by item."""
+
+from functools import partial
+from pathlib import Path
+
+from sqlalchemy import insert
+
+from medgen.catalog import LostArtifact, open_catalog
+from medgen.errors import ItemFailed
+from medgen.ledger import Outcome, StepIdentity, Work, open_ledger
+from medgen.lost_artifacts import note_lost_artifacts
+from medgen.shard import Item, Step
+from medgen.shard_results import ShardReference, ShardResults, run_stored
+from medgen.store import Store, open_store
+from medgen.takedown import create_tombstones
+
+worked_on: list[str] = []
+
+
+def note(work: Work, store: Store, down: set[str]) -> Outcome:
+    worked_on.append(work.subject)
+    if work.subject in down:
+        raise ItemFailed("not_now", "asked to wait", transient=True, later=True)
+    return Outcome("kept", outputs={"note": store.put_bytes(work.subject.encode(), "text/plain")})
+
+
+def test_only_what_no_longer_stands_is_done_again(home: Path) -> None:
+    down = {"d"}
+    step = Step(
+        StepIdentity("note", 1, {}, {}),
+        partial(note, down=down),
+        work_of=lambda item, past: Work(item.subject, context={"n": 1}),
+        runs_in="inline",
+    )
+    items = [Item(subject) for subject in "abcd"]
+    results = ShardResults(open_ledger())
+
+    def night() -> tuple[ShardReference, list[str], list[str]]:
+        """The reference, what was kept, and what was worked on."""
+        worked_on.clear()
+        note_lost_artifacts(open_catalog(), open_store())
+        made = run_stored(step, items)
+        return made, [item.subject for item in results.items(made)], list(worked_on)
+
+    first, kept, worked = night()
+    assert (kept, worked, first.ended) == ([*"abc"], [*"abcd"], 1)
+    assert night()[1:] == ([*"abc"], ["d"])  # what failed for a cause that may pass, and nothing else
+    down.clear()
+    made, kept, worked = night()
+    assert (kept, worked, made.executed, made.reused, made.ended) == ([*"abcd"], ["d"], 1, 3, 0)
+    assert night()[1:] == ([*"abcd"], [])
+    digests = {s: open_store().put_bytes(s.encode(), "text/plain").sha256 for s in "ab"}
+    open_store().remove(digests["b"])
+    assert night()[1:] == ([*"abcd"], ["b"])
+    with open_catalog().begin() as connection:  # taken for lost, and there
+        connection.execute(insert(LostArtifact).values(sha256=digests["a"]))
+    worked_on.clear()
+    made = run_stored(step, items)
+    assert ([item.subject for item in results.items(made)], worked_on) == ([*"abcd"], [])
+    create_tombstones(open_catalog(), {"c": "http://videos.example/c"}, "asked", {})
+    made, kept, worked = night()
+    assert (kept, worked, made.ended) == ([*"abd"], [], 1)
+    assert night()[1:] == ([*"abd"], [])
