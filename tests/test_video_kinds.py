@@ -1,7 +1,9 @@
 """What a clip shows is what its source showed: files of many kinds, each with a known truth, through probe and cut."""
 
 import base64
+import gc
 import json
+from collections import deque
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -9,6 +11,7 @@ from typing import Any
 import av
 import numpy as np
 import pytest
+from av.video.frame import VideoFrame
 from typer.testing import CliRunner
 
 from apps.cli import app
@@ -239,6 +242,19 @@ def test_a_cut_by_hand_is_the_pipelines_cut_byte_for_byte(tmp_path: Path) -> Non
     )
     assert json.loads(done.stdout)["crop"] == [0, 100, 640, 480]
     assert by_hand.read_bytes() == store.path(clip.sha256).read_bytes()
+
+
+def test_pictures_are_freed_one_by_one_without_the_garbage_collector(tmp_path: Path) -> None:
+    path = video(tmp_path / "plain.mp4", *H264)
+    gc.collect()
+    gc.disable()
+    try:
+        with open_video(path, LIMITS) as opened:
+            deque(VideoReader(opened, LIMITS), maxlen=0)
+        held = sum(isinstance(thing, VideoFrame) for thing in gc.get_objects())
+    finally:
+        gc.enable()
+    assert held <= 1
 
 
 def test_dolby_visions_own_colours_are_refused_by_name(tmp_path: Path) -> None:

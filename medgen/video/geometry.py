@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from fractions import Fraction
 from typing import Any
 
+from av.sidedata.sidedata import SideDataContainer
 from av.video.frame import VideoFrame
 
 from medgen.errors import ItemFailed
@@ -90,7 +91,10 @@ def geometry_of(frame: VideoFrame, aspect: Fraction | None) -> Geometry:
     Turns by other than right angles are taken for the nearest right one.
     """
     a, b, c, d = 1, 0, 0, 1
-    matrix: Any = frame.side_data.get("DISPLAYMATRIX")
+    # Not `frame.side_data`, which makes frame and container hold each other: hundreds of pictures would stay in memory
+    # until the next collection of garbage.
+    container: Any = SideDataContainer  # its stub lacks the constructor's argument
+    matrix = container(frame).get("DISPLAYMATRIX")
     if matrix is not None and matrix.buffer_size >= 36:
         a, b, _, c, d, _, _, _, _ = struct.unpack("=9i", bytes(matrix)[:36])
     transposed = abs(b) + abs(c) > abs(a) + abs(d)
