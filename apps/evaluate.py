@@ -20,7 +20,12 @@ def evaluate(
         typer.Option(metavar="NAME=FOLDER", help="Videos of any other system, commercial ones too; may be repeated."),
     ] = None,
     baseline: Annotated[str, typer.Option(help="What to test against: a model, or NAME of a folder.")] = "",
-    prompts: Annotated[str, typer.Option(help="medical (packaged, 200), or a .txt, .csv or .jsonl file.")] = "medical",
+    prompts: Annotated[
+        str, typer.Option(help="medical (packaged), paper (you bring it), or a .txt, .csv, .jsonl.")
+    ] = "medical",
+    sampling: Annotated[
+        str, typer.Option(help="same: one set of settings for all models; own: each its own.")
+    ] = "same",
     limit: Annotated[int, typer.Option(help="Only so many prompts, spread over categories; 0: all.")] = 0,
     against: Annotated[str, typer.Option(metavar="RELEASE", help="Look for near copies of its clips.")] = "",
     report: Annotated[Path | None, typer.Option(help="Where the page goes: NAME.html or a folder.")] = None,
@@ -48,6 +53,7 @@ def evaluate(
             "videos": videos or [],
             "baseline": baseline,
             "prompts": prompts,
+            "sampling": sampling,
             "limit": limit,
             "against": against,
             "report": str(report.expanduser().resolve()) if report else "",
@@ -69,6 +75,7 @@ def print_evaluation(summary: dict[str, Any]) -> None:
     for name in [key for key in rows[0] if key != "system"]:
         table.add_row(escape(name), *(escape(row[name]) for row in rows))
     out.print(table)
+    _print_sampling(summary["sampling"])
     tests = paired_rows(summary["paired"])
     if tests:
         table = Table(title=f"Against {escape(summary['baseline'])}", title_justify="left")
@@ -97,6 +104,21 @@ def print_evaluation(summary: dict[str, Any]) -> None:
         err.print(escape(line), highlight=False, soft_wrap=True)
     out.print(f"executed {summary['executed']}, reused {summary['reused']}", highlight=False)
     out.print(f"report: [bold]{escape(summary['report']['html'])}[/]", soft_wrap=True, highlight=False)
+
+
+def _print_sampling(sampling: Any) -> None:
+    """How each system's videos were made, and whether alike."""
+    from tasks.evaluation.sampling import sampling_rows, sampling_sentences
+
+    rows = sampling_rows(sampling)
+    table = Table(title="How the videos were made", title_justify="left")
+    for name in rows[0]:
+        table.add_column(name, overflow="fold")
+    for row in rows:
+        table.add_row(*(escape(value) for value in row.values()))
+    out.print(table)
+    for sentence in sampling_sentences(sampling):
+        out.print(escape(sentence), highlight=False, soft_wrap=True)
 
 
 def _show_fields(as_json: bool) -> None:

@@ -33,7 +33,10 @@ def generate(
     height: Annotated[int, typer.Option(min=0, help="Height in pixels; 0: the model's own.")] = 0,
     width: Annotated[int, typer.Option(min=0, help="Width in pixels; 0: the model's own.")] = 0,
     fps: Annotated[float, typer.Option(min=0, help="Frames per second of the files; 0: the model's own.")] = 0.0,
-    negative_prompt: Annotated[str, typer.Option(help="What guidance leads away from.")] = "",
+    flow_shift: Annotated[float, typer.Option(min=0, help="Shift of the schedule; 0: the model's own.")] = 0.0,
+    negative_prompt: Annotated[
+        str, typer.Option(help="What guidance leads away from; empty: the model's own, none: nothing.")
+    ] = "",
     text_tokens: Annotated[int, typer.Option(min=0, help="Tokens that prompts are padded to; 0: own.")] = 0,
     dtype: Annotated[
         Literal["auto", "float32", "bfloat16"], typer.Option(help="Arithmetic; auto: bfloat16 on a GPU.")
@@ -66,7 +69,8 @@ def generate(
     with report_expected_errors():
         settings = {
             "model": model, "num_frames": frames, "height": height, "width": width, "num_inference_steps": steps,
-            "guidance_scale": guidance, "negative_prompt": negative_prompt, "text_tokens": text_tokens, "fps": fps,
+            "guidance_scale": guidance, "flow_shift": flow_shift,
+            "negative_prompt": negative_prompt, "text_tokens": text_tokens, "fps": fps,
             "seed": seed, "videos_per_prompt": videos_per_prompt, "dtype": dtype, "device": device,
             "compile_transformer": compile_transformer, "attention_backend": attention_backend, "cache": cache,
             "cache_threshold": cache_threshold, "offload": offload, "vae_tiling": vae_tiling,

@@ -27,6 +27,7 @@ from tasks.evaluation.measured import Measured, NotGenerated, frame_counts, gene
 from tasks.evaluation.mllm_judge import MllmJudgeParams, mllm_judge_shard, video_score_shard
 from tasks.evaluation.plan import EvaluationPlan, check_metrics, plan_evaluation
 from tasks.evaluation.resemblance import TrainingClip, near_copies
+from tasks.evaluation.sampling import Rule, sampling_of
 
 T = TypeVar("T")
 
@@ -39,7 +40,16 @@ class EvaluateParameters(MeasureParams, MllmJudgeParams, GenerationParams):
     models: tuple[str, ...] = Field((), description="Models: medgen:NAME, a diffusers folder or a hub name of each.")
     videos: tuple[str, ...] = Field((), description="Folders of other systems' videos, NAME=FOLDER.")
     baseline: str = Field("", description="What the others are tested against: a model as above, or NAME of a folder.")
-    prompts: str = Field(MEDICAL, description="medical (the packaged set), or a .txt, .csv or .jsonl file.")
+    prompts: str = Field(
+        MEDICAL,
+        description="medical (the packaged set), paper (its authors' 200, whose file you bring), or a .txt, .csv or "
+        ".jsonl file.",
+    )
+    sampling: Rule = Field(
+        "same",
+        description="same: one set of settings for all models, the first one's where nothing is asked for; own: each "
+        "model at its own.",
+    )
     limit: int = Field(0, ge=0, le=MOST_ITEMS, description="Only so many prompts, spread over categories; 0: all.")
     against: str = Field("", description="Training release that near copies are looked for in; empty: none.")
     against_labels: str = Field(
@@ -66,6 +76,7 @@ def _evaluate(parameters: EvaluateParameters) -> Summary:
         plan.systems,
         measured,
         prompts=plan.prompt_set(videos),
+        sampling=sampling_of(plan.sampling, plan.systems, plan.settings, measured),
         baseline=plan.baseline,
         seed=parameters.bootstrap_seed,
         against=parameters.against,
@@ -84,6 +95,7 @@ def _evaluate(parameters: EvaluateParameters) -> Summary:
         "evaluations": {name: record.id for name, (record, _) in records.items()},
         "report_sha256": next(iter(records.values()))[0].outputs["report"],
         "prompts": content["prompts"],
+        "sampling": content["sampling"],
         "baseline": content["baseline"],
         "leaderboard": content["leaderboard"],
         "paired": content["paired"],
@@ -122,6 +134,7 @@ def plan_of(ledger: Ledger, parameters: EvaluateParameters) -> EvaluationPlan:
         against=parameters.against,
         labels_file=parameters.against_labels,
         generation=subset(parameters, GenerationParams),
+        sampling=parameters.sampling,
     )
 
 

@@ -38,6 +38,7 @@ from tasks.evaluation.evaluation_report import page
 from tasks.evaluation.leaderboard import TERM_MEAN, compare, metric_family, with_terms
 from tasks.evaluation.measure_video import MeasureParams, Video, measure_shard, unpacked
 from tasks.evaluation.measured import Measured, System, measured_videos
+from tasks.evaluation.sampling import sampling_of
 from tasks.evaluation.video_folders import folder_videos, named_folder
 from tests.clip_release import Made, moving_clip, put_release
 from tests.conftest import forget_installation, medgen
@@ -207,9 +208,11 @@ def test_each_video_is_measured_once_and_bad_ones_get_a_reason(home: Path, tmp_p
     assert (
         sorted(video.error for video in found if video.error)[0] == "measure_video: empty_file (the file has 0 bytes)"
     )
-    prompts = {"name": "x", "version": "", "digest": "d"}
+    prompts = {"name": "x", "version": "", "digest": "d", "origin": "", "prompts": 4, "of": 4}
+    sampling = sampling_of("same", [System("S")], {}, found)
+    assert sampling["systems"][0]["size"] == ["128x96"] and sampling["systems"][0]["steps"] is None
     content = evaluation_report(
-        [System("S")], found, prompts=prompts, baseline="", seed=0, against="", copies=None, clips=[]
+        [System("S")], found, prompts=prompts, sampling=sampling, baseline="", seed=0, against="", copies=None, clips=[]
     )
     for known in (False, True):
         record, reused = put_on_record(ledger, [System("S")], found, content)["S"]
@@ -254,7 +257,17 @@ def test_the_page_escapes_whatever_strangers_wrote() -> None:
     value = {"mean": 0.5, "low": 0.4, "high": 0.6, "n": 2}
     metric = "imaging_quality[x]"
     content: dict[str, Any] = {
-        "prompts": {"name": HOSTILE, "version": "", "digest": "d"},
+        "prompts": {"name": HOSTILE, "version": "", "digest": "d", "origin": HOSTILE, "prompts": 1, "of": 2},
+        "sampling": {
+            "rule": "own",
+            "differ": [],
+            "systems": [
+                {
+                    "system": HOSTILE, "generated": True, "steps": 4, "guidance": 1.5, "shift": 3.0,
+                    "negative_prompt": HOSTILE, "size": ["4x5"], "frames": [3], "fps": [8.0],
+                }
+            ],
+        },
         "baseline": "",
         "seed": 0,
         "metrics": {metric: {"model": None, "meaning": HOSTILE}},
@@ -329,6 +342,8 @@ def test_the_command_compares_systems_and_a_second_run_does_nothing(
     assert first["leaderboard"][0]["near_copies"] >= 1
     assert first["retrieval"]["Calm"]["videos"] == 4 and first["retrieval"]["Calm"]["chance"] == 0.5
     assert html.count("<video") >= 8 and "near copy" in html and "<script" not in html
+    assert first["sampling"]["differ"] == [] and first["prompts"]["origin"] == "come with the videos"
+    assert "128x96, 12 frames, 16 fps" in html and "How the videos of Calm, shaken were sampled is not known" in html
     print_evaluation(first)
     told = capsys.readouterr()
     assert "Leaderboard" in told.out and str(report) in told.out and "broken.mp4" in told.err

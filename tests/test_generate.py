@@ -17,23 +17,32 @@ from hypothesis import strategies as st
 from typer.testing import CliRunner
 
 from apps.generate import generate
-from medgen.errors import ItemFailed
+from flows.evaluate import EvaluateParameters, plan_of
+from medgen.canonical import digest_of
+from medgen.errors import ItemFailed, RunStopped
 from medgen.ledger import open_ledger
 from medgen.video.limits import Limits
 from medgen.video.pictures import pictures
 from medgen.video_file import read_record, write_video
 from models import ModelUnavailable
-from models.generation.prompt_set import Prompt
+from models.generation import prompt_set
+from models.generation.prompt_set import Prompt, load_prompts, medical_prompts, prompt_origin
 from models.generation.video_diffusion import pipeline_digest
 from models.generation.video_generator import GeneratorOptions, VideoGenerator, sampling_settings, text_to_video_class
-from models.training.nano import FRAMES, HEIGHT, SAMPLING, WIDTH, save_untrained
+from models.training.nano import FRAMES, HEIGHT, SAMPLING, SHIFT, WIDTH, save_untrained
+from models.training.sampling import sampling_of
 from tasks.evaluation.generate import GenerateParams, generate_videos, plan, videos_of
+from tasks.evaluation.measured import System
+from tasks.evaluation.plan import EvaluationPlan
+from tasks.evaluation.sampling import sampling_of as sampling_of_systems
+from tasks.evaluation.sampling import sampling_rows, sampling_sentences
 from tests.conftest import medgen_running
+from tests.tiny_wan import tiny_config
 
 SETTINGS = {
     "num_frames": FRAMES, "height": HEIGHT, "width": WIDTH, "num_inference_steps": 4,
     "guidance_scale": SAMPLING.guidance_scale,
-    "max_sequence_length": 64, "fps": 8.0,
+    "max_sequence_length": 64, "fps": 8.0, "flow_shift": SHIFT,
 }  # fmt: skip
 
 
@@ -159,6 +168,80 @@ def test_what_makes_no_videos_of_prompts_is_refused_before_it_is_loaded(tmp_path
         text_to_video_class(folder_of(tmp_path / "m", kind), "m")
 
 
+def test_a_model_is_sampled_with_its_own_shift_and_away_from_what_its_authors_say(nano: Path, tmp_path: Path) -> None:
+    folder = folder_of(tmp_path / "wan", "WanPipeline")
+    wan = text_to_video_class(folder, "wan")
+    scheduler = folder / "scheduler" / "scheduler_config.json"
+    scheduler.parent.mkdir()
+    scheduler.write_text(json.dumps({"use_flow_sigmas": True, "flow_shift": 3.0}))
+    plain = sampling_settings(wan, folder, {})
+    assert plain["flow_shift"] == 3.0 and plain["negative_prompt"].startswith("色调艳丽")
+    asked = sampling_settings(wan, folder, {"flow_shift": 7.0, "negative_prompt": "none"})
+    assert asked["flow_shift"] == 7.0 and "negative_prompt" not in asked
+    trained = tiny_config(flow_shift=7.0)
+    (folder / "sampling.json").write_text(sampling_of(trained, folder).to_json(), "utf-8")
+    mine = sampling_settings(wan, folder, {})
+    assert (mine["flow_shift"], mine["negative_prompt"]) == (7.0, plain["negative_prompt"])
+    (folder / "sampling.json").write_text(sampling_of(tiny_config(flow_shift=3.0), folder).to_json(), "utf-8")
+    assert "flow_shift" not in json.loads((folder / "sampling.json").read_text("utf-8"))
+    scheduler.write_text(json.dumps({"use_dynamic_shifting": True, "shift": 1.0}))
+    assert "flow_shift" not in sampling_settings(wan, folder, {})
+    with pytest.raises(ModelUnavailable, match="no fixed flow_shift"):
+        sampling_settings(wan, folder, {"flow_shift": 7.0})
+
+    generator = VideoGenerator(nano, GeneratorOptions(device="cpu"))
+    few = {**SETTINGS, "num_inference_steps": 2, "num_frames": 5}
+    plain_frames = generator.frames("a scan", 1, few)
+    assert (generator.frames("a scan", 1, {**few, "flow_shift": 7.0}) != plain_frames).any()
+    assert generator.pipeline.scheduler.config.flow_shift == 7.0
+    np.testing.assert_array_equal(generator.frames("a scan", 1, few), plain_frames)
+
+
+def test_models_of_an_evaluation_are_sampled_alike_unless_told_otherwise(home: Path, tmp_path: Path) -> None:
+    for name, kind in (("wan", "WanPipeline"), ("cog", "CogVideoXPipeline"), ("ltx", "LTXPipeline")):
+        folder = folder_of(tmp_path / name, kind)
+        (folder / "unet" / "weights.safetensors").write_text(name)  # else they were one model
+        (folder / "scheduler").mkdir()
+        (folder / "scheduler" / "scheduler_config.json").write_text('{"shift": 3.0}' if name != "cog" else "{}")
+    (tmp_path / "one.txt").write_text("A heart.\n")
+
+    def planned(*models: str, **changes: Any) -> EvaluationPlan:
+        given = {"prompts": str(tmp_path / "one.txt"), "models": [str(tmp_path / name) for name in models]}
+        return plan_of(open_ledger(), EvaluateParameters(**given | changes))
+
+    same = planned("wan", "ltx", num_inference_steps=7, negative_prompt="blur").settings
+    for name in ("num_inference_steps", "guidance_scale", "num_frames", "height", "width", "flow_shift", "fps"):
+        assert same["wan"][name] == same["ltx"][name]
+    assert same["ltx"]["negative_prompt"] == "blur" and same["ltx"]["num_inference_steps"] == 7
+    own = planned("wan", "ltx", sampling="own").settings
+    assert (own["wan"]["num_frames"], own["ltx"]["num_frames"]) == (81, 161)
+    told = sampling_of_systems("own", [System("wan"), System("ltx")], own, [])
+    assert told["differ"] == ["guidance", "negative_prompt"] and "at its own settings" in sampling_sentences(told)[0]
+    assert sampling_rows(told)[0]["shift"] == "3"
+    with pytest.raises(ModelUnavailable, match=r"no fixed flow_shift.*sampling=own"):
+        planned("wan", "cog")
+    with pytest.raises(RunStopped, match=r"differ in flow_shift \(cog: its own; wan: 3.0\).*sampling=own"):
+        planned("cog", "wan", height=64, width=64)
+    assert planned("cog", "wan", sampling="own").settings["cog"]["fps"] == 8.0
+
+
+def test_the_papers_prompts_are_the_users_to_bring_and_known_by_their_texts(
+    home: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with pytest.raises(ItemFailed, match=r"don't come with medgen.*eval_prompt_200\.txt"):
+        load_prompts("paper")
+    prompt_set.paper_file().parent.mkdir(parents=True)
+    prompt_set.paper_file().write_text("A heart.\nA knee.\n")
+    with pytest.raises(ItemFailed, match="2 prompts, other texts"):
+        load_prompts("paper")
+    monkeypatch.setattr(prompt_set, "PAPER_TEXTS", digest_of(["A heart.", "A knee."]))
+    assert [prompt.text for prompt in load_prompts("paper")] == ["A heart.", "A knee."]
+    (tmp_path / "mine.csv").write_text("id,text\n2,A knee.\n1,A heart.\n")
+    assert prompt_origin(load_prompts(tmp_path / "mine.csv")) == "paper"  # whatever the file is called
+    assert prompt_origin(medical_prompts()) == "medical"
+    assert prompt_origin([Prompt("a", "A knee.")]) == ""
+
+
 def test_other_pipelines_get_only_what_they_take(tmp_path: Path) -> None:
     found = {}
     for kind in ("CogVideoXPipeline", "LTXPipeline", "HunyuanVideoPipeline", "MochiPipeline", "TextToVideoSDPipeline"):
@@ -182,7 +265,8 @@ def test_troubles_are_told_in_one_line_and_nothing_else_is_lost(
             plan(ledger, GenerateParams(model=model))
         assert raised.value.reason == reason
     settings_of = plan(ledger, GenerateParams(model=str(nano), num_frames=5)).settings
-    assert settings_of == {**SAMPLING.model_dump(), "num_frames": 5}
+    own = SAMPLING.model_dump(exclude={"negative_prompt"})
+    assert settings_of == {**own, "num_frames": 5, "flow_shift": SHIFT}
 
     def short(self: Any, **arguments: Any) -> None:
         raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2 GiB.")

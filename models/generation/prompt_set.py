@@ -1,9 +1,12 @@
-"""What videos should be generated: prompts, from a file or from the packaged medical set.
+"""What videos should be generated: prompts, from a file, from the packaged medical set, or the paper's own.
 
 The packaged set is this project's own: 200 prompts, 40 procedures by the five categories of MedVideoCap-55K, long
 descriptions as in that paper's evaluation (arXiv 2507.05675; 62 to 75 words here, about 159 there, because the text
 encoders of small models read no more). Each describes one shot or two, what is seen and how it moves, and things that
 can be checked: side, count, order, direction.
+
+The paper's own 200 are not ours to hand out: whoever has its authors' file puts it where `paper_file` says, and names
+it as `paper`. They are known by their texts, wherever the file lies, so that no prompts are taken for others.
 """
 
 import csv
@@ -19,10 +22,19 @@ from typing import Any
 
 from medgen.canonical import digest_of
 from medgen.errors import ItemFailed
+from medgen.settings import current
 from models.segmentation.category import CATEGORIES
 
 PROMPT_SET_VERSION = "1"
 MEDICAL = "medical"  # what the packaged set is called where a file could stand
+PAPER = "paper"  # what the set of the paper's authors is called
+PAPER_FILE = "eval_prompt_200.txt"  # as they publish it: evaluation/ of FreedomIntelligence/MedGen
+PAPER_TEXTS = "84e3931b0444ba6cd999b338de20884ea41bcc29e70c6fba45dc7ad0f77cc90e"  # digest of its texts in order of text
+ORIGINS = {
+    MEDICAL: "written for this project",
+    PAPER: "of the paper's authors (arXiv 2507.05675)",
+    "": "the user's own",
+}
 MAX_CHARS = 4_000
 MAX_FILE_BYTES = 64 << 20
 _ID = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}")
@@ -53,8 +65,26 @@ def medical_prompts() -> list[Prompt]:
 
 
 def load_prompts(name: str | Path) -> list[Prompt]:
-    """The packaged set for "medical", else the prompts of the file of that name. Raises as `read_prompts`."""
-    return medical_prompts() if str(name) == MEDICAL else read_prompts(name)
+    """The packaged set for "medical", the authors' for "paper", else the prompts of the file of that name.
+
+    Raises:
+        ItemFailed: as `read_prompts`; bad_prompts when the authors' file is not there or holds other texts.
+    """
+    if str(name) == MEDICAL:
+        return medical_prompts()
+    return _paper() if str(name) == PAPER else read_prompts(name)
+
+
+def paper_file() -> Path:
+    """Where the authors' file is looked for: in the folder `prompts` of the installation."""
+    return current().home / "prompts" / PAPER_FILE
+
+
+def prompt_origin(prompts: Sequence[Prompt]) -> str:
+    """Which set these prompts are, by what they say: "medical", "paper", or "" for any other."""
+    if prompts_digest(prompts) == prompts_digest(_medical()):
+        return MEDICAL
+    return PAPER if digest_of(sorted(prompt.text for prompt in prompts)) == PAPER_TEXTS else ""
 
 
 def read_prompts(path: str | Path) -> list[Prompt]:
@@ -70,7 +100,9 @@ def read_prompts(path: str | Path) -> list[Prompt]:
     """
     path = Path(path)
     if not path.is_file():
-        raise ItemFailed("bad_prompts", f"{path}: no such file; {MEDICAL!r} names the packaged set")
+        raise ItemFailed(
+            "bad_prompts", f"{path}: no such file; {MEDICAL!r} names the packaged set, {PAPER!r} the paper's"
+        )
     if path.stat().st_size > MAX_FILE_BYTES:
         raise ItemFailed("bad_prompts", f"{path}: larger than {MAX_FILE_BYTES >> 20} MB")
     try:
@@ -134,6 +166,24 @@ def _medical() -> tuple[Prompt, ...]:
     prompts = checked([Prompt(**row) for row in rows], "the packaged set")
     assert {prompt.category for prompt in prompts} == set(CATEGORIES)
     return tuple(prompts)
+
+
+def _paper() -> list[Prompt]:
+    path = paper_file()
+    if not path.is_file():
+        raise ItemFailed(
+            "bad_prompts",
+            f"the paper's 200 prompts don't come with medgen: put its authors' {PAPER_FILE} (evaluation/ of "
+            f"FreedomIntelligence/MedGen on GitHub) at {path}",
+        )
+    prompts = read_prompts(path)
+    if prompt_origin(prompts) != PAPER:
+        raise ItemFailed(
+            "bad_prompts",
+            f"{path} does not hold the 200 prompts of the paper's authors: {len(prompts)} prompts, other texts. Other "
+            "prompts are named by the path of their file",
+        )
+    return prompts
 
 
 def _txt(text: str, path: Path) -> Iterator[tuple[int, dict[str, Any]]]:

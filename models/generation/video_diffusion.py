@@ -7,7 +7,7 @@ is run.
 
 import json
 import logging
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from functools import cache
 from pathlib import Path, PurePosixPath
@@ -50,6 +50,14 @@ class Sampling(BaseModel):
     num_inference_steps: int = Field(ge=1)
     guidance_scale: float = Field(ge=0)
     max_sequence_length: int = Field(ge=1, description="Tokens that a text is padded to.")
+    flow_shift: float | None = Field(
+        None, gt=0, description="Shift of the flow-matching schedule; None: as the pipeline's scheduler has it."
+    )
+    negative_prompt: str = Field("", description="What guidance leads away from; empty: the empty text.")
+
+    def to_json(self) -> str:
+        """As `sampling.json` holds it: what is not set is left out."""
+        return self.model_dump_json(indent=1, exclude_defaults=True) + "\n"
 
 
 def read_sampling(folder: Path) -> Sampling | None:
@@ -67,12 +75,44 @@ def read_sampling(folder: Path) -> Sampling | None:
         raise ModelUnavailable(f"{path} does not say how to sample: {error.errors()[0]['msg']}") from error
 
 
+def scheduler_shift(folder: Path) -> float | None:
+    """The shift of a pipeline's flow-matching schedule (Esser et al. 2024, arXiv 2403.03206, section 5.3.2).
+
+    None where its scheduler has none, or one that follows the size of the picture.
+    """
+    try:
+        config = json.loads((folder / "scheduler" / "scheduler_config.json").read_bytes())
+        name = _shift_name(config)
+        return float(config[name]) if name else None
+    except (OSError, ValueError, KeyError, TypeError, AttributeError):
+        return None
+
+
+def set_flow_shift(pipeline: Any, shift: float) -> None:
+    """Gives a loaded pipeline's scheduler another shift. Raises ValueError: it has none that could be set."""
+    config = pipeline.scheduler.config
+    name = _shift_name(config)
+    if name is None:
+        raise ValueError(f"the schedule of {type(pipeline.scheduler).__name__} has no fixed shift")
+    if config[name] != shift:
+        pipeline.scheduler = type(pipeline.scheduler).from_config(config, **{name: shift})
+
+
+def _shift_name(config: Mapping[str, Any]) -> str | None:
+    """What a scheduler's configuration calls the shift: solvers that learned flows late say `flow_shift`."""
+    if config.get("use_dynamic_shifting"):
+        return None
+    if "flow_shift" in config:
+        return "flow_shift" if config.get("use_flow_sigmas") else None
+    return "shift" if "shift" in config else None
+
+
 def save_pipeline(pipeline: "DiffusionPipeline", folder: Path, sampling: Sampling | None = None) -> Path:
     """Writes an ordinary diffusers folder, safetensors only, and its sampling defaults. Returns `folder`."""
     with quiet():
         pipeline.save_pretrained(folder, safe_serialization=True)
     if sampling:
-        (folder / SAMPLING).write_text(sampling.model_dump_json(indent=1) + "\n", encoding="utf-8")
+        (folder / SAMPLING).write_text(sampling.to_json(), encoding="utf-8")
     return folder
 
 

@@ -17,7 +17,16 @@ from pydantic import Field
 
 from medgen.parameters import Parameters
 from models import ModelUnavailable
-from models.generation.video_diffusion import INDEX, as_uint8, check_pipeline, open_pipeline, read_sampling
+from models.generation.video_diffusion import (
+    INDEX,
+    Sampling,
+    as_uint8,
+    check_pipeline,
+    open_pipeline,
+    read_sampling,
+    scheduler_shift,
+    set_flow_shift,
+)
 
 if TYPE_CHECKING:
     from diffusers.pipelines.pipeline_utils import DiffusionPipeline
@@ -34,6 +43,16 @@ FPS = {
     "WanPipeline": 16.0,
 }
 OTHER_FPS = 16.0
+# What a pipeline is told to lead away from where neither anybody nor its folder says. Wan's: `sample_neg_prompt` in
+# wan/configs/shared_config.py of Wan-Video/Wan2.1, with which its authors make all their videos.
+NEGATIVE_PROMPTS = {
+    "WanPipeline": (
+        "色调艳丽，过曝，静态，细节模糊不清，字幕，风格，作品，画作，画面，静止，整体发灰，最差质量，低质量，"
+        "JPEG压缩残留，丑陋的，残缺的，多余的手指，画得不好的手部，画得不好的脸部，畸形的，毁容的，"
+        "形态畸形的肢体，手指融合，静止不动的画面，杂乱的背景，三条腿，背景人很多，倒着走"
+    )
+}
+NO_NEGATIVE = "none"  # asks for the empty text where empty means the model's own
 # What a pipeline of pictures or videos into videos needs beside the prompt.
 OTHER_INPUTS = ("image", "images", "video", "conditions", "control_video", "reference_images", "src_video")
 
@@ -139,15 +158,15 @@ def sampling_settings(cls: type["DiffusionPipeline"], folder: Path, asked: Mappi
     """All sampling settings of a model: what was asked for, else its folder's own, else its class's defaults.
 
     Args:
-        asked: num_frames, height, width, num_inference_steps, guidance_scale, negative_prompt, max_sequence_length,
-            fps; only those that somebody asked for.
+        asked: num_frames, height, width, num_inference_steps, guidance_scale, negative_prompt (`none` for none),
+            max_sequence_length, flow_shift, fps; only those that somebody asked for.
 
     Raises:
         OptionUnavailable: a setting that the pipeline does not take.
     """
     takes = inspect.signature(cls.__call__).parameters
     own = read_sampling(folder)
-    if unknown := [name for name in asked if name != "fps" and name not in takes]:
+    if unknown := [name for name in asked if name not in ("fps", "flow_shift", *takes)]:
         raise OptionUnavailable(f"{cls.__name__} takes no {', '.join(unknown)}: leave it out")
     settings: dict[str, Any] = {}
     for name in ("num_frames", "height", "width", "num_inference_steps", "guidance_scale", "max_sequence_length"):
@@ -161,12 +180,29 @@ def sampling_settings(cls: type["DiffusionPipeline"], folder: Path, asked: Mappi
             value = asked[name]
         if value is not None:
             settings[name] = value
-    if asked.get("negative_prompt"):
-        settings["negative_prompt"] = asked["negative_prompt"]
+    negative = asked.get("negative_prompt") or negative_prompt(cls.__name__, own)
+    if negative and negative != NO_NEGATIVE and "negative_prompt" in takes:
+        settings["negative_prompt"] = negative
+    if (shift := _flow_shift(folder, cls.__name__, asked, own)) is not None:
+        settings["flow_shift"] = shift
     settings["fps"] = float(asked.get("fps") or (own.fps if own else FPS.get(cls.__name__, OTHER_FPS)))
     if "frame_rate" in takes:
         settings["frame_rate"] = settings["fps"]
     return settings
+
+
+def negative_prompt(kind: str, own: Sampling | None) -> str:
+    """What a pipeline of that class leads away from by itself, "" for nothing: its folder's word, else its authors'."""
+    return own.negative_prompt if own else NEGATIVE_PROMPTS.get(kind, "")
+
+
+def _flow_shift(folder: Path, kind: str, asked: Mapping[str, Any], own: Sampling | None) -> float | None:
+    """The shift that a model is sampled with. Raises OptionUnavailable: one is wanted and its schedule has none."""
+    wanted = asked.get("flow_shift") or (own.flow_shift if own else None)
+    there = scheduler_shift(folder)
+    if wanted and there is None:
+        raise OptionUnavailable(f"{kind} in {folder.name} has no fixed flow_shift in its schedule: leave it out")
+    return float(wanted) if wanted else there
 
 
 def _tokenizer_length(folder: Path) -> int:
@@ -206,7 +242,9 @@ class VideoGenerator:
         """
         import torch
 
-        arguments = {name: value for name, value in settings.items() if name != "fps"}
+        arguments = {name: value for name, value in settings.items() if name not in ("fps", "flow_shift")}
+        if "flow_shift" in settings:
+            set_flow_shift(self.pipeline, settings["flow_shift"])
         # On the CPU, so that a seed means the same noise on every device.
         generator = torch.Generator("cpu").manual_seed(seed)
         with (

@@ -12,11 +12,11 @@ from diffusers.pipelines.wan.pipeline_wan import WanPipeline
 from peft.utils import get_peft_model_state_dict
 from torch import Tensor
 
-from models.generation.video_diffusion import SAMPLING, Sampling, pipeline_files
-from models.training.clip_frames import read_geometries
+from models.generation.video_diffusion import SAMPLING, pipeline_files
 from models.training.config import TrainConfig
 from models.training.errors import TrainingStopped
 from models.training.job import LORA_FILE
+from models.training.sampling import sampling_of
 from models.training.transformer import load_transformer, merge_lora, stored_dtype
 
 
@@ -72,7 +72,7 @@ def _write_pipeline(base: Path, folder: Path, config: TrainConfig, weights: Mapp
         if not name.startswith("transformer/"):
             (folder / name).parent.mkdir(parents=True, exist_ok=True)
             shutil.copyfile(path, folder / name)
-    (folder / SAMPLING).write_text(sampling_of(config).model_dump_json(indent=1) + "\n")
+    (folder / SAMPLING).write_text(sampling_of(config, base).to_json(), encoding="utf-8")
     dtype = stored_dtype(base)
     transformer = load_transformer(base, torch.float32)
     if config.training == "lora":
@@ -84,20 +84,6 @@ def _write_pipeline(base: Path, folder: Path, config: TrainConfig, weights: Mapp
     transformer.save_pretrained(folder / "transformer")
     # Nothing of it changed, and the library would write down where the base lay.
     shutil.copyfile(base / "transformer" / "config.json", folder / "transformer" / "config.json")
-
-
-def sampling_of(config: TrainConfig) -> Sampling:
-    """How the trained model wants to be sampled: as it was trained."""
-    first = read_geometries(config.buckets)[0]
-    return Sampling(
-        num_frames=first.frames,
-        height=first.height,
-        width=first.width,
-        fps=config.fps,
-        num_inference_steps=config.validation_inference_steps,
-        guidance_scale=config.guidance_scale,
-        max_sequence_length=config.max_sequence_length,
-    )
 
 
 def _sort_header(path: Path) -> None:

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from medgen.video_file import write_video
-from models.generation.video_diffusion import as_uint8, encode_texts, open_pipeline
+from models.generation.video_diffusion import as_uint8, encode_texts, open_pipeline, scheduler_shift, set_flow_shift
 from models.training.clip_frames import read_geometries
 from models.training.config import TrainConfig
 from models.training.flow_matching import generator
@@ -34,6 +34,8 @@ class PromptVideos:
         self.empty = padded([empty], config.max_sequence_length)
         del pipeline
         self.pipeline: Any = open_pipeline(base, parts=("vae", "scheduler"))
+        if scheduler_shift(base) is not None:
+            set_flow_shift(self.pipeline, config.flow_shift)  # as the model will be delivered
         self.config, self.device = config, device
 
     def make(self, transformer: Any, folder: Path, *, write: bool = True) -> list[Path]:

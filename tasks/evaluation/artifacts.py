@@ -5,6 +5,7 @@ from typing import Any
 
 from prefect.artifacts import create_markdown_artifact, create_table_artifact
 
+from tasks.evaluation.sampling import sampling_rows, sampling_sentences
 from tasks.evaluation.tables import leaderboard_rows, paired_rows
 
 
@@ -17,6 +18,11 @@ def show_evaluation(summary: Mapping[str, Any]) -> None:
     create_table_artifact(leaderboard_rows(summary["leaderboard"]), key="leaderboard", description="Systems compared.")
     if summary["paired"]:
         create_table_artifact(paired_rows(summary["paired"]), key="paired", description="Against the baseline.")
+    create_table_artifact(
+        sampling_rows(summary["sampling"]),
+        key="sampling",
+        description=" ".join(["How videos were made.", *sampling_sentences(summary["sampling"])]),
+    )
     lines = [
         "# Evaluation",
         f"report: `{summary['report']['html']}`",

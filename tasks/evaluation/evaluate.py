@@ -15,8 +15,9 @@ from tasks.evaluation.measured import Measured, System
 from tasks.evaluation.mllm_judge import VoteRow
 from tasks.evaluation.plan import PromptSet
 from tasks.evaluation.resemblance import NearCopies, Retrieval, TrainingClip, retrieval_of
+from tasks.evaluation.sampling import Sampling, SystemSampling
 
-VERSION = 1
+VERSION = 2
 
 
 class Metric(TypedDict):
@@ -54,6 +55,7 @@ class Report(TypedDict):
     prompts: PromptSet
     baseline: str
     seed: int
+    sampling: Sampling
     metrics: dict[str, Metric]
     leaderboard: list[LeaderboardRow]
     paired: list[PairedTest]
@@ -69,6 +71,7 @@ class EvaluateDetail(TypedDict):
     system: str
     model: str | None
     prompts: PromptSet
+    sampling: SystemSampling
     videos: int
     failed: int
     paper_total: float | None
@@ -81,6 +84,7 @@ def report(
     measured: Sequence[Measured],
     *,
     prompts: PromptSet,
+    sampling: Sampling,
     baseline: str,
     seed: int,
     against: str,
@@ -104,8 +108,9 @@ def report(
         for metric in video.scores:
             metrics.setdefault(metric, {"model": video.models.get(metric), "meaning": describe(metric)})
     return {
-        "format": 1,
+        "format": 2,
         "prompts": prompts,
+        "sampling": sampling,
         "baseline": baseline,
         "seed": seed,
         "metrics": dict(sorted(metrics.items())),
@@ -173,6 +178,7 @@ def _outcome(system: System, row: LeaderboardRow, content: Report, artifact: Art
                 **value,
                 "system": system.name,
                 "prompts": content["prompts"],
+                "sampling": content["sampling"]["rule"],
                 "backbone": content["metrics"][metric]["model"] if metric in content["metrics"] else None,
             },
         )
@@ -182,6 +188,7 @@ def _outcome(system: System, row: LeaderboardRow, content: Report, artifact: Art
         "system": system.name,
         "model": system.digest,
         "prompts": content["prompts"],
+        "sampling": next(row for row in content["sampling"]["systems"] if row["system"] == system.name),
         "videos": row["videos"],
         "failed": row["failed"],
         "paper_total": row["paper_total"],

@@ -22,6 +22,7 @@ from medgen.store import Store
 from tasks.evaluation.evaluate import Report
 from tasks.evaluation.leaderboard import NEUTRAL, TERM_MEAN, TERMS, metric_family
 from tasks.evaluation.measured import Measured
+from tasks.evaluation.sampling import sampling_line, sampling_rows, sampling_sentences
 from tasks.evaluation.tables import is_raw, shown_p, shown_range, shown_value
 
 INLINE_BYTES = 200_000  # a video up to this size goes into the page itself
@@ -94,6 +95,9 @@ def page(content: Report, videos: Sequence[Mapping[str, Any]], nearest: Mapping[
         terms=TERMS,
         neutral=NEUTRAL,
         family=metric_family,
+        sampling={row["system"]: sampling_line(row) for row in content["sampling"]["systems"]},
+        sampling_table=sampling_rows(content["sampling"]),
+        sampling_told=sampling_sentences(content["sampling"]),
         backbone=lambda metric: metric[len(metric_family(metric)) :].strip("[]"),
         by_prompt=by_prompt,
         nearest=nearest,

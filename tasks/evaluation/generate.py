@@ -37,7 +37,7 @@ from models.generation.video_generator import (
 from tasks.prefect_step import run_in_prefect, step_task
 from tasks.training.model_files import model_folder, on_record, taken_down
 
-VERSION = 1
+VERSION = 2
 MANY = 24  # a worker takes 12 s of a CPU to import diffusers, a nano video 1 or 2
 
 
@@ -51,7 +51,12 @@ class GenerationParams(GeneratorOptions):
     guidance_scale: float = Field(
         -1.0, ge=-1000, le=1000, description="Classifier-free guidance; 1: none, negative: the model's own."
     )
-    negative_prompt: str = Field("", description="What guidance leads away from; empty: the empty prompt.")
+    flow_shift: float = Field(
+        0.0, ge=0, le=1000, description="Shift of the flow-matching schedule; 0: the model's own."
+    )
+    negative_prompt: str = Field(
+        "", description="What guidance leads away from; empty: the model's own, none: nothing."
+    )
     text_tokens: int = Field(0, ge=0, le=100_000, description="Tokens that prompts are padded to; 0: the model's own.")
     fps: float = Field(0.0, ge=0, le=1000, description="Frames per second of the files; 0: the model's own.")
     seed: int = Field(0, ge=0, lt=2**63, description="Seed of the first video of each prompt.")
@@ -140,6 +145,7 @@ def plan(ledger: Ledger, params: GenerateParams) -> Plan:
         "height": params.height,
         "width": params.width,
         "num_inference_steps": params.num_inference_steps,
+        "flow_shift": params.flow_shift,
         "negative_prompt": params.negative_prompt,
         "max_sequence_length": params.text_tokens,
         "fps": params.fps,

@@ -30,6 +30,7 @@ from medgen.parameters import Parameters, suggestion
 from medgen.store import Artifact, Store
 from models.training.config import Preset, TrainConfig, configured
 from models.training.job import TrainJob, read_rows, split_by_video
+from models.training.sampling import sampling_of
 from tasks.prefect_step import StepProgress, step_task
 from tasks.progress import training_listener
 from tasks.training.encode import EMPTY_TEXT, ENCODE
@@ -123,7 +124,13 @@ def prepare(
             if version.step_run_id is not None:
                 parents["base"] = version.step_run_id
     config = params.config()
-    identity = StepIdentity(TRAIN, 1, {"preset": params.preset, **config.identity()}, {"base": base_digest})
+    facts = {"preset": params.preset, **config.identity()}
+    # Only what differs from how models were delivered before, so that their records stand.
+    if sampling := sampling_of(config, base).model_dump(
+        mode="json", exclude_defaults=True, include={"flow_shift", "negative_prompt"}
+    ):
+        facts["sampling"] = sampling
+    identity = StepIdentity(TRAIN, 1, facts, {"base": base_digest})
     return identity, Work(release, inputs, parents=parents, access={"base": str(base)})
 
 
