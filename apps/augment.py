@@ -16,7 +16,7 @@ def augment(
         typer.Argument(
             metavar="DATA",
             help="Real videos: a folder whose sub-folders are labels (below them, folders are sources), a CSV with "
-            "path, label, source, or the name of a release.",
+            "path, label, source, MedVidCL, HyperKvasir or SurgVisDom as they come, or the name of a release.",
         ),
     ],
     synthetic: Annotated[
@@ -29,6 +29,9 @@ def augment(
         str, typer.Option(help="File of prompts (.txt, .csv, .jsonl) or `medical`; their categories are labels.")
     ] = "",
     videos_per_prompt: Annotated[int, typer.Option(min=1, help="Videos that the model makes of each prompt.")] = 1,
+    layout: Annotated[
+        str, typer.Option(help="How DATA lies: labels, medvidcl, hyperkvasir, surgvisdom, or auto: by what is there.")
+    ] = "auto",
     ratio: Annotated[
         list[float] | None, typer.Option(help="Synthetic videos per real one; may be repeated. [0.5, 1, 2]")
     ] = None,
@@ -57,6 +60,7 @@ def augment(
             "model": _absolute(model),
             "prompts": _absolute(prompts),
             "videos_per_prompt": videos_per_prompt,
+            "layout": layout,
             "seeds": seeds,
             "folds": folds,
             "classifier": _absolute(classifier),
@@ -66,7 +70,9 @@ def augment(
         }
         if ratio:
             arguments["ratios"] = ratio
-        _augment(arguments | parse_settings(settings or []), target, as_json)
+        arguments |= parse_settings(settings or [])
+        arguments["video_folder"] = _absolute(str(arguments.get("video_folder", "")))
+        _augment(arguments, target, as_json)
 
 
 def _augment(arguments: dict[str, Any], target: Path | None, as_json: bool) -> None:

@@ -3,7 +3,6 @@
 import json
 from collections.abc import Sequence
 from dataclasses import replace
-from typing import Literal
 
 from prefect import get_run_logger
 from prefect.runtime import flow_run
@@ -28,14 +27,14 @@ from tasks.augmentation.labelled_videos import (
     fit_for_experiment,
     generated,
     prompts_of_labels,
-    read_labelled,
     unreadable,
 )
+from tasks.augmentation.read_labelled import LabelParams, read_labelled
 from tasks.evaluation import generate
 from tasks.evaluation.generate import GenerateParams
 
 
-class AugmentParameters(AugmentParams, GenerateParams):
+class AugmentParameters(AugmentParams, GenerateParams, LabelParams):
     """Everything that an augmentation experiment can be told, the generation of its synthetic videos included."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -43,7 +42,7 @@ class AugmentParameters(AugmentParams, GenerateParams):
     labelled: str = Field(
         "",
         description="Real videos: a folder whose sub-folders are labels, a CSV with path, label, source (synthetic, "
-        "trained_on), or the name of a release.",
+        "trained_on), MedVidCL, HyperKvasir or SurgVisDom as their authors lay them out, or the name of a release.",
     )
     synthetic: str = Field("", description="Synthetic videos: a folder whose sub-folders are labels, or a CSV.")
     prompts: str = Field(
@@ -51,10 +50,6 @@ class AugmentParameters(AugmentParams, GenerateParams):
         description="File of prompts (.txt, .csv, .jsonl), or `medical`: a prompt's category is the label of the "
         "synthetic videos that `model` makes of it.",
     )
-    label_from: Literal["category", "title"] = Field(
-        "category", description="Label of a release's clips: their category, or the one of title_words in their title."
-    )
-    title_words: tuple[str, ...] = Field((), description="Words that titles are looked through for, as labels.")
     retry_quarantined: bool = Field(False, exclude=True, description="Try videos again that failed for good.")
 
 
@@ -109,14 +104,10 @@ def _augment(parameters: AugmentParameters) -> Summary:
 
 def _read(ledger: Ledger, parameters: AugmentParameters, shards: list[ShardResult]) -> Labelled:
     """Real and synthetic videos; these are made first where a model is named. What ran joins `shards`."""
-    labelled = read_labelled(
-        ledger,
-        parameters.labelled,
-        label_from=parameters.label_from,
-        title_words=parameters.title_words,
-    )
+    params = subset(parameters, LabelParams)
+    labelled = read_labelled(ledger, parameters.labelled, params)
     if parameters.synthetic:
-        labelled += read_labelled(ledger, parameters.synthetic, synthetic=True)
+        labelled += read_labelled(ledger, parameters.synthetic, params, synthetic=True)
     if not parameters.model:
         return labelled
     prompts = prompts_of_labels(parameters.prompts, labelled)

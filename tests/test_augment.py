@@ -29,9 +29,11 @@ from models.classifiers.clip_sample import sample_clip
 from models.classifiers.frozen_classifier import fit_frozen
 from models.classifiers.whole_classifier import FullTraining, find_network, fit_whole
 from models.encoders import load_encoder
-from tasks.augmentation import embed_video, fit_classifier, labelled_videos
+from tasks.augmentation import embed_video, fit_classifier
+from tasks.augmentation import read_labelled as reading
 from tasks.augmentation.generator_lineage import embedded_model, training_sources, with_lineage
-from tasks.augmentation.labelled_videos import CannotAugment, fit_for_experiment, read_labelled
+from tasks.augmentation.labelled_videos import CannotAugment, fit_for_experiment
+from tasks.augmentation.read_labelled import LabelParams, read_labelled
 from tasks.training.released import ReleasedClip
 from tests.conftest import medgen
 
@@ -379,7 +381,18 @@ def test_single_bad_videos_are_named_and_left_out(videos, tmp_path):
     assert {(v.label, v.source) for v in read.videos} == {
         ("square", "square/a.mp4"), ("square", "square/b.mp4"), ("disc", "disc/patient"),
     }  # fmt: skip
-    assert {one.reason for one in read.left_out} == {"no_label", "no_ordinary_file"} and len(read.notes) == 1
+    assert {one.reason for one in read.left_out} == {"no_label", "no_ordinary_file"}
+    assert "sources of their own" in read.notes[0] and "disc/patient: 2 video(s)" in read.notes[1]
+
+    moving_shape(folder / "disc" / "clinic" / "patient" / "a.mp4", "square", 9, frames=2)
+    with pytest.raises(SourceUnreadable, match=r"nested_folders: disc/clinic/patient/a.mp4 lies in 3 levels"):
+        read_labelled(None, str(folder))
+    nested = read_labelled(None, str(folder), LabelParams(label_depth=2))
+    assert {(v.label, v.source) for v in nested.videos} == {
+        ("disc/patient", "disc/patient/a.mp4"), ("disc/patient", "disc/patient/b.mp4"),
+        ("disc/clinic", "disc/clinic/patient"),
+    }  # fmt: skip
+    assert {one.reason for one in nested.left_out} == {"no_label", "no_ordinary_file"}
 
 
 def test_labels_of_a_release(monkeypatch):
@@ -389,21 +402,21 @@ def test_labels_of_a_release(monkeypatch):
         )
 
     clips = [clip(0, "imaging", "A Cardiac echo"), clip(1, "", "liver echo"), clip(2, "imaging", "Liver, cardiac")]
-    monkeypatch.setattr(labelled_videos, "released_clips", lambda ledger, name: (clips, None))
+    monkeypatch.setattr(reading, "released_clips", lambda ledger, name: (clips, None))
     by_category = read_labelled(None, "demo-1")
     assert [(v.subject, v.label, v.source) for v in by_category.videos] == [
         ("c0", "imaging", "v0"), ("c2", "imaging", "v1"),
     ]  # fmt: skip
-    by_title = read_labelled(None, "release:demo-1", label_from="title", title_words=("cardiac", "liver"))
+    by_title = read_labelled(None, "release:demo-1", LabelParams(label_from="title", title_words=("cardiac", "liver")))
     assert [(v.subject, v.label) for v in by_title.videos] == [("c0", "cardiac"), ("c1", "liver")]
     assert "names 2 of the words" in by_title.left_out[0].message
     with pytest.raises(SourceUnreadable, match="at least two title words"):
-        read_labelled(None, "demo-1", label_from="title", title_words=("cardiac",))
+        read_labelled(None, "demo-1", LabelParams(label_from="title", title_words=("cardiac",)))
 
     def unknown(ledger: Any, name: str) -> Any:
         raise ItemFailed("unknown_release", "no")
 
-    monkeypatch.setattr(labelled_videos, "released_clips", unknown)
+    monkeypatch.setattr(reading, "released_clips", unknown)
     with pytest.raises(SourceUnreadable, match="no folder, no CSV file and no release"):
         read_labelled(None, "nothing-like-that")
 
@@ -486,3 +499,160 @@ def test_a_model_makes_the_synthetic_videos_of_labelled_prompts(videos, run, tmp
     other = write_csv(tmp_path / "other.csv", [{"text": "a heart", "category": "imaging"}])
     with pytest.raises(CannotAugment, match="labels are hexagon, square, triangle; categories imaging"):
         run(**{**arguments, "prompts": str(other)})
+
+
+def lay_out_medvidcl(folder: Path, shapes: Path) -> None:
+    """The lists as the authors' scripts write them; the videos where they download to; a part without a file, one that
+    two lists call differently, one label that the set has not."""
+    labels = ("Medical Instructional", "Medical Non-instructional", "Non-medical")
+    records: dict[str, list[dict[str, Any]]] = {"train": [], "val": [], "test": []}
+    for c, shape in enumerate(CORNERS):
+        for number in range(6):
+            video_id = f"-{shape[:3]}_{number:06d}"
+            copy(shapes / "real" / f"{shape}-{number}.mp4", folder / "data" / "videos" / "medvidcl" / f"{video_id}.avi")
+            row = {"video_id": video_id, "video_title": "How to", "video_sub_title": "so", "label": labels[c]}
+            records[("train", "val", "test")[number % 3]].append(row)
+    records["train"] += [
+        {"video_id": "vanished_01", "label": labels[0]},
+        {"video_id": "../etc/pass", "label": labels[0]},
+    ]
+    records["test"] += [{"video_id": records["train"][0]["video_id"], "label": "Non-medical"}]
+    records["val"] += [{"video_id": "-squ_000001", "label": "Dentistry"}]
+    for part, rows in records.items():
+        (folder / f"{part}.json").write_text(json.dumps(rows))
+
+
+def lay_out_hyperkvasir(folder: Path, shapes: Path) -> None:
+    """The whole set's folder: images beside the videos, the tree of three levels, the CSV by semicolons with a second
+    finding, a row without a video, and one that contradicts the tree."""
+    places = {
+        "triangle": "lower-gi-tract/pathological-findings/polyps",
+        "square": "lower-gi-tract/quality-of-mucosal-view/BBPS-2-3",
+        "hexagon": "upper-gi-tract/pathological-findings/cancer",
+    }
+    rows = []
+    for shape, place in places.items():
+        for number in range(6):
+            name = f"{shape}-4f1e-{number:04d}"
+            copy(shapes / "real" / f"{shape}-{number}.mp4", folder / "labeled-videos" / place / f"{name}.avi")
+            organ, classification, finding = place.split("/")
+            second = ("polyp", "Pathological findings") if number == 1 else ("", "")
+            words = classification.replace("-", " ").capitalize() + "s" * (classification[-1] != "s")
+            rows.append((name, f"{organ[:5].capitalize()} GI", f"{finding} ", words, "", *second))
+    rows[-1] = (rows[-1][0], "Lower GI", *rows[-1][2:])
+    rows.append(("0729435b-e613", "Lower GI", "cecum", "Anatomical landmarks", "", "", ""))
+    head = "Video file;Organ;Finding 1;Classification 1;Detailed description of finding;Finding 2;Classification 2"
+    lines = [head, *(";".join(row) for row in rows)]
+    (folder / "labeled-videos" / "video-labels.csv").write_text("\n".join(lines))
+    (folder / "labeled-images" / "lower-gi-tract" / "polyps").mkdir(parents=True)
+
+
+def lay_out_surgvisdom(folder: Path, shapes: Path) -> None:
+    """Both domains, whose videos have the same names; frames that somebody extracted; the test set."""
+    tasks = {"triangle": ("Dissection", "DS"), "square": ("Knot_Tying", "KT"), "hexagon": ("Needle_Driving", "ND")}
+    for shape, (task, short) in tasks.items():
+        for number in range(6):
+            domain = folder / "train_1" / ("Porcine", "VR")[number % 2] / task
+            copy(shapes / "real" / f"{shape}-{number}.mp4", domain / f"{short}_{1 + number // 2:04d}.mp4")
+    (domain / "ND_0001").mkdir()
+    (domain / "ND_0001" / "frame_0.png").write_bytes(b"")
+    (folder / "test").mkdir()
+    (folder / "test" / "testing_set_video_metadata.csv").write_text("vid_name,total_num_frames\nvideo_1,9\n")
+
+
+def copy(path: Path, target: Path) -> None:
+    target.parent.mkdir(parents=True, exist_ok=True)
+    target.write_bytes(path.read_bytes())
+
+
+SETS = {
+    "medvidcl": (
+        lay_out_medvidcl,
+        ["Medical Instructional", "Medical Non-instructional", "Non-medical"],
+        {"missing_file", "no_video_id", "two_labels", "unknown_label"},
+        "read as MedVidCL: 17 of the 18 videos of train, val, test",
+    ),
+    "hyperkvasir": (
+        lay_out_hyperkvasir,
+        ["BBPS-2-3", "cancer", "polyps"],
+        {"missing_file", "two_labels"},
+        "3 videos show a second finding",
+    ),
+    "surgvisdom": (
+        lay_out_surgvisdom,
+        ["Dissection", "Knot_Tying", "Needle_Driving"],
+        set(),
+        "label for each frame and none for a video",
+    ),
+}
+
+
+def test_the_published_sets_are_run_as_they_come(videos, run, tmp_path):
+    for name, (lay_out, classes, left_out, note) in SETS.items():
+        lay_out(tmp_path / name, videos)
+        made = [
+            {"path": str(videos / "synthetic" / f"{shape}-{300 + n}.mp4"), "label": label}
+            for shape, label in zip(CORNERS, classes, strict=True)
+            for n in range(2)
+        ]
+        synthetic = str(write_csv(tmp_path / f"{name}.csv", made))
+        found = run(labelled=str(tmp_path / name), synthetic=synthetic, seeds=1, ratios=[0.5], head_steps=2)
+        result = found["result"]
+        assert result["classes"] == sorted(classes) and len(result["arms"]) == 4, name
+        assert sum(row["real"] for row in result["videos"].values()) == 18 - (name != "surgvisdom")
+        assert all(row["real"] == row["sources"] for row in result["videos"].values())
+        assert {video["reason"] for video in result["left_out"]} == left_out
+        assert any(note in told for told in result["notes"]), name
+
+
+def test_a_set_that_is_laid_out_otherwise_is_refused_and_parts_and_levels_are_chosen(videos, tmp_path):
+    for name, (lay_out, *_) in SETS.items():
+        lay_out(tmp_path / name, videos)
+
+    def labels(name: str, **chosen: Any) -> list[str]:
+        return sorted(
+            {video.label for video in read_labelled(None, str(tmp_path / name), LabelParams(**chosen)).videos}
+        )
+
+    assert labels("hyperkvasir", label_level="organ") == ["lower-gi-tract", "upper-gi-tract"]
+    # A name that stands in two places of the tree goes by its path.
+    assert labels("hyperkvasir", label_level="classification") == [
+        "lower-gi-tract/pathological-findings", "quality-of-mucosal-view", "upper-gi-tract/pathological-findings",
+    ]  # fmt: skip
+    assert labels("hyperkvasir", parts=["upper-gi-tract"]) == ["cancer"]
+    vr = read_labelled(None, str(tmp_path / "surgvisdom"), LabelParams(parts=("VR",)))
+    assert len(vr.videos) == 9 and all("/VR/" in video.source for video in vr.videos)
+    one_list = read_labelled(None, str(tmp_path / "medvidcl" / "val.json"))
+    assert len(one_list.videos) == 6 and {video.source[-1] for video in one_list.videos} == {"1", "4"}
+    assert labels("surgvisdom", label_depth=3)[0] == "train_1/Porcine/Dissection"
+
+    flat = tmp_path / "flat"
+    tree = tmp_path / "hyperkvasir" / "labeled-videos"
+    for path in [*tree.rglob("*.avi"), tree / "video-labels.csv"]:
+        copy(path, flat / path.name)
+    assert labels("flat") == [
+        "bbps-2-3", "lower gi/pathological findings/cancer", "polyps", "upper gi/pathological findings/cancer",
+    ]  # fmt: skip
+
+    def refused(name: str, said: str, **chosen: Any) -> None:
+        with pytest.raises(SourceUnreadable, match=said):
+            labels(name, **chosen)
+
+    refused("surgvisdom", "unknown_part: .* has Porcine and VR, not Pig", parts=["Pig"])
+    refused("flat", "not_surgvisdom", layout="surgvisdom")
+    refused("flat", "no_lists", layout="medvidcl")
+    refused("medvidcl", "not_hyperkvasir", layout="hyperkvasir")
+    refused("medvidcl", "no_video_folder: .*video_folder", video_folder=str(tmp_path / "nowhere"))
+    copy(next(tree.rglob("*.avi")), flat / "lower-gi-tract" / "a" / "b" / "c.avi")
+    refused("flat", "one finding would be two classes")
+    copy(next(tree.rglob("*.avi")), tree / "lower-gi-tract" / "polyps" / "a.avi")
+    refused("hyperkvasir", "not_hyperkvasir: lower-gi-tract/polyps/a.avi lies where HyperKvasir has none")
+    copy(next(tree.rglob("*.avi")), tmp_path / "surgvisdom" / "train_1" / "VR" / "Suturing" / "a.mp4")
+    refused("surgvisdom", "not_surgvisdom: train_1/VR/Suturing/a.mp4 lies")
+    (tree / "video-labels.csv").write_text("Video file;Finding\n")
+    refused("hyperkvasir", "no column organ and no column classification 1")
+    lists = tmp_path / "medvidcl"
+    (lists / "train.json").write_text('[{"video_id": "abcdefghijk", "level_2_category_labels": ["a", "b"]}]')
+    refused("medvidcl", "several_labels: .*Med-Instr-Hierarchical")
+    (lists / "train.json").write_text('{"video_id": 1}')
+    refused("medvidcl", "unreadable_json: train.json is no list of records")

@@ -1,34 +1,24 @@
-"""Labelled videos for the augmentation experiment: from a folder, a CSV or a release.
+"""Labelled videos of the augmentation experiment, and which of them are fit for it.
 
-- Folder: sub-folders are labels; a folder below a label is the source of the videos in it, and a video straight in a
-  label's folder is a source of its own.
-- CSV: columns ``path,label,source``; ``synthetic`` (1/0, yes/no) marks videos that are only ever trained on, and
-  ``trained_on`` names the sources, by semicolons, that a synthetic video's generator saw. Paths are relative to it.
-- Release: its clips, the source video as source; the label is the category, or the one of some words in the title.
-
-A bad video is left out with the reason; what is wrong with all of them is an error.
+They are read by `tasks.augmentation.read_labelled`, or generated. A bad video is left out with the reason; what is
+wrong with all of them is an error.
 """
 
-import csv
 import os
 import re
 from collections import Counter, defaultdict
-from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
-from medgen.errors import ItemFailed, RunStopped, SourceUnreadable
-from medgen.ledger import Ledger, Record
-from medgen.listings.sources import VIDEO_SUFFIXES
+from medgen.errors import RunStopped, SourceUnreadable
+from medgen.ledger import Record
 from models.generation.prompt_set import Prompt, load_prompts
 from models.hub_files import file_digest
 from tasks.evaluation import generate
-from tasks.training.released import released_clips
 
 MOST_LABEL = 100  # characters
-MOST_ROWS = 1_000_000
-YES, NO = frozenset(["1", "yes", "true"]), frozenset(["", "0", "no", "false"])
 
 
 class CannotAugment(RunStopped):
@@ -89,40 +79,35 @@ class Labelled:
         return Labelled(self.videos + other.videos, self.left_out + other.left_out, self.notes + other.notes)
 
 
-def read_labelled(
-    ledger: Ledger,
-    place: str,
-    *,
-    synthetic: bool = False,
-    label_from: Literal["category", "title"] = "category",
-    title_words: Sequence[str] = (),
-) -> Labelled:
-    """The labelled videos of a folder, a CSV or, when there is no such path, a release.
+def take(
+    path: Path, label: str, source: str, synthetic: bool, name: str, left_out: list[LeftOut]
+) -> list[LabelledVideo]:
+    """The video with its label; nothing, and a line in `left_out`, where it can't be used.
 
     Args:
-        synthetic: take all for synthetic; a release never is.
-        label_from, title_words: of a release's clips, see above.
-
-    Raises:
-        SourceUnreadable: no such place, or nothing in it can be used.
-        ItemFailed: as `released_clips`.
+        label: 1 to `MOST_LABEL` printable characters; runs of spaces count as one.
+        source: what it was cut from; "" only for synthetic videos.
+        name: what messages call it.
     """
-    path = Path(place)
-    if path.is_dir():
-        return _folder(path, synthetic)
-    if path.is_file():
-        return _csv(path, synthetic)
-    if synthetic:
-        raise SourceUnreadable("unknown_place", f"{place!r} is no folder and no CSV file of synthetic videos")
-    name = place.removeprefix("release:")
+    label = re.sub(r"\s+", " ", label).strip()
+    if not label or len(label) > MOST_LABEL or not label.isprintable():
+        left_out.append(LeftOut(name, "no_label", f"a label has 1 to {MOST_LABEL} printable characters"))
+        return []
     try:
-        return _release(ledger, name, label_from, title_words)
-    except ItemFailed as error:
-        if error.reason != "unknown_release" or place != name:
-            raise
-        raise SourceUnreadable(
-            "unknown_place", f"{place!r} is no folder, no CSV file and no release; see `medgen release list`"
-        ) from error
+        if not path.is_file():
+            left_out.append(LeftOut(name, "missing_file", "there is no such file"))
+            return []
+        digest = file_digest(path)
+    except OSError as error:
+        left_out.append(LeftOut(name, "unreadable_file", os.strerror(error.errno or 0)))
+        return []
+    subject = f"video-{digest[:32]}"
+    return [LabelledVideo(subject, digest, label, source, synthetic, name, path=os.fspath(path.resolve()))]
+
+
+def shown(text: str) -> str:
+    """Text of others, fit for a message."""
+    return "".join(c if c.isprintable() else "?" for c in text)[:300]
 
 
 def generated(records: Iterable[Record]) -> Labelled:
@@ -255,125 +240,3 @@ def _without_copies(labelled: Iterable[LabelledVideo]) -> tuple[list[LabelledVid
 def _reasons(left_out: Iterable[LeftOut]) -> str:
     counts = Counter(video.reason for video in left_out)
     return f". Left out: {', '.join(f'{n} {reason}' for reason, n in counts.most_common())}" if counts else ""
-
-
-def _folder(folder: Path, synthetic: bool) -> Labelled:
-    videos: list[LabelledVideo] = []
-    left_out: list[LeftOut] = []
-    alone = False
-    for path in sorted(folder.rglob("*")):
-        parts = path.relative_to(folder).parts
-        if path.suffix.lower() not in VIDEO_SUFFIXES or any(part.startswith(".") for part in parts):
-            continue
-        name = _shown("/".join(parts))
-        if not path.is_file() or path.is_symlink():
-            left_out.append(LeftOut(name, "no_ordinary_file", "links and special files are not read"))
-        elif len(parts) < 2:
-            left_out.append(LeftOut(name, "no_label", "it lies in no sub-folder, whose name would be its label"))
-        else:
-            alone = alone or len(parts) == 2
-            source = "/".join(parts[:-1]) if len(parts) > 2 else name
-            videos += _taken(path, parts[0], source, synthetic, name, left_out)
-    if not videos and not left_out:
-        raise SourceUnreadable("no_videos", f"{folder} holds no videos in sub-folders named by their labels")
-    note = (
-        "videos straight in a label's folder count as sources of their own: if several come from one recording, put "
-        "them into a folder of their own below the label, or name sources in a CSV"
-    )
-    return Labelled(tuple(videos), tuple(left_out), (note,) if alone and not synthetic else ())
-
-
-def _csv(path: Path, synthetic: bool) -> Labelled:
-    videos: list[LabelledVideo] = []
-    left_out: list[LeftOut] = []
-    needed = ("path", "label") if synthetic else ("path", "label", "source")
-    try:
-        with path.open(newline="", encoding="utf-8-sig") as file:
-            reader = csv.DictReader(file)
-            names = {(name or "").strip().lower(): name for name in reader.fieldnames or ()}
-            if missing := [name for name in needed if name not in names]:
-                raise SourceUnreadable(
-                    "missing_columns",
-                    f"{path.name} has no column {' and no column '.join(missing)}: it needs {', '.join(needed)}",
-                )
-            for number, row in enumerate(reader, start=2):
-                if number > MOST_ROWS:
-                    raise SourceUnreadable("too_many_rows", f"{path.name} has more than {MOST_ROWS:,} rows")
-                cell = {key: (row.get(name) or "").strip() for key, name in names.items()}
-                videos += _row(path.parent, cell, synthetic, f"{path.name} row {number}", left_out)
-    except (UnicodeDecodeError, csv.Error) as error:
-        raise SourceUnreadable("unreadable_csv", f"{path.name} is no CSV file in UTF-8: {error}") from error
-    if not videos and not left_out:
-        raise SourceUnreadable("no_videos", f"{path.name} has no rows")
-    return Labelled(tuple(videos), tuple(left_out))
-
-
-def _row(base: Path, cell: dict[str, str], synthetic: bool, where: str, left_out: list[LeftOut]) -> list[LabelledVideo]:
-    marked = cell.get("synthetic", "").lower()
-    name = _shown(f"{where}: {cell['path']}")
-    if marked not in YES | NO:
-        left_out.append(LeftOut(name, "bad_synthetic_mark", f"synthetic must be 1 or 0, not {_shown(marked)!r}"))
-        return []
-    made = synthetic or marked in YES
-    source = cell.get("source", "")
-    if not made and not source:
-        left_out.append(LeftOut(name, "no_source", "a real video needs a source, by which splits go"))
-        return []
-    if not cell["path"] or "\0" in cell["path"]:
-        left_out.append(LeftOut(name, "no_path", "the path is empty"))
-        return []
-    trained_on = frozenset(part.strip() for part in cell.get("trained_on", "").split(";") if part.strip())
-    videos = _taken(base / cell["path"], cell["label"], source, made, name, left_out)
-    return [replace(video, trained_on=trained_on if made else frozenset()) for video in videos]
-
-
-def _taken(
-    path: Path, label: str, source: str, synthetic: bool, name: str, left_out: list[LeftOut]
-) -> list[LabelledVideo]:
-    label = re.sub(r"\s+", " ", label).strip()
-    if not label or len(label) > MOST_LABEL or not label.isprintable():
-        left_out.append(LeftOut(name, "no_label", f"a label has 1 to {MOST_LABEL} printable characters"))
-        return []
-    try:
-        if not path.is_file():
-            left_out.append(LeftOut(name, "missing_file", "there is no such file"))
-            return []
-        digest = file_digest(path)
-    except OSError as error:
-        left_out.append(LeftOut(name, "unreadable_file", os.strerror(error.errno or 0)))
-        return []
-    subject = f"video-{digest[:32]}"
-    return [LabelledVideo(subject, digest, label, source, synthetic, name, path=os.fspath(path.resolve()))]
-
-
-def _release(
-    ledger: Ledger, name: str, label_from: Literal["category", "title"], title_words: Sequence[str]
-) -> Labelled:
-    words = [word.strip() for word in title_words if word.strip()]
-    if label_from == "title" and len(words) < 2:
-        raise SourceUnreadable("no_title_words", "labels from titles need at least two title words")
-    clips, _ = released_clips(ledger, name)
-    videos: list[LabelledVideo] = []
-    left_out: list[LeftOut] = []
-    for clip in clips:
-        label = clip.category
-        if label_from == "title":
-            named = [word for word in words if re.search(rf"\b{re.escape(word)}", clip.title, re.IGNORECASE)]
-            if len(named) != 1:
-                message = f"its title names {len(named)} of the words: {', '.join(words)}"
-                left_out.append(LeftOut(clip.clip_id, "no_title_class", message))
-                continue
-            label = named[0]
-        if not label:
-            left_out.append(LeftOut(clip.clip_id, "no_label", "the clip has no category"))
-            continue
-        parents = {"clip": clip.step_run_id}
-        videos.append(
-            LabelledVideo(clip.clip_id, clip.sha256, label, clip.video_id, False, clip.clip_id, parents=parents)
-        )
-    return Labelled(tuple(videos), tuple(left_out))
-
-
-def _shown(text: str) -> str:
-    """Text of others, fit for a message."""
-    return "".join(c if c.isprintable() else "?" for c in text)[:300]
