@@ -249,7 +249,8 @@ def test_raft_takes_small_frames_and_gives_their_pixels():
 
     torch.manual_seed(0)
     flow = RaftFlow(raft_small())(scene(0), moved(scene(0), 2))
-    assert flow.shape == (96, 128, 2) and np.isfinite(flow).all()
+    # Enlarged to 128 × 171 and padded to multiples of 8; displacements are in the frames' own pixels.
+    assert flow.shape == (128, 176, 2) and np.isfinite(flow).all()
 
 
 def test_an_onnx_interpolator_is_asked_for_the_middle(tmp_path):

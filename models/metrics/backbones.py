@@ -1,6 +1,8 @@
 """Frame features for consistency over time: VBench's by hub name or folder, MobileNetV2 from a package otherwise."""
 
+import math
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -21,6 +23,8 @@ from models.hub_files import digests, hub_files
 
 RIM = f"{MOBILENET}_rim"
 DINO_SIDE = 224
+DINO_STRETCH = 0.1  # of a patch
+DINO_EPSILON = 1e-6
 _DINO_FILES = ("config.json", "model.safetensors", "model.safetensors.index.json", "model-*-of-*.safetensors")
 _MEAN, _STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)  # of ImageNet
 
@@ -44,6 +48,8 @@ class Dino:
     """The class token of a ViT trained by DINO, as VBench's subject consistency takes it.
 
     Frames are resized so that the short side has 224 pixels, without a crop, and normalised by ImageNet's statistics.
+    A ViT is run as in DINO's own code (facebookresearch/dino, vision_transformer.py), from which transformers departs
+    in how position embeddings are stretched and in the ε of its normalisations.
     """
 
     def __init__(self, name: str) -> None:
@@ -61,9 +67,15 @@ class Dino:
         if self.model.config.model_type not in ("vit", "dinov2", "dinov2_with_registers"):
             kind = self.model.config.model_type
             raise ModelUnavailable(f"{name!r} is a {kind}, no vision transformer with a class token such as DINO")
-        # Only a ViT must be asked to stretch its position embeddings; DINOv2 does so by itself.
-        self.options = {"interpolate_pos_encoding": True} if self.model.config.model_type == "vit" else {}
         self.patch = int(self.model.config.patch_size)
+        self.options: dict[str, bool] = {}
+        if self.model.config.model_type == "vit":  # DINOv2 does all this by itself
+            self.options = {"interpolate_pos_encoding": True}
+            embeddings = self.model.embeddings
+            embeddings.interpolate_pos_encoding = partial(_dino_positions, embeddings.position_embeddings, self.patch)
+            for module in self.model.modules():
+                if isinstance(module, torch.nn.LayerNorm):
+                    module.eps = DINO_EPSILON
 
     def embed(self, frames: Sequence[np.ndarray]) -> np.ndarray:
         """See `FrameFeatures`. Frames of one call must have one size."""
@@ -82,8 +94,49 @@ class Dino:
         return np.concatenate(rows)
 
 
+def _dino_positions(table: Any, patch: int, tokens: Any, height: int, width: int) -> Any:
+    """Position embeddings (1, 1 + N, D) for a picture of height × width pixels, of a table for a square one.
+
+    The factors are a tenth of a patch too large, as DINO has them: for rounding there, but every value depends on it.
+    """
+    import torch
+
+    side = math.isqrt(table.shape[1] - 1)
+    if height == width and tokens.shape[1] == table.shape[1]:
+        return table
+    factors = tuple((length // patch + DINO_STRETCH) / side for length in (height, width))
+    grid = table[:, 1:].reshape(1, side, side, -1).permute(0, 3, 1, 2)
+    grid = torch.nn.functional.interpolate(grid, scale_factor=factors, mode="bicubic")
+    return torch.cat((table[:, :1], grid.flatten(2).transpose(1, 2)), dim=1)
+
+
+class VBenchClip(ClipEncoder):
+    """A CLIP-class model with VBench's preparation of frames for background consistency.
+
+    Short side to the model's by cubic interpolation without smoothing, on whole levels; then the centre.
+    """
+
+    def embed(self, frames: Sequence[np.ndarray]) -> np.ndarray:
+        """See `FrameFeatures`. Frames of one call must have one size."""
+        import torch
+        from torchvision.transforms import InterpolationMode
+        from torchvision.transforms.functional import center_crop, normalize, resize
+
+        side = self.squeeze["size"]["height"]
+        mean, std = (list(map(float, values)) for values in (self.processor.image_mean, self.processor.image_std))
+        rows = []
+        with torch.inference_mode():
+            for start in range(0, len(frames), BATCH):
+                x = torch.from_numpy(np.stack(frames[start : start + BATCH])).permute(0, 3, 1, 2)
+                x = center_crop(resize(x, [side], InterpolationMode.BICUBIC, antialias=False), [side, side])
+                x = normalize(x.float() / 255, mean, std)
+                features = self.model.get_image_features(pixel_values=x).pooler_output
+                rows.append(torch.nn.functional.normalize(features, dim=-1).float().numpy())
+        return np.concatenate(rows)
+
+
 class CroppedClip(ClipEncoder):
-    """A CLIP-class model with the preparation that it was trained with, centre crop included, as VBench uses it."""
+    """A CLIP-class model with the preparation that it was trained with, centre crop included."""
 
     def __init__(self, name: str) -> None:
         super().__init__(name)
@@ -122,21 +175,22 @@ def load_subject_features(name: str) -> FrameFeatures:
 
 def load_background_features(name: str) -> FrameFeatures:
     """A CLIP-class model by hub name or folder. Raises ModelUnavailable."""
-    return CroppedClip(name)
+    return VBenchClip(name)
 
 
 def subject_digest(name: str) -> str:
     """sha256 of the weights and settings behind subject consistency. Raises ModelUnavailable."""
     if name == MOBILENET:
         return encoder_digest(MOBILENET)
-    return digest_of({"files": digests(dino_files(name)), "side": DINO_SIDE, "feature": "class token"})
+    settings = {"side": DINO_SIDE, "feature": "class token", "positions": DINO_STRETCH, "epsilon": DINO_EPSILON}
+    return digest_of({"files": digests(dino_files(name)), **settings})
 
 
 def background_digest(name: str) -> str:
     """sha256 of the weights and settings behind background consistency. Raises ModelUnavailable."""
     if name == MOBILENET:
         return digest_of({"encoder": encoder_digest(MOBILENET), "pooled": "outer ring of the last feature map"})
-    return clip_digest(name)
+    return digest_of({"encoder": encoder_digest(name), "crop": "centre, cubic, no smoothing, whole levels"})
 
 
 def clip_digest(name: str) -> str:

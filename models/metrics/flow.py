@@ -21,14 +21,16 @@ DIS = "dis"
 RAFTS = ("raft_large", "raft_small")
 ONNX_PREFIX = "onnx:"
 # VBench, dynamic_degree: frames at 8 per second; a pair moves when the fastest 5 % of its pixels move by more than 6
-# pixels for each 256 of the short side; a video is dynamic when 4 in 16 of its frames do.
+# pixels for each 256 of the short side; a video is dynamic when 4 in 16 of its frames do. VBench rounds that down to no
+# frame at all for a video of two; here one must move.
 DYNAMIC_FPS = 8.0
 DYNAMIC_SHARE = 0.05
 DYNAMIC_PIXELS = 6.0 / 256.0
 DYNAMIC_PAIRS = 4.0 / 16.0
 RAFT_LEAST_SIDE = 128  # torchvision's RAFT correlates at an eighth of the size over four levels
 RAFT_UPDATES = 20
-DIVISOR = 16  # AMT's sides must be divisible by it
+RAFT_DIVISOR = 8  # sides that RAFT and AMT take must be divisible by these
+AMT_DIVISOR = 16
 
 
 class Flow(Protocol):
@@ -61,25 +63,37 @@ class DisFlow:
 
 
 class RaftFlow:
-    """RAFT (Teed and Deng 2020), torchvision's."""
+    """RAFT (Teed and Deng 2020), torchvision's.
+
+    Frames are padded by their edges to multiples of 8, and the flow is that of the padded frames: VBench counts what
+    moves there too. Frames with a side below RAFT_LEAST_SIDE are enlarged before, for RAFT takes no smaller ones.
+    """
 
     def __init__(self, net: Any) -> None:
         self.net = net.eval()
 
     def __call__(self, before: np.ndarray, after: np.ndarray) -> np.ndarray:
-        """See `Flow`."""
+        """float32 (H', W', 2), the sides rounded up to multiples of 8; see `Flow`."""
         import torch
 
         height, width = before.shape[:2]
         scale = max(1.0, RAFT_LEAST_SIDE / min(height, width))
-        size = [math.ceil(side * scale / 8) * 8 for side in (height, width)]
         with torch.inference_mode():
-            pair = torch.from_numpy(np.stack([before, after])).permute(0, 3, 1, 2).float() / 127.5 - 1
-            pair = torch.nn.functional.interpolate(pair, size=size, mode="bilinear", align_corners=False)
-            flow = self.net(pair[:1], pair[1:], num_flow_updates=RAFT_UPDATES)[-1]
-            flow = torch.nn.functional.interpolate(flow, size=(height, width), mode="bilinear", align_corners=False)[0]
-        factors = np.array([width / size[1], height / size[0]], np.float32)
-        return flow.permute(1, 2, 0).numpy() * factors
+            pair = torch.from_numpy(np.stack([before, after])).permute(0, 3, 1, 2).float()
+            if scale > 1:
+                size = [math.ceil(side * scale) for side in (height, width)]
+                pair = torch.nn.functional.interpolate(pair, size=size, mode="bilinear", align_corners=False)
+            sides = edges(pair.shape[2], pair.shape[3], RAFT_DIVISOR)
+            pair = torch.nn.functional.pad(pair, (*sides[1], *sides[0]), mode="replicate")
+            pair = 2 * (pair / 255) - 1
+            flow = self.net(pair[:1], pair[1:], num_flow_updates=RAFT_UPDATES)[-1][0]
+        return np.asarray(flow.permute(1, 2, 0).numpy() / np.float32(scale))
+
+
+def edges(height: int, width: int, divisor: int) -> tuple[tuple[int, int], tuple[int, int]]:
+    """((above, below), (left, right)): rows and columns that make the sides divisible, half of them on each side."""
+    more = (-height % divisor, -width % divisor)
+    return (more[0] // 2, more[0] - more[0] // 2), (more[1] // 2, more[1] - more[1] // 2)
 
 
 def load_flow(name: str) -> Flow:
@@ -105,7 +119,14 @@ def flow_digest(name: str) -> str:
     """sha256 of a flow's name, weights and settings. Raises ValueError."""
     if name == DIS:
         return digest_of({"name": "DIS, preset medium", "opencv": cv2.__version__})
-    return digest_of({"name": name, "weights": _raft_weights(name).url.rsplit("/", 1)[-1], "updates": RAFT_UPDATES})
+    return digest_of(
+        {
+            "name": name,
+            "weights": _raft_weights(name).url.rsplit("/", 1)[-1],
+            "updates": RAFT_UPDATES,
+            "padded": RAFT_DIVISOR,
+        }
+    )
 
 
 def _raft_weights(name: str) -> Any:
@@ -113,8 +134,8 @@ def _raft_weights(name: str) -> Any:
         raise ValueError(f"optical flow is {DIS!r} or one of {', '.join(RAFTS)}, not {name!r}")
     from torchvision.models.optical_flow import Raft_Large_Weights, Raft_Small_Weights
 
-    # Trained on FlyingChairs and FlyingThings3D, as VBench's.
-    return (Raft_Large_Weights if name == "raft_large" else Raft_Small_Weights).C_T_V2
+    # The authors' own, ported: the large ones are `raft-things.pth`, which VBench uses.
+    return (Raft_Large_Weights if name == "raft_large" else Raft_Small_Weights).C_T_V1
 
 
 class Dynamics:
@@ -189,7 +210,8 @@ class OnnxInterpolator:
     """An interpolator such as AMT exported to ONNX.
 
     Inputs: two frames, float32 (1, 3, H, W), 0 to 1, H and W divisible by 16; and, if there is a third, the moment 0.5
-    as float32 (1, 1, 1, 1). Output: the frame between, like the first two.
+    as float32 (1, 1, 1, 1). Output: the frame between, like the first two. Frames are padded by their edges to
+    multiples of 16, half on each side, and levels are cut off to whole ones, not rounded: as VBench does.
     """
 
     def __init__(self, file: Path) -> None:
@@ -210,14 +232,17 @@ class OnnxInterpolator:
     def __call__(self, before: np.ndarray, after: np.ndarray) -> np.ndarray:
         """See `Interpolator`."""
         height, width = before.shape[:2]
-        pads = ((0, -height % DIVISOR), (0, -width % DIVISOR), (0, 0))
+        (above, below), (left, right) = edges(height, width, AMT_DIVISOR)
+        pads = ((above, below), (left, right), (0, 0))
         frames = [
             np.pad(f, pads, mode="edge").transpose(2, 0, 1)[None].astype(np.float32) / 255 for f in (before, after)
         ]
         given = [*frames, np.full((1, 1, 1, 1), 0.5, np.float32)]
         outputs = self.session.run(None, dict(zip(self.inputs, given, strict=False)))
-        middle = np.clip(outputs[0][0].transpose(1, 2, 0)[:height, :width] * 255, 0, 255)
-        return np.asarray(np.rint(np.nan_to_num(middle)), np.uint8)
+        middle: np.ndarray = outputs[0][0].transpose(1, 2, 0)[above : above + height, left : left + width] * np.float32(
+            255
+        )
+        return np.asarray(np.clip(np.nan_to_num(middle), 0, 255), np.uint8)
 
 
 def load_interpolator(name: str) -> Interpolator:
@@ -229,7 +254,7 @@ def interpolator_digest(name: str) -> str:
     """sha256 of an interpolator. Raises ModelUnavailable, ValueError."""
     if name == DIS:
         return digest_of({"name": "middle by DIS flow", "flow": flow_digest(DIS)})
-    return digest_of({"onnx": file_digest(_onnx_file(name))})
+    return digest_of({"onnx": file_digest(_onnx_file(name)), "padded": AMT_DIVISOR, "levels": "cut off"})
 
 
 def _onnx_file(name: str) -> Path:

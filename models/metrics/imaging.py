@@ -60,7 +60,7 @@ class LongSide:
         self.metric = metric
         self.name, self.lower_is_better, self.score_range = metric.name, metric.lower_is_better, metric.score_range
         self.offline_stand_in = metric.offline_stand_in
-        self.digest = digest_of([metric.digest, MUSIQ_LONG_SIDE])
+        self.digest = _long_side_digest(metric.digest)
 
     def scores(self, frames: Sequence[np.ndarray]) -> list[float]:
         """One score per frame, uint8 RGB (H, W, 3)."""
@@ -80,7 +80,11 @@ def imaging_digest(name: str) -> str:
     if name == DEFECTS:
         return digest_of({"name": STAND_IN, "defects": defects_digest(), "settings": [SHARP, NOISY]})
     digest = technical_digest(name)
-    return digest_of([digest, MUSIQ_LONG_SIDE]) if name.startswith("musiq") else digest
+    return _long_side_digest(digest) if name.startswith("musiq") else digest
+
+
+def _long_side_digest(metric: str) -> str:
+    return digest_of([metric, MUSIQ_LONG_SIDE, "bilinear, no smoothing, whole levels"])
 
 
 def to_unit(metric: FrameMetric, score: float) -> float:
@@ -98,4 +102,10 @@ def _shrunk(frame: np.ndarray) -> np.ndarray:
     scale = MUSIQ_LONG_SIDE / max(height, width)
     if scale >= 1:
         return frame
-    return cv2.resize(frame, (int(width * scale), int(height * scale)), interpolation=cv2.INTER_LINEAR)
+    import torch
+    from torchvision.transforms.functional import resize
+
+    # OpenCV interpolates by fixed-point numbers, and other levels come out.
+    picture = torch.from_numpy(np.ascontiguousarray(frame)).permute(2, 0, 1)
+    small = resize(picture, [int(scale * height), int(scale * width)], antialias=False)
+    return np.asarray(small.permute(1, 2, 0))

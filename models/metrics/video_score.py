@@ -24,7 +24,9 @@ DIMENSIONS = (
     "text_to_video_alignment",
     "factual_consistency",
 )
-SCORED_FRAMES = 16
+# Frames that its authors show it (examples/run_videoscore.py of TIGER-AI-Lab/VideoScore, README of 2024-11-28).
+FIRST_FRAMES = 16  # of VideoScore
+SCORED_FRAMES = 48  # of VideoScore-v1.1
 MAX_PROMPT_CHARS = 2_000
 WITHOUT = "leave video_score_model empty to go without"
 _FILES = (
@@ -128,7 +130,7 @@ class VideoScore:
         """dimension → rating, mostly 1 to 4.
 
         Args:
-            frames: SCORED_FRAMES evenly spaced, or fewer, uint8 RGB (H, W, 3).
+            frames: at the places that `scored_places` tells, uint8 RGB (H, W, 3), as they were decoded.
             prompt: what the video should show; untrusted, and not obeyed but rated.
         """
         import torch
@@ -143,9 +145,28 @@ class VideoScore:
         return {dimension: float(value) for dimension, value in zip(DIMENSIONS, logits, strict=True)}
 
 
-def video_score_digest(name: str) -> str:
-    """sha256 of the weights, the question and the settings. Raises ModelUnavailable."""
-    return digest_of({"files": digests(video_score_files(name)), "question": QUESTION, "frames": SCORED_FRAMES})
+def scored_frames(name: str) -> int:
+    """How many frames the authors show a VideoScore of that hub name or folder."""
+    return FIRST_FRAMES if Path(name).name.lower() == "videoscore" else SCORED_FRAMES
+
+
+def scored_places(frames: int, most: int) -> list[int]:
+    """Which of a video's frames VideoScore sees: all of a few, else `most` from the first on, at equal steps."""
+    if frames <= most:
+        return list(range(frames))
+    return [int(place) for place in np.arange(0, frames, frames / most).astype(int)]
+
+
+def video_score_digest(name: str, frames: int) -> str:
+    """sha256 of the weights, the question and the settings.
+
+    Args:
+        frames: most frames that it sees.
+
+    Raises ModelUnavailable.
+    """
+    settings = {"question": QUESTION, "frames": frames, "places": "from the first on", "resized": "by its processor"}
+    return digest_of({"files": digests(video_score_files(name)), **settings})
 
 
 def video_score_files(name: str) -> tuple[Path, ...]:

@@ -3,7 +3,7 @@
 Both are off unless a model is named, and neither is the same as asking people.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from functools import cache, partial
 from typing import TypedDict
 
@@ -26,12 +26,12 @@ from models.captioning.chat import Chat
 from models.encoders import shown_name
 from models.metrics.descriptor import shrunk
 from models.metrics.mllm_judge import ERROR_FROM, JUDGED_FRAMES, RUBRIC, collect_votes, mllm_judge_digest
-from models.metrics.video_score import SCORED_FRAMES, VideoScore, video_score_digest
+from models.metrics.video_score import VideoScore, scored_frames, scored_places, video_score_digest
 from tasks.evaluation.measure_video import MAX_FPS, Video, video_file
 from tasks.prefect_step import run_in_prefect, step_task
 
 STEP = "judge_video"
-KEPT_SIDE = 980  # the longest side that Idefics2 takes; the judge sees less
+KEPT_SIDE = 980  # pixels of the longest side; the judge sees less
 MAX_S = 120.0
 ACCURACY = "medical_accuracy"
 LEVEL = "medical_error_level"
@@ -50,6 +50,17 @@ class MllmJudgeParams(Parameters):
     video_score_model: str = Field(
         "", description="VideoScore: hub name (TIGER-Lab/VideoScore-v1.1) or folder; empty: none."
     )
+    video_score_frames: int = Field(
+        0,
+        ge=0,
+        le=480,
+        description="Most frames that VideoScore sees; 0: as its authors have it, 16 for VideoScore and 48 for v1.1.",
+    )
+
+    @property
+    def scored_frames(self) -> int:
+        """Most frames that VideoScore sees."""
+        return self.video_score_frames or scored_frames(self.video_score_model)
 
     @field_validator("judge_votes")
     @classmethod
@@ -88,7 +99,8 @@ def mllm_judge(work: Work, store: Store, params: MllmJudgeParams) -> Outcome:
         ItemFailed: judge_unavailable; as `medgen.video.pictures.pictures`.
     """
     chat = _chat(params)
-    frames = spread_frames(work, store, JUDGED_FRAMES)
+    places = evenly_spaced(work.context["frames"], JUDGED_FRAMES)
+    frames = [shrunk(frame, KEPT_SIDE) for frame in frames_at(work, store, places)]
     try:
         verdict = collect_votes(chat, frames, work.context["prompt"], params.judge_votes)
     except CaptionUnavailable as error:
@@ -113,11 +125,12 @@ def video_score(work: Work, store: Store, params: MllmJudgeParams) -> Outcome:
     Raises:
         ItemFailed: as `medgen.video.pictures.pictures`.
     """
-    frames = spread_frames(work, store, SCORED_FRAMES)
+    # At their own size: the processor makes them smaller, as it did for the authors.
+    frames = list(frames_at(work, store, scored_places(work.context["frames"], params.scored_frames)))
     ratings = _video_score(params.video_score_model).scores(frames, work.context["prompt"])
     shown = shown_name(params.video_score_model)
     values = {f"videoscore/{name}[{shown}]": rounded(value) for name, value in ratings.items()}
-    digest = video_score_digest(params.video_score_model)
+    digest = video_score_digest(params.video_score_model, params.scored_frames)
     return Outcome("kept", scores=values, score_models=dict.fromkeys(values, digest), decodes=1)
 
 
@@ -128,19 +141,19 @@ def judged_names(model: str) -> tuple[str, str]:
     return f"{ACCURACY}[{shown}]", f"{LEVEL}[{shown}]"
 
 
-def spread_frames(work: Work, store: Store, count: int) -> list[np.ndarray]:
-    """`count` evenly spaced frames, or all of fewer, long side at most KEPT_SIDE.
+def frames_at(work: Work, store: Store, places: Sequence[int]) -> Iterator[np.ndarray]:
+    """A video's frames at those places, uint8 RGB (H, W, 3).
 
     Raises ItemFailed as `medgen.video.pictures.pictures`; undecodable.
     """
-    limits = Limits(max_duration_s=MAX_S, max_fps=MAX_FPS)
-    source = video_file(work, store)
-    frames = work.context["frames"]
-    wanted = set(evenly_spaced(frames, count))
-    kept = [shrunk(picture.rgb(), KEPT_SIDE) for picture in pictures(source, limits) if picture.index in wanted]
-    if not kept:
+    wanted = set(places)
+    found = False
+    for picture in pictures(video_file(work, store), Limits(max_duration_s=MAX_S, max_fps=MAX_FPS)):
+        if picture.index in wanted:
+            found = True
+            yield picture.rgb()
+    if not found:
         raise ItemFailed("undecodable", "not one frame could be decoded")
-    return kept
 
 
 @cache
@@ -183,7 +196,8 @@ def mllm_judge_step(params: MllmJudgeParams) -> Step:
 
 def video_score_step(params: MllmJudgeParams) -> Step:
     """VideoScore, ready to run: in this process, because one copy of its weights is enough."""
-    identity = StepIdentity("video_score", 1, {}, {"video_score": video_score_digest(params.video_score_model)})
+    digest = video_score_digest(params.video_score_model, params.scored_frames)
+    identity = StepIdentity("video_score", 1, {}, {"video_score": digest})
     return Step(identity, partial(video_score, params=params), runs_in="inline")
 
 
