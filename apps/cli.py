@@ -24,6 +24,7 @@ from apps.plan import plan
 from apps.probe import probe
 from apps.refresh import parameters, refresh
 from apps.release import release_app
+from apps.search import search
 from apps.show import show
 from apps.status import status
 from apps.study.command import study_app
@@ -45,7 +46,7 @@ app.add_typer(release_app, name="release")
 app.add_typer(study_app, name="study")
 for command in (
     audit, judge, sample, train_frames, train_text, augment, generate, evaluate, train, forget, recheck, doctor,
-    deploy, metrics, plan, demo, refresh, discover, parameters, status, show, probe, cut, gc, verify, up,
+    deploy, metrics, plan, demo, refresh, discover, parameters, status, search, show, probe, cut, gc, verify, up,
 ):  # fmt: skip
     app.command()(command)
 

@@ -24,6 +24,7 @@ SETTINGS: dict[str, Any] = {
     "aesthetic_threshold": 3.0,
     "mediocre_aesthetic": 4.0,
     "mediocre_technical": 60.0,
+    "search_index": False,  # made-up clips have no embeddings
 }
 
 err = Console(stderr=True)

@@ -7,6 +7,7 @@ from flows.make_flow import Summary, make_flow
 from medgen.gc import collect_garbage
 from medgen.ledger import open_ledger
 from medgen.parameters import Parameters
+from tasks.curation.clip_vectors import indexes, remove_taken_down
 from tasks.operations.takedown import finish
 
 
@@ -25,6 +26,9 @@ def _gc(parameters: GcParameters) -> Summary:
     """Removes objects without a record and scratch files of killed runs."""
     ledger = open_ledger()
     finished = [] if parameters.dry_run else finish(ledger)
+    if not parameters.dry_run:
+        for index in indexes(ledger.engine):  # with files, each machine has one of its own
+            remove_taken_down(ledger.engine, index)
     swept = collect_garbage(ledger, grace_s=60 * parameters.grace_minutes, dry_run=parameters.dry_run)
     word = "would remove" if parameters.dry_run else "removed"
     get_run_logger().info(

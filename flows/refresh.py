@@ -2,6 +2,7 @@
 
 import base64
 from collections.abc import Iterator, Mapping, Sequence
+from functools import partial
 from itertools import groupby
 from typing import Any
 
@@ -10,6 +11,7 @@ from prefect.artifacts import create_markdown_artifact, create_table_artifact
 from prefect.events import emit_event
 from prefect.futures import PrefectFuture
 from pydantic import ConfigDict, Field, create_model
+from sqlalchemy.exc import SQLAlchemyError
 
 from flows.discover import SourceParameters, check_sources, discover_sources, expand_channels
 from flows.flow_signature import subset
@@ -17,15 +19,18 @@ from flows.make_flow import Summary, make_flow
 from flows.shards_in_flight import ShardsInFlight, bridging_outages, gather
 from medgen.among import pages
 from medgen.catalog import open_catalog
-from medgen.errors import RunStopped
+from medgen.errors import ItemFailed, RunStopped
 from medgen.ledger import open_ledger
 from medgen.lost_artifacts import note_lost_artifacts
 from medgen.shard import Item
 from medgen.shard_results import ShardReference, ShardResults, runs_of
 from medgen.store import open_store
+from models import ModelUnavailable
 from tasks.curation import funnel_guard, list_sources, release
 from tasks.curation.caption import CaptionParams
+from tasks.curation.clip_vectors import embed_apart, fill_frames, fill_texts, open_index
 from tasks.curation.curation_step import SHARDS_AT_ONCE, CurationStep, steps
+from tasks.curation.discover import DiscoverParams
 from tasks.curation.download_policy import DownloadParams
 from tasks.curation.funnel import markdown, table_rows
 from tasks.curation.privacy import PrivacyParams
@@ -41,6 +46,9 @@ class ReleaseParameters(funnel_guard.FunnelGuardParams, release.ReleaseParams, S
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
+    search_index: bool = Field(
+        True, exclude=True, description="Bring the index for searches by meaning up to date after the release."
+    )
     shard_size: int = Field(256, ge=1, le=10_000, exclude=True, description="Videos per task run.")
 
 
@@ -75,6 +83,8 @@ def _refresh(parameters: ReleaseParameters) -> Summary:
     made, record, folder = release.make_release(
         parameters.release_prefix, results, policy(parameters), subset(parameters, release.ReleaseParams)
     )
+    if parameters.search_index:
+        _index_clips(parameters)
     summary = {
         "executed": sum(result.executed for result in results) + made.executed,
         "reused": sum(result.reused for result in results) + made.reused,
@@ -136,6 +146,21 @@ def _send_on(flight: ShardsInFlight, scope: str, onward: Sequence[CurationStep[A
         labels = [f"unique-{number * SHARDS_AT_ONCE + place}" for place in range(1, len(page) + 1)]
         flight.send(zip(labels, (kept[shard.key].kept for shard in page), strict=True), onward)
     flight.finish()
+
+
+def _index_clips(parameters: ReleaseParameters) -> None:
+    """Brings the index for searches up to date. It is a cache: what can't be had of it stops no release."""
+    log = get_run_logger()
+    ledger = open_ledger()
+    encoder = subset(parameters, DiscoverParams).text_encoder
+    try:
+        index = open_index(ledger.engine, writing=True)
+        frames = fill_frames(ledger, index)
+        texts = fill_texts(ledger, index, encoder, partial(embed_apart, encoder))
+    except (ItemFailed, ModelUnavailable, OSError, SQLAlchemyError) as error:
+        log.warning("the index for searches is not up to date: %s", error)
+        return
+    log.info("indexed for searches: %d clips by their frames, %d by their words", frames, texts)
 
 
 class _ListedOnce:

@@ -17,6 +17,7 @@ Each stands below its base class, beside the module that defines it:
             StoreUnavailable        medgen.store
         TooNew                      medgen.migrations
     LookupError
+        NotIndexed                  tasks.curation.clip_search
         NothingToSample             apps.judge.sample
         Unknown                     apps.history
     RequestError

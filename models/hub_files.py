@@ -46,6 +46,19 @@ def model_folder(model: str, patterns: Sequence[str], label: str, without: str) 
     return folder
 
 
+def is_here(model: str) -> bool:
+    """Whether a model is a local folder, or its configuration is in the hub's cache. Asks no network."""
+    if Path(model).is_dir():
+        return True
+    from huggingface_hub import try_to_load_from_cache
+    from huggingface_hub.errors import HFValidationError
+
+    try:
+        return isinstance(try_to_load_from_cache(model, "config.json"), str)
+    except HFValidationError:  # no name of the hub's
+        return False
+
+
 @cache
 def hub_files(model: str, patterns: tuple[str, ...], label: str, without: str) -> tuple[Path, ...]:
     """The files of a model that match `patterns`, sorted. Arguments as of `model_folder`; the patterns must take in

@@ -9,7 +9,7 @@ PLACES = (
     "/releases/{}", "/releases/{}/croissant.json", "/releases/{}/{}", "/models/{}", "/runs/{}", "/steps/{}",
     "/lineage/{}/{}", "/lineage/clip/{}", "/lineage/evaluation/{}", "/lineage/source/{}", "/takedowns/{}",
     "/takedowns/{}.json", "/media/clips/{}.mp4", "/media/outputs/{}/video.mp4", "/posters/clips/{}.jpg",
-    "/posters/videos/{}.jpg", "/static/{}", "/suggest/{}", "/compare", "/sources", "/{}", "/{}/{}",
+    "/posters/videos/{}.jpg", "/static/{}", "/suggest/{}", "/compare", "/similar", "/sources", "/{}", "/{}/{}",
 )  # fmt: skip
 NAMES = (
     "..", "../../etc/passwd", "..%2f..%2fetc%2fpasswd", "%2e%2e/%2e%2e/", "....//", "\\..\\", "/etc/passwd", "a" * 190,
@@ -19,7 +19,7 @@ NAMES = (
 )  # fmt: skip
 QUERIES = (
     "q", "kind", "step", "status", "reason", "category", "licence", "channel", "source", "release", "model", "metric",
-    "low", "high", "since", "until", "after", "seed", "a", "b", "name", "before", "token", "x",
+    "low", "high", "since", "until", "after", "seed", "a", "b", "name", "before", "token", "x", "clip", "words",
 )  # fmt: skip
 VALUES = (
     *NAMES, "", " ", "&", "| | |", "!!", ":*", "a:*b", '"', "((", "2024-01-01", "0001-01-01", "9999-12-31",

@@ -15,6 +15,8 @@ from medgen.canonical import canonical_json
 from medgen.catalog import Clip, Evaluation, ModelVersion, Release, ReleaseClip, Source, Video, now
 from medgen.ledger import Ledger, Outcome, Record, StepIdentity, Work
 from medgen.store import Artifact
+from models.retrieval.vector_index import pack
+from tasks.curation.classify import EncoderFacts
 from tasks.curation.discover import video_id
 
 CHECKS = (("resolution_too_low", "short_side", "at least", 480.0), ("overlay_text", "overlay_words", "at most", 20.0))
@@ -58,8 +60,20 @@ class Recorder:
         return self.step("discover", source, Outcome("kept", detail=detail, rows=[
             Source(name=source, kind="listing", uri=source), *rows]))  # fmt: skip
 
-    def cut(self, url: str, clip_file: Artifact, found: Record, count: int = 1, category: str = "imaging"):
-        """A video downloaded, judged and cut: its lineage, and the lineages of its clips."""
+    def cut(
+        self,
+        url: str,
+        clip_file: Artifact,
+        found: Record,
+        count: int = 1,
+        category: str = "imaging",
+        embedded: tuple[EncoderFacts, np.ndarray] | None = None,
+    ):
+        """A video downloaded, judged and cut: its lineage, and the lineages of its clips.
+
+        Args:
+            embedded: by which encoder, and the clips' embeddings.
+        """
         identity = video_id(url)
         lineage: dict[str, Record] = {"discover": found}
         lineage["download"] = self.step(
@@ -78,9 +92,13 @@ class Recorder:
             ]
         }
         output = self.ledger.store.put_bytes(canonical_json(report), "application/json")
+        detail, outputs = {}, {}
+        if embedded:
+            detail = {"encoder": embedded[0]}
+            outputs = {"embeddings": self.ledger.store.put_bytes(pack(embedded[1]), "application/vnd.safetensors")}
         lineage["classify"] = self.step(
             "classify", identity,
-            Outcome("kept", detail={"clips": clips}, outputs={"classification": output}), lineage,
+            Outcome("kept", detail={"clips": clips} | detail, outputs={"classification": output} | outputs), lineage,
             params={"medical_threshold": 0.5}, models={"frames": "f" * 64},
         )  # fmt: skip
         lineages = []

@@ -194,6 +194,8 @@ def test_classify_of_a_video_records_category_and_samples(home: Path) -> None:
 
     from medgen.ledger import Work
     from medgen.store import open_store
+    from models.encoders import encoder_digest, load_encoder
+    from models.retrieval.vector_index import unpack
     from tasks.curation.classify import ClassifyParams, classify
     from tasks.curation.segment import FRAMES, SAMPLES
 
@@ -220,3 +222,14 @@ def test_classify_of_a_video_records_category_and_samples(home: Path) -> None:
     (clip,) = bridged.detail["clips"]
     assert (clip["start_frame"], clip["end_frame"], clip["bridged_samples"]) == (0, 40, 1)
     assert (clip["category"], clip["category_by"]) == ("medical imaging", "picture")
+    # What was embedded anyway is kept: the mean of the clip's samples.
+    embedded = bridged.outputs["embeddings"]
+    (vector,) = unpack(store.read(embedded.sha256))
+    samples = load_encoder("mobilenet_v2").embed(
+        [cv2.imdecode(np.frombuffer(j, np.uint8), 1)[..., ::-1] for j in jpegs]
+    )
+    assert vector @ (samples.mean(axis=0) / np.linalg.norm(samples.mean(axis=0))) > 0.999
+    assert bridged.detail["encoder"] == {
+        "name": "mobilenet_v2", "digest": encoder_digest("mobilenet_v2"), "dimension": len(vector),
+    }  # fmt: skip
+    assert "embeddings" not in strict.outputs

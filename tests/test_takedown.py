@@ -40,6 +40,7 @@ from medgen.verify import verify
 from medgen.video.limits import Limits
 from medgen.video.pictures import pictures
 from tasks.curation import caption, classify, cut, decide, deduplicate, download, privacy, quality, release, segment
+from tasks.curation.clip_vectors import fill_frames, open_index
 from tasks.curation.discover import video_id
 from tasks.curation.download_policy import DownloadParams
 from tasks.curation.takedown_block import takedown_block
@@ -276,6 +277,8 @@ def test_what_is_forgotten_is_gone_everywhere_and_stays_gone(
     own, living = artifacts_of(made, "gone"), artifacts_of(made, "left", "right")
     assert len(own) >= 6 and not own & living and held_anywhere(own | living) == own | living
     assert in_catalog(SECRET) and in_files(SECRET) and faults(made) == []
+    index = open_index(open_catalog(), writing=True)
+    assert fill_frames(open_ledger(), index) == 3
     with Session(open_catalog()) as session, session.begin():
         session.add(ModelVersion(digest="m" * 64, name="nano-1", kind="t2v", release_name=made.folder.name))
 
@@ -291,6 +294,7 @@ def test_what_is_forgotten_is_gone_everywhere_and_stays_gone(
     assert in_catalog(SECRET) == [] and in_files(SECRET) == []
     assert held_anywhere(own) == set() and held_anywhere(living) == living
     assert open_store().missing(own | living) == own
+    assert index.held(index.spaces()[0], [clip, made.clip("left")]).keys() == {made.clip("left")}
     assert taken_down_videos() == {gone, made.id("words")}
     assert taken_down_digests(open_catalog()) == {hashlib.sha256(made.server.answers["/gone.mp4"].body).hexdigest()}
 

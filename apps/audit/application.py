@@ -28,6 +28,7 @@ from apps.audit import (
     run_page,
     search_page,
     shown_text,
+    similar_page,
     takedown_page,
     video_page,
 )
@@ -41,26 +42,34 @@ from medgen import __version__
 from medgen.errors import ItemFailed
 from medgen.ledger import Ledger
 from medgen.store import open_store
+from tasks.curation.clip_search import Encoders
 
 log = logging.getLogger(__name__)
 
 FOLDER = Path(__file__).parent
 PAGES = (
-    home_page, search_page, clip_page, video_page, release_page, compare_page, model_page, run_page, lineage_page,
-    takedown_page, exports, media,
+    home_page, search_page, similar_page, clip_page, video_page, release_page, compare_page, model_page, run_page,
+    lineage_page, takedown_page, exports, media,
 )  # fmt: skip
 
 
-def create_site(token: str | None = None, *, listening: str = "127.0.0.1", allowed: Iterable[str] = ()) -> FastAPI:
+def create_site(
+    token: str | None = None,
+    *,
+    listening: str = "127.0.0.1",
+    allowed: Iterable[str] = (),
+    encoders: Encoders | None = None,
+) -> FastAPI:
     """The site over this installation's catalog and store.
 
     Args:
         token: as `Access`.
         listening, allowed: as `HostCheck`.
+        encoders: by which words that are searched for are embedded.
     """
     pc.equal(pa.array(["a"]), "a")  # pyarrow's first comparison loads pandas: now, not while somebody waits
     app = FastAPI(title="medgen audit", docs_url=None, redoc_url=None, openapi_url=None)
-    app.state.site = Site(Ledger(read_only_engine(), open_store()), _templates())
+    app.state.site = Site(Ledger(read_only_engine(), open_store()), _templates(), encoders or Encoders())
     for page in PAGES:
         app.include_router(page.router)
     app.mount("/static", StaticFiles(directory=FOLDER / "static"))

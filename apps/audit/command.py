@@ -20,11 +20,16 @@ def audit(
         ),
     ] = None,
     allow_host: AllowHost = None,
+    frame_encoder: Annotated[
+        str, typer.Option(help="Searches by words: where the clips' frame encoder is, if not in the hub's cache.")
+    ] = "",
+    text_encoder: Annotated[str, typer.Option(help="The same of the encoder of captions and titles.")] = "",
 ) -> None:
     """Open the audit site: every clip's life, releases, models, lineage. It only shows; it changes nothing."""
     from apps.audit.application import create_site
     from apps.serve import listen, serve
     from medgen.errors import RunStopped
+    from tasks.curation.clip_search import Encoders
 
     with report_expected_errors():
         if token is not None and len(token) < 8:
@@ -32,7 +37,8 @@ def audit(
         if token is None and not is_loopback(host):
             token = secrets.token_urlsafe(24)
         listening, url = listen(host, port)
-        site = create_site(token, listening=host, allowed=allow_host or ())
+        encoders = Encoders(frame_encoder, text_encoder)
+        site = create_site(token, listening=host, allowed=allow_host or (), encoders=encoders)
         address = f"{url}/" + (f"?token={token}" if token else "")
         out.print(f"audit site: [bold]{escape(address)}[/]   (Ctrl-C stops)", soft_wrap=True, highlight=False)
         serve(site, listening)

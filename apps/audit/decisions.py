@@ -54,7 +54,17 @@ def describe_steps(steps: Sequence[dict[str, Any]], faults: Mapping[int, str | N
         step["compared"] = charts.comparisons(step)
         shown = {check["metric"] for check in step["compared"]}
         step["other_scores"] = [s for s in step["scores"] if s["metric"] not in shown]
-        skipped = {"checks", "metric", "score", "threshold", "fingerprint", "clips", "metadata", "all_reasons"}
+        skipped = {
+            "checks",
+            "metric",
+            "score",
+            "threshold",
+            "fingerprint",
+            "clips",
+            "encoder",
+            "metadata",
+            "all_reasons",
+        }
         step["facts"] = {
             k: v for k, v in sorted(step["detail"].items()) if k not in skipped and v not in (None, "", [])
         }

@@ -28,6 +28,7 @@ WORDS = {
     "too_long": "the video is too long",
     "forgotten": "its video was taken down",
     "copy_of_forgotten": "the same file was taken down before",
+    "semantic_duplicate": "a better clip shows the same kind of thing",
     "near_duplicate_of_forgotten": "it shows the same as a video that was taken down",
     "source_vanished": "its source no longer has it",
     "caption_repeated": "the same caption stands under several videos",

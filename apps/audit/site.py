@@ -1,7 +1,7 @@
 """What every page of the site needs: the catalog to read, the store, the templates; and how addresses are written."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 from urllib.parse import urlencode
 
@@ -12,14 +12,16 @@ from starlette.responses import HTMLResponse
 
 from medgen.ledger import Ledger
 from medgen.store import Store
+from tasks.curation.clip_search import Encoders
 
 
 @dataclass(frozen=True)
 class Site:
-    """What a page needs: the catalog to read, the store, the templates."""
+    """What a page needs: the catalog to read, the store, the templates; by what words are embedded."""
 
     ledger: Ledger
     templates: Environment
+    encoders: Encoders = field(default_factory=Encoders)
 
     @property
     def engine(self) -> Engine:

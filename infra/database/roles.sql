@@ -20,6 +20,9 @@ ALTER DATABASE prefect OWNER TO prefect_server;
 REVOKE ALL ON DATABASE medgen, prefect, postgres, template1 FROM PUBLIC;
 
 \connect medgen
+-- Searches by meaning use it where the server has it; only a superuser may make it.
+SELECT 'CREATE EXTENSION IF NOT EXISTS vector'
+WHERE EXISTS (SELECT FROM pg_available_extensions WHERE name = 'vector') \gexec
 \ir owner.sql
 \connect prefect
 \ir owner.sql

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from functools import cache, partial
 from pathlib import Path
 from types import MappingProxyType
-from typing import Any, Literal, TypedDict
+from typing import Any, Literal, NotRequired, TypedDict
 
 import numpy as np
 import pyarrow.parquet as pq
@@ -26,6 +26,8 @@ from medgen.parameters import MOST_SECONDS, Parameters
 from medgen.shard import Item, Past, Step
 from medgen.store import Store
 from medgen.video.pictures import decode_jpeg
+from models.encoders import encoder_digest, shown_name
+from models.retrieval.vector_index import pack
 from models.segmentation.category import DESCRIPTION_CHARS, category
 from models.segmentation.frames import DEFAULT_PROMPTS, FrameModel, frame_model_digest, load_frame_model
 from tasks.curation.curation_step import CurationStep
@@ -83,16 +85,26 @@ class ClassifiedClip(TypedDict):
     category_probability: float
 
 
+class EncoderFacts(TypedDict):
+    """The encoder of a video's frames: name, digest, numbers of an embedding."""
+
+    name: str
+    digest: str
+    dimension: int
+
+
 class ClassifyDetail(TypedDict):
-    """What classify puts on record of a video that it keeps."""
+    """What classify puts on record of a video that it keeps; before version 4 no encoder."""
 
     clips: list[ClassifiedClip]
+    encoder: NotRequired[EncoderFacts]
 
 
 class ClassifyOutputs(TypedDict):
-    """The classification of every sample, JSON."""
+    """The classification of every sample, JSON, and the embeddings of the clips, see `classify`."""
 
     classification: str
+    embeddings: NotRequired[str]
 
 
 CLASSIFY: Handover[ClassifyDetail, ClassifyOutputs] = Handover("classify")
@@ -213,12 +225,24 @@ class JudgedSamples:
         """Cosine of two samples, -1 to 1, rounded as on record."""
         return rounded(self.embeddings[sample] @ self.embeddings[later])
 
+    def inside(self, start: int, end: int) -> np.ndarray:
+        """bool (N,): the samples of frames [start, end)."""
+        within: np.ndarray = (self.frame >= start) & (self.frame < end)
+        return within
+
+    def embedding(self, start: int, end: int) -> np.ndarray:
+        """float (D,): mean of the samples of frames [start, end)."""
+        mean: np.ndarray = self.embeddings[self.inside(start, end)].mean(axis=0)
+        return mean
+
 
 def classify(work: Work, store: Store, params: ClassifyParams) -> Outcome:
     """Judges every sampled frame and lays out the clips of a video.
 
     Outputs:
         classification: JSON: per sample time, shot, probabilities, similarity to the next; stretches; clips.
+        embeddings: of a video with clips, as `models.retrieval.vector_index.pack`: the mean of each clip's samples, in
+            the order of the detail's clips.
     """
     model = loaded_model(params)
     frames = pq.read_table(store.path(work.inputs["frames"]))
@@ -255,7 +279,9 @@ def classify(work: Work, store: Store, params: ClassifyParams) -> Outcome:
         },
     }
     if clips:
-        detail: ClassifyDetail = {"clips": clips}
+        detail: ClassifyDetail = {"clips": clips, "encoder": _encoder_facts(params, samples)}
+        vectors = np.stack([samples.embedding(clip["start_frame"], clip["end_frame"]) for clip in clips])
+        common["outputs"]["embeddings"] = store.put_bytes(pack(vectors), "application/vnd.safetensors")
         return Outcome("kept", detail=detail, **common)
     reason, metric, threshold = (
         ("not_medical", "medical_max", params.medical_threshold)
@@ -296,7 +322,7 @@ def _clip(
     words: Mapping[str, str],
 ) -> ClassifiedClip:
     """The clip of the frames [start, end) of a stretch; `times` and `words` as in `pieces` and `work_of`."""
-    inside = (samples.frame >= start) & (samples.frame < end)
+    inside = samples.inside(start, end)
     picture = dict(zip(model.classes, samples.probabilities[inside].mean(axis=0).tolist(), strict=True))
     chosen = category(picture, words["title"], words["tags"], words["description"])
     return {
@@ -337,6 +363,11 @@ def _classification(
     }
 
 
+def _encoder_facts(params: ClassifyParams, samples: JudgedSamples) -> EncoderFacts:
+    name = params.frame_encoder
+    return {"name": shown_name(name), "digest": encoder_digest(name), "dimension": samples.embeddings.shape[1]}
+
+
 def loaded_model(params: ClassifyParams) -> FrameModel:
     """The frame model that the parameters name, loaded once per process. Raises as `load_frame_model`."""
     return _model(params.frame_encoder, *_parts(params))
@@ -357,7 +388,7 @@ def step(params: ClassifyParams) -> Step:
     """Classify, ready to run."""
     models = {"frames": frame_model_digest(params.frame_encoder, *_parts(params))}
     return Step(
-        StepIdentity("classify", 3, params.model_dump(mode="json"), models),
+        StepIdentity("classify", 4, params.model_dump(mode="json"), models),
         partial(classify, params=params),
         work_of=work_of,
         fan_out=clips_of,

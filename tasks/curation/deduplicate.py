@@ -1,11 +1,12 @@
-"""Deduplicate: of clips that show the same, within a video or across videos, the best copy stays.
+"""Deduplicate: of clips that show the same, within a video or across videos, the best copy stays; and, where that is
+asked for, of clips that show the same kind of thing.
 
 The one step that looks at all clips of a refresh at once: a copy can be anywhere, and no language model should be paid
 for a clip that is dropped for it. What it finds depends on the clips alone, not on their order or on shards; and on
 takedowns: a clip that shows what was taken down is rejected, whatever address it came from, and is no better copy.
 """
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from types import MappingProxyType
@@ -27,6 +28,7 @@ from models.duplicates.near_duplicates import NEAR_DUPLICATES, SAME_COURSE
 from models.duplicates.search import duplicates
 from tasks.curation.curation_step import CurationStep
 from tasks.curation.fingerprints import Read, fill, index_folder, newest, read_entries, searched
+from tasks.curation.semantic_copies import EMBEDDING_COSINE, semantic_copies
 from tasks.curation.takedown_block import TakedownBlock, takedown_block
 
 # Words of overlay text over quality's five frames: a word that stands in all of them.
@@ -40,6 +42,15 @@ class DeduplicateParams(Parameters):
 
     near_duplicates: Literal["drop", "keep"] = Field(
         "drop", description="Drop near-duplicate clips but the best, or keep all."
+    )
+    # Left out of records where it is not set.
+    semantic_duplicates: float | None = Field(
+        None,
+        ge=0.5,
+        le=1,
+        exclude_if=lambda threshold: threshold is None,
+        description="Cosine of their embeddings from which clips count as duplicates too, though they are other "
+        "recordings; none: they do not. NeMo Curator's eps of 0.01 is 0.99.",
     )
 
 
@@ -75,20 +86,26 @@ def deduplicate(work: Work, store: Store, params: DeduplicateParams) -> Outcome:
     if better is None:
         detail = {"duplicate_of": None}
         return Outcome("kept", detail=detail)
+    semantic = better.get("metric") == EMBEDDING_COSINE
     detail = {
         "duplicate_of": better["clip"],
-        "metric": "duplicate_similarity",
+        "metric": EMBEDDING_COSINE if semantic else "duplicate_similarity",
         "score": better["similarity"],
         "threshold": better["threshold"],
-        "overlap_s": better["overlap_s"],
     }
+    if not semantic:
+        detail["overlap_s"] = better["overlap_s"]
     if params.near_duplicates == "keep":
         return Outcome("kept", detail=detail)
-    return Outcome("rejected", "duplicate", detail)
+    return Outcome("rejected", "semantic_duplicate" if semantic else "duplicate", detail)
 
 
 def compare(
-    items: Iterable[Item], folder: Path, read: Read, block: Callable[[], TakedownBlock] = TakedownBlock
+    items: Iterable[Item],
+    folder: Path,
+    read: Read,
+    block: Callable[[], TakedownBlock] = TakedownBlock,
+    semantic: Callable[[Sequence[str], int], Mapping[str, Mapping[str, Any]]] | None = None,
 ) -> dict[str, dict[str, Any]]:
     """clip → {"copy_of": the better clip that it copies, with similarity (0..1), its threshold and the overlap in
     seconds}, or {"blocked_by": what was taken down}; only of clips that copy something, so that a takedown changes the
@@ -98,11 +115,21 @@ def compare(
         folder: of the index of fingerprints.
         read: of the clips that the index does not hold yet, what it shall.
         block: what was taken down.
+        semantic: (clips that copy none, the best first; a run of classify) → of the semantic duplicates among them the
+            better clip, as above, with its metric in place of an overlap.
 
     Raises:
         ValueError: a clip has no usable fingerprint.
     """
-    ids, clips = newest((item.lineage["quality"], item.subject) for item in items)
+    classified: list[int] = []  # of one clip: all of a refresh are classified by one encoder
+
+    def noted() -> Iterator[tuple[int, str]]:
+        for item in items:
+            if semantic and not classified:
+                classified.append(item.lineage["classify"])
+            yield item.lineage["quality"], item.subject
+
+    ids, clips = newest(noted())
 
     def search(index: FingerprintIndex) -> dict[str, dict[str, Any]]:
         held = fill(index, ids, clips, read)
@@ -121,6 +148,11 @@ def compare(
                     "overlap_s": rounded(match.overlap_s),
                 }
             }
+        if semantic and classified:
+            copies = np.isin(clips, np.array([clip.encode() for clip in found], clips.dtype))
+            left = index.column("clip")[_best_first(index, ids[~copies])]
+            better = semantic([clip.decode() for clip in left], classified[0])
+            found |= {clip: {"copy_of": dict(facts)} for clip, facts in better.items()}
         return found
 
     return searched(folder, search)
@@ -138,12 +170,17 @@ def _best_first(index: FingerprintIndex, ids: np.ndarray) -> np.ndarray:
 
 def step(params: DeduplicateParams) -> Step:
     """Deduplicate, ready to run."""
+    threshold = params.semantic_duplicates
     return Step(
         StepIdentity("deduplicate", 1, params.model_dump(mode="json"), {"near_duplicates": NEAR_DUPLICATES}),
         partial(deduplicate, params=params),
         work_of=work_of,
         compare=lambda items: compare(
-            items, index_folder(), partial(read_entries, open_catalog()), lambda: takedown_block(open_catalog())
+            items,
+            index_folder(),
+            partial(read_entries, open_catalog()),
+            lambda: takedown_block(open_catalog()),
+            None if threshold is None else partial(semantic_copies, threshold=threshold),
         ),
         runs_in="inline",
     )

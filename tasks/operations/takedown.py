@@ -54,6 +54,7 @@ from medgen.takedown import (
     unfinished_takedowns,
 )
 from medgen.verify import read_rehashed
+from tasks.curation.clip_vectors import indexes, remove_taken_down
 from tasks.operations.near_copies import near_copies
 from tasks.operations.redact_tables import RedactedTable, redact_table, supersede, videos_named
 
@@ -213,6 +214,8 @@ def _complete_takedowns(ledger: Ledger, video_ids: Sequence[str], *, searched_to
         for video_id in video_ids:
             _save_report(session, _report(session, video_id).model_copy(update={"looked_to": newest}))
     _update_releases(ledger, video_ids)
+    for index in indexes(ledger.engine):
+        remove_taken_down(ledger.engine, index, video_ids)
     with Session(ledger.engine) as session:
         for digest in session.scalars(deletable(video_ids).execution_options(yield_per=PAGE)):
             ledger.store.remove(digest)
