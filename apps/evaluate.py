@@ -85,6 +85,7 @@ def print_evaluation(summary: dict[str, Any]) -> None:
         for row in tests:
             table.add_row(*(escape(value) for value in row.values()))
         out.print(table)
+    _print_frechet(summary["frechet"])
     for name, retrieval in summary["retrieval"].items():
         out.print(
             f"{escape(name)}: {retrieval['right']} of {retrieval['videos']} videos look most like a training clip of "
@@ -119,6 +120,20 @@ def _print_sampling(sampling: Any) -> None:
     out.print(table)
     for sentence in sampling_sentences(sampling):
         out.print(escape(sentence), highlight=False, soft_wrap=True)
+
+
+def _print_frechet(distances: Any) -> None:
+    """FID and FVD, if any were measured."""
+    from tasks.evaluation.frechet import frechet_table, frechet_warning
+
+    rows = frechet_table(distances)
+    if not rows:
+        return
+    table = Table(*rows[0], title="Fréchet distances to the training clips", title_justify="left")
+    for row in rows:
+        table.add_row(*(escape(value) for value in row.values()))
+    out.print(table)
+    out.print(escape(frechet_warning(distances)), highlight=False, soft_wrap=True)
 
 
 def _show_fields(as_json: bool) -> None:

@@ -3,6 +3,7 @@
 from collections.abc import Iterable, Iterator, Sequence
 from typing import TypeVar
 
+import numpy as np
 from prefect import get_run_logger
 from prefect.futures import PrefectFuture
 from pydantic import ConfigDict, Field
@@ -21,6 +22,8 @@ from tasks.evaluation.clip_descriptor import clip_descriptor_params, descriptor_
 from tasks.evaluation.evaluate import put_on_record
 from tasks.evaluation.evaluate import report as evaluation_report
 from tasks.evaluation.evaluation_report import report_path, write_report
+from tasks.evaluation.frechet import FrechetRow, frechet_rows, reference_clips
+from tasks.evaluation.frechet_features import FrechetParams, check_frechet, frechet_shard, read_features
 from tasks.evaluation.generate import GenerationParams, generate_shard
 from tasks.evaluation.measure_video import MeasureParams, Video, measure_shard
 from tasks.evaluation.measured import Measured, NotGenerated, frame_counts, generated_videos, measured_videos
@@ -28,11 +31,12 @@ from tasks.evaluation.mllm_judge import MllmJudgeParams, mllm_judge_shard, video
 from tasks.evaluation.plan import EvaluationPlan, check_metrics, plan_evaluation
 from tasks.evaluation.resemblance import TrainingClip, near_copies
 from tasks.evaluation.sampling import Rule, sampling_of
+from tasks.training.released import ReleasedClip
 
 T = TypeVar("T")
 
 
-class EvaluateParameters(MeasureParams, MllmJudgeParams, GenerationParams):
+class EvaluateParameters(MeasureParams, MllmJudgeParams, FrechetParams, GenerationParams):
     """Everything that an evaluation can be told."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -72,6 +76,7 @@ def _evaluate(parameters: EvaluateParameters) -> Summary:
     copies = None
     if clips:
         measured, copies = near_copies(measured, clips)
+    distances = _frechet(ledger, parameters, plan, measured, shards)
     content = evaluation_report(
         plan.systems,
         measured,
@@ -82,6 +87,7 @@ def _evaluate(parameters: EvaluateParameters) -> Summary:
         against=parameters.against,
         copies=copies,
         clips=clips,
+        frechet=distances,
     )
     records = put_on_record(ledger, plan.systems, measured, content)
     path = report_path(parameters.report, content)
@@ -101,6 +107,7 @@ def _evaluate(parameters: EvaluateParameters) -> Summary:
         "paired": content["paired"],
         "against": content["against"],
         "near_copies": content["near_copies"],
+        "frechet": content["frechet"],
         "retrieval": {
             name: {key: value for key, value in probe.items() if key != "pairs"}
             for name, probe in content["retrieval"].items()
@@ -121,9 +128,10 @@ def plan_of(ledger: Ledger, parameters: EvaluateParameters) -> EvaluationPlan:
     """What is compared. What can't work is an error here, before any video is made.
 
     Raises:
-        RunStopped, ItemFailed, ModelUnavailable: as `check_metrics` and `plan_evaluation`.
+        RunStopped, ItemFailed, ModelUnavailable: as `check_metrics`, `check_frechet` and `plan_evaluation`.
     """
     check_metrics(subset(parameters, MeasureParams), subset(parameters, MllmJudgeParams))
+    check_frechet(subset(parameters, FrechetParams), parameters.against)
     return plan_evaluation(
         ledger,
         models=parameters.models,
@@ -214,6 +222,33 @@ def _describe_clips(
         for clip in plan.clips
         if clip.clip_id in descriptors
     ]
+
+
+def _frechet(
+    ledger: Ledger,
+    parameters: EvaluateParameters,
+    plan: EvaluationPlan,
+    measured: Sequence[Measured],
+    shards: list[ShardResult],
+) -> list[FrechetRow]:
+    """FID and FVD of each system, those that were asked for. What ran joins `shards`."""
+    params = subset(parameters, FrechetParams)
+    if not params.wanted:
+        return []
+
+    def features(label: str, items: Sequence[Video | ReleasedClip]) -> list[dict[str, np.ndarray]]:
+        futures = [
+            frechet_shard.submit(f"{label}-{number}", some, params, parameters.retry_quarantined)
+            for number, some in _numbered(items, parameters)
+        ]
+        return read_features(ledger, _results(futures, shards))
+
+    mine = {
+        system.name: features(system.name, [v.video for v in measured if v.scores and v.video.system == system.name])
+        for system in plan.systems
+    }
+    theirs = features(parameters.against, reference_clips(plan.clips, parameters.frechet_clips))
+    return frechet_rows(mine, theirs, params.names(), params.digests())
 
 
 def _numbered(items: Sequence[T], parameters: EvaluateParameters) -> Iterator[tuple[int, Sequence[T]]]:

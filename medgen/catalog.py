@@ -258,10 +258,11 @@ class Evaluation(Base):
 
 
 class Study(Base):
-    """A blind side-by-side rating of videos of several systems: its design."""
+    """A blind rating of videos of several systems: its design."""
 
     __tablename__ = "study"
     name: Mapped[str] = mapped_column(primary_key=True)
+    kind: Mapped[str]  # pairs: side by side | errors: one video at a time
     systems: Mapped[list[str]]  # their names, which raters never see
     seed: Mapped[int] = mapped_column(BigInteger)
     consent: Mapped[str]  # what raters agree to, as plain text
@@ -270,7 +271,10 @@ class Study(Base):
 
 
 class StudyPair(Base):
-    """Two videos of one prompt. First and second are their places on record; who sees which where is the rater's."""
+    """Two videos of one prompt. First and second are their places on record; who sees which where is the rater's.
+
+    In a study of errors it is one video, which stands at both places.
+    """
 
     __tablename__ = "study_pair"
     study_name: Mapped[str] = mapped_column(ForeignKey("study.name", ondelete="CASCADE"), primary_key=True)
@@ -283,7 +287,7 @@ class StudyPair(Base):
     second_system: Mapped[str]
     first_sha256: Mapped[str] = mapped_column(ForeignKey("artifact.sha256"))
     second_sha256: Mapped[str] = mapped_column(ForeignKey("artifact.sha256"))
-    expected: Mapped[str | None]  # of a check: first | second, the one that is not broken
+    expected: Mapped[str | None]  # of a check: first | second, the one that is not broken; broken, of a single video
 
 
 class StudyRater(Base):
@@ -300,16 +304,20 @@ class StudyRater(Base):
 
 
 class StudyAnswer(Base):
-    """What a rater answered on a pair: first, second or neither, in terms of the pair and not of the screen."""
+    """What a rater answered on a pair: first, second or neither, in terms of the pair and not of the screen.
+
+    In a study of errors: the level of the worst error in the video, 0 to 3.
+    """
 
     __tablename__ = "study_answer"
     study_name: Mapped[str] = mapped_column(primary_key=True)
     rater: Mapped[int] = mapped_column(Integer, primary_key=True)
     pair: Mapped[int] = mapped_column(Integer, primary_key=True)
     swapped: Mapped[bool]  # whether the second video was on the left
-    text_alignment: Mapped[str]
-    medical_accuracy: Mapped[str]
-    visual_quality: Mapped[str]
+    text_alignment: Mapped[str | None]
+    medical_accuracy: Mapped[str | None]
+    visual_quality: Mapped[str | None]
+    error_level: Mapped[int | None] = mapped_column(Integer)
     comment: Mapped[str]
     seconds: Mapped[float | None]  # from the page's opening to the answer, as the rater's browser told
     revisions: Mapped[int] = mapped_column(Integer, default=0)

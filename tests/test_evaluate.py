@@ -281,6 +281,12 @@ def test_the_page_escapes_whatever_strangers_wrote() -> None:
         "against": HOSTILE,
         "near_copies": {"threshold": 0.9, "reference": None, "clips": 3},
         "retrieval": {},
+        "frechet": [
+            {
+                "system": HOSTILE, "metric": "fid[x]", "model": "d", "value": 1.5, "videos": 1, "clips": 2, "ours": 8,
+                "theirs": 16, "dimensions": 4,
+            }
+        ],
         "videos": [
             {
                 "system": HOSTILE, "file": HOSTILE, "prompt_id": "p", "prompt": HOSTILE, "category": HOSTILE,
@@ -322,7 +328,7 @@ def test_the_command_compares_systems_and_a_second_run_does_nothing(
     database = {"MEDGEN_DATABASE_URL": os.environ["MEDGEN_DATABASE_URL"]}
     report = tmp_path / "out" / "report.html"
     calls = ["--videos", f"Calm={systems / 'calm'}", "--videos", f"shaken={systems / 'shaken'}", "--baseline", "shaken"]
-    calls += ["--against", "made-1", "--report", str(report), "--json"]
+    calls += ["--against", "made-1", "--report", str(report), "--json", "--set", "metric_fid=mobilenet_v2"]
     first = json.loads(medgen("evaluate", *calls, home=home, **database).stdout)
     content, html = report.with_suffix(".json").read_bytes(), report.read_text()
     again = json.loads(medgen("evaluate", *calls, home=home, **database).stdout)
@@ -342,6 +348,10 @@ def test_the_command_compares_systems_and_a_second_run_does_nothing(
     assert first["leaderboard"][0]["near_copies"] >= 1
     assert first["retrieval"]["Calm"]["videos"] == 4 and first["retrieval"]["Calm"]["chance"] == 0.5
     assert html.count("<video") >= 8 and "near copy" in html and "<script" not in html
+    distance = {row["system"]: row for row in first["frechet"]}
+    assert distance["Calm"]["value"] > 0 and distance["shaken"]["value"] > 0
+    assert (distance["Calm"]["videos"], distance["Calm"]["clips"], distance["Calm"]["ours"]) == (4, 5, 32)
+    assert "fid[mobilenet_v2]" in html and "fewer features than a feature has numbers" in html
     assert first["sampling"]["differ"] == [] and first["prompts"]["origin"] == "come with the videos"
     assert "128x96, 12 frames, 16 fps" in html and "How the videos of Calm, shaken were sampled is not known" in html
     print_evaluation(first)
@@ -369,6 +379,8 @@ def test_what_can_not_work_is_said_before_any_work(systems: Path, home: Path, tm
         ({"videos": [calm], "prompts": str(tmp_path / "p.txt")}, "no such file"),
         ({"videos": [calm], "metric_flow": "lucas"}, "optical flow is"),
         ({"videos": [calm], "judge_model": "gpt"}, "a judge is named"),
+        ({"videos": [calm], "metric_fid": "inception"}, "name one with against"),
+        ({"videos": [calm], "metric_fid": "vgg", "against": "x"}, "FID's features are of"),
     ):
         with pytest.raises((RunStopped, ItemFailed), match=told):
             plan_of(open_ledger(), EvaluateParameters(**arguments))

@@ -26,7 +26,8 @@ from sqlalchemy.orm import Session
 from typer.testing import CliRunner
 
 from apps.cli import app
-from apps.study.results import read_ratings, results
+from apps.study.ratings import read_ratings
+from apps.study.results import results
 from apps.study.site import study_site
 from medgen.canonical import digest_of
 from medgen.catalog import (
@@ -380,6 +381,88 @@ def test_what_a_rater_can_see_and_do(home: Path, tmp_path: Path) -> None:
         path = "".join(draw.choices(alphabet, k=draw.randrange(1, 20)))
         start = draw.choice(["/", mine + "/", "/static/", "/r/"])
         assert client.get(start + path.lstrip("/")).status_code < 500, path
+
+
+def test_a_study_of_errors_counts_as_the_paper_does(home: Path, tmp_path: Path, chromium: Browser) -> None:
+    made = folders(tmp_path, 5)
+    (made[SYSTEMS[1]] / "SecretBeta-4.mp4").write_bytes(b"no video")  # its prompt goes for both
+    tokens = study("errors", made, kind="errors", raters=3, checks=2)
+    with Session(open_catalog()) as session:
+        rows = session.scalars(query(StudyPair).order_by(StudyPair.number)).all()
+        videos = {row.number: row for row in rows}
+        orders = {rater.number: rater.showing["pairs"] for rater in session.scalars(query(StudyRater))}
+    rated = [number for number, row in videos.items() if row.kind == "rated"]
+    assert len(rated) == 8 and len(videos) == 10 and all(row.first_sha256 == row.second_sha256 for row in rows)
+    assert Counter(videos[number].first_system for number in rated) == {system: 4 for system in SYSTEMS}
+    # What each of the three says of each video; the third does not watch.
+    levels = {number: [(number * 7 + rater * (number % 3)) % 4 for rater in range(3)] for number in rated}
+    levels |= {number: [3, 2, 0] for number in videos if number not in rated}
+    client = TestClient(study_site(open_ledger(), "errors"), follow_redirects=False)
+    for rater in (2, 3):
+        link = f"/r/{tokens[rater]}"
+        assert "four levels" in client.post(f"{link}/consent", data={"agree": "no"}).text
+        client.post(f"{link}/consent", data={"agree": "yes"})
+        for position, number in enumerate(orders[rater], 1):
+            page = client.get(f"{link}/{position}").text
+            assert page.count("<video") == 1 and page.count('type="radio"') == 4 and "Secret" not in page
+            for wrong in ({"error_level": "4"}, {"error_level": ""}, dict.fromkeys(AXES, "left")):
+                assert client.post(f"{link}/{position}", data=wrong).status_code == 422
+            answer = {"error_level": str(levels[number][rater - 1]), "comment": "x"}
+            assert client.post(f"{link}/{position}", data=answer).status_code == 303
+        assert client.get(f"{link}/done").status_code == 200
+    with opened("errors", home) as url:  # the first by keys
+        page = chromium.new_context().new_page()
+        page.goto(f"{url}/r/{tokens[1]}")
+        page.get_by_label("I have read this and I agree to take part.").check()
+        page.get_by_role("button", name="Begin").click()
+        for position, number in enumerate(orders[1], 1):
+            expect(page).to_have_title(f"Video {position} of 10")
+            expect(page.locator("fieldset.current")).to_have_count(1)
+            expect(page.locator("video")).to_have_js_property("videoWidth", 64)
+            page.keyboard.press(str(levels[number][0] + 1))
+            page.keyboard.press("Enter")
+        expect(page).to_have_title("Thank you")
+
+    done = CliRunner().invoke(
+        app, ["study", "results", "errors", "--json", "--record", "--export", str(tmp_path / "out")]
+    )
+    assert done.exit_code == 0, done.output
+    found = json.loads(done.stdout)
+    assert [row["attentive"] for row in found["raters"]] == [True, True, False]
+    for block, who in (("all_raters", (0, 1, 2)), ("attentive_raters", (0, 1))):
+        votes = {number: [levels[number][rater] for rater in who] for number in rated}
+        for row in found[block]["systems"]:
+            mine = [number for number in rated if videos[number].first_system == row["system"]]
+            for least in (1, 2, 3):
+                wrong = sum(2 * sum(level >= least for level in votes[number]) > len(who) for number in mine)
+                assert row["share_from"][str(least)]["value"] == wrong / 4
+            assert row["error_share"] == row["share_from"]["2"] and row["videos"] == 4
+            assert row["levels"] == [sum(votes[number].count(level) for number in mine) for level in range(4)]
+        a, b = (row["error_share"]["value"] for row in found[block]["systems"])
+        assert found[block]["differences"][0]["difference"]["value"] == pytest.approx(a - b)
+        as_text = [[str(level) for level in each] for each in votes.values()]
+        assert found[block]["fleiss_kappa_levels"]["value"] == pytest.approx(expected_kappa(as_text), abs=1e-12)
+        as_text = [[str(level >= 2) for level in each] for each in votes.values()]
+        assert found[block]["fleiss_kappa"]["value"] == pytest.approx(expected_kappa(as_text), abs=1e-12)
+    (record,) = open_ledger().load([study_record("errors")]).values()
+    assert set(record.detail["left_out"]) == {"SecretBeta: SecretBeta-4.mp4"}
+    table = pyarrow.parquet.read_table(tmp_path / "out" / "answers.parquet").to_pylist()
+    assert len(table) == 30 and {row["error_level"] for row in table} == {0, 1, 2, 3}
+    assert {row["text_alignment"] for row in table} == {None}
+    with Session(open_catalog()) as session:
+        shares = {row.detail["system"]: row.value for row in session.scalars(query(Evaluation))}
+    attentive = found["attentive_raters"]["systems"]
+    assert shares == {row["system"]: row["error_share"]["value"] for row in attentive}
+    shown = CliRunner().invoke(app, ["study", "results", "errors"])
+    assert shown.exit_code == 0 and "share wrong" in shown.output and "four levels" in shown.output
+    assert verify(open_ledger(), current().releases_folder) == []
+
+
+def study_record(name: str) -> int:
+    from medgen.catalog import Study
+
+    with Session(open_catalog()) as session:
+        return session.get_one(Study, name).step_run_id
 
 
 def open_catalog_digests() -> list[str]:

@@ -9,9 +9,10 @@ from sqlalchemy.dialects.postgresql import insert
 from sqlalchemy.orm import Session
 
 from medgen.catalog import Study, StudyAnswer, StudyPair, StudyRater, now
-from tasks.evaluation.study import AXES, token_digest
+from tasks.evaluation.study import AXES, ERRORS, LEVEL, LEVELS, token_digest
 
-SIDES = ("left", "right", "neither")  # what a rater chooses
+SIDES = ("left", "right", "neither")  # what a rater of pairs chooses
+LEVEL_CHOICES = tuple(map(str, range(LEVELS)))  # what a rater of errors chooses
 MAX_COMMENT = 2000  # characters
 MAX_TOKEN = 100
 MAX_SECONDS = 86_400.0
@@ -22,12 +23,18 @@ class Rater:
     """A rater as their pages know them. Positions count from 1, in the rater's own order."""
 
     study: str
+    kind: str
     number: int
     consent: str
     consented: bool
     pairs: tuple[int, ...]
     swapped: tuple[bool, ...]
     answered: frozenset[int]  # positions
+
+    @property
+    def choices(self) -> dict[str, tuple[str, ...]]:
+        """Question → what may be chosen, in the order of the page."""
+        return {LEVEL: LEVEL_CHOICES} if self.kind == ERRORS else dict.fromkeys(AXES, SIDES)
 
     @property
     def total(self) -> int:
@@ -47,7 +54,7 @@ class Rater:
 
 @dataclass(frozen=True)
 class Given:
-    """An answer in terms of the screen: axis → side, and the comment."""
+    """An answer in terms of the screen: question → what was chosen, and the comment."""
 
     sides: Mapping[str, str]
     comment: str
@@ -59,19 +66,19 @@ def rater_of(engine: Engine, study: str, token: str) -> Rater | None:
         return None
     with Session(engine) as session:
         row = session.execute(
-            select(StudyRater, Study.consent)
+            select(StudyRater, Study.consent, Study.kind)
             .join(Study, Study.name == StudyRater.study_name)
             .where(StudyRater.token_sha256 == token_digest(token), StudyRater.study_name == study)
             .where(StudyRater.withdrawn_at.is_(None))
         ).first()
         if row is None:
             return None
-        rater, consent = row
+        rater, consent, kind = row
         mine = select(StudyAnswer.pair).where(StudyAnswer.study_name == study, StudyAnswer.rater == rater.number)
         done = set(session.scalars(mine))
         pairs = tuple(rater.showing["pairs"])
         return Rater(
-            study, rater.number, consent, rater.consented_at is not None, pairs, tuple(rater.showing["swapped"]),
+            study, kind, rater.number, consent, rater.consented_at is not None, pairs, tuple(rater.showing["swapped"]),
             frozenset(position for position, pair in enumerate(pairs, 1) if pair in done),
         )  # fmt: skip
 
@@ -107,13 +114,19 @@ def answer_at(engine: Engine, rater: Rater, position: int) -> Given | None:
         row = session.get(StudyAnswer, (rater.study, rater.number, rater.pairs[position - 1]))
         if row is None:
             return None
+        if rater.kind == ERRORS:
+            return Given({LEVEL: str(row.error_level)}, row.comment)
         return Given({axis: _turned(getattr(row, axis), row.swapped) for axis in AXES}, row.comment)
 
 
 def save(engine: Engine, rater: Rater, position: int, given: Given, seconds: float | None) -> None:
     """Writes an answer. The same answer again changes nothing; another one revises it, and the count says so."""
     swapped = rater.swapped[position - 1]
-    chosen: dict[str, Any] = {axis: _turned(side, swapped) for axis, side in given.sides.items()}
+    chosen: dict[str, Any] = (
+        {LEVEL: int(given.sides[LEVEL])}
+        if rater.kind == ERRORS
+        else {axis: _turned(side, swapped) for axis, side in given.sides.items()}
+    )
     chosen["comment"] = given.comment
     key = {"study_name": rater.study, "rater": rater.number, "pair": rater.pairs[position - 1]}
     row = insert(StudyAnswer).values(

@@ -4,7 +4,7 @@ import sys
 from collections.abc import Mapping
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 from rich.markup import escape
@@ -18,7 +18,7 @@ if TYPE_CHECKING:  # loaded when a command needs it
     from tasks.evaluation.study import NewStudy
 
 study_app = typer.Typer(
-    help="Let people compare videos of several systems, side by side and blind.", no_args_is_help=True
+    help="Let people rate videos of several systems, blind: side by side, or their errors.", no_args_is_help=True
 )
 
 
@@ -39,11 +39,15 @@ def new(
             "medgen:MODEL for what a model on record generated. Two times or more.",
         ),
     ],
+    kind: Annotated[
+        Literal["pairs", "errors"],
+        typer.Option(help="pairs: which of two videos is better; errors: one at a time, on four levels, as the paper."),
+    ] = "pairs",
     prompts: Annotated[
-        Path | None, typer.Option(help="Only videos of these prompts (.txt, .csv, .jsonl), or `medical`.")
+        Path | None, typer.Option(help="Only videos of these prompts (.txt, .csv, .jsonl), `medical` or `paper`.")
     ] = None,
-    raters: Annotated[int, typer.Option(help="People who will rate; each rates all pairs.")] = 3,
-    pairs: Annotated[int, typer.Option(help="Pairs to rate; 0 takes all there are.")] = 0,
+    raters: Annotated[int, typer.Option(help="People who will rate; each rates all.")] = 3,
+    pairs: Annotated[int, typer.Option(help="Pairs (or videos) to rate; 0 takes all there are.")] = 0,
     checks: Annotated[int, typer.Option(help="Attention checks; -1: one for ten pairs, two at least.")] = -1,
     seed: Annotated[int, typer.Option(help="Of the choice of pairs, of orders and sides.")] = 0,
     consent: Annotated[Path | None, typer.Option(help="Text that raters agree to, instead of the plain one.")] = None,
@@ -62,11 +66,11 @@ def new(
     from tasks.evaluation.system_videos import videos_of
 
     with report_expected_errors():
-        params = StudyParams(raters=raters, pairs=pairs, checks=checks, study_seed=seed)
+        params = StudyParams(kind=kind, raters=raters, pairs=pairs, checks=checks, study_seed=seed)
         wanted = load_prompts(prompts) if prompts else []
         agreement = consent_text(consent)
         sources = [_source(text) for text in videos]
-        if len({label for label, _ in sources}) < max(2, len(sources)):
+        if len({label for label, _ in sources}) < max(1 if kind == "errors" else 2, len(sources)):
             raise RunStopped("a study compares two or more systems under names of their own: --videos NAME=FOLDER")
         ledger = open_ledger()
         systems = [videos_of(ledger, label, source, wanted) for label, source in sources]
@@ -78,10 +82,10 @@ def new(
             )  # fmt: skip
         links = {str(rater): f"{url.rstrip('/')}/r/{token}" for rater, token in made.tokens.items()}
         if as_json:
-            facts = {"study": name, "pairs": made.pairs, "checks": made.checks, "links": links}
+            facts = {"study": name, "kind": kind, "pairs": made.pairs, "checks": made.checks, "links": links}
             print_json(facts | {"left_out": made.left_out, "looks": made.looks})
             return
-        _print_new(name, made, links)
+        _print_new(name, kind, made, links)
 
 
 @study_app.command("open")
@@ -93,7 +97,7 @@ def open_study(
 ) -> None:
     """Serve the pages of a study until Ctrl-C. Answers are saved one by one; stop and open again as you like."""
     from apps.serve import listen, serve
-    from apps.study.results import read_ratings
+    from apps.study.ratings import read_ratings
     from apps.study.site import study_site
     from medgen.ledger import open_ledger
 
@@ -134,7 +138,7 @@ def list_studies(as_json: Json = False) -> None:
     from sqlalchemy import select
     from sqlalchemy.orm import Session
 
-    from apps.study.results import read_ratings
+    from apps.study.ratings import read_ratings
     from medgen.catalog import Study
     from medgen.ledger import open_ledger
 
@@ -147,19 +151,20 @@ def list_studies(as_json: Json = False) -> None:
             ratings = read_ratings(engine, name)
             raters = [rater for rater in ratings.raters if rater.withdrawn_at is None]
             rows.append(
-                {"study": name, "systems": list(ratings.study.systems), "pairs": len(ratings.pairs),
-                 "raters": len(raters), "answers": len(ratings.answers), "of": len(raters) * len(ratings.pairs),
+                {"study": name, "kind": ratings.study.kind, "systems": list(ratings.study.systems),
+                 "pairs": len(ratings.pairs), "raters": len(raters),
+                 "answers": len(ratings.answers), "of": len(raters) * len(ratings.pairs),
                  "created_at": ratings.study.created_at.astimezone(UTC).isoformat()}
             )  # fmt: skip
         if as_json:
             print_json(rows)
             return
-        table = Table("study", "systems", "pairs with checks", "raters", "answers", "made")
+        table = Table("study", "kind", "systems", "pairs (or videos) with checks", "raters", "answers", "made")
         for row in rows:
             answers = f"{row['answers']} of {row['of']}"
             table.add_row(
-                row["study"], escape(", ".join(row["systems"])), str(row["pairs"]), str(row["raters"]), answers,
-                row["created_at"][:16],
+                row["study"], row["kind"], escape(", ".join(row["systems"])), str(row["pairs"]), str(row["raters"]),
+                answers, row["created_at"][:16],
             )  # fmt: skip
         out.print(table)
 
@@ -175,9 +180,13 @@ def show_results(
     ] = False,
     as_json: Json = False,
 ) -> None:
-    """Win rates with intervals, Bradley–Terry ranking, agreement of raters, attention checks. Any time, also midway."""
+    """Win rates with intervals, Bradley–Terry ranking, agreement of raters, attention checks. Any time, also midway.
+
+    Of errors: the share of videos that most raters found wrong.
+    """
     from apps.study.export import export
-    from apps.study.results import read_ratings, results
+    from apps.study.ratings import read_ratings
+    from apps.study.results import results
     from apps.study.show import print_results
     from medgen.ledger import open_ledger
     from tasks.evaluation.study import record_results
@@ -240,8 +249,9 @@ def _source(text: str) -> tuple[str, str]:
     return label, source
 
 
-def _print_new(name: str, made: "NewStudy", links: Mapping[str, str]) -> None:
-    out.print(f"[bold]{name}[/]: {made.pairs} pairs and {made.checks} attention checks", highlight=False)
+def _print_new(name: str, kind: str, made: "NewStudy", links: Mapping[str, str]) -> None:
+    items = "videos" if kind == "errors" else "pairs"
+    out.print(f"[bold]{name}[/]: {made.pairs} {items} and {made.checks} attention checks", highlight=False)
     for label, why in made.left_out.items():
         out.print(f"left out {escape(label)}: {escape(why)}", soft_wrap=True)
     if len({tuple(look) for look in made.looks.values()}) > 1:

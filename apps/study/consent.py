@@ -7,8 +7,9 @@ from medgen.errors import RunStopped
 MAX_CONSENT = 20_000  # characters
 CONSENT = """\
 This study compares videos that were made for written descriptions, most of them by computers. Taking part means \
-watching pairs of short videos and saying which is better. It is voluntary: you may stop at any time without giving a \
-reason, by closing the page, and you may have your answers removed by telling the person who invited you.
+watching short videos and saying which is better, or what is wrong in them. It is voluntary: you may stop at any time \
+without giving a reason, by closing the page, and you may have your answers removed by telling the person who invited \
+you.
 
 What is kept: your answers, your comments, how long each answer took, and when you agreed to this. They are kept under \
 a number, not under your name; please write no names into comments. The answers may be published together with the \

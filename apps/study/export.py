@@ -8,7 +8,7 @@ import pyarrow as pa
 import pyarrow.csv
 import pyarrow.parquet
 
-from apps.study.results import Ratings
+from apps.study.ratings import Ratings
 from tasks.evaluation.study import AXES
 
 FORMULA = ("=", "+", "-", "@", "\t")  # spreadsheets take text that begins so for a formula
@@ -32,8 +32,8 @@ def export(ratings: Ratings, results: dict[str, Any], folder: Path) -> list[Path
 def answers_table(ratings: Ratings) -> pa.Table:
     """One row for each answer: pair, prompt, both systems with the digests of the videos, and what was chosen.
 
-    Choices are names of systems or "both_lose"; of attention checks, "intact", "broken" or "both_lose". Raters are
-    numbers.
+    Choices are names of systems or "both_lose"; of attention checks, "intact", "broken" or "both_lose"; null in a study
+    of errors, whose answers are `error_level`. Raters are numbers.
     """
     rows = []
     for answer in ratings.answers:
@@ -47,8 +47,9 @@ def answers_table(ratings: Ratings) -> pa.Table:
              "first_system": pair.first_system, "second_system": pair.second_system,
              "first_sha256": pair.first_sha256, "second_sha256": pair.second_sha256,
              "second_was_left": answer.swapped}
-            | {axis: names[getattr(answer, axis)] for axis in AXES}
-            | {"comment": answer.comment, "seconds": answer.seconds, "revisions": answer.revisions,
+            | {axis: names.get(getattr(answer, axis)) for axis in AXES}
+            | {"error_level": answer.error_level, "comment": answer.comment, "seconds": answer.seconds,
+               "revisions": answer.revisions,
                "answered_at": answer.answered_at, "revised_at": answer.revised_at}
         )  # fmt: skip
     text = ("study", "kind", "prompt_id", "prompt", "category", "first_system", "second_system")
@@ -56,7 +57,8 @@ def answers_table(ratings: Ratings) -> pa.Table:
         [("study", pa.string()), ("rater", pa.int32()), ("pair", pa.int32())]
         + [(name, pa.string()) for name in (*text[1:], "first_sha256", "second_sha256")]
         + [("second_was_left", pa.bool_())]
-        + [(name, pa.string()) for name in (*AXES, "comment")]
+        + [(name, pa.string()) for name in AXES]
+        + [("error_level", pa.int32()), ("comment", pa.string())]
         + [("seconds", pa.float64()), ("revisions", pa.int32())]
         + [(name, pa.timestamp("us", "UTC")) for name in ("answered_at", "revised_at")]
     )

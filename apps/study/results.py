@@ -11,64 +11,23 @@ Definitions, which an independent count must meet:
   over the pairs that both raters answered.
 - A rater is attentive who answered at least `MIN_CHECKS_RIGHT` of their attention checks rightly: the video that is
   not broken wins on visual quality. Who has answered no check yet counts as attentive.
+
+Those of a study of errors stand in `apps.study.error_results`.
 """
 
 import itertools
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-from sqlalchemy import Engine, select
-from sqlalchemy.orm import Session
 
-from medgen.catalog import Study, StudyAnswer, StudyPair, StudyRater
-from medgen.errors import RunStopped
+from apps.study.error_results import over_errors
+from apps.study.figures import cohen, difference, interval, number, share
+from apps.study.ratings import Ratings
+from medgen.catalog import StudyAnswer, StudyRater
 from models.metrics import rating_statistics, statistics
-from tasks.evaluation.study import AXES, CHOICES
-
-MIN_CHECKS_RIGHT = 0.8
-CHECKED_AXIS = "visual_quality"
-
-
-@dataclass(frozen=True)
-class Ratings:
-    """All that is on record of a study."""
-
-    study: Study
-    pairs: dict[int, StudyPair]
-    raters: Sequence[StudyRater]
-    answers: Sequence[StudyAnswer]
-
-    def checks_right(self, rater: int) -> list[bool]:
-        """Whether each attention check that the rater answered was answered rightly."""
-        return [
-            getattr(answer, CHECKED_AXIS) == self.pairs[answer.pair].expected
-            for answer in self.answers
-            if answer.rater == rater and self.pairs[answer.pair].kind == "check"
-        ]
-
-    def attentive(self, rater: int) -> bool:
-        """See above."""
-        right = self.checks_right(rater)
-        return not right or sum(right) >= MIN_CHECKS_RIGHT * len(right)
-
-
-def read_ratings(engine: Engine, name: str) -> Ratings:
-    """The ratings of a study as they stand now. Raises RunStopped when there is no such study."""
-    with Session(engine) as session:
-        study = session.get(Study, name)
-        if study is None:
-            raise RunStopped(f"no study goes by {name[:80]!r}; see `medgen study list`")
-        pairs = session.scalars(select(StudyPair).where(StudyPair.study_name == name).order_by(StudyPair.number))
-        raters = session.scalars(select(StudyRater).where(StudyRater.study_name == name).order_by(StudyRater.number))
-        answers = session.scalars(
-            select(StudyAnswer).where(StudyAnswer.study_name == name).order_by(StudyAnswer.rater, StudyAnswer.pair)
-        )
-        ratings = Ratings(study, {pair.number: pair for pair in pairs}, raters.all(), answers.all())
-        session.expunge_all()
-    return ratings
+from tasks.evaluation.study import AXES, CHOICES, ERRORS
 
 
 def results(ratings: Ratings) -> dict[str, Any]:
@@ -76,15 +35,17 @@ def results(ratings: Ratings) -> dict[str, Any]:
     standing = [rater.number for rater in ratings.raters if rater.withdrawn_at is None]
     attentive = [rater for rater in standing if ratings.attentive(rater)]
     kinds = [pair.kind for pair in ratings.pairs.values()]
+    over = over_errors if ratings.study.kind == ERRORS else _over
     return {
         "study": ratings.study.name,
+        "kind": ratings.study.kind,
         "systems": list(ratings.study.systems),
         "pairs": kinds.count("rated"),
         "checks": kinds.count("check"),
         "interval": statistics.CONFIDENCE,
         "raters": [_rater(ratings, rater) for rater in ratings.raters],
-        "all_raters": _over(ratings, standing),
-        "attentive_raters": _over(ratings, attentive) if attentive != standing else None,
+        "all_raters": over(ratings, standing),
+        "attentive_raters": over(ratings, attentive) if attentive != standing else None,
     }
 
 
@@ -96,7 +57,7 @@ def _rater(ratings: Ratings, rater: StudyRater) -> dict[str, Any]:
         (getattr(answer, axis) == "second") == answer.swapped
         for answer in mine
         for axis in AXES
-        if getattr(answer, axis) != "neither" and ratings.pairs[answer.pair].kind == "rated"
+        if getattr(answer, axis) in ("first", "second") and ratings.pairs[answer.pair].kind == "rated"
     ]
     return {
         "rater": rater.number,
@@ -136,18 +97,16 @@ def _axis(ratings: Ratings, answers: Sequence[StudyAnswer], raters: Sequence[int
         "systems": [
             {"system": system, **_win_rate(counts, sides, place[system], cluster, weights)} for system in systems
         ],
-        "both_lose": _share(counts[:, 2], counts.sum(1), cluster, weights),
+        "both_lose": share(counts[:, 2], counts.sum(1), cluster, weights),
         "head_to_head": [
             {"first": a, "second": b, **_head_to_head(counts, sides, (place[a], place[b]), cluster, weights)}
             for a, b in itertools.combinations(systems, 2)
             if ((sides == (place[a], place[b])).all(1)).any()
         ],
         "bradley_terry": _ranking(counts, sides, systems, cluster, weights),
-        "fleiss_kappa": _number(rating_statistics.fleiss_kappa(counts))
-        | _interval(rating_statistics.fleiss_interval(counts, weights[:, cluster])),
-        "cohen_kappa": [
-            {"raters": [a, b], **_cohen(answers, a, b, axis)} for a, b in itertools.combinations(raters, 2)
-        ],
+        "fleiss_kappa": number(rating_statistics.fleiss_kappa(counts))
+        | interval(rating_statistics.fleiss_interval(counts, weights[:, cluster])),
+        "cohen_kappa": [{"raters": [a, b], **cohen(answers, a, b, axis)} for a, b in itertools.combinations(raters, 2)],
     }
 
 
@@ -157,7 +116,7 @@ def _win_rate(
     inside = (sides == system).any(1)
     won = np.where(sides[:, 0] == system, counts[:, 0], np.where(sides[:, 1] == system, counts[:, 1], 0.0))
     votes = counts.sum(1) * inside
-    return {"wins": int(won.sum()), "votes": int(votes.sum()), "win_rate": _share(won, votes, cluster, weights)}
+    return {"wins": int(won.sum()), "votes": int(votes.sum()), "win_rate": share(won, votes, cluster, weights)}
 
 
 def _head_to_head(
@@ -174,9 +133,9 @@ def _head_to_head(
         "votes": int(votes.sum()),
         "wins": [int(mine[:, 0].sum()), int(mine[:, 1].sum())],
         "both_lose": int(mine[:, 2].sum()),
-        "first_win_rate": _share(mine[:, 0], votes, cluster, weights),
-        "second_win_rate": _share(mine[:, 1], votes, cluster, weights),
-        "lead": _difference(mine[:, 0] - mine[:, 1], votes, cluster, weights),
+        "first_win_rate": share(mine[:, 0], votes, cluster, weights),
+        "second_win_rate": share(mine[:, 1], votes, cluster, weights),
+        "lead": difference(mine[:, 0] - mine[:, 1], votes, cluster, weights),
         "majority": {choice: int((clear == index).sum()) for index, choice in enumerate(CHOICES)}
         | {"undecided": len(most) - len(clear)},
     }
@@ -206,40 +165,8 @@ def _ranking(
                 "system": systems[index],
                 "rank": 1 + int((strengths > strength).sum()) if known else None,
                 "rank_interval": [round(low), round(high)] if math.isfinite(low) else None,
-                "log_strength": _number(strength) | _interval(statistics.percentile_interval(samples[:, index])),
+                "log_strength": number(strength) | interval(statistics.percentile_interval(samples[:, index])),
                 "beats_average": 1 / (1 + math.exp(-strength)) if known else None,
             }
         )
     return listed
-
-
-def _cohen(answers: Sequence[StudyAnswer], a: int, b: int, axis: str) -> dict[str, Any]:
-    of = {rater: {x.pair: getattr(x, axis) for x in answers if x.rater == rater} for rater in (a, b)}
-    both = sorted(of[a].keys() & of[b].keys())
-    value = rating_statistics.cohen_kappa(np.array([of[a][p] for p in both]), np.array([of[b][p] for p in both]))
-    return {"pairs": len(both), **_number(value)}
-
-
-def _share(hits: np.ndarray, of: np.ndarray, cluster: np.ndarray, weights: np.ndarray) -> dict[str, Any]:
-    total = of.sum()
-    return _difference(hits, of, cluster, weights) if total else {"value": None, "low": None, "high": None}
-
-
-def _difference(hits: np.ndarray, of: np.ndarray, cluster: np.ndarray, weights: np.ndarray) -> dict[str, Any]:
-    number = weights.shape[1]
-    low_high = rating_statistics.ratio_interval(
-        rating_statistics.per_cluster(cluster, hits, number),
-        rating_statistics.per_cluster(cluster, of, number),
-        weights,
-    )
-    return _number(float(hits.sum() / of.sum()) if of.sum() else math.nan) | _interval(low_high)
-
-
-def _number(value: float) -> dict[str, Any]:
-    return {"value": value if math.isfinite(value) else None}
-
-
-def _interval(low_high: tuple[float, float]) -> dict[str, Any]:
-    return {
-        name: value if math.isfinite(value) else None for name, value in zip(("low", "high"), low_high, strict=True)
-    }

@@ -25,10 +25,41 @@ def print_results(results: Mapping[str, Any]) -> None:
             "–" if row["left_share"] is None else f"{row['left_share']:.0%}", str(row["comments"]), note,
         )  # fmt: skip
     out.print(table)
-    _print_over(results["all_raters"], "all raters")
+    show = _print_errors if results["kind"] == "errors" else _print_over
+    show(results["all_raters"], "all raters")
     if results["attentive_raters"]:
         names = ", ".join(map(str, results["attentive_raters"]["raters"])) or "none"
-        _print_over(results["attentive_raters"], f"raters who passed the attention checks: {names}")
+        show(results["attentive_raters"], f"raters who passed the attention checks: {names}")
+
+
+def _print_errors(block: Mapping[str, Any], whose: str) -> None:
+    shares = _table(
+        f"Wrong videos by majority, {whose} (with 95 % intervals)",
+        "system",
+        "videos,wrong,share wrong,from level 1,from level 3,ratings of level 0 1 2 3",
+    )
+    for row in block["systems"]:
+        least, most = (_shown(row["share_from"][level]) for level in ("1", "3"))
+        levels = " ".join(map(str, row["levels"]))
+        shares.add_row(
+            escape(row["system"]),
+            str(row["videos"]),
+            str(row["wrong"]),
+            _shown(row["error_share"]),
+            least,
+            most,
+            levels,
+        )
+    out.print(shares)
+    differences = _table(f"Differences, {whose}", "first second", "share wrong of first minus second")
+    for row in block["differences"]:
+        differences.add_row(escape(row["first"]), escape(row["second"]), _shown(row["difference"], "+.1%"))
+    if block["differences"]:
+        out.print(differences)
+    agreement = _table(f"Agreement, {whose}", "about", "Fleiss' κ,Cohen's κ of pairs of raters")
+    agreement.add_row("wrong or not", _shown(block["fleiss_kappa"], ".2f"), "")
+    agreement.add_row("four levels", _shown(block["fleiss_kappa_levels"], ".2f"), _cohens(block["cohen_kappa"]))
+    out.print(agreement)
 
 
 def _print_over(block: Mapping[str, Any], whose: str) -> None:

@@ -23,7 +23,6 @@ from starlette.exceptions import HTTPException as StarletteHTTPException
 from apps.study.answers import (
     MAX_COMMENT,
     MAX_SECONDS,
-    SIDES,
     Given,
     Rater,
     agree,
@@ -35,7 +34,7 @@ from apps.study.answers import (
 )
 from medgen.errors import ItemFailed
 from medgen.ledger import Ledger
-from tasks.evaluation.study import AXES
+from tasks.evaluation.study import ERRORS, LEVEL, PAIRS
 
 router = APIRouter()
 
@@ -64,6 +63,20 @@ QUESTIONS = {
     ),
     "visual_quality": ("Visual quality", "Which video looks better: sharp, steady, without flaws of the picture?"),
 }
+LEVEL_QUESTIONS = {
+    LEVEL: (
+        "Worst error",
+        "How bad is the worst medical or physical error in the video: in anatomy, instruments, technique, order of "
+        "steps, in how things move, or in what the description asks for?",
+    )
+}
+# As in the rubric by which a multimodal LLM judges (models/prompts/medical_judge_v1.txt).
+LEVEL_WORDS = (
+    ("No error", "none seen"),
+    ("Slight", "noticed only on close inspection; would not mislead a learner"),
+    ("Clear", "a trained person notices it at once; would teach something wrong in detail"),
+    ("Grave", "absurd, dangerous if imitated, or nothing can be recognised"),
+)
 
 
 class _Video(FileResponse):
@@ -83,7 +96,11 @@ class _Site:
 
     def page(self, name: str, status: int = 200, **values: Any) -> HTMLResponse:
         """A template, filled in. The answer is not to be stored."""
-        html = self.templates.get_template(f"{name}.html.jinja").render(questions=QUESTIONS, **values)
+        kind = getattr(values.get("rater"), "kind", PAIRS)
+        html = self.templates.get_template(f"{name}.html.jinja").render(
+            questions=LEVEL_QUESTIONS if kind == ERRORS else QUESTIONS, levels=LEVEL_WORDS, kind=kind,
+            item="Video" if kind == ERRORS else "Pair", **values,
+        )  # fmt: skip
         return HTMLResponse(html, status, {"Cache-Control": "no-store"})
 
 
@@ -222,9 +239,9 @@ def answer(token: str, rater: RaterOfToken, position: Position, form: Form, requ
     if not rater.consented or position > rater.reachable:
         return _to(token)
     site = _site_of(request)
-    sides = {axis: form[axis] for axis in AXES if form.get(axis) in SIDES}
+    sides = {question: form[question] for question, known in rater.choices.items() if form.get(question) in known}
     given = Given(sides, _text(form.get("comment", "")))
-    missing = [axis for axis in AXES if axis not in sides]
+    missing = [question for question in rater.choices if question not in sides]
     if missing:
         return _pair_page(site, token, rater, position, given, missing, status=422)
     save(site.ledger.engine, rater, position, given, _seconds(form.get("seconds", "")))

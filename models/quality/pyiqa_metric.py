@@ -130,7 +130,7 @@ def load_pyiqa_metric(
         elif name == "niqe":
             options["pretrained_model_path"] = str(stack.enter_context(_niqe_parameters()))
         if name not in CLASSICAL:
-            stack.enter_context(_careful_fetching())
+            stack.enter_context(careful_fetching())
         try:
             # pyiqa prints what it downloads; stdout belongs to the caller.
             with contextlib.redirect_stdout(sys.stderr):
@@ -212,7 +212,7 @@ def _niqe_parameters() -> Iterator[Path]:
 
 
 @contextlib.contextmanager
-def _careful_fetching() -> Iterator[None]:
+def careful_fetching() -> Iterator[None]:
     """While weights load: time limits on sockets, no hub retries without a network, no code from pickles."""
     from huggingface_hub import constants
 

@@ -5,6 +5,7 @@ from typing import Any
 
 from prefect.artifacts import create_markdown_artifact, create_table_artifact
 
+from tasks.evaluation.frechet import frechet_table, frechet_warning
 from tasks.evaluation.sampling import sampling_rows, sampling_sentences
 from tasks.evaluation.tables import leaderboard_rows, paired_rows
 
@@ -23,6 +24,10 @@ def show_evaluation(summary: Mapping[str, Any]) -> None:
         key="sampling",
         description=" ".join(["How videos were made.", *sampling_sentences(summary["sampling"])]),
     )
+    if summary["frechet"]:
+        create_table_artifact(
+            frechet_table(summary["frechet"]), key="frechet", description=frechet_warning(summary["frechet"])
+        )
     lines = [
         "# Evaluation",
         f"report: `{summary['report']['html']}`",

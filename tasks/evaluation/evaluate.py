@@ -10,6 +10,7 @@ from medgen.catalog import Base, Evaluation
 from medgen.ledger import Ledger, Outcome, Record, StepIdentity, Work
 from medgen.store import Artifact
 from models.metrics.suite import describe
+from tasks.evaluation.frechet import FrechetRow
 from tasks.evaluation.leaderboard import LeaderboardRow, PairedTest, compare
 from tasks.evaluation.measured import Measured, System
 from tasks.evaluation.mllm_judge import VoteRow
@@ -62,6 +63,7 @@ class Report(TypedDict):
     against: str
     near_copies: NearCopies | None
     retrieval: dict[str, Retrieval]
+    frechet: list[FrechetRow]
     videos: list[VideoRow]
 
 
@@ -90,6 +92,7 @@ def report(
     against: str,
     copies: NearCopies | None,
     clips: Sequence[TrainingClip],
+    frechet: Sequence[FrechetRow] = (),
 ) -> Report:
     """What the evaluation found.
 
@@ -97,6 +100,7 @@ def report(
         against: name of the training release, or "".
         copies: as `tasks.evaluation.resemblance.near_copies` tells.
         clips: of the training release.
+        frechet: FID and FVD against the clips of the training release.
     """
     board, tests = compare(systems, measured, baseline, seed)
     probes = {
@@ -119,6 +123,7 @@ def report(
         "against": against,
         "near_copies": copies,
         "retrieval": {name: probe for name, probe in probes.items() if probe} if against else {},
+        "frechet": list(frechet),
         "videos": [_row(video) for video in measured],
     }
 
@@ -184,6 +189,16 @@ def _outcome(system: System, row: LeaderboardRow, content: Report, artifact: Art
         )
         for metric, value in row["values"].items()
     ]
+    distances = [one for one in content["frechet"] if one["system"] == system.name]
+    rows += [
+        Evaluation(
+            model_digest=system.digest if system.on_record else None,
+            metric=one["metric"],
+            value=one["value"],
+            detail={**one, "against": content["against"], "backbone": one["model"]},
+        )
+        for one in distances
+    ]
     detail: EvaluateDetail = {
         "system": system.name,
         "model": system.digest,
@@ -198,7 +213,8 @@ def _outcome(system: System, row: LeaderboardRow, content: Report, artifact: Art
     return Outcome(
         "kept",
         detail=dict(detail),
-        scores={metric: value["mean"] for metric, value in row["values"].items()},
+        scores={metric: value["mean"] for metric, value in row["values"].items()}
+        | {one["metric"]: one["value"] for one in distances},
         outputs={"report": artifact},
         rows=rows,
     )

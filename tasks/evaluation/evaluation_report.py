@@ -20,6 +20,7 @@ from medgen.errors import ItemFailed, RunStopped
 from medgen.settings import current
 from medgen.store import Store
 from tasks.evaluation.evaluate import Report
+from tasks.evaluation.frechet import frechet_table, frechet_warning
 from tasks.evaluation.leaderboard import NEUTRAL, TERM_MEAN, TERMS, metric_family
 from tasks.evaluation.measured import Measured
 from tasks.evaluation.sampling import sampling_line, sampling_rows, sampling_sentences
@@ -99,6 +100,8 @@ def page(content: Report, videos: Sequence[Mapping[str, Any]], nearest: Mapping[
         sampling_table=sampling_rows(content["sampling"]),
         sampling_told=sampling_sentences(content["sampling"]),
         backbone=lambda metric: metric[len(metric_family(metric)) :].strip("[]"),
+        frechet_table=frechet_table(content["frechet"]),
+        frechet_warning=frechet_warning(content["frechet"]),
         by_prompt=by_prompt,
         nearest=nearest,
         flagged=[v for v in videos if v["row"]["nearest"] and v["row"]["nearest"]["near_copy"]],

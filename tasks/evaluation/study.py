@@ -1,9 +1,9 @@
-"""Study: pairs of videos of two systems for one prompt, chosen and laid out for blind rating, on record.
+"""Study: videos of several systems, chosen and laid out for blind rating, on record; of two kinds.
 
-As in MedGen (arXiv 2507.05675, section on human evaluation): physicians see two videos of one prompt without knowing
-whose they are, and say for text alignment, medical accuracy and visual quality which is better, or that both lose.
-All raters rate all pairs, each in an order and with sides of their own. Some pairs are attention checks: a video
-beside itself, plainly broken.
+Pairs, as in MedGen (arXiv 2507.05675, section on human evaluation): physicians see two videos of one prompt without
+knowing whose they are, and say for text alignment, medical accuracy and visual quality which is better, or that both
+lose. All raters rate all pairs, each in an order and with sides of their own. Some pairs are attention checks: a video
+beside itself, plainly broken. Errors: single videos on four levels, see `tasks.evaluation.study_errors`.
 """
 
 import hashlib
@@ -13,7 +13,7 @@ import secrets
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
-from typing import Any, TypedDict
+from typing import Any, Literal, TypedDict
 
 from pydantic import ConfigDict, Field
 from sqlalchemy import func, select
@@ -26,19 +26,16 @@ from medgen.ledger import Ledger, Outcome, Record, StepIdentity, Work
 from medgen.store import Artifact
 from tasks.evaluation import anonymise
 from tasks.evaluation.anonymise import AnonymiseParams
-from tasks.evaluation.study_pairs import (
-    MAX_PAIRS,
-    AnonymousCopies,
-    check_row,
-    choose_checks,
-    choose_pairs,
-    copies_of,
-    rated_row,
-)
+from tasks.evaluation.study_errors import design_errors
+from tasks.evaluation.study_pairs import MAX_PAIRS, AnonymousCopies, Design, design_pairs
 from tasks.evaluation.system_videos import SystemVideos
 
 AXES = ("text_alignment", "medical_accuracy", "visual_quality")
 CHOICES = ("first", "second", "neither")
+LEVEL = "error_level"  # the one question of a study of errors
+LEVELS = 4
+PAIRS: Literal["pairs"] = "pairs"
+ERRORS: Literal["errors"] = "errors"
 NAME = re.compile(r"[a-z0-9][a-z0-9._-]{0,63}")
 TOKEN_BYTES = 24
 MAX_RATERS = 100
@@ -49,14 +46,21 @@ class StudyParams(AnonymiseParams):
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
-    raters: int = Field(3, ge=1, le=MAX_RATERS, description="People who rate; each rates all pairs.")
-    pairs: int = Field(0, ge=0, le=MAX_PAIRS, description="Pairs to rate, spread over systems; 0: all there are.")
+    kind: Literal["pairs", "errors"] = Field(
+        PAIRS,
+        description="pairs: two videos side by side, which is better; errors: one at a time, how bad its worst error.",
+    )
+    raters: int = Field(3, ge=1, le=MAX_RATERS, description="People who rate; each rates all.")
+    pairs: int = Field(
+        0, ge=0, le=MAX_PAIRS, description="Pairs (or videos) to rate, spread over systems; 0: all there are."
+    )
     checks: int = Field(-1, ge=-1, le=50, description="Attention checks; -1: one for every ten pairs, two at least.")
     study_seed: int = Field(0, ge=0, lt=2**62, description="Of the choice of pairs, and of orders and sides.")
 
 
 class StudyDetail(TypedDict):
-    """Detail of the record of a study: how many pairs, checks and raters; name of a video → why it is in no pair."""
+    """Detail of the record of a study: how many pairs (or videos), checks and raters; name of a video → why it is left
+    out."""
 
     pairs: int
     checks: int
@@ -96,8 +100,8 @@ def new_study(
     Killed before that it leaves no study; what was copied is not copied again.
 
     Raises:
-        RunStopped: the name is taken or no name; fewer than two systems; no prompt that two systems share; no pair
-            whose videos can be read.
+        RunStopped: the name is taken or no name; fewer than two systems (for errors: none); no prompt that two
+            systems (for errors: all) share; no videos that can be read.
     """
     if not NAME.fullmatch(name):
         raise RunStopped(f"{name[:80]!r} is no name: up to 64 small letters, digits, dots, dashes and underscores")
@@ -107,35 +111,25 @@ def new_study(
                 f"there is a study {name!r} already: choose another name, or see `medgen study invite {name}` for links"
             )
     by_label = {system.label: system for system in systems}
-    if len(by_label) < 2 or len(by_label) != len(systems):
+    if len(by_label) < (1 if params.kind == ERRORS else 2) or len(by_label) != len(systems):
         raise RunStopped("a study compares two or more systems under names of their own: --videos NAME=FOLDER twice")
     left_out = {f"{s.label}: {video}": why for s in systems for video, why in s.left_out.items()}
     copies = AnonymousCopies(ledger, by_label, params, progress)
-    chosen = choose_pairs(by_label, params.pairs, params.study_seed, copies, left_out)
-    checks = choose_checks(chosen, params.checks, params.study_seed, copies)
-    rows = [rated_row(name, number, pair, copies) for number, pair in enumerate(chosen, 1)]
-    rows += [
-        check_row(name, number, pair, system, good, copies)
-        for number, (pair, system, good) in enumerate(checks, len(rows) + 1)
-    ]
-    used = [
-        (f"{row.number:04}/{place}", record)
-        for row, pair in zip(rows, [*chosen, *(pair for pair, _, _ in checks)], strict=True)
-        for place, record in copies_of(row, pair, copies)
-    ]
+    lay_out = design_errors if params.kind == ERRORS else design_pairs
+    design = lay_out(name, by_label, params.pairs, params.checks, params.study_seed, copies, left_out)
     tokens = {rater: new_token() for rater in range(1, params.raters + 1)}
     detail: StudyDetail = {
-        "pairs": len(chosen),
-        "checks": len(checks),
+        "pairs": design.rated,
+        "checks": design.checks,
         "raters": params.raters,
         "left_out": left_out,
     }
-    record = _write(ledger, name, systems, params, consent, rows, used, tokens, detail)
+    record = _write(ledger, name, systems, params, consent, design, tokens, detail)
     looks = {
-        label: sorted({_look(copies.record(label, p.text)) for p in chosen if label in (p.first, p.second)})
+        label: sorted({_look(copies.record(label, text)) for system, text in design.shown if system == label})
         for label in by_label
     }
-    return NewStudy(name, record, tokens, len(chosen), len(checks), left_out, looks)
+    return NewStudy(name, record, tokens, design.rated, design.checks, left_out, looks)
 
 
 def _write(
@@ -144,8 +138,7 @@ def _write(
     systems: Sequence[SystemVideos],
     params: StudyParams,
     consent: str,
-    rows: Sequence[StudyPair],
-    used: Sequence[tuple[str, Record]],
+    design: Design,
     tokens: Mapping[int, str],
     detail: StudyDetail,
 ) -> Record:
@@ -156,33 +149,40 @@ def _write(
     raters = [
         StudyRater(
             study_name=name, number=rater, token_sha256=token_digest(token),
-            showing=showing([row.number for row in rows], params.study_seed, rater),
+            showing=showing([row.number for row in design.rows], params.study_seed, rater),
         )
         for rater, token in tokens.items()
     ]  # fmt: skip
-    design = [
-        {c.name: getattr(row, c.name) for c in StudyPair.__table__.columns if c.name != "study_name"} for row in rows
+    pairs = [
+        {c.name: getattr(row, c.name) for c in StudyPair.__table__.columns if c.name != "study_name"}
+        for row in design.rows
     ]
     identity = StepIdentity("study", 1, params.model_dump(), {})
     work = Work(
         f"study-{name}",
-        inputs={role: record.outputs["video"] for role, record in used},
+        inputs={role: record.outputs["video"] for role, record in design.used},
         context={
             "systems": [{"label": s.label, "source": _shown(s.source), "model": s.model} for s in systems],
-            "pairs": design,
+            "pairs": pairs,
             "consent": consent,
         },
-        parents={role: record.id for role, record in used},
+        parents={role: record.id for role, record in design.used},
     )
     started = now()
-    content = {"study": name, "pairs": design, "showings": {str(r.number): r.showing for r in raters}}
+    content = {"study": name, "pairs": pairs, "showings": {str(r.number): r.showing for r in raters}}
     outcome = Outcome(
         "kept",
         detail=dict(detail),
         outputs={"design": ledger.store.put_bytes(canonical_json(content), "application/json")},
         rows=[
-            Study(name=name, systems=[s.label for s in systems], seed=params.study_seed, consent=consent),
-            *rows,
+            Study(
+                name=name,
+                kind=params.kind,
+                systems=[s.label for s in systems],
+                seed=params.study_seed,
+                consent=consent,
+            ),
+            *design.rows,
             *raters,
         ],
     )
@@ -257,7 +257,7 @@ def record_results(ledger: Ledger, name: str, results: Mapping[str, Any]) -> dic
     """Puts results on record, system → record: for lineage from a model to what people said of it.
 
     The same results are recorded once. Output `results`: the JSON. Evaluation rows, by the raters who passed the
-    attention checks: `study/NAME/AXIS/win_rate` with its interval.
+    attention checks: `study/NAME/AXIS/win_rate` with its interval; of errors `study/NAME/error_share`.
 
     Raises RunStopped: no such study, or nothing rated yet.
     """
@@ -265,7 +265,7 @@ def record_results(ledger: Ledger, name: str, results: Mapping[str, Any]) -> dic
         made_by = _study(session, name).step_run_id
         context = session.get_one(StepRun, made_by).context
     block = results["attentive_raters"] or results["all_raters"]
-    if not any(axis["votes"] for axis in block["axes"].values()):
+    if not (block["votes"] if LEVEL in block else any(axis["votes"] for axis in block["axes"].values())):
         raise RunStopped(f"no attentive rater of {name!r} has rated a pair yet: there is nothing to put on record")
     artifact = ledger.store.put_bytes(canonical_json(dict(results)), "application/json")
     identity = StepIdentity("rate", 1, {}, {})
@@ -284,16 +284,23 @@ def record_results(ledger: Ledger, name: str, results: Mapping[str, Any]) -> dic
 def _rating(name: str, system: Mapping[str, Any], block: Mapping[str, Any], results: Artifact) -> Outcome:
     """What raters said of one system."""
     label = system["label"]
-    rates = {
-        axis: next(row for row in facts["systems"] if row["system"] == label) for axis, facts in block["axes"].items()
-    }
+    figures: dict[str, tuple[float | None, Mapping[str, Any]]]
+    if LEVEL in block:
+        row = next(row for row in block["systems"] if row["system"] == label)
+        figures = {"error_share": (row["error_share"]["value"], row)}
+    else:
+        rates = {
+            axis: next(row for row in facts["systems"] if row["system"] == label)
+            for axis, facts in block["axes"].items()
+        }
+        figures = {f"{axis}/win_rate": (row["win_rate"]["value"], row) for axis, row in rates.items()}
     rows: list[Any] = [
         Evaluation(
-            model_digest=system["model"], metric=f"study/{name}/{axis}/win_rate", value=row["win_rate"]["value"],
+            model_digest=system["model"], metric=f"study/{name}/{figure}", value=value,
             detail={**row, "study": name, "system": label, "raters": block["raters"]},
         )
-        for axis, row in rates.items()
-        if row["win_rate"]["value"] is not None
+        for figure, (value, row) in figures.items()
+        if value is not None
     ]  # fmt: skip
     return Outcome(
         "kept",

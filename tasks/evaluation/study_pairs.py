@@ -18,6 +18,24 @@ PLACES: tuple[Place, Place] = ("first", "second")
 
 
 @dataclass(frozen=True)
+class Design:
+    """What raters are shown.
+
+    Args:
+        rows: in order of their numbers.
+        used: (number of the row and place, record of the copy that stands there).
+        rated, checks: how many rows of each kind.
+        shown: (system, text of the prompt) of the rated videos.
+    """
+
+    rows: Sequence[StudyPair]
+    used: Sequence[tuple[str, Record]]
+    rated: int
+    checks: int
+    shown: Sequence[tuple[str, str]]
+
+
+@dataclass(frozen=True)
 class Pair:
     """Two systems' videos of one prompt, whose text is `text`."""
 
@@ -59,6 +77,33 @@ class AnonymousCopies:
     def record(self, system: str, text: str, form: Form = "whole") -> Record:
         """The record of a copy that was made."""
         return self.records[self.original(system, text).sha256, form]
+
+
+def design_pairs(
+    name: str,
+    systems: Mapping[str, SystemVideos],
+    number: int,
+    checks: int,
+    seed: int,
+    copies: AnonymousCopies,
+    left_out: dict[str, str],
+) -> Design:
+    """Pairs to rate, then attention checks. Arguments and errors as of `choose_pairs` and `choose_checks`."""
+    chosen = choose_pairs(systems, number, seed, copies, left_out)
+    chosen_checks = choose_checks(chosen, checks, seed, copies)
+    rows = [rated_row(name, at, pair, copies) for at, pair in enumerate(chosen, 1)]
+    rows += [
+        check_row(name, at, pair, system, good, copies)
+        for at, (pair, system, good) in enumerate(chosen_checks, len(rows) + 1)
+    ]
+    bases = [*chosen, *(pair for pair, _, _ in chosen_checks)]
+    used = [
+        (f"{row.number:04}/{place}", record)
+        for row, pair in zip(rows, bases, strict=True)
+        for place, record in copies_of(row, pair, copies)
+    ]
+    shown = [(system, pair.text) for pair in chosen for system in (pair.first, pair.second)]
+    return Design(rows, used, len(chosen), len(chosen_checks), shown)
 
 
 def choose_pairs(

@@ -1,4 +1,4 @@
-// Keys, both videos at once, and how long an answer took. Without this script the page is an ordinary form.
+// Keys, all videos at once, and how long an answer took. Without this script the page is an ordinary form.
 "use strict";
 
 const form = document.querySelector("form.answers");
@@ -26,6 +26,7 @@ function mark(index, focus) {
 function choose(number) {
   const question = questions[current];
   const input = question.querySelectorAll("input")[number];
+  if (!input) return;
   input.checked = true;
   question.classList.remove("open");
   said.textContent = `${question.querySelector("legend").textContent}: ${input.nextElementSibling.firstChild.textContent}`;
@@ -39,7 +40,7 @@ function playing() {
 }
 
 function tell() {
-  word.textContent = playing() ? "Pause both" : "Play both";
+  word.textContent = (playing() ? "Pause" : "Play") + (videos.length > 1 ? " both" : "");
 }
 
 function play() {
@@ -83,7 +84,7 @@ document.addEventListener("keydown", (event) => {
   }
   const radio = at.matches('input[type="radio"]');
   const control = at.matches("a, button, video");
-  if ("123".includes(event.key) && event.key.length === 1) choose(Number(event.key) - 1);
+  if ("1234".includes(event.key) && event.key.length === 1) choose(Number(event.key) - 1);
   else if (event.key === "ArrowDown" && at.tagName !== "VIDEO") mark(current + 1, true);
   else if (event.key === "ArrowUp" && at.tagName !== "VIDEO") mark(current - 1, true);
   else if (event.key === " " && !control && !radio) toggle();
