@@ -70,21 +70,27 @@ def register(limits: Mapping[str, int]) -> None:
                 "/deployments/{id}",
                 path_params={"id": deployment.id},
                 json={
-                    "parameter_openapi_schema": strict_schema(deployment.parameter_openapi_schema or {}),
+                    "parameter_openapi_schema": strict_schema(
+                        deployment.parameter_openapi_schema or {}, parameters_of(flow).conflict_schemas()
+                    ),
                     "parameters": with_current_names(flow, deployment.parameters),
                 },
             )
         _register_automations(client, names)
 
 
-def strict_schema(schema: Mapping[str, Any]) -> dict[str, Any]:
+def strict_schema(schema: Mapping[str, Any], conflicts: Sequence[Mapping[str, Any]] = ()) -> dict[str, Any]:
     """A deployment's schema that refuses, when a run is asked for, what Prefect's server would let pass.
 
     Unknown parameters, which would crash the run; and NaN, which is no JSON, but the server reads it, and it lies
     within any minimum and maximum, because it compares with nothing. Infinity the parameters' own limits refuse.
+
+    Args:
+        conflicts: schemas that the parameters as a whole must hold to; see `Parameters.conflict_schemas`.
     """
     properties = {name: _without_nan(known) for name, known in schema.get("properties", {}).items()}
-    return {**schema, "properties": properties, "additionalProperties": False}
+    strict = {**schema, "properties": properties, "additionalProperties": False}
+    return strict | ({"allOf": list(conflicts)} if conflicts else {})
 
 
 def _without_nan(schema: Mapping[str, Any]) -> dict[str, Any]:
@@ -96,8 +102,13 @@ def _without_nan(schema: Mapping[str, Any]) -> dict[str, Any]:
 
 def with_current_names(flow: str, parameters: Mapping[str, Any]) -> dict[str, Any]:
     """What prefect.yaml sets for a deployment of the flow, by the names that its parameters have now."""
+    return parameters_of(flow).with_current_names(parameters)
+
+
+def parameters_of(flow: str) -> type[Parameters]:
+    """What a flow can be told."""
     known: type[Parameters] = import_module(f"flows.{flow}").PARAMETERS
-    return known.with_current_names(parameters)
+    return known
 
 
 def our_deployments(client: "SyncPrefectClient") -> Sequence["DeploymentResponse"]:

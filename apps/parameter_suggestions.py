@@ -15,6 +15,9 @@ _MOST_BYTES = 1 << 20
 # As the library jsonschema words it.
 _UNKNOWN = re.compile(r"\((?P<names>'.*') (?:was|were) unexpected\)")
 _NO_CHOICE = re.compile(r"'(?P<value>[^']*)' is not one of (?P<choices>\[[^\]]*\])")
+_MISSING = re.compile(r"'(?P<name>\w+)' is a required property")
+# A schema of `Parameters.conflict_schemas` says in a comment what would be right.
+_CONFLICT = re.compile(r"should not be valid under \{.*'\$comment': '(?P<told>[^']*)'\}")
 
 
 class ParameterSuggestions:
@@ -45,6 +48,11 @@ class ParameterSuggestions:
                 detail += "".join(suggestion(name, known) for name in re.findall(r"'([^']*)'", unknown["names"]))
             elif wrong := _NO_CHOICE.search(detail):
                 detail += suggestion(wrong["value"], tuple(map(str, literal_eval(wrong["choices"]))))
+            elif missing := _MISSING.search(detail):
+                known = await self._parameters(deployment, scope)
+                detail += f" with these values: {known[missing['name']]['description']}"
+            else:
+                detail = _CONFLICT.sub(lambda conflict: f"does not fit: {conflict['told']}", detail)
         except (ValueError, TypeError, KeyError, SyntaxError):  # words of another kind
             return body
         return json.dumps(told | {"detail": detail}).encode()

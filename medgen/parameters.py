@@ -1,7 +1,7 @@
 """Parameters of steps and flows: typed, frozen, checked, and known by their former names for one version."""
 
 import logging
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from difflib import get_close_matches
 from itertools import pairwise
 from typing import Any, ClassVar, Literal, Self, get_args, get_origin
@@ -27,7 +27,8 @@ class Parameters(BaseModel):
 
     A subclass names what it calls differently since the last version in `former_names`: former name → name. The former
     name is accepted with a warning; in the version after, it is refused like any unknown name. In `in_order` it names
-    those whose values must not fall: ``(("min_clip_s", "max_clip_s"),)``.
+    those whose values must not fall: ``(("min_clip_s", "max_clip_s"),)``. Other rules on values that must go together
+    are `conflicts`, and `conflict_schemas` for who checks a JSON schema.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
@@ -43,9 +44,22 @@ class Parameters(BaseModel):
             checked = handler(values)
         except ValidationError as error:
             raise ValidationError.from_exception_data(error.title, [cls._worded(e) for e in error.errors()]) from None
-        if crossed := [line for names in cls._all_orders() if (line := _crossed(checked, names))]:
-            raise ValidationError.from_exception_data(cls.__name__, crossed)
+        if conflicts := [_refusal((n,), getattr(checked, n, None), text) for n, text in checked.conflicts()]:
+            raise ValidationError.from_exception_data(cls.__name__, conflicts)
         return checked
+
+    def conflicts(self) -> Iterator[tuple[str, str]]:
+        """Values that do not go together: (name of the parameter, what is wrong with it)."""
+        for names in self._all_orders():
+            for lower, upper in pairwise(names):
+                low, high = getattr(self, lower), getattr(self, upper)
+                if low > high:
+                    yield lower, f"{low} is more than {upper}={high}: they must be in order"
+
+    @classmethod
+    def conflict_schemas(cls) -> list[dict[str, Any]]:
+        """JSON schemas that the parameters as a whole must hold to as well, as far as a schema can tell."""
+        return []
 
     @classmethod
     def with_current_names(cls, values: Mapping[str, Any]) -> dict[str, Any]:
@@ -105,15 +119,6 @@ def suggestion(given: str, known: Mapping[str, Any] | tuple[str, ...]) -> str:
     """``; did you mean …?`` where something known is spelt nearly as what is given, else nothing."""
     near = get_close_matches(given.lower(), list(known), n=1, cutoff=0.6)
     return f"; did you mean {near[0]}?" if near else ""
-
-
-def _crossed(checked: Parameters, names: tuple[str, ...]) -> InitErrorDetails | None:
-    """What is wrong where a value is above the next one."""
-    for lower, upper in pairwise(names):
-        low, high = getattr(checked, lower), getattr(checked, upper)
-        if low > high:
-            return _refusal((lower,), low, f"{low} is more than {upper}={high}: they must be in order")
-    return None
 
 
 def _refusal(place: tuple[int | str, ...], value: Any, message: str) -> InitErrorDetails:

@@ -1,9 +1,10 @@
-"""The funnel guard: what departs from history stops a release, what varies by chance does not."""
+"""The funnel guard: what departs from history or drops everything stops a release, what varies by chance does not."""
 
 from hypothesis import given
 from hypothesis import strategies as st
 
-from tasks.curation.funnel_guard import departures
+from medgen.takedown import BLOCKED, TAKEN_DOWN
+from tasks.curation.funnel_guard import departures, stopped
 
 
 def entry(step: str, total: int, kept: int) -> dict:
@@ -17,10 +18,24 @@ def test_a_step_that_drops_everything_is_named_with_its_share_and_reason() -> No
     assert "discover kept 0 of 300 (0%), where 67% was usual; most were dropped for no_medical_term" in str(found)
 
 
-def test_without_history_or_with_few_subjects_nothing_departs() -> None:
-    assert departures([entry("discover", 300, 0)], [], 0.5) == []
-    assert departures([entry("discover", 4, 0)], [[entry("discover", 300, 200)]], 0.5) == []
-    assert departures([entry("discover", 300, 0)], [[entry("discover", 4, 4)]], 0.5) == []
+def test_a_step_that_rejects_everything_needs_no_history() -> None:
+    for total, history in ((300, []), (2, []), (4, [[entry("discover", 300, 200)]]), (6, [[entry("discover", 9, 2)]])):
+        (found,) = departures([entry("discover", total, 0), entry("download", 0, 0)], history, 0.5)
+        assert (found.step, found.kept, found.total) == ("discover", 0, total)
+    assert "because a step rejects all that it is given: discover kept 0 of 2" in str(
+        stopped("medgen", departures([entry("discover", 2, 0)], [], 0.5))
+    )
+    told = [[entry("discover", 300, 0)]]  # and was released nevertheless
+    failed = entry("discover", 3, 3) | {"kept": 0, "failed": {"http_404": 3}}
+    taken_down = entry("discover", 3, 3) | {"kept": 0, "rejected": {TAKEN_DOWN: 2, BLOCKED: 1}}
+    assert not departures([entry("discover", 300, 0)], told, 0.5)
+    assert not departures([failed], [], 0.5) and not departures([taken_down], [], 0.5)
+
+
+def test_without_history_or_with_few_subjects_less_is_no_departure() -> None:
+    assert departures([entry("discover", 300, 1)], [], 0.5) == []
+    assert departures([entry("discover", 4, 1)], [[entry("discover", 300, 300)]], 0.5) == []
+    assert departures([entry("discover", 300, 1)], [[entry("discover", 4, 4)]], 0.5) == []
 
 
 @given(st.integers(5, 500), st.floats(0.05, 1))

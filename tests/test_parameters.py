@@ -8,7 +8,9 @@ from contextlib import nullcontext
 from types import SimpleNamespace
 from typing import Any
 
+import hypothesis
 import pytest
+from hypothesis import strategies as st
 from prefect.utilities.schema_tools.validation import ValidationError as SchemaError
 from prefect.utilities.schema_tools.validation import validate
 from pydantic import ValidationError
@@ -19,6 +21,7 @@ from apps.deployments import strict_schema, with_current_names
 from flows.refresh import RefreshParameters, refresh
 from medgen.errors import RunStopped
 from medgen.parameters import Parameters, complaints
+from models.quality.scales import SUGGESTED, scales
 from tasks.curation.classify import ClassifyParams
 from tasks.curation.curation_step import steps
 from tasks.training.train import TrainParams
@@ -51,6 +54,7 @@ def test_a_refresh_has_the_parameters_of_all_its_steps() -> None:
             assert RefreshParameters.model_fields[name].default == field.default, (step.name, name)
 
 
+SCHEMA = strict_schema(refresh.parameters.model_dump_for_openapi(), RefreshParameters.conflict_schemas())
 FLOWS = ("refresh", "discover", "recheck", "gc", "verify", "doctor", "approve", "train", "evaluate", "augment")
 
 
@@ -108,6 +112,16 @@ def test_no_number_is_not_a_number_or_beyond_all_numbers(value: float | str) -> 
         ({"medical_treshold": 0.5}, "medical_treshold: there is no such parameter; did you mean medical_threshold?"),
         ({"zzz": 0.5}, "zzz: there is no such parameter"),
         ({"text_threshold": math.nan}, "text_threshold: Input should be a finite number, not nan"),
+        ({"technical_model": "piqee"}, "technical_model: there is no metric 'piqee'; did you mean piqe?"),
+        (
+            {"technical_model": "dover", "technical_threshold": 95, "mediocre_technical": 0.5},
+            "technical_threshold: 95 is not on the scale of dover, which runs from 0 (worst) to 1 (best): set 0.13",
+        ),
+        (
+            {"technical_model": "musiq", "mediocre_technical": 40},
+            "technical_threshold: 95 is meant for piqe, not for musiq, which runs from 0 (worst) to 100 (best): set 0",
+        ),
+        ({"technical_threshold": 500}, "technical_threshold: 500 is not on the scale of piqe, which runs from 100 "),
     ],
 )
 def test_what_is_refused_is_named_with_the_reason_and_what_may_be_meant(given: dict[str, Any], told: str) -> None:
@@ -159,6 +173,7 @@ def test_commands_refuse_it_in_one_line_each(monkeypatch: pytest.MonkeyPatch) ->
         (["refresh", "--source", "v", "--set", "max_bytes=1e400"], "max_bytes: Input should be a finite number"),
         (["refresh", "--source", "v", "--set", "min_clip_s=99"], "min_clip_s: 99.0 is more than max_clip_s=10.0"),
         (["refresh", "--source", "v", "--set", "x264_preset=fastr"], "did you mean faster?"),
+        (["refresh", "--source", "v", "--set", "technical_model=dover"], "technical_threshold: 95 is not on the scale"),
         (["discover", "-s", "v", "--set", "word_treshold=2"], "word_treshold: there is no such parameter"),
         (["recheck", "--set", "stall_limits=2"], "did you mean stall_limit_s?"),
         (["gc", "--grace-minutes", "nan"], "nan is not a finite number"),
@@ -167,6 +182,39 @@ def test_commands_refuse_it_in_one_line_each(monkeypatch: pytest.MonkeyPatch) ->
         done = CliRunner().invoke(app, command)
         assert done.exit_code == 2 and told in " ".join(done.output.split()), (command, done.output, done.exception)
         assert "Traceback" not in done.output
+
+
+@hypothesis.settings(deadline=None)
+@hypothesis.given(
+    kind=st.sampled_from(("technical", "aesthetic")),
+    metric=st.sampled_from(("", "piqe", "dover", "laion_aes", "entropy", "niqe", "musiq", "nima", "unique", "guess")),
+    single=st.none() | st.sampled_from((95.0, 0.5, 0.0, 3.0, -2.0)) | st.floats(-5, 120),
+    joint=st.none() | st.sampled_from((95.0, 0.0, 0.5)) | st.floats(-5, 120),
+)
+def test_forms_and_python_refuse_the_same_thresholds(
+    kind: str, metric: str, single: float | None, joint: float | None
+) -> None:
+    chosen = {f"{kind}_model": metric or None, f"{kind}_threshold": single, f"mediocre_{kind}": joint}
+    chosen = {name: value for name, value in chosen.items() if value is not None}
+    try:
+        RefreshParameters(**chosen)
+    except ValidationError as refused:
+        also = [f"{error.json_path} {error.message}" for error in validate(chosen, SCHEMA)]
+        assert also and all(any(line.split(":")[0] in told for told in also) for line in complaints(refused))
+    else:
+        assert not validate(chosen, SCHEMA)
+
+
+def test_thresholds_with_a_reason_lie_on_their_scales() -> None:
+    for (kind, metric), thresholds in SUGGESTED.items():
+        assert scales(kind)[metric].holds(thresholds.single) and scales(kind)[metric].holds(thresholds.joint)
+        RefreshParameters(
+            **{
+                f"{kind}_model": metric,
+                f"{kind}_threshold": thresholds.single,
+                f"mediocre_{kind}": thresholds.joint,
+            }
+        )
 
 
 def test_the_schema_of_a_deployment_refuses_what_json_does_not_know() -> None:

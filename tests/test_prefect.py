@@ -252,6 +252,14 @@ def test_form_is_flat_and_explains_itself(up: Up) -> None:
         ({"x264_preset": "fastr"}, "'veryslow', 'placebo']; did you mean faster?"),
         ({"max_bytes": 10**24}, f"greater than the maximum of {2**50}"),
         ({"release_prefix": "Not A Name"}, "release_prefix"),
+        (
+            {"technical_model": "dover", "technical_threshold": 95, "mediocre_technical": 0.5},
+            "'technical_threshold'. Failure reason: 95 does not fit: this technical_model runs from 0 (worst) to 1",
+        ),
+        (
+            {"technical_model": "dover"},
+            "_technical' is a required property with these values: Joint rule: mediocre if worse in both",
+        ),
         ({"sources": "videos"}, "sources"),
     ],
 )
@@ -283,6 +291,10 @@ def test_form_refuses_what_is_wrong_before_any_run(up: Up, browser_page: Page) -
     expect(form.field("Text model")).to_contain_text("rapidocr")  # a drop-down, which shows its default
     form.fill("Medical threshold", 7).submit.click()
     told = "Validation failed for field 'medical_threshold'. Failure reason: 7 is greater than the maximum of 1"
+    expect(browser_page.get_by_text(told).first).to_be_in_viewport(timeout=30_000)
+    # The form sends every default, of which two are another metric's.
+    form.fill("Medical threshold", 0.5).fill("Aesthetic model", "laion_aes").submit.click()
+    told = "Failure reason: 0.5 does not fit: this aesthetic_model runs from 1 (worst) to 10 (best): set 3"
     expect(browser_page.get_by_text(told).first).to_be_in_viewport(timeout=30_000)
     form = RunForm(browser_page, up.url, up.deployment_named("model")["id"])
     form.submit.click()

@@ -17,6 +17,7 @@ import torch
 from models import ModelUnavailable
 from models.quality import pyiqa_metric
 from models.quality.aesthetic import aesthetic_digest, load_aesthetic
+from models.quality.scales import scales
 from models.quality.technical import load_technical, technical_digest
 
 
@@ -52,6 +53,9 @@ def test_every_frame_has_a_score_in_range(piqe, frames) -> None:
         small = cv2.resize(frames[0], (640, 360))
         scores = metric.scores([black, flat, small])
         least, greatest = metric.score_range
+        known = scales("technical" if metric.name in scales("technical") else "aesthetic")
+        scale = known[metric.name.removesuffix("_stand_in")]
+        assert (scale.least, scale.greatest, scale.lower_is_better) == (least, greatest, metric.lower_is_better)
         assert all(isinstance(score, float) and least <= score <= greatest for score in scores)
         assert scores == metric.scores([black, flat, small])
         worst = max(scores) if metric.lower_is_better else min(scores)

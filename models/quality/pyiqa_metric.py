@@ -34,8 +34,9 @@ frames. PIQE works block by block, so a part is as good as the whole at a third 
 instead hides its noise: at 720p a frame with noise of 25 grey levels then scored better than the clean one."""
 CLASSICAL = ("niqe", "piqe")
 """Metrics from hand-made statistics that need no download: weaker than learned ones."""
-NOT_FOR_FRAMES = frozenset({"clipscore", "entropy", "fid", "fid_dinov2", "inception_score", "sfid"})
-"""pyiqa's metrics of whole sets or of picture and text; and its entropy, which needs 2 GB for a 720p frame."""
+NOT_FOR_FRAMES = frozenset({"clipscore", "entropy", "fid", "fid_dinov2", "inception_score", "pi", "sfid"})
+"""pyiqa's metrics of whole sets or of picture and text; its entropy, which needs 2 GB for a 720p frame; and pi, whose
+scale has no end."""
 NETWORK_TIMEOUT_S = 5.0
 
 _log = logging.getLogger(__name__)

@@ -4,9 +4,10 @@ Order and rules follow the paper's funnel: resolution, borders, overlay text, ae
 rule for clips that are mediocre in both; still pictures are dropped too (Panda-70M).
 """
 
+from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from functools import partial
-from typing import Literal, NotRequired, TypedDict, cast
+from typing import Any, Literal, NotRequired, TypedDict, cast
 
 from pydantic import Field
 
@@ -25,13 +26,17 @@ from models.quality.defects import (
     MIN_SHARPNESS,
 )
 from models.quality.motion import STILL_BELOW, Motion, MotionType, is_panned_photograph, motion_type
+from tasks.curation import thresholds
 from tasks.curation.curation_step import CurationStep
 from tasks.curation.cut import CUT
-from tasks.curation.quality import QUALITY, MotionFacts, QualityDetail, QualityScores
+from tasks.curation.quality import QUALITY, MotionFacts, QualityDetail, QualityParams, QualityScores
 
 
 class DecideParams(Parameters):
-    """Thresholds of decide. "At least" is on the better side whichever way a metric's scale runs."""
+    """Thresholds of decide. "At least" is on the better side whichever way a metric's scale runs.
+
+    Parameters that name the metrics as well must set thresholds that lie on their scales.
+    """
 
     min_short_side: float = Field(
         480, ge=0, le=MOST_PIXELS_A_SIDE, description="Short side of the picture, pixels (paper: 480)."
@@ -41,16 +46,22 @@ class DecideParams(Parameters):
     max_overlay_share: float = Field(0.25, ge=0, le=1, description="Part of the picture under overlay text, 0 to 1.")
     # A scale and settings are part of the picture; a whole menu is not.
     max_imaging_words: float = Field(100, ge=0, le=1e6, description="Words of the imaging device over 5 frames.")
-    # The defaults fit the offline metrics, which only tell empty or structureless pictures: 95 and 0.5 dropped
-    # nothing else among 54 real videos. With laion_aes and DOVER use the paper's numbers.
+    # The defaults are those of the offline metrics; `models.quality.scales` says why, and has others'.
     aesthetic_threshold: float = Field(
-        0.5, ge=-1e6, le=1e6, description="Aesthetic score at least this good (paper, LAION: 3.0)."
+        0.5,
+        ge=-1e6,
+        le=1e6,
+        description="Aesthetic score at least this good (entropy: 0.5; laion_aes: 3.0, the paper's).",
     )
-    technical_threshold: float = Field(95.0, ge=-1e6, le=1e6, description="Technical score at least this good.")
+    technical_threshold: float = Field(
+        95.0, ge=-1e6, le=1e6, description="Technical score at least this good (piqe: 95; dover: 0.13)."
+    )
     mediocre_aesthetic: float = Field(
-        0.0, ge=-1e6, le=1e6, description="Joint rule: mediocre if worse (paper, LAION: 4.0)."
+        0.0, ge=-1e6, le=1e6, description="Joint rule: mediocre if worse in both (entropy: 0; laion_aes: 4.0)."
     )
-    mediocre_technical: float = Field(95.0, ge=-1e6, le=1e6, description="Joint rule: mediocre if worse, in both.")
+    mediocre_technical: float = Field(
+        95.0, ge=-1e6, le=1e6, description="Joint rule: mediocre if worse in both (piqe: 95; dover: 0.5)."
+    )
     # Defects: the defaults drop no good medical video of the samples; docs/judgement.md has the table behind them.
     min_sharpness: float = Field(
         MIN_SHARPNESS, ge=0, le=1e6, description="Sharpest edges that fit into the short side."
@@ -65,6 +76,20 @@ class DecideParams(Parameters):
     max_noise: float = Field(MAX_NOISE, ge=0, le=1e6, description="Noise in calm parts, grey levels.")
     drop_panned_photographs: bool = Field(True, description="Drop pans and zooms over one picture.")
     still_below: float = Field(STILL_BELOW, ge=0, le=1e6, description="Clips that move less are still pictures.")
+
+    def conflicts(self) -> Iterator[tuple[str, str]]:
+        """Values that do not go together."""
+        yield from super().conflicts()
+        if isinstance(self, QualityParams):
+            yield from thresholds.conflicts(self)
+
+    @classmethod
+    def conflict_schemas(cls) -> list[dict[str, Any]]:
+        """The same as JSON schemas."""
+        ours: list[dict[str, Any]] = (
+            thresholds.conflict_schemas(cls.model_fields) if issubclass(cls, QualityParams) else []
+        )
+        return [*super().conflict_schemas(), *ours]
 
 
 Side = Literal["at least", "at most", "more than"]
