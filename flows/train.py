@@ -12,6 +12,7 @@ from medgen.ledger import Ledger, Record, open_ledger
 from medgen.parameters import MOST_ITEMS
 from medgen.shard import ShardResult
 from models.training.config import TrainConfig
+from models.training.job import check_captions, require
 from models.training.nano import NANO
 from tasks.evaluation.generate import GenerateParams, generate_shard
 from tasks.training import base_model
@@ -49,7 +50,9 @@ def _train(parameters: TrainParameters) -> Summary:
     params = subset(parameters, TrainParams)
     config = params.config()
     ledger = open_ledger()
-    stream_clips(ledger, parameters.release)  # an unknown release is an error at once
+    clips, _ = stream_clips(ledger, parameters.release)  # an unknown release is an error at once
+    if config.preflight:  # and captions that no training should learn from, before clips are encoded for hours
+        require([check_captions((c.captioner_kind for c in clips), allowed=config.allow_stand_in_captions)])
     base, digest = _base(ledger, parameters, config)
     encoded, empty, counts = _encode(ledger, parameters, config, base)
     run_id, reused, checks = train_release.submit(

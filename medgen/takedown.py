@@ -77,7 +77,7 @@ TAKEDOWN_LOCK = 0x666F72676574  # held by the one takedown that is under way
 # Names of facts whose values are words of the program, never of a source.
 PLAIN = frozenset(
     ["id", "video_id", "digest", "metric", "reason", "all_reasons", "passes_when", "duplicate_of", "replaces", "clip",
-     "motion_type", "technical_model", "aesthetic_model", "captioner", "day", "tombstone",
+     "motion_type", "technical_model", "aesthetic_model", "captioner", "captioner_kind", "day", "tombstone",
      # Of pictures only their hashes and coarse brightness; by it a copy is known when it comes from another address.
      "fingerprint"]
 )  # fmt: skip

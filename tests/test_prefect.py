@@ -258,7 +258,7 @@ def test_form_is_flat_and_explains_itself(up: Up) -> None:
         ),
         (
             {"technical_model": "dover"},
-            "_technical' is a required property with these values: Joint rule: mediocre if worse in both",
+            "'technical_threshold' is a required property with these values: Technical score at least this good",
         ),
         ({"sources": "videos"}, "sources"),
     ],
@@ -294,7 +294,7 @@ def test_form_refuses_what_is_wrong_before_any_run(up: Up, browser_page: Page) -
     expect(browser_page.get_by_text(told).first).to_be_in_viewport(timeout=30_000)
     # The form sends every default, of which two are another metric's.
     form.fill("Medical threshold", 0.5).fill("Aesthetic model", "laion_aes").submit.click()
-    told = "Failure reason: 0.5 does not fit: this aesthetic_model runs from 1 (worst) to 10 (best): set 3"
+    told = "Failure reason: 0 does not fit: this aesthetic_model runs from 1 (worst) to 10 (best): set 4"
     expect(browser_page.get_by_text(told).first).to_be_in_viewport(timeout=30_000)
     form = RunForm(browser_page, up.url, up.deployment_named("model")["id"])
     form.submit.click()

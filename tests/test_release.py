@@ -27,7 +27,7 @@ def clip(name: str, **facts: Any) -> dict[str, Any]:
     return {
         "name": name, "clip_id": name, "file": f"clips/{name}.mp4", "clip_sha256": name[-1] * 64, "bytes": 1000,
         "duration": 7.2, "licence": "CC0", "category": "medical_imaging", "captioner": "evidence_template",
-        "technical_model": "piqe", "aesthetic_model": "entropy_stand_in", "video_id": "v1", "step_run_id": 1,
+        "captioner_kind": "template", "technical_model": "piqe", "aesthetic_model": "entropy_stand_in", "video_id": "v1", "step_run_id": 1,
     } | facts  # fmt: skip
 
 
@@ -54,16 +54,21 @@ def released(store: Store, clips: list[dict[str, Any]], **params: Any) -> Outcom
     return release(work, store, ReleaseParams(**params))
 
 
+SEEN = clip("cb", captioner="openai:model", captioner_kind="vision_language_model")
+
+
 def test_the_manifest_lists_every_file_and_is_the_digest(store):
-    outcome = released(store, [clip("ca"), clip("cb")], release_prefix="trial")
+    outcome = released(store, [clip("ca"), SEEN], release_prefix="trial")
     manifest = json.loads(store.read(outcome.outputs["manifest"].sha256))
     assert outcome.detail == {
         "name": f"trial-{outcome.outputs['manifest'].sha256[:12]}",
         "digest": outcome.outputs["manifest"].sha256,
         "clips": 2,
+        "captioner_kinds": {"template": 1, "vision_language_model": 1},
     }
     files = {file["path"]: file["sha256"] for file in manifest["files"]}
     assert list(files) == sorted(files)
+    assert "**1 of 2 clips have captions whose" in store.read(outcome.outputs["card"].sha256).decode()
     assert files["clips/ca.mp4"] == "a" * 64 and files["README.md"] == outcome.outputs["card"].sha256
     assert {"metadata.parquet", "rejected.parquet", "funnel.json", "funnel.png"} < files.keys()
     assert manifest["policy"] == {"max_overlay_words": 20}

@@ -5,11 +5,13 @@ import os
 import subprocess
 import sys
 
+import pytest
 from typer.testing import CliRunner
 
 from apps.cli import app
-from flows.train import PARAMETERS
+from flows.train import PARAMETERS, train
 from medgen.ledger import open_ledger
+from models.training.job import PreflightFailed
 from tests.conftest import ROOT, shared_prefect
 from tests.made_release import made_release
 
@@ -31,11 +33,21 @@ def test_from_release_to_model_and_again(home, tmp_path):
     assert code == 0, errors[-3000:]
     assert summary["encoded"] == 8 and summary["not_encoded"] == {} and summary["steps"] == 6
     assert {check["name"]: check["verdict"] for check in summary["checks"]} == dict.fromkeys(
-        ["split", "samples", "latents", "disk", "memory", "vae_round_trip", "first_loss", "overfit_probe"], "pass"
+        ["split", "captions", "samples", "latents", "disk", "memory", "vae_round_trip", "first_loss", "overfit_probe"],
+        "pass",
     )
     code, again, errors = command(*arguments)
     assert code == 0, errors[-3000:]
     assert (again["model"], again["executed"], again["reused_model"]) == (summary["model"], 0, True)
+
+
+def test_a_preset_for_real_models_refuses_captions_that_saw_no_picture_before_any_work(home, tmp_path):
+    made_release(open_ledger(), tmp_path / "clips", {f"clip-{n}": f"video-{n}" for n in range(3)})
+    for preset in ("wan-1.3b-lora", "wan-14b-lora", "paper-lora"):
+        with pytest.raises(
+            PreflightFailed, match=r"3 of 3 clips have captions that saw no(.|\n)*allow_stand_in_captions"
+        ):
+            train.fn(release="made-1", preset=preset)
 
 
 def test_fields_and_bad_arguments(home):

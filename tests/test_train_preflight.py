@@ -1,5 +1,7 @@
 """Pre-flight verdicts, and costs that someone can recompute."""
 
+from itertools import islice
+
 import numpy as np
 import pytest
 import torch
@@ -113,7 +115,7 @@ def test_verdicts_on_good_and_bad_runs(tmp_path):
     job = tiny_job(tmp_path, base, samples).model_copy(update={"probe_clip": tmp_path / "clip.npy"})
     found = {check.name: check for check in preflight(job)}
     assert list(found) == [
-        "split", "samples", "latents", "disk", "memory", "vae_round_trip", "first_loss", "overfit_probe",
+        "split", "captions", "samples", "latents", "disk", "memory", "vae_round_trip", "first_loss", "overfit_probe",
     ]  # fmt: skip
     assert found.pop("vae_round_trip").verdict == "fail"  # this VAE is untrained, and the clip is noise
     assert {check.verdict for check in found.values()} == {"pass"}, found
@@ -130,6 +132,12 @@ def test_verdicts_on_good_and_bad_runs(tmp_path):
     assert verdicts["latents"] == "fail" and verdicts["samples"] == "warn"
     with pytest.raises(PreflightFailed, match=r"latents: mean .* deviation .*another VAE"):
         require(checks)
+    seen = [sample.model_copy(update={"captioner_kind": "vision_language_model"}) for sample in samples[1:]]
+    mixed = (samples[0].model_copy(update={"captioner_kind": "template"}), *seen)
+    for allowed, verdict in ((False, "fail"), (True, "pass")):
+        checked = preflight(tiny_job(tmp_path, base, mixed, allow_stand_in_captions=allowed))
+        (captions,) = (check for check in islice(checked, 2) if check.name == "captions")
+        assert captions.verdict == verdict and captions.measured.startswith(f"1 of {len(mixed)} clips have captions")
     one_video = {c.name: c for c in preflight(tiny_job(tmp_path, base, samples[:1]))}
     assert one_video["split"].verdict == "warn"
 

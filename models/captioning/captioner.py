@@ -24,6 +24,13 @@ DEFAULT_PROMPTS = "v1"
 FRAMES_SENT = 8
 
 MotionType = Literal["still", "static_camera", "moving_camera"]
+CaptionerKind = Literal["vision_language_model", "template"]
+"""Whether a captioner looks at pictures, or only words what is on record: an offline stand-in."""
+
+
+def captioner_kind(name: str) -> CaptionerKind:
+    """The kind of a captioner by its name on record."""
+    return "template" if name == TEMPLATE_NAME else "vision_language_model"
 
 
 class CaptionUnavailable(RuntimeError):

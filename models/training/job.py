@@ -1,7 +1,8 @@
 """The job of a training process, and the checks that it reports. Without PyTorch, for the process that starts it."""
 
 import json
-from collections.abc import Sequence
+from collections import Counter
+from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -26,6 +27,7 @@ class Sample(BaseModel):
     Args:
         path: safetensors file.
         sha256: of the file; empty when unknown. A file with another digest is corrupt.
+        captioner_kind: what wrote its captions: `models.captioning.captioner.CaptionerKind`, or "unknown".
     """
 
     model_config = ConfigDict(frozen=True)
@@ -35,6 +37,7 @@ class Sample(BaseModel):
     video_id: str
     category: str = ""
     sha256: str = ""
+    captioner_kind: str = "unknown"
 
 
 class TrainJob(BaseModel):
@@ -100,6 +103,25 @@ class Check:
     def row(self) -> dict[str, str]:
         """As a row of a table."""
         return asdict(self)
+
+
+def check_captions(kinds: Iterable[str], *, allowed: bool) -> Check:
+    """Did what wrote the captions look at the clips? Of each clip the kind of its captioner.
+
+    A model learns from stand-in captions that words and pictures have little to do with each other.
+    """
+    counted = Counter(kinds)
+    unseen, clips = counted["template"], counted.total()
+    measured = f"{unseen} of {clips} clips have captions that saw no picture"
+    if counted["unknown"]:
+        measured += f", of {counted['unknown']} it is not known"
+    if not unseen or allowed:
+        return Check("captions", measured, "none, or allow_stand_in_captions", "pass")
+    advice = (
+        "Caption the release with a model that looks: medgen refresh --set captioner=openai:MODEL or "
+        "transformers:NAME; or set allow_stand_in_captions=true to train on these all the same."
+    )
+    return Check("captions", measured, "none", "fail", advice)
 
 
 class PreflightFailed(RunStopped):

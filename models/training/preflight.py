@@ -21,7 +21,15 @@ from models.training.config import TrainConfig
 from models.training.cost import GIB, Architecture, checkpoint_bytes, training_memory, weights
 from models.training.errors import explain_out_of_memory
 from models.training.flow_matching import loss_of_silence
-from models.training.job import Check, Sample, TrainJob, Verdict, memory_advice, split_by_video
+from models.training.job import (
+    Check,
+    Sample,
+    TrainJob,
+    Verdict,
+    check_captions,
+    memory_advice,
+    split_by_video,
+)
 from models.training.loss import batch_of, losses_of
 from models.training.samples import BadSample, batch_order, read_sample, shape_of
 from models.training.trainer import Trainer
@@ -47,6 +55,7 @@ def preflight(job: TrainJob) -> Iterator[Check]:
         ModelUnavailable, NothingToTrainOn, TrainingStopped: the run could not even start.
     """
     yield check_split(job)
+    yield check_captions((s.captioner_kind for s in job.samples), allowed=job.config.allow_stand_in_captions)
     checked, deviations = check_samples(job.samples)
     yield checked
     if deviations:

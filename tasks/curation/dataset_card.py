@@ -21,6 +21,7 @@ class ClipTotals:
         self.technical_models: set[str] = set()
         self.aesthetic_models: set[str] = set()
         self.captioners: set[str] = set()
+        self.captioner_kinds: Counter[str] = Counter()
 
     def add(self, rows: Iterable[Mapping[str, Any]]) -> None:
         """Adds rows of the metadata."""
@@ -32,6 +33,7 @@ class ClipTotals:
             self.technical_models.add(row["technical_model"])
             self.aesthetic_models.add(row["aesthetic_model"])
             self.captioners.add(row["captioner"])
+            self.captioner_kinds[row["captioner_kind"]] += 1
 
 
 def dataset_card(
@@ -56,6 +58,7 @@ def dataset_card(
         technical=sorted(totals.technical_models),
         aesthetic=sorted(totals.aesthetic_models),
         captioners=sorted(totals.captioners),
+        unseen=totals.captioner_kinds["template"],
         funnel=markdown(funnel),
         policy=json.dumps(policy, indent=1, sort_keys=True, ensure_ascii=False),
     )

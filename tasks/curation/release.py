@@ -32,11 +32,13 @@ from tasks.prefect_step import step_task
 
 
 class ReleaseDetail(TypedDict):
-    """What release puts on record: its name, the sha256 of its manifest, its number of clips."""
+    """What release puts on record: its name, the sha256 of its manifest, its number of clips, in all and by the kind of
+    their captioner (`models.captioning.captioner.CaptionerKind`)."""
 
     name: str
     digest: str
     clips: int
+    captioner_kinds: dict[str, int]
 
 
 class ReleaseOutputs(TypedDict):
@@ -106,7 +108,8 @@ def release(work: Work, store: Store, params: ReleaseParams) -> Outcome:
     digest = outputs["manifest"].sha256
     name = f"{params.release_prefix}-{digest[:12]}"
     row = {"policy": facts["policy"], "clips": totals.clips, "record_root": facts["record_root"]}
-    detail: ReleaseDetail = {"name": name, "digest": digest, "clips": totals.clips}
+    kinds = dict(sorted(totals.captioner_kinds.items()))
+    detail: ReleaseDetail = {"name": name, "digest": digest, "clips": totals.clips, "captioner_kinds": kinds}
     return Outcome("kept", detail=detail, outputs=outputs, rows=_CatalogRows(name, digest, row, clips))
 
 
@@ -171,7 +174,7 @@ def _path_of(file: Mapping[str, Any]) -> str:
 
 def step(params: ReleaseParams) -> Step:
     """Release, ready to run."""
-    identity = StepIdentity("release", 3, params.model_dump(mode="json"), {})
+    identity = StepIdentity("release", 4, params.model_dump(mode="json"), {})
     return Step(identity, partial(release, params=params), runs_in="inline")
 
 

@@ -38,7 +38,9 @@ from medgen.ledger import Ledger, Record
 from medgen.shard_results import ShardReference, ShardResults, runs_of
 from medgen.store import Artifact, Store
 from medgen.takedown import BLOCKED, TAKEN_DOWN
+from models.captioning.captioner import captioner_kind
 from models.captioning.checks import MOST_VIDEOS, caption_words
+from tasks.curation.caption import CAPTION
 from tasks.curation.classify import CLASSIFY
 from tasks.curation.curation_step import SHARDS_AT_ONCE
 from tasks.curation.decide import DECIDE
@@ -93,6 +95,7 @@ METADATA = pa.schema(
         ("brief_caption", pa.string()),
         ("detailed_caption", pa.string()),
         ("captioner", pa.string()),
+        ("captioner_kind", pa.string()),
         ("clip_id", pa.string()),
         ("clip_sha256", pa.string()),
         ("video_id", pa.string()),
@@ -443,6 +446,7 @@ def _row(clip_id: str, past: Mapping[str, Record], captions: Mapping[tuple[int, 
         "brief_caption": brief.text,
         "detailed_caption": detailed.text,
         "captioner": brief.model,
+        "captioner_kind": captioner_kind(CAPTION.detail(past)["captioner"]),
         "clip_id": clip_id,
         "clip_sha256": clip["digest"],
         "video_id": clip["video_id"],

@@ -58,7 +58,14 @@ def materialize_job(
         if path.name not in linked:
             _link(store.path(sha256), path)
         samples.append(
-            Sample(path=path, clip_id=clip.clip_id, video_id=clip.video_id, category=clip.category, sha256=sha256)
+            Sample(
+                path=path,
+                clip_id=clip.clip_id,
+                video_id=clip.video_id,
+                category=clip.category,
+                sha256=sha256,
+                captioner_kind=clip.captioner_kind,
+            )
         )
         first = sorted([*first, clip], key=lambda one: one.clip_id)[:PROBED]
     empty = links / "empty.safetensors"

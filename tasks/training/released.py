@@ -13,12 +13,13 @@ from medgen.among import PAGE, among
 from medgen.catalog import Release, ReleaseClip
 from medgen.errors import ItemFailed
 from medgen.ledger import Ledger
+from models.captioning.captioner import captioner_kind
 from models.training.clip_frames import Geometry, best_fit
 from tasks.curation.release_files import awaits_approval
 
 COLUMNS = [
     "clip_id", "clip_sha256", "video_id", "category", "brief_caption", "detailed_caption", "title", "resolution", "fps",
-    "duration",
+    "duration", "captioner", "captioner_kind",
 ]  # fmt: skip
 
 
@@ -30,7 +31,7 @@ class ReleasedClip:
         sha256: of its MP4 in the store.
         video_id: the source video; splits into training and held-out parts go by it.
         category: as `models.segmentation.category`.
-        brief, detailed: captions.
+        brief, detailed: captions; `captioner_kind` as `models.captioning.captioner.CaptionerKind`, or "unknown".
         step_run_id: the record that the clip's life in the release ended with.
     """
 
@@ -46,6 +47,7 @@ class ReleasedClip:
     fps: float
     duration_s: float
     step_run_id: int
+    captioner_kind: str = "unknown"
 
     def best_fit(self, choices: Sequence[Geometry], fps: float) -> Geometry | None:
         """The geometry that training takes the clip at; None when it is too short for all."""
@@ -90,7 +92,8 @@ def released_clips(ledger: Ledger, name: str) -> tuple[list[ReleasedClip], Relea
 
 def _clips(ledger: Ledger, name: str, metadata: Path) -> Iterator[ReleasedClip]:
     with pq.ParquetFile(metadata) as file:
-        for batch in file.iter_batches(batch_size=PAGE, columns=COLUMNS):
+        columns = [name for name in COLUMNS if name in file.schema_arrow.names]
+        for batch in file.iter_batches(batch_size=PAGE, columns=columns):
             rows = batch.to_pylist()
             ids = [row["clip_id"] for row in rows]
             gone = ledger.forgotten(ids)
@@ -117,4 +120,12 @@ def _clip(row: dict[str, object], step_run_id: int) -> ReleasedClip:
         fps=float(row["fps"]),  # type: ignore[arg-type]
         duration_s=float(row["duration"]),  # type: ignore[arg-type]
         step_run_id=step_run_id,
+        captioner_kind=_kind(row),
     )
+
+
+def _kind(row: dict[str, object]) -> str:
+    """Kind of the captioner; releases made before it was part of them only say its name."""
+    if kind := row.get("captioner_kind"):
+        return str(kind)
+    return captioner_kind(str(row["captioner"])) if row.get("captioner") else "unknown"
