@@ -55,7 +55,7 @@ def run_flow(
         from tasks.progress import progress_to
 
         module = importlib.import_module(f"flows.{name}")
-        arguments = module.PARAMETERS.with_current_names(arguments)
+        arguments = module.PARAMETERS.as_given(arguments)
         module.PARAMETERS(**arguments)
         state.stop()
         for handler in [*logging.getLogger().handlers, *logging.getLogger("prefect").handlers]:

@@ -47,7 +47,7 @@ def train_frames(
             }
             print_json(facts)
             return
-        validation = record.detail["leave_one_source_out"]
+        validation, similarity = record.detail["leave_one_source_out"], record.detail["similarity"]
         for name, reason in left_out.items():
             err.print(f"left out {escape(name)}: {escape(reason)}", soft_wrap=True, highlight=False)
         table = Table("leave one source out", "value")
@@ -60,7 +60,8 @@ def train_frames(
         out.print(
             f"{'known already' if reused else 'trained'}: [bold]{escape(str(files['head']))}[/]\n"
             f"use it with --set frame_head={escape(str(files['head'].resolve()))}"
-            + ("" if encoder == "mobilenet_v2" else f" --set frame_encoder={escape(encoder)}"),
+            + ("" if encoder == "mobilenet_v2" else f" --set frame_encoder={escape(encoder)}")
+            + (f" --set frame_similarity={similarity['frame_similarity']}" if similarity else ""),
             soft_wrap=True,
             highlight=False,
         )

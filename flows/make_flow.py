@@ -32,7 +32,7 @@ class MedgenFlow(Flow[..., Summary]):
 
     def __call__(self, *arguments: Any, return_state: bool = False, wait_for: Any = None, **named: Any) -> Any:
         """Runs the flow. Raises ValidationError: bad parameters."""
-        current = self.parameters_type.with_current_names(named)
+        current = self.parameters_type.as_given(named)
         self.parameters_type(**current)
         return super().__call__(*arguments, return_state=return_state, wait_for=wait_for, **current)
 

@@ -26,13 +26,13 @@ from medgen.shard import Item
 from medgen.shard_results import ShardReference, ShardResults, runs_of
 from medgen.store import open_store
 from models import ModelUnavailable
-from tasks.curation import funnel_guard, list_sources, release
+from tasks.curation import funnel_guard, list_sources, profile, release
 from tasks.curation.caption import CaptionParams
 from tasks.curation.clip_vectors import embed_apart, fill_frames, fill_texts, open_index
 from tasks.curation.curation_step import SHARDS_AT_ONCE, CurationStep, steps
 from tasks.curation.discover import DiscoverParams
 from tasks.curation.download_policy import DownloadParams
-from tasks.curation.funnel import markdown, table_rows
+from tasks.curation.funnel import markdown, stages, table_rows
 from tasks.curation.privacy import PrivacyParams
 from tasks.curation.quality import QualityParams
 from tasks.operations.failures import failures
@@ -41,7 +41,7 @@ from tasks.operations.failures import table_rows as failure_rows
 AFTER_DISCOVERY = steps()[1:]  # flows/discover.py runs the first
 
 
-class ReleaseParameters(funnel_guard.FunnelGuardParams, release.ReleaseParams, SourceParameters):
+class ReleaseParameters(profile.ProfileParams, funnel_guard.FunnelGuardParams, release.ReleaseParams, SourceParameters):
     """What a refresh can be told beside the parameters of its steps."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -61,7 +61,7 @@ def refresh_parameters(steps: Sequence[CurationStep[Any]]) -> type[ReleaseParame
 RefreshParameters = refresh_parameters(AFTER_DISCOVERY)
 PARAMETERS = RefreshParameters
 # What most nights are about comes first in forms.
-FIRST = ("sources", "release_prefix", "licence_policy", "licences", "approval", "funnel_guard")
+FIRST = ("sources", "profile", "release_prefix", "licence_policy", "licences", "approval", "funnel_guard")
 
 
 class RefreshFailed(RunStopped):
@@ -85,6 +85,7 @@ def _refresh(parameters: ReleaseParameters) -> Summary:
     )
     if parameters.search_index:
         _index_clips(parameters)
+    funnel = release.read_funnel(record)
     summary = {
         "executed": sum(result.executed for result in results) + made.executed,
         "reused": sum(result.reused for result in results) + made.reused,
@@ -95,7 +96,8 @@ def _refresh(parameters: ReleaseParameters) -> Summary:
         "folder": str(folder) if folder else "",
         "awaits_approval": folder is None,
         "departures": [str(departure) for departure in departures],
-        "funnel": release.read_funnel(record),
+        "funnel": funnel,
+        "stages": stages(funnel),
     }
     _show(summary, release.read_picture(record), failures(open_ledger(), runs_of(results)))
     log.info("executed %d, reused %d; release %s", summary["executed"], summary["reused"], summary["release"])
@@ -203,6 +205,7 @@ def policy(parameters: ReleaseParameters) -> dict[str, Any]:
     """What chose the clips of a release: names of sources, parameters and models. No path and no time limit."""
     content = parameters.model_dump(mode="json")
     content["sources"] = sorted(list_sources.source_names(parameters.sources))
+    content["profile"] = profile.name_on_record(parameters.profile)
     return content | {"models": {step: models for step, models in _models(parameters).items() if models}}
 
 
@@ -227,6 +230,7 @@ def check_models(parameters: ReleaseParameters) -> None:
 
 def _show(summary: Mapping[str, Any], picture: bytes, failed: Sequence[Mapping[str, Any]]) -> None:
     create_table_artifact(table_rows(summary["funnel"]), key="funnel", description="What each step kept, and why not.")
+    create_table_artifact(summary["stages"], key="stages", description="What was left after each stage of the paper.")
     create_table_artifact(failure_rows(failed), key="failures", description="What failed, and what is tried again.")
     encoded = base64.b64encode(picture).decode()
     notes = ""

@@ -56,6 +56,7 @@ Each stands below its base class, beside the module that defines it:
         TooSlow                     apps.audit.reading
     ValueError
         BadManifest                 apps.judge.labels
+        BadProfile                  tasks.curation.profile
         BadSample                   models.training.samples
         CannotCompare               models.classifiers.augmentation
         CaptionRejected             models.captioning.captioner

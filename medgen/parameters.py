@@ -39,7 +39,7 @@ class Parameters(BaseModel):
     @model_validator(mode="wrap")
     @classmethod
     def _refuse_in_words(cls, values: Any, handler: ModelWrapValidatorHandler[Self]) -> Self:
-        values = cls.with_current_names(values) if isinstance(values, dict) else values
+        values = cls.completed(cls.with_current_names(values)) if isinstance(values, dict) else values
         try:
             checked = handler(values)
         except ValidationError as error:
@@ -47,6 +47,21 @@ class Parameters(BaseModel):
         if conflicts := [_refusal((n,), getattr(checked, n, None), text) for n, text in checked.conflicts()]:
             raise ValidationError.from_exception_data(cls.__name__, conflicts)
         return checked
+
+    @classmethod
+    def as_given(cls, values: Mapping[str, Any]) -> dict[str, Any]:
+        """Values as a person gave them one by one, who meant each of them also where it is the default."""
+        return cls.with_current_names(values)
+
+    @classmethod
+    def completed(cls, values: dict[str, Any]) -> dict[str, Any]:
+        """Values with those filled in that follow from others, before they are checked."""
+        return values
+
+    @classmethod
+    def refused(cls, name: str, value: Any, message: str) -> ValidationError:
+        """The error that says what is wrong with one parameter."""
+        return ValidationError.from_exception_data(cls.__name__, [_refusal((name,), value, message)])
 
     def conflicts(self) -> Iterator[tuple[str, str]]:
         """Values that do not go together: (name of the parameter, what is wrong with it)."""
@@ -73,8 +88,7 @@ class Parameters(BaseModel):
             if former not in current:
                 continue
             if name in current:
-                both = _refusal((former,), values[former], f"{former} is the former name of {name}: give one of them")
-                raise ValidationError.from_exception_data(cls.__name__, [both])
+                raise cls.refused(former, values[former], f"{former} is the former name of {name}: give one of them")
             log.warning("the parameter %s is called %s now; the next version will refuse its former name", former, name)
             current[name] = current.pop(former)
         return current

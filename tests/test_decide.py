@@ -10,7 +10,8 @@ from medgen.store import Store
 from tasks.curation.decide import DecideParams, decide
 
 GOOD = {
-    "short_side": 480.0, "overlay_words": 3.0, "overlay_share": 0.02, "imaging_words": 10.0, "aesthetic": 5.0,
+    "short_side": 480.0, "words": 30.0, "overlay_words": 3.0,
+    "overlay_share": 0.02, "imaging_words": 10.0, "aesthetic": 5.0,
     "technical": 40.0, "sharpness": 60.0, "freeze_share": 0.0, "black_share": 0.0, "flashes_per_s": 0.0,
     "combing": 0.0, "blockiness": 0.0, "noise": 1.0,
 }  # fmt: skip
@@ -47,6 +48,7 @@ def test_a_good_clip_is_kept_with_every_comparison_on_record(store):
     [
         ({"short_side": 479.0}, "resolution_too_low", "short_side", 480),
         ({"overlay_words": 21.0}, "overlay_text", "overlay_words", 20),
+        ({"words": 1e7}, "overlay_text", "words", 1e6),
         ({"aesthetic": 0.4}, "poor_aesthetic", "aesthetic", 0.5),
         ({"technical": 95.5}, "poor_technical_quality", "technical", 95),  # lower is better
     ],

@@ -30,7 +30,9 @@ from tasks.training.train import TrainParams
 def test_a_former_name_is_accepted_with_a_warning(caplog: pytest.LogCaptureFixture) -> None:
     assert ClassifyParams(similarity=0.7) == ClassifyParams(frame_similarity=0.7)
     assert ["similarity is called frame_similarity" in record.message for record in caplog.records] == [True]
-    parameters = RefreshParameters(word_threshold=2.0, copies="keep", preset="fast", with_sound=True, model="m")
+    parameters = RefreshParameters(
+        word_threshold=2.0, copies="keep", preset="fast", with_sound=True, model="m", similarity=0.8
+    )
     assert (parameters.keyword_threshold, parameters.near_duplicates) == (2.0, "keep")
     assert (parameters.x264_preset, parameters.with_audio, parameters.frame_encoder) == ("fast", True, "m")
     assert "similarity" not in parameters.model_dump(mode="json")
@@ -121,6 +123,7 @@ def test_no_number_is_not_a_number_or_beyond_all_numbers(value: float | str) -> 
             {"technical_model": "musiq", "mediocre_technical": 40},
             "technical_threshold: 95 is meant for piqe, not for musiq, which runs from 0 (worst) to 100 (best): set 0",
         ),
+        ({"frame_encoder": "clip"}, "frame_similarity: 0.55 is meant for mobilenet_v2, not for clip: set 0.8 for"),
         ({"technical_threshold": 500}, "technical_threshold: 500 is not on the scale of piqe, which runs from 100 "),
     ],
 )

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from fractions import Fraction
 from itertools import pairwise
 from pathlib import Path
+from typing import Literal
 
 import av
 from av.video.frame import VideoFrame
@@ -19,6 +20,7 @@ from medgen.video.limits import Limits
 from medgen.video.pictures import Picture, VideoReader
 
 ROUNDING = 2  # ticks: gaps of 33, 33 and 34 are even
+Fit = Literal["fit", "crop", "pad"]
 Edit = Callable[[int, VideoFrame], VideoFrame]
 
 
@@ -48,6 +50,8 @@ def cut(
     limits: Limits,
     clock_start: int | None = None,
     edit: Edit | None = None,
+    size: tuple[int, int] | None = None,
+    fit: Fit = "crop",
 ) -> CutClip:
     """Encodes some consecutive frames as H.264 in MP4, without sound.
 
@@ -58,7 +62,9 @@ def cut(
         crop: (x, y, width, height) in upright source pixels; odd sizes lose a row or column.
         clock_start: the file's own time of its first picture, where all times of the file are its own: then it is
             read from just before the clip. None: from its beginning.
-        edit: (index from 0, cropped yuv420p frame) → the frame to encode, of the same size.
+        edit: (index from 0, yuv420p frame as the clip shows it) → the frame to encode, of the same size.
+        size: (width, height) of the clip, even; None: as it is after the crop.
+        fit: how a picture of another shape gets that size: see `shaped`.
 
     Raises:
         ItemFailed: as `medgen.video.pictures.pictures`; frames_missing when a promised frame is not there or one
@@ -71,24 +77,22 @@ def cut(
     if first is None or first.pts != start_pts:
         raise ItemFailed("frames_missing", f"no frame at time {start_pts} of {path.name}")
     full = (first.frame.width, first.frame.height)
-    x, y, width, height = _even(crop or (0, 0, *full), full)
+    box = _even(crop or (0, 0, *full), full)
+    chain, (width, height) = shaped(box, full, size, fit)
     base = first.frame.time_base
     assert base is not None  # every frame of a stream has it
     gaps = [after - before for before, after in pairwise(times)]
     even = not gaps or max(gaps) - min(gaps) <= ROUNDING
     count = 0
     with h264_file(target, (width, height), base, crf=crf, preset=preset, even_gaps=even) as out:
-        # A crop takes each frame for as large as the first, and would read beyond the end of a smaller one.
-        crop_box = [("crop", f"{width}:{height}:{x}:{y}:exact=1")]
-        graph = filter_graph(first.frame, crop_box) if (width, height) != full else None
+        # A filter takes each frame for as large as the first, and would read beyond the end of a smaller one.
+        graph = filter_graph(first.frame, chain) if chain else None
         picture: Picture | None = first
         while picture is not None and picture.pts <= times[-1]:
             if count == len(times) or picture.pts != times[count]:
                 raise ItemFailed("frames_missing", f"{path.name} has a frame at time {picture.pts} now")
-            if (size := (picture.frame.width, picture.frame.height)) != full:
-                raise ItemFailed(
-                    "size_changes", f"from {full[0]}x{full[1]} to {size[0]}x{size[1]} at {picture.time_s} s"
-                )
+            if (now := (picture.frame.width, picture.frame.height)) != full:
+                raise ItemFailed("size_changes", f"from {full[0]}x{full[1]} to {now[0]}x{now[1]} at {picture.time_s} s")
             frame = picture.frame
             if graph is not None:
                 graph.vpush(frame)
@@ -104,6 +108,38 @@ def cut(
     if count != len(times):
         raise ItemFailed("frames_missing", f"{count} frames of {path.name} where {len(times)} were promised")
     return CutClip(count, width, height, end * base)
+
+
+def shaped(
+    box: tuple[int, int, int, int], full: tuple[int, int], size: tuple[int, int] | None, fit: Fit
+) -> tuple[list[tuple[str, str]], tuple[int, int]]:
+    """FFmpeg's filters that bring the part `box` (x, y, width, height) of a picture to a size, and the size it gets.
+
+    - crop: its middle part of the wanted shape, scaled; nothing is added or distorted.
+    - pad: scaled to fit inside, black around it.
+    - fit: scaled to fit inside, as large as that is; its shape stays, but for the last pixel of each side.
+
+    Args:
+        full: (width, height) of the whole picture.
+        size: wanted (width, height), even; None: no scaling.
+    """
+    x, y, width, height = box
+    wide, high = size or (width, height)
+    if fit == "crop" and size is not None:
+        across, down = min(width, round(height * wide / high)), min(height, round(width * high / wide))
+        across, down = max(2, across - across % 2), max(2, down - down % 2)
+        x, y, width, height = x + (width - across) // 4 * 2, y + (height - down) // 4 * 2, across, down
+    inside = (wide, high)
+    if fit != "crop" and size is not None:
+        scale = min(wide / width, high / height)
+        inside = (min(wide, max(2, 2 * round(width * scale / 2))), min(high, max(2, 2 * round(height * scale / 2))))
+    chain = [("crop", f"{width}:{height}:{x}:{y}:exact=1")] if (width, height) != full else []
+    if inside != (width, height):
+        chain += [("scale", f"{inside[0]}:{inside[1]}:flags=lanczos+accurate_rnd+bitexact"), ("setsar", "1")]
+    if fit == "pad" and inside != (wide, high):
+        chain.append(("pad", f"{wide}:{high}:{(wide - inside[0]) // 4 * 2}:{(high - inside[1]) // 4 * 2}"))
+        return chain, (wide, high)
+    return chain, inside
 
 
 def _even(crop: tuple[int, int, int, int], full: tuple[int, int]) -> tuple[int, int, int, int]:

@@ -191,7 +191,7 @@ def dover_digest(path: Path) -> str:
     with path.open("rb") as file:
         weights = hashlib.file_digest(file, "sha256").hexdigest()
     sampling = [GRID, PIECE, LENGTH, INTERVAL, CLIPS, SEED]
-    return digest_of({"name": Dover.name, "version": 1, "weights": weights, "sampling": sampling})
+    return digest_of({"name": Dover.name, "version": 2, "weights": weights, "sampling": sampling})
 
 
 def _message(path: Path, cause: str) -> str:

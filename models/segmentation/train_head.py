@@ -21,6 +21,7 @@ from models.encoders import MOBILENET, encoder_digest, load_encoder, shown_name
 from models.segmentation.category import PICTURE_CATEGORIES
 from models.segmentation.frames import HEAD_CARD, NON_MEDICAL, head_logits, softmax
 from models.segmentation.manifest import MEDICAL, LabelledFile, check_sources, read_manifest
+from models.segmentation.similarity import calibrated_similarity
 from models.segmentation.training_frames import LONG_SIDE, MAX_FRAMES, SAMPLE_FPS, VARIANTS, LabelledVideo, embed_videos
 
 DIMENSIONS = 256  # principal components that the head is fitted in: as good as all, and quicker
@@ -259,6 +260,7 @@ def train(
         "temperature": validation.temperature,
     }
     scores = card | {"penalty": validation.penalty, "leave_one_source_out": validation.scores}
+    scores |= {"similarity": calibrated_similarity(videos)}
     judged = [{name: value for name, value in vars(j).items() if name != "frames"} for j in validation.judged]
     return TrainedHead(
         head=save(head, metadata={HEAD_CARD: json.dumps(card, sort_keys=True)}),

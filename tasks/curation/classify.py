@@ -8,7 +8,7 @@ segment has kept them.
 
 import itertools
 import math
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache, partial
 from pathlib import Path
@@ -22,18 +22,20 @@ from pydantic import Field
 from medgen.canonical import canonical_json, rounded
 from medgen.handover import Handover
 from medgen.ledger import Outcome, Record, StepIdentity, Work
-from medgen.parameters import MOST_SECONDS, Parameters
+from medgen.parameters import MOST_ITEMS, MOST_SECONDS, Parameters
 from medgen.shard import Item, Past, Step
 from medgen.store import Store
 from medgen.video.pictures import decode_jpeg
-from models.encoders import encoder_digest, shown_name
+from models.encoders import MOBILENET, encoder_digest, shown_name
 from models.retrieval.vector_index import pack
 from models.segmentation.category import DESCRIPTION_CHARS, category
 from models.segmentation.frames import DEFAULT_PROMPTS, FrameModel, frame_model_digest, load_frame_model
+from models.segmentation.similarity import OF_CLIP_CLASS, OF_MOBILENET
 from tasks.curation.curation_step import CurationStep
 from tasks.curation.download import DOWNLOAD
 from tasks.curation.segment import SEGMENT
 
+_TAU = f"set {OF_CLIP_CLASS} for CLIP-class models, or what medgen train-frames measured"
 BATCH = 64  # samples that are read and embedded together
 
 
@@ -51,7 +53,12 @@ class ClassifyParams(Parameters):
         "head", description="A trained head, or text prompts per class (CLIP-class models only)."
     )
     medical_threshold: float = Field(0.5, ge=0, le=1, description="A frame with this probability is medical.")
-    frame_similarity: float = Field(0.55, ge=-1, le=1, description="τ: cosine that neighbouring frames must exceed.")
+    frame_similarity: float = Field(
+        OF_MOBILENET,
+        ge=-1,
+        le=1,
+        description="τ: cosine that neighbouring frames must exceed (mobilenet_v2: 0.55; CLIP-class: 0.8).",
+    )
     min_clip_s: float = Field(6.0, gt=0, le=MOST_SECONDS, description="Shortest clip, seconds (paper: 6).")
     max_clip_s: float = Field(10.0, gt=0, le=MOST_SECONDS, description="Longest clip, seconds (paper: mostly 6 to 10).")
     gap_tolerance_s: float = Field(
@@ -61,9 +68,31 @@ class ClassifyParams(Parameters):
         True,
         description="Stretches reach to a shot's edge less than a sample away; false: they end with samples (paper).",
     )
+    # Left out of records where it is not set.
+    min_sample_steps: int = Field(
+        0,
+        ge=0,
+        le=MOST_ITEMS,
+        exclude_if=lambda steps: steps == 0,
+        description="Sampling steps j - i that a stretch of samples i to j must have (paper: 6); 0: any.",
+    )
     classify_limit_s: float = Field(
         3600.0, gt=0, le=MOST_SECONDS, exclude=True, description="Slower work is stopped, seconds."
     )
+
+    def conflicts(self) -> Iterator[tuple[str, str]]:
+        """Values that do not go together."""
+        yield from super().conflicts()
+        if self.frame_encoder != MOBILENET and self.frame_similarity == OF_MOBILENET:
+            yield "frame_similarity", f"{OF_MOBILENET} is meant for {MOBILENET}, not for {self.frame_encoder}: {_TAU}"
+
+    @classmethod
+    def conflict_schemas(cls) -> list[dict[str, Any]]:
+        """The same as a JSON schema."""
+        others = {"not": {"properties": {"frame_encoder": {"const": MOBILENET}}}}
+        tau = {"not": {"const": OF_MOBILENET, "$comment": f"{OF_MOBILENET} is meant for {MOBILENET}: {_TAU}"}}
+        own = {"if": others, "then": {"properties": {"frame_similarity": tau}, "required": ["frame_similarity"]}}
+        return [*super().conflict_schemas(), own]
 
 
 class ClassifiedClip(TypedDict):
@@ -259,6 +288,7 @@ def classify(work: Work, store: Store, params: ClassifyParams) -> Outcome:
         gap_tolerance_s=params.gap_tolerance_s,
         to_shot_edge=params.to_shot_edge,
     )
+    runs = [run for run in runs if run.last - run.first >= params.min_sample_steps]
     clips = [
         _clip(model, samples, times, run, start, end, work.context)
         for run in runs

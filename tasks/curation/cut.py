@@ -5,11 +5,11 @@ turn down are cut too: auditors can look at them, and other thresholds need no d
 """
 
 import hashlib
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from types import MappingProxyType
-from typing import Literal, TypedDict, cast
+from typing import Literal, NotRequired, TypedDict, cast
 
 import numpy as np
 import pyarrow.parquet as pq
@@ -24,6 +24,7 @@ from medgen.ledger import Outcome, Record, StepIdentity, Work
 from medgen.parameters import MOST_PIXELS, MOST_PIXELS_A_SIDE, MOST_SECONDS, Parameters
 from medgen.shard import Item, Past, Step
 from medgen.store import Artifact, Store
+from medgen.video.cut import Fit
 from medgen.video.cut import cut as cut_video
 from medgen.video.limits import Limits
 from medgen.video.pictures import decode_jpeg
@@ -39,6 +40,10 @@ X264Preset = Literal[
 ]
 
 
+SOURCE = "source"
+LEAST_SIDE = 64  # pixels
+
+
 class CutParams(Parameters):
     """Parameters of cut."""
 
@@ -48,6 +53,18 @@ class CutParams(Parameters):
     min_inner_short_side: int = Field(
         480, ge=16, le=MOST_PIXELS_A_SIDE, description="Short side that must remain after a crop, pixels."
     )
+    # Left out of records where they are not set, so that clips at the source's size keep their keys.
+    output_size: str = Field(
+        SOURCE,
+        pattern=r"^(source|[0-9]{2,5}x[0-9]{2,5})$",
+        exclude_if=lambda size: size == SOURCE,
+        description="WIDTHxHEIGHT of clips, even pixels (paper: 720x480); source: as they are.",
+    )
+    output_fit: Fit = Field(
+        "crop",
+        exclude_if=lambda fit: fit == "crop",
+        description="How other shapes get that size: crop (their middle), pad (black around them) or fit (inside it).",
+    )
     crf: int = Field(18, ge=0, le=51, description="H.264 quality of clips (lower is better).")
     x264_preset: X264Preset = Field("veryfast", description="x264 preset.")
     max_pixels: int = Field(
@@ -56,6 +73,20 @@ class CutParams(Parameters):
     cut_limit_s: float = Field(
         600.0, gt=0, le=MOST_SECONDS, exclude=True, description="Slower cuts are stopped, seconds."
     )
+
+    def conflicts(self) -> Iterator[tuple[str, str]]:
+        """Values that do not go together."""
+        yield from super().conflicts()
+        if (size := self.size) and (min(size) < LEAST_SIDE or size[0] % 2 or size[1] % 2):
+            yield "output_size", f"H.264 clips have even sides of at least {LEAST_SIDE} pixels, not {self.output_size}"
+
+    @property
+    def size(self) -> tuple[int, int] | None:
+        """Width and height of clips; None: the source's."""
+        if self.output_size == SOURCE:
+            return None
+        width, _, height = self.output_size.partition("x")
+        return int(width), int(height)
 
 
 class ClipFacts(TypedDict):
@@ -102,11 +133,14 @@ class EncodingFacts(TypedDict):
     crf: int
     preset: str
     max_pixels: int
+    size: NotRequired[tuple[int, int]]
+    fit: NotRequired[Fit]
 
 
 class CutDetail(EncodedClip):
-    """What cut puts on record."""
+    """What cut puts on record. `inner` is the size (width, height) of the picture before it was given another."""
 
+    inner: NotRequired[tuple[int, int]]
     borders: BorderFacts
     encoding: EncodingFacts
 
@@ -146,18 +180,25 @@ def cut(work: Work, store: Store, params: CutParams) -> Outcome:
         crf=params.crf,
         preset=params.x264_preset,
         max_pixels=params.max_pixels,
+        size=params.size,
+        fit=params.output_fit,
     )
     clip, made = encode_clip(store, work.inputs, encoding)
     detail: CutDetail = {
-        **made,
+        "clip": made["clip"],
+        "bytes": made["bytes"],
+        "bit_rate": made["bit_rate"],
         "borders": {
             "kind": borders.kind,
             "content_mask": borders.content_mask,
             "cropped": crop is not None,
             "crop": crop,
         },
-        "encoding": cast(EncodingFacts, vars(encoding)),
+        "encoding": encoding.on_record(),
     }
+    if encoding.size is not None:
+        width, height = crop[2:] if crop else work.context["size"]
+        detail |= {"inner": (width, height)}
     return Outcome(
         "kept",
         detail=detail,
@@ -169,7 +210,8 @@ def cut(work: Work, store: Store, params: CutParams) -> Outcome:
 
 @dataclass(frozen=True)
 class Encoding:
-    """Which frames [start_frame, end_frame) of which video become a clip, and how. `crop` in upright source pixels."""
+    """Which frames [start_frame, end_frame) of which video become a clip, and how. `crop` in upright source pixels;
+    `size` (width, height) of the clip, None: as it is after the crop."""
 
     video_id: str
     start_frame: int
@@ -180,6 +222,15 @@ class Encoding:
     crf: int
     preset: str
     max_pixels: int
+    size: tuple[int, int] | None = None
+    fit: Fit = "crop"
+
+    def on_record(self) -> EncodingFacts:
+        """Its fields; those of a size only where one is set."""
+        facts = {
+            name: value for name, value in vars(self).items() if self.size is not None or name not in ("size", "fit")
+        }
+        return cast(EncodingFacts, facts)
 
 
 def encode_clip(
@@ -215,6 +266,8 @@ def encode_clip(
             preset=encoding.preset,
             limits=Limits(max_pixels=encoding.max_pixels),
             edit=edit,
+            size=encoding.size and (encoding.size[0], encoding.size[1]),
+            fit=encoding.fit,
         )
         size = scratch.stat().st_size
         clip = store.put_file(scratch, "video/mp4")

@@ -7,7 +7,7 @@ from typing import Any
 
 from medgen import __version__
 from medgen.markdown import render
-from tasks.curation.funnel import markdown
+from tasks.curation.funnel import markdown, stages
 
 
 class ClipTotals:
@@ -60,6 +60,7 @@ def dataset_card(
         captioners=sorted(totals.captioners),
         unseen=totals.captioner_kinds["template"],
         funnel=markdown(funnel),
+        stages=stages(funnel),
         policy=json.dumps(policy, indent=1, sort_keys=True, ensure_ascii=False),
     )
 

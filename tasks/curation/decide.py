@@ -42,6 +42,9 @@ class DecideParams(Parameters):
         480, ge=0, le=MOST_PIXELS_A_SIDE, description="Short side of the picture, pixels (paper: 480)."
     )
     keep_uncropped_borders: bool = Field(False, description="Keep clips whose borders could not be cropped away.")
+    max_words: float = Field(
+        1e6, ge=0, le=1e6, description="Words of any kind over 5 frames: overlay, scene and device (paper: 20)."
+    )
     max_overlay_words: float = Field(20, ge=0, le=1e6, description="Words of overlay text over 5 frames (paper: 20).")
     max_overlay_share: float = Field(0.25, ge=0, le=1, description="Part of the picture under overlay text, 0 to 1.")
     # A scale and settings are part of the picture; a whole menu is not.
@@ -188,6 +191,7 @@ def checks(scores: QualityScores, facts: Facts, params: DecideParams) -> list[Ch
     compared = [
         _check("resolution_too_low", "short_side", scores["short_side"], params.min_short_side, "at least"),
         _check("border_not_croppable", "uncropped_borders", uncropped, 0.0, "at most"),
+        _check("overlay_text", "words", scores["words"], params.max_words, "at most"),
         _check("overlay_text", "overlay_words", scores["overlay_words"], params.max_overlay_words, "at most"),
         _check("overlay_text", "overlay_share", scores["overlay_share"], params.max_overlay_share, "at most"),
         _check("overlay_text", "imaging_words", scores["imaging_words"], params.max_imaging_words, "at most"),
@@ -234,7 +238,7 @@ def _side(lower_is_better: bool) -> Literal["at least", "at most"]:
 def step(params: DecideParams) -> Step:
     """Decide, ready to run."""
     return Step(
-        StepIdentity("decide", 2, params.model_dump(mode="json"), {}),
+        StepIdentity("decide", 3, params.model_dump(mode="json"), {}),
         partial(decide, params=params),
         work_of=work_of,
         runs_in="inline",
@@ -243,9 +247,11 @@ def step(params: DecideParams) -> Step:
 
 def work_of(item: Item, past: Past) -> Work:
     """The scores of a clip, and what must be known beside them."""
-    measured, borders = QUALITY.detail(past), CUT.detail(past)["borders"]
+    measured, borders, scores = QUALITY.detail(past), CUT.detail(past)["borders"], QUALITY.scores(past)
+    if inner := CUT.detail(past).get("inner"):  # a larger size given to a clip makes it no better
+        scores = {**scores, "short_side": min(scores["short_side"], float(min(inner)))}
     context: DecideContext = {
-        "scores": QUALITY.scores(past),
+        "scores": scores,
         "technical_lower_is_better": measured["technical_lower_is_better"],
         "aesthetic_lower_is_better": measured["aesthetic_lower_is_better"],
         "motion": measured["motion"],

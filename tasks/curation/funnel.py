@@ -3,6 +3,7 @@
 import io
 from collections import Counter
 from collections.abc import Mapping, Sequence
+from types import MappingProxyType
 from typing import Any
 
 from sqlalchemy import CompoundSelect, Select, func, or_, select
@@ -63,6 +64,39 @@ def reasons(entry: Mapping[str, Any]) -> str:
     """Why a step dropped what it dropped, most frequent first, as one line."""
     both = [*entry["rejected"].items(), *((f"{reason} (failed)", n) for reason, n in entry["failed"].items())]
     return ", ".join(f"{reason} {count}" for reason, count in sorted(both, key=lambda pair: (-pair[1], pair[0])))
+
+
+# Stages of the paper's filtering → the reasons by which decide drops clips there, in the order of its checks.
+STAGES: Mapping[str, tuple[str, ...]] = MappingProxyType(
+    {
+        "at least 480p": ("resolution_too_low",),
+        "black borders": ("border_not_croppable",),
+        "overlay text": ("overlay_text",),
+        "aesthetics": ("poor_aesthetic",),
+        "technical quality": ("poor_technical_quality",),
+        "stills and defects": (
+            "still_picture", "panned_photograph", "blurred", "frozen", "black", "flicker", "interlaced", "blocky",
+            "noisy",
+        ),
+        "mediocre in both": ("mediocre",),
+    }
+)  # fmt: skip
+
+
+def stages(table: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
+    """What is left after each stage, as the paper counts: stage, unit, left. A clip is dropped where it fails first."""
+    steps = {entry["step"]: entry for entry in table}
+    if not {"discover", "decide"} <= steps.keys():
+        return []
+    rows = [{"stage": "listed", "unit": "videos", "left": steps["discover"]["in"]}]
+    rows.append({"stage": "medical by title and description", "unit": "videos", "left": steps["discover"]["kept"]})
+    decided = steps["decide"]
+    left = decided["in"] - sum(decided["failed"].values())
+    rows.append({"stage": "segmented", "unit": "clips", "left": left})
+    for stage, dropped_for in STAGES.items():
+        left -= sum(decided["rejected"].get(reason, 0) for reason in dropped_for)
+        rows.append({"stage": stage, "unit": "clips", "left": left})
+    return rows
 
 
 def table_rows(table: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:

@@ -134,6 +134,9 @@ class QualityScores(TypedDict):
     noise: float
     technical: float
     aesthetic: float
+    dover_overall: NotRequired[float]
+    dover_technical: NotRequired[float]
+    dover_aesthetic: NotRequired[float]
     faces: NotRequired[float]
     face_frames: NotRequired[float]
 
@@ -175,10 +178,10 @@ class QualityAnalyzer:
 
     Scores: words (the paper's count), overlay_words, imaging_words, scene_words (over five frames), overlay_share (of
     the picture's area, 0..1), technical, aesthetic (means of five frames, or DOVER's, on the scale of their model,
-    which the detail names), motion_change (0..255), motion_moving_fraction (0..1), camera_shift (fraction of the width
-    per step), the fields of `models.quality.defects.Defects`, detail (see `models.quality.spatial_detail`), short_side
-    (pixels), identifiers (text boxes that name a patient, over five frames), faces (most on one frame), face_frames (of
-    five).
+    which the detail names), dover_overall, dover_technical, dover_aesthetic (0..1, where DOVER is asked), motion_change
+    (0..255), motion_moving_fraction (0..1), camera_shift (fraction of the width per step), the fields of
+    `models.quality.defects.Defects`, detail (see `models.quality.spatial_detail`), short_side (pixels), identifiers
+    (text boxes that name a patient, over five frames), faces (most on one frame), face_frames (of five).
     """
 
     def __init__(self, frames: int, fps: float, params: QualityParams) -> None:
@@ -240,6 +243,10 @@ class QualityAnalyzer:
             "fingerprint": fingerprint(small[::every], every / self.fps).text(),
         }
         by_dover = self.dover.scores(self.views) if self.dover and self.views else None
+        if self.dover and by_dover:
+            rated = {f"dover_{kind}": score for kind, score in asdict(by_dover).items()}
+            scores |= rated
+            models |= dict.fromkeys(rated, self.dover.digest)
         for kind, metric in (("technical", technical), ("aesthetic", aesthetic)):
             if metric is None:
                 assert by_dover is not None

@@ -42,7 +42,7 @@ def train_frames(
     """
     files, left_out = read_manifest(folder)
     digest = encoder_digest(encoder)
-    identity = StepIdentity("train_frames", 1, {"encoder": shown_name(encoder), **RECIPE}, {"encoder": digest})
+    identity = StepIdentity("train_frames", 2, {"encoder": shown_name(encoder), **RECIPE}, {"encoder": digest})
     context = {"videos": len(files), "data": digest_of({"videos": [f.row() for f in files], "left_out": left_out})}
     work = Work("frame_head", context=context)
     return ledger.once(identity, work, lambda: _outcome(train(folder, encoder, progress), digest, ledger.store))
