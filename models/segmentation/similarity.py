@@ -65,8 +65,9 @@ def calibrated_similarity(videos: Sequence[LabelledVideo]) -> CalibratedSimilari
     gain = above - stranger_above
     best = np.flatnonzero(gain > gain.max() - 1e-9)
     # The middle of the first stretch of best values: as far from both kinds as can be.
-    last = best[0] + next((n for n, (a, b) in enumerate(zip(best, best[1:], strict=False)) if b > a + 1), len(best) - 1)
-    end = values[last + 1] if last + 1 < len(values) else values[last]
+    breaks = np.flatnonzero(np.diff(best) > 1)
+    last = best[breaks[0]] if len(breaks) else best[-1]
+    end = values[min(last + 1, len(values) - 1)]
     chosen = rounded((values[best[0]] + end) / 2)
     return {
         "frame_similarity": chosen,
