@@ -5,6 +5,7 @@ import json
 import math
 from collections.abc import Iterator
 from contextlib import nullcontext
+from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
@@ -177,6 +178,12 @@ def test_commands_refuse_it_in_one_line_each(monkeypatch: pytest.MonkeyPatch) ->
         (["refresh", "--source", "v", "--set", "min_clip_s=99"], "min_clip_s: 99.0 is more than max_clip_s=10.0"),
         (["refresh", "--source", "v", "--set", "x264_preset=fastr"], "did you mean faster?"),
         (["refresh", "--source", "v", "--set", "technical_model=dover"], "technical_threshold: 95 is not on the scale"),
+        (["refresh", "--source", "v", "--profile", "papr"], "profile: there is no profile 'papr'; did you mean paper?"),
+        (
+            ["refresh", "--source", "v", "--profile", "paper", "--set", "technical_threshold=95"],
+            "technical_threshold: 95 is not on the scale of dover",
+        ),
+        (["parameters", "--profile", "pap.toml"], "profile: there is no profile 'pap.toml'"),
         (["discover", "-s", "v", "--set", "word_treshold=2"], "word_treshold: there is no such parameter"),
         (["recheck", "--set", "stall_limits=2"], "did you mean stall_limit_s?"),
         (["gc", "--grace-minutes", "nan"], "nan is not a finite number"),
@@ -218,6 +225,35 @@ def test_thresholds_with_a_reason_lie_on_their_scales() -> None:
                 f"mediocre_{kind}": thresholds.joint,
             }
         )
+
+
+def test_what_is_given_beside_a_profile_wins(tmp_path: Path) -> None:
+    paper = RefreshParameters(profile="paper")
+    assert (paper.technical_model, paper.mediocre_aesthetic, paper.output_size) == ("dover", 4.0, "720x480")
+    assert RefreshParameters(**paper.model_dump()) == paper  # as a run of a deployment is given it
+    # A form sends all parameters: those that are at their default have not been touched.
+    form = RefreshParameters().model_dump() | {"profile": "paper", "captioner": "transformers:m"}
+    assert RefreshParameters(**form) == paper.model_copy(update={"captioner": "transformers:m"})
+    kept = RefreshParameters(profile="paper", profile_exceptions=("captioner",))
+    assert kept.captioner == "evidence_template" and kept.technical_model == "dover"
+    # Who names one by one means also the default.
+    given = {"profile": "paper", "captioner": "evidence_template", "crf": 18}
+    assert RefreshParameters(**RefreshParameters.as_given(given)) == kept
+    own = tmp_path / "ours.toml"
+    own.write_text('profile = "paper"\nmax_words = 30\n')
+    assert RefreshParameters(profile=str(own)) == paper.model_copy(update={"profile": str(own), "max_words": 30.0})
+    for text, told in (
+        ('captionr = "x"', "ours.toml sets captionr: there is no such parameter; did you mean captioner?"),
+        ("technical_threshold = 500", "technical_threshold: 500 is not on the scale of piqe"),
+        ('sources = ["x"]', "ours.toml sets sources, which is for each run to say"),
+        ("max_words", "ours.toml can't be read as TOML"),
+        ('profile = "ours"', "starts from 'ours'; a profile can start from offline or paper"),
+        ('max_words = "many"', "max_words: Input should be a valid number"),
+    ):
+        own.write_text(text)
+        with pytest.raises(ValidationError) as refused:
+            RefreshParameters(profile=str(own))
+        assert told in complaints(refused.value)[0]
 
 
 def test_the_schema_of_a_deployment_refuses_what_json_does_not_know() -> None:

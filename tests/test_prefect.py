@@ -252,6 +252,7 @@ def test_form_is_flat_and_explains_itself(up: Up) -> None:
         ({"x264_preset": "fastr"}, "'veryslow', 'placebo']; did you mean faster?"),
         ({"max_bytes": 10**24}, f"greater than the maximum of {2**50}"),
         ({"release_prefix": "Not A Name"}, "release_prefix"),
+        ({"profile": "papr"}, "'profile'. Failure reason: 'papr' does not match"),
         (
             {"technical_model": "dover", "technical_threshold": 95, "mediocre_technical": 0.5},
             "'technical_threshold'. Failure reason: 95 does not fit: this technical_model runs from 0 (worst) to 1",

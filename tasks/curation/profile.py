@@ -37,7 +37,7 @@ class ProfileParams(Parameters):
 
     profile: str = Field(
         OFFLINE,
-        min_length=1,
+        pattern=rf"^({'|'.join(PACKAGED)}|.*\.toml)$",
         max_length=1000,
         description="Models, rules and thresholds: offline, paper, or a TOML file. Values that you set win over it.",
     )
