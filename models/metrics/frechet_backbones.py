@@ -68,8 +68,9 @@ class Inception:
         ModelUnavailable: the weights are not to be had.
     """
 
-    def __init__(self) -> None:
-        self.net = _inception()
+    def __init__(self, device: str = "cpu") -> None:
+        self.device = device
+        self.net = _inception().to(device)
 
     def features(self, frames: Sequence[np.ndarray]) -> np.ndarray:
         """See `FrameFeatures`. Frames are squeezed to 299 × 299, as pytorch-fid does."""
@@ -78,8 +79,8 @@ class Inception:
         rows = []
         with torch.inference_mode():
             for start in range(0, len(frames), BATCH):
-                x = _squeezed(frames[start : start + BATCH], INCEPTION_SIDE)
-                rows.append(self.net(2 * x - 1)[0].flatten(1).numpy())
+                x = _squeezed(frames[start : start + BATCH], INCEPTION_SIDE).to(self.device)
+                rows.append(self.net(2 * x - 1)[0].flatten(1).cpu().numpy())
         return np.concatenate(rows)
 
 
@@ -121,9 +122,11 @@ class VideoMae:
         ModelUnavailable: it can't be had, or is of another class.
     """
 
-    def __init__(self, name: str) -> None:
+    def __init__(self, name: str, device: str = "cpu") -> None:
         import torch
         from transformers import AutoConfig, VideoMAEModel
+
+        self.device = device
 
         folder = _video_mae_files(name)[0].parent
         try:
@@ -135,7 +138,7 @@ class VideoMae:
             )
         except (OSError, ValueError, SafetensorError) as error:
             raise ModelUnavailable(f"VideoMAE {name!r} in {folder} cannot be loaded: {error}") from error
-        self.net.train(False)
+        self.net.train(False).to(device)
         self.frames, self.side = int(config.num_frames), int(config.image_size)
 
     def features(self, frames: Sequence[np.ndarray]) -> np.ndarray:
@@ -144,18 +147,19 @@ class VideoMae:
 
         x = (_squeezed(frames, self.side) - torch.tensor(MEAN)[:, None, None]) / torch.tensor(STD)[:, None, None]
         with torch.inference_mode():
-            return np.asarray(self.net(pixel_values=x[None]).last_hidden_state[0].mean(dim=0).numpy())
+            tokens = self.net(pixel_values=x[None].to(self.device)).last_hidden_state[0]
+            return np.asarray(tokens.mean(dim=0).cpu().numpy())
 
 
-def load_frame_features(name: str) -> FrameFeatures:
-    """mobilenet_v2 or inception. Raises ModelUnavailable, ValueError."""
+def load_frame_features(name: str, device: str = "cpu") -> FrameFeatures:
+    """mobilenet_v2 or inception, the latter on a device of PyTorch. Raises ModelUnavailable, ValueError."""
     _check_frame_name(name)
-    return MobileNetFrames() if name == MOBILENET else Inception()
+    return MobileNetFrames() if name == MOBILENET else Inception(device)
 
 
-def load_video_features(name: str) -> VideoFeatures:
-    """onnx:FILE, or a VideoMAE-class model by hub name or folder. Raises ModelUnavailable."""
-    return OnnxVideo(_onnx_file(name)) if name.startswith(ONNX_PREFIX) else VideoMae(name)
+def load_video_features(name: str, device: str = "cpu") -> VideoFeatures:
+    """onnx:FILE, on the CPU, or a VideoMAE-class model by hub name or folder, on a device. Raises ModelUnavailable."""
+    return OnnxVideo(_onnx_file(name)) if name.startswith(ONNX_PREFIX) else VideoMae(name, device)
 
 
 def frame_features_digest(name: str) -> str:
