@@ -7,8 +7,6 @@ too. Whatever the directions, the outcome is the same.
 """
 
 import numpy as np
-from scipy.linalg import eigh
-from scipy.spatial import cKDTree
 
 DIRECTIONS = 12  # of the search; more prune better and make the tree slower
 SAMPLE = 20_000  # vectors that the directions are found by
@@ -23,6 +21,8 @@ def semantic_duplicates(vectors: np.ndarray, threshold: float) -> dict[int, tupl
         vectors: float16 or float32 (N, D), of length 1, the best clip first. May lie on disk.
         threshold: cosine from which two are duplicates, -1 to 1.
     """
+    from scipy.spatial import cKDTree
+
     if len(vectors) < 2:
         return {}
     seen = _coordinates(vectors)
@@ -44,6 +44,8 @@ def semantic_duplicates(vectors: np.ndarray, threshold: float) -> dict[int, tupl
 
 def _coordinates(vectors: np.ndarray) -> np.ndarray:
     """float64 (N, K): on the directions in which a sample of the vectors differs most."""
+    from scipy.linalg import eigh
+
     sample = vectors[:: max(1, len(vectors) // SAMPLE)].astype(np.float64)
     spread = np.cov(sample.T) if len(sample) > 1 else np.eye(vectors.shape[1])
     width = vectors.shape[1]
