@@ -5,6 +5,7 @@ part of every record's identity. Settings never are.
 """
 
 import os
+import re
 from functools import cache
 from pathlib import Path
 from typing import Literal
@@ -17,6 +18,7 @@ from sqlalchemy.exc import ArgumentError
 from medgen.memory_limit import fair_share
 
 DRIVER = "postgresql+psycopg"
+DEVICES = r"auto|cpu|cuda|cuda:(?P<numbers>\d+(,\d+)*)"
 
 
 class Settings(BaseSettings):
@@ -44,6 +46,9 @@ class Settings(BaseSettings):
         description="Memory of one worker process; an item that needs more is quarantined, bytes.",
     )
     download_workers: int = Field(4, ge=1, description="Downloads under way at once.")
+    devices: str = Field(
+        "auto", description="Where models run: auto (the GPUs, else the CPU), cpu, cuda (all GPUs) or cuda:0,1."
+    )
     runner: Literal["thread", "dask", "ray"] = Field("thread", description="Where Prefect runs the tasks.")
     runner_address: str | None = Field(None, description="Address of the Dask or Ray cluster; local if unset.")
     log_format: Literal["text", "json"] = Field("text", description="json: one object a line, on standard error.")
@@ -68,6 +73,13 @@ class Settings(BaseSettings):
                 "must be postgresql://user:password@host:port/db; write @ : / in a password as %40 %3A %2F"
             ) from None
         return SecretStr(f"{DRIVER}://{rest}")
+
+    @field_validator("devices")
+    @classmethod
+    def _devices(cls, devices: str) -> str:
+        if not re.fullmatch(DEVICES, devices):
+            raise ValueError(f"must be auto, cpu, cuda or cuda:0,1, not {devices!r}")
+        return devices
 
     @model_validator(mode="after")
     def _complete(self) -> "Settings":

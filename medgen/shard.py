@@ -25,8 +25,11 @@ from pebble import ProcessExpired
 
 from medgen.catalog import now
 from medgen.claims import Claims, claims
+from medgen.devices import devices
 from medgen.download_slots import download_slot
 from medgen.errors import ItemFailed
+from medgen.inference import ask, close_inference
+from medgen.inference_process import Loaded, Served
 from medgen.ledger import Ended, Ledger, Outcome, Record, StepIdentity, Work, open_ledger
 from medgen.settings import current
 from medgen.step_processes import close_step_processes, step_processes
@@ -80,8 +83,9 @@ class Step:
         prepare: called once before any item is worked on.
         looks_outside: whether the work on these items depends on more than what is on record, such as files that
             people may change. What was made of them is looked at anew each time.
-        runs_in: worker processes (decoding, models), threads (waiting for a network) or inline (arithmetic).
-        time_limit_s: an item that takes longer is killed (processes) and quarantined.
+        runs_in: worker processes (decoding, small models), the inference processes of the devices (one work at a time
+            on each), threads (waiting for a network or for a model) or inline (arithmetic).
+        time_limit_s: an item that takes longer is killed (processes, device) and quarantined.
         queue_key: what a work has to queue for, such as a host. Works with different keys are taken up in turn, so
             that a slow host does not keep all workers waiting.
     """
@@ -93,7 +97,7 @@ class Step:
     compare: Callable[[Iterable[Item]], Mapping[str, Mapping[str, Any]]] | None = None
     prepare: Callable[[Store], None] | None = None
     looks_outside: "Callable[[Sequence[Item | Work]], bool] | None" = None
-    runs_in: Literal["processes", "threads", "inline"] = "processes"
+    runs_in: Literal["processes", "device", "threads", "inline"] = "processes"
     time_limit_s: float | None = None
     queue_key: Callable[[Work], str] | None = None
 
@@ -406,6 +410,13 @@ def _execute(step: Step, todo: Mapping[str, Work], store: Store) -> Iterator[_En
         with _starting:
             threads = _threads()
         yield from _as_they_end(step, {threads.submit(_timed_in_turn, step.function, w): k for k, w in todo.items()})
+    elif todo and step.runs_in == "device":
+        with _starting:
+            askers = _device_threads()
+        limit = step.time_limit_s
+        yield from _as_they_end(
+            step, {askers.submit(_timed_on_device, step.function, w, limit): k for k, w in todo.items()}
+        )
     elif todo:
         with step_processes() as pool:
             limit = step.time_limit_s
@@ -475,6 +486,24 @@ def _timed_in_turn(function: Callable[[Work, Store], Outcome], work: Work) -> tu
         return _timed(function, work)
 
 
+def _timed_on_device(
+    function: Callable[[Work, Store], Outcome], work: Work, time_limit_s: float | None
+) -> tuple[Outcome | ItemFailed, datetime]:
+    """What the threads of devices run: each waits for one."""
+    ended: tuple[Outcome | ItemFailed, datetime] = ask(
+        WORKS, [(function, work)], device=_thread.device, limit_s=time_limit_s
+    )[0]
+    return ended
+
+
+def _works_done(_device: str) -> Loaded:
+    return Loaded(lambda works: [_timed(function, work) for function, work in works])
+
+
+WORKS = Served(_works_done)
+"""Stands for the functions of steps, which load what they need."""
+
+
 def _tidied(function: Callable[[Work, Store], Outcome], work: Work, store: Store) -> Outcome:
     """Calls a step's function. Work that fails leaves no scratch files, which would fill the disk further."""
     with store.tidy():
@@ -496,10 +525,28 @@ def _threads() -> ThreadPoolExecutor:
     return ThreadPoolExecutor(current().download_workers, thread_name_prefix="medgen-download")
 
 
+_thread = threading.local()
+
+
+@cache
+def _device_threads() -> ThreadPoolExecutor:
+    """A thread for each device, so that the next work goes to the one that is free."""
+    names: SimpleQueue[str] = SimpleQueue()
+    for device in devices():
+        names.put(device)
+
+    def take() -> None:
+        _thread.device = names.get()
+
+    return ThreadPoolExecutor(len(devices()), thread_name_prefix="medgen-device", initializer=take)
+
+
 def close_pools() -> None:
-    """Ends the worker processes and threads of this process, if there are any."""
+    """Ends the worker processes, inference processes and threads of this process, if there are any."""
     close_step_processes()
     close_decoders()
-    if _threads.cache_info().currsize:
-        _threads().shutdown(wait=False, cancel_futures=True)
-        _threads.cache_clear()
+    close_inference()
+    for pool in (_threads, _device_threads):
+        if pool.cache_info().currsize:
+            pool().shutdown(wait=False, cancel_futures=True)
+            pool.cache_clear()

@@ -14,6 +14,7 @@ from typing import Any, TypeVar
 from pebble import ProcessExpired, ProcessPool
 
 from medgen.errors import ItemFailed
+from medgen.inference import never_own
 from medgen.memory_limit import EXIT_CODE, leave_if_above
 from medgen.settings import current
 
@@ -84,6 +85,7 @@ def close_decoders() -> None:
 
 
 def _prepare_worker(parent: int, memory_bytes: int) -> None:
+    never_own()
     for variable in ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS"):
         os.environ[variable] = "1"
 

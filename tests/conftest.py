@@ -101,7 +101,7 @@ def inline(patch: pytest.MonkeyPatch) -> None:
 
 def forget_installation() -> None:
     """Makes this process open its settings, catalog, store and pools anew."""
-    from medgen import catalog, ledger, settings, shard, store
+    from medgen import catalog, devices, inference, ledger, settings, shard, store
     from medgen.web import rate_limits
     from tasks.curation import discover
 
@@ -115,6 +115,8 @@ def forget_installation() -> None:
         catalog.open_catalog().dispose()
         catalog.open_catalog.cache_clear()
     settings.current.cache_clear()
+    devices._named.cache_clear()
+    inference._key.cache_clear()
 
 
 @pytest.fixture(scope="session")

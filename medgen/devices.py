@@ -1,0 +1,60 @@
+"""The devices that models run on: GPUs, or the CPU of a machine that has none."""
+
+import re
+from functools import cache
+from pathlib import Path
+
+from medgen.errors import RunStopped
+from medgen.settings import DEVICES, current
+
+CPU = "cpu"
+# Where a driver of NVIDIA's (of Linux, of Windows below it) or AMD's shows itself. Without one PyTorch, whose import
+# takes seconds, need not be asked.
+DRIVERS = ("/dev/nvidiactl", "/dev/dxg", "/dev/kfd")
+
+
+class NoSuchDevice(RunStopped):
+    """`MEDGEN_DEVICES` names a GPU that isn't here."""
+
+
+def devices() -> tuple[str, ...]:
+    """Names of the devices, as PyTorch has them: `cuda:0`, …, or `cpu` alone.
+
+    Raises:
+        NoSuchDevice: see above.
+    """
+    return _named(current().devices)
+
+
+def gpus() -> bool:
+    """Whether models run on GPUs. Raises as `devices`."""
+    return devices() != (CPU,)
+
+
+@cache
+def _named(setting: str) -> tuple[str, ...]:
+    """The devices of a setting that matches `DEVICES`."""
+    if setting == CPU:
+        return (CPU,)
+    there = gpu_count()
+    if setting in ("auto", "cuda"):
+        if not there and setting == "cuda":
+            raise NoSuchDevice("MEDGEN_DEVICES=cuda, but PyTorch sees no GPU here: set it to auto or cpu")
+        return tuple(f"cuda:{number}" for number in range(there)) or (CPU,)
+    match = re.fullmatch(DEVICES, setting)
+    numbers = [int(number) for number in match["numbers"].split(",")] if match else []
+    if missing := [number for number in numbers if number >= there]:
+        raise NoSuchDevice(
+            f"MEDGEN_DEVICES={setting}, but PyTorch sees {there} GPU(s) here, which count from 0: "
+            f"{', '.join(map(str, missing))} is not among them"
+        )
+    return tuple(f"cuda:{number}" for number in dict.fromkeys(numbers))
+
+
+def gpu_count() -> int:
+    """GPUs that PyTorch sees; 0 where no driver is to be seen."""
+    if not any(Path(driver).exists() for driver in DRIVERS):
+        return 0
+    import torch
+
+    return torch.cuda.device_count()

@@ -1,0 +1,326 @@
+"""An inference process: holds models on one device and answers the questions of other processes, many at a time.
+
+One thread loads models and asks them, so that no model is ever shared between threads; others read questions and
+prepare them meanwhile. What a batch that isn't full waits for more is bounded. A question that takes too long ends the
+process, which is the only way to end what runs on a device; the next one who asks starts another.
+"""
+
+import logging
+import os
+import pickle
+import socket
+import sys
+import threading
+import time
+from collections import deque
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import Future
+from contextlib import suppress
+from dataclasses import dataclass, field
+from mmap import mmap
+from multiprocessing.connection import Connection, answer_challenge, deliver_challenge
+from multiprocessing.reduction import recv_handle
+from typing import Any
+
+from medgen.errors import ItemFailed
+
+log = logging.getLogger(__name__)
+
+GATHER_S = 0.005  # that a batch which isn't full waits for more questions, at most
+WATCH_S = 0.1  # between looks at the parent and at what takes too long
+TOLD_S = 2.0  # to tell those that wait why the process ends
+TIME_LIMIT = "time_limit"  # reason of what took too long
+ENDED_BY_TIME = 86  # exit code
+
+
+@dataclass(frozen=True)
+class Loaded:
+    """A model in memory.
+
+    Args:
+        answer: questions → answers, in order; called by one thread at a time. What it says of a question must not
+            depend on the others.
+        prepare: question → what `answer` takes; called by many threads at once. Raises for a bad question.
+        alone: whether a prepared question must not share a batch.
+    """
+
+    answer: Callable[[list[Any]], Sequence[Any]]
+    prepare: Callable[[Any], Any] | None = None
+    alone: Callable[[Any], bool] | None = None
+
+
+@dataclass(frozen=True)
+class Served:
+    """How a model is had. Equal ones are one model.
+
+    Args:
+        load: (device, *arguments) → the model; at the level of a module. Raises ModelUnavailable.
+        arguments: of `load`, hashable.
+        most: questions in a batch.
+        packaged: so light that where there is no GPU each process that asks may hold one of its own.
+        onnx: runs in ONNX Runtime, which needs a build of its own for GPUs.
+    """
+
+    load: Callable[..., Loaded]
+    arguments: tuple[Any, ...] = ()
+    most: int = 1
+    packaged: bool = False
+    onnx: bool = False
+
+
+@dataclass(frozen=True)
+class Request:
+    """What a process asks.
+
+    Args:
+        questions: as `pickle` has them, without the buffers, whose sizes are told; they lie one after the other, each
+            at a multiple of `ALIGNED`, in the memory that is shared. Its first byte becomes 1 as soon as a batch with
+            the questions is begun: who finds it so when the process dies knows that it may be to blame.
+        shared: size of the shared memory, bytes, when its handle follows; 0: it is that of the request before.
+        alone: no question of others may be in the batch.
+        limit_s: for one batch; None: as long as it takes.
+    """
+
+    model: Served
+    questions: bytes
+    sizes: tuple[int, ...]
+    shared: int
+    alone: bool
+    limit_s: float | None
+
+
+ALIGNED = 64  # bytes
+
+
+@dataclass
+class _Asked:
+    question: Any
+    alone: bool
+    limit_s: float | None
+    shared: mmap
+    answer: "Future[Any]" = field(default_factory=Future)
+
+
+@dataclass
+class _Held:
+    """A model, and what waits for it."""
+
+    served: Served
+    loaded: "Future[Loaded] | None" = None
+    wanted: bool = False
+    waiting: deque[_Asked] = field(default_factory=deque)
+    since: float = 0.0  # when the first of them came
+
+
+class InferenceProcess:
+    """Answers what comes over a listening socket, until its parent ends."""
+
+    def __init__(self, listening: socket.socket, key: bytes, device: str) -> None:
+        self._listening, self._key, self._device = listening, key, device
+        self._news = threading.Condition()
+        self._held: dict[Served, _Held] = {}
+        self._batch: list[_Asked] = []
+        self._ends_at: float | None = None
+
+    def run(self, parent: int) -> None:
+        """Runs until the process `parent` is gone."""
+        threading.Thread(target=self._watch, args=(parent,), daemon=True).start()
+        threading.Thread(target=self._accept, daemon=True).start()
+        while True:
+            self._work(self._next())
+
+    def _next(self) -> _Held:
+        """The model that is to be loaded, or whose first question has waited longest."""
+        with self._news:
+            while True:
+                ready = [held for held in self._held.values() if held.wanted or held.waiting]
+                if ready:
+                    return min(ready, key=lambda held: (not held.wanted, held.since))
+                self._news.wait()
+
+    def _work(self, held: _Held) -> None:
+        if held.wanted:
+            self._load(held)
+            return
+        batch = self._gathered(held)
+        limits = [asked.limit_s for asked in batch if asked.limit_s is not None]
+        self._batch, self._ends_at = batch, time.monotonic() + min(limits) if limits else None
+        for asked in batch:
+            asked.shared[0] = 1
+        try:
+            assert held.loaded
+            answers = _answers(held.loaded.result(), [asked.question for asked in batch])
+        except Exception as error:  # noqa: BLE001 - whoever waits must hear of it, whatever it is
+            for asked in batch:
+                asked.answer.set_exception(error)
+        else:
+            for asked, answer in zip(batch, answers, strict=True):
+                asked.answer.set_result(answer)
+        finally:
+            self._batch, self._ends_at = [], None
+
+    def _load(self, held: _Held) -> None:
+        future, began = held.loaded, time.monotonic()
+        assert future
+        held.wanted = False
+        try:
+            loaded = held.served.load(self._device, *held.served.arguments)
+        except Exception as error:  # noqa: BLE001 - whoever waits must hear of it, whatever it is
+            with self._news:
+                held.loaded = None  # it may be had later
+            future.set_exception(error)
+            return
+        log.info(
+            "%s%s is on %s, loaded in %.1f s%s", held.served.load.__name__.strip("_"), _shown(held.served.arguments),
+            self._device, time.monotonic() - began, free_memory(self._device),
+        )  # fmt: skip
+        future.set_result(loaded)
+
+    def _gathered(self, held: _Held) -> list[_Asked]:
+        """The next questions, as many as may go together."""
+        with self._news:
+            until = held.since + GATHER_S
+            while len(held.waiting) < held.served.most and (left := until - time.monotonic()) > 0:
+                self._news.wait(left)
+            batch: list[_Asked] = []
+            while held.waiting and len(batch) < held.served.most:
+                if batch and (batch[0].alone or held.waiting[0].alone):
+                    break
+                batch.append(held.waiting.popleft())
+            held.since = time.monotonic()
+            return batch
+
+    def _accept(self) -> None:
+        while True:
+            link, _ = self._listening.accept()
+            threading.Thread(target=self._serve, args=(Connection(link.detach()),), daemon=True).start()
+
+    def _serve(self, link: Connection) -> None:
+        """Answers one connection until it is closed."""
+        shared = mmap(-1, ALIGNED)
+        # What an asker that was killed leaves behind is nobody's loss.
+        with suppress(EOFError, OSError), link:
+            deliver_challenge(link, self._key)
+            answer_challenge(link, self._key)
+            while True:
+                request = link.recv()
+                if request.shared:
+                    shared = _mapped(recv_handle(link), request.shared)
+                link.send_bytes(_packed(self._replied(request, shared)))
+
+    def _replied(self, request: Request, shared: mmap) -> "list[Any] | Exception":
+        try:
+            questions = pickle.loads(request.questions, buffers=list(buffers_in(shared, request.sizes)))
+            loaded = self._model(request.model).result()
+            if loaded.prepare:
+                questions = [loaded.prepare(question) for question in questions]
+            asked = [
+                _Asked(q, request.alone or bool(loaded.alone and loaded.alone(q)), request.limit_s, shared)
+                for q in questions
+            ]
+            with self._news:
+                held = self._held[request.model]
+                if not held.waiting:
+                    held.since = time.monotonic()
+                held.waiting += asked
+                self._news.notify_all()
+            return [one.answer.result() for one in asked]
+        except Exception as error:  # noqa: BLE001 - it is the asker's
+            return error
+
+    def _model(self, served: Served) -> "Future[Loaded]":
+        with self._news:
+            held = self._held.setdefault(served, _Held(served))
+            if held.loaded is None:
+                held.loaded, held.wanted = Future(), True
+                self._news.notify_all()
+            return held.loaded
+
+    def _watch(self, parent: int) -> None:
+        while os.getppid() == parent:
+            ends_at, batch = self._ends_at, self._batch
+            if ends_at is not None and time.monotonic() > ends_at:
+                self._end_for_time(batch)
+            time.sleep(WATCH_S)
+        os._exit(1)
+
+    def _end_for_time(self, batch: Sequence[_Asked]) -> None:
+        for asked in batch:
+            with suppress(Exception):  # answered at this very moment
+                asked.answer.set_exception(
+                    ItemFailed(TIME_LIMIT, f"took longer than {asked.limit_s or 0:.0f} s and was stopped")
+                )
+        time.sleep(TOLD_S)
+        os._exit(ENDED_BY_TIME)
+
+
+def _answers(model: Loaded, questions: list[Any]) -> Sequence[Any]:
+    """The answers; where the device's memory is too small for a batch, of its halves."""
+    try:
+        return model.answer(questions)
+    except Exception as error:
+        if "OutOfMemory" not in type(error).__name__ or len(questions) == 1:
+            raise
+        log.warning("%s for %d questions at once: half as many are asked", type(error).__name__, len(questions))
+    half = len(questions) // 2
+    return [*_answers(model, questions[:half]), *_answers(model, questions[half:])]
+
+
+def buffers_in(shared: mmap, sizes: Sequence[int]) -> Iterator[memoryview]:
+    """The buffers of a request, as they lie in its memory."""
+    start = ALIGNED
+    for size in sizes:
+        yield memoryview(shared)[start : start + size].toreadonly()
+        start += -(-size // ALIGNED) * ALIGNED
+
+
+def _mapped(handle: int, size: int) -> mmap:
+    try:
+        return mmap(handle, size)
+    finally:
+        os.close(handle)
+
+
+def _packed(reply: "list[Any] | Exception") -> bytes:
+    """The reply for its way between processes. Not every library's error can travel."""
+    try:
+        packed = pickle.dumps(reply, protocol=5)
+        if isinstance(reply, Exception):
+            pickle.loads(packed)
+    except Exception:  # noqa: BLE001 - pickle raises whatever the object does
+        return pickle.dumps(RuntimeError(f"{type(reply).__name__}: {reply}"))
+    return packed
+
+
+def _shown(arguments: tuple[Any, ...]) -> str:
+    return f" {' '.join(map(str, arguments))}" if arguments else ""
+
+
+def free_memory(device: str) -> str:
+    """What a GPU has free, in words; empty for the CPU."""
+    if not device.startswith("cuda"):
+        return ""
+    import torch
+
+    free, total = torch.cuda.mem_get_info(device)
+    return f"; {free / 2**30:.1f} of {total / 2**30:.1f} GiB are free"
+
+
+def main(listening: socket.socket, key: bytes, device: str, threads: int, parent: int, level: int) -> None:
+    """What the process runs.
+
+    Args:
+        threads: of PyTorch on a CPU.
+        parent: process id.
+        level: of the log, which goes to standard error.
+    """
+    logging.basicConfig(stream=sys.stderr, level=level, format="%(levelname)s %(name)s: %(message)s")
+    if device.startswith("cuda"):
+        import torch
+
+        torch.cuda.set_device(device)  # what asks for "cuda" gets this one
+        log.info("models run on %s (%s)%s", device, torch.cuda.get_device_name(device), free_memory(device))
+    else:
+        for variable in ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS"):
+            os.environ.setdefault(variable, str(threads))
+    InferenceProcess(listening, key, device).run(parent)
