@@ -2,7 +2,8 @@
 
 The offline one is MobileNetV2 with torchvision's ImageNet weights, which come as a package. Any CLIP-class model of
 transformers (CLIP, SigLIP, a BiomedCLIP in transformers' format, …) can be named instead; such a model embeds texts
-as well, for judging without training. Only safetensors weights are read.
+as well, for judging without training. Only safetensors weights are read. `ServedEncoder` is the same in an inference
+process, for steps.
 """
 
 from collections.abc import Sequence
@@ -17,7 +18,10 @@ import numpy as np
 from safetensors import SafetensorError
 
 from medgen.canonical import digest_of
+from medgen.inference import ask
+from medgen.inference_process import Loaded, Served
 from models import ModelUnavailable
+from models.fixed_batches import ON_GPU, batch_size, in_fixed_batches
 from models.hub_files import file_digest, model_folder
 
 MOBILENET = "mobilenet_v2"
@@ -36,9 +40,54 @@ class Encoder(Protocol):
         ...
 
 
-def load_encoder(name: str) -> Encoder:
-    """The encoder of that name. Raises ModelUnavailable."""
-    return MobileNetEncoder() if name == MOBILENET else ClipEncoder(name)
+def load_encoder(name: str, device: str = "cpu") -> "MobileNetEncoder | ClipEncoder":
+    """The encoder of that name, on a device of PyTorch. Raises ModelUnavailable."""
+    return MobileNetEncoder(device) if name == MOBILENET else ClipEncoder(name, device)
+
+
+class ServedEncoder:
+    """The encoder of that name in an inference process, see `medgen.inference`. Its methods raise ModelUnavailable."""
+
+    def __init__(self, name: str) -> None:
+        self._model = Served(_served, (name,), most=ON_GPU, packaged=name == MOBILENET)
+
+    def embed(self, frames: Sequence[np.ndarray]) -> np.ndarray:
+        """See `Encoder`."""
+        return np.stack(ask(self._model, frames))
+
+    def embed_texts(self, texts: Sequence[str]) -> np.ndarray:
+        """See `ClipEncoder.embed_texts`."""
+        return np.stack(ask(self._model, texts))
+
+    @property
+    def logit_scale(self) -> float:
+        """See `ClipEncoder.logit_scale`."""
+        return float(ask(self._model, [None])[0])
+
+
+def _served(device: str, name: str) -> Loaded:
+    """Answers frames and texts with their embeddings, and None with the logit scale."""
+    encoder = load_encoder(name, device)
+
+    def prepare(question: Any) -> Any:
+        return encoder.prepare(question) if isinstance(question, np.ndarray) else question
+
+    def answer(questions: list[Any]) -> list[Any]:
+        answers: list[Any] = [None] * len(questions)
+        frames = [index for index, question in enumerate(questions) if isinstance(question, np.ndarray)]
+        if frames:
+            embedded = encoder.embed_prepared([questions[index] for index in frames])
+            for index, row in zip(frames, embedded, strict=True):
+                answers[index] = row
+        for index, question in enumerate(questions):
+            if isinstance(question, np.ndarray):
+                continue
+            if isinstance(encoder, MobileNetEncoder):
+                raise ModelUnavailable(f"{MOBILENET!r} embeds no texts: name a CLIP-class model")
+            answers[index] = encoder.logit_scale if question is None else encoder.embed_texts([question])[0]
+        return answers
+
+    return Loaded(answer, prepare)
 
 
 def shown_name(name: str) -> str:
@@ -74,31 +123,45 @@ def tokenizer_digest(name: str) -> str:
 class MobileNetEncoder:
     """Pooled features of two MobileNetV2 blocks. The whole picture is squeezed to a square: nothing is cropped."""
 
-    def __init__(self) -> None:
+    def __init__(self, device: str = "cpu") -> None:
         import torch
 
         torch.set_num_threads(1)
+        self.device = device
         self.features = mobilenet_features()
         # Folding the normalisation into the convolutions and channels last: 18 instead of 30 ms per frame.
         _fold_batch_norm(self.features)
-        self.features.to(memory_format=torch.channels_last)
+        self.features.to(device, memory_format=torch.channels_last)
 
     def embed(self, frames: Sequence[np.ndarray]) -> np.ndarray:
         """See `Encoder`."""
+        return self.embed_prepared([self.prepare(frame) for frame in frames])
+
+    def prepare(self, frame: np.ndarray) -> np.ndarray:
+        """float32 (224, 224, 3), normalised."""
+        square = cv2.resize(frame, (MOBILENET_SIDE, MOBILENET_SIDE), interpolation=cv2.INTER_AREA)
+        return np.asarray((square.astype(np.float32) / 255 - MEAN) / STD)
+
+    def embed_prepared(self, pictures: Sequence[np.ndarray]) -> np.ndarray:
+        """As `embed`, of what `prepare` gave."""
+        if self.device != "cpu":
+            return in_fixed_batches(pictures, ON_GPU, self._features)
+        # A process of its own asks with the pictures of one video, in order: nothing has to be filled up.
+        return np.concatenate(
+            [self._features(np.stack(pictures[start : start + BATCH])) for start in range(0, len(pictures), BATCH)]
+        )
+
+    def _features(self, pictures: np.ndarray) -> np.ndarray:
         import torch
 
-        rows = []
         with torch.inference_mode():
-            for start in range(0, len(frames), BATCH):
-                x = torch.from_numpy(np.stack([_normalised(frame) for frame in frames[start : start + BATCH]]))
-                x = x.permute(0, 3, 1, 2)  # the frames' own layout is channels last
-                pooled = []
-                for index, block in enumerate(self.features):
-                    x = block(x)
-                    if index in MOBILENET_BLOCKS:
-                        pooled.append(torch.nn.functional.normalize(x.mean(dim=(2, 3)), dim=1))
-                rows.append(torch.nn.functional.normalize(torch.cat(pooled, dim=1), dim=1).numpy())
-        return np.concatenate(rows)
+            x = torch.from_numpy(pictures).permute(0, 3, 1, 2).to(self.device)  # the pictures' layout is channels last
+            pooled = []
+            for index, block in enumerate(self.features):
+                x = block(x)
+                if index in MOBILENET_BLOCKS:
+                    pooled.append(torch.nn.functional.normalize(x.mean(dim=(2, 3)), dim=1))
+            return np.asarray(torch.nn.functional.normalize(torch.cat(pooled, dim=1), dim=1).cpu())
 
 
 def mobilenet_features() -> Any:
@@ -116,15 +179,16 @@ def mobilenet_features() -> Any:
 class ClipEncoder:
     """Image features of a CLIP-class model of transformers (CLIP, SigLIP, …); safetensors weights only.
 
-    The whole picture is squeezed to the model's square: CLIP's own centre crop would drop what lies at the sides.
+    The whole picture is squeezed to the model's square: CLIP's own centre crop would drop what lies at the sides. In
+    float32 on every device; an embedding depends on nothing but its frame, see `models.fixed_batches`.
     """
 
-    def __init__(self, name: str) -> None:
+    def __init__(self, name: str, device: str = "cpu") -> None:
         import torch
         from transformers import AutoImageProcessor, AutoModel
 
         torch.set_num_threads(1)
-        self.name = name
+        self.name, self.device = name, device
         self.folder = folder = _clip_files(name)[0].parent
         try:
             self.processor: Any = AutoImageProcessor.from_pretrained(  # type: ignore[no-untyped-call]  # by transformers
@@ -133,6 +197,7 @@ class ClipEncoder:
             self.model: Any = AutoModel.from_pretrained(
                 folder, use_safetensors=True, local_files_only=True, dtype=torch.float32
             ).eval()
+            self.model.to(device)
         except (OSError, ValueError, SafetensorError) as error:
             raise ModelUnavailable(f"the encoder {name!r} in {folder} cannot be loaded: {error}") from error
         side = getattr(getattr(self.model.config, "vision_config", None), "image_size", None)
@@ -142,18 +207,23 @@ class ClipEncoder:
 
     def embed(self, frames: Sequence[np.ndarray]) -> np.ndarray:
         """See `Encoder`."""
+        return self.embed_prepared([self.prepare(frame) for frame in frames])
+
+    def prepare(self, frame: np.ndarray) -> np.ndarray:
+        """float32 (3, H, W), as the model takes it."""
+        inputs = self.processor(images=frame, return_tensors="pt", input_data_format="channels_last", **self.squeeze)
+        return np.asarray(inputs["pixel_values"][0])
+
+    def embed_prepared(self, pictures: Sequence[np.ndarray]) -> np.ndarray:
+        """As `embed`, of what `prepare` gave."""
+        return in_fixed_batches(pictures, batch_size(self.device), self._features)
+
+    def _features(self, pictures: np.ndarray) -> np.ndarray:
         import torch
 
-        rows = []
         with torch.inference_mode():
-            for start in range(0, len(frames), BATCH):
-                batch = list(frames[start : start + BATCH])
-                inputs = self.processor(
-                    images=batch, return_tensors="pt", input_data_format="channels_last", **self.squeeze
-                )
-                features = self.model.get_image_features(pixel_values=inputs["pixel_values"]).pooler_output
-                rows.append(torch.nn.functional.normalize(features, dim=-1).float().numpy())
-        return np.concatenate(rows)
+            features = self.model.get_image_features(pixel_values=torch.from_numpy(pictures).to(self.device))
+            return np.asarray(torch.nn.functional.normalize(features.pooler_output, dim=-1).float().cpu())
 
     def embed_texts(self, texts: Sequence[str]) -> np.ndarray:
         """float32 (N, D), each row of length 1, in the space of `embed`. Longer texts are cut off.
@@ -183,8 +253,10 @@ class ClipEncoder:
         )
         names = ("input_ids",) if full else ("input_ids", "attention_mask")
         with torch.inference_mode():
-            features = self.model.get_text_features(**{name: inputs[name] for name in names}).pooler_output
-        return torch.nn.functional.normalize(features, dim=-1).float().numpy()
+            features = self.model.get_text_features(
+                **{name: inputs[name].to(self.device) for name in names}
+            ).pooler_output
+        return np.asarray(torch.nn.functional.normalize(features, dim=-1).float().cpu())
 
     @property
     def logit_scale(self) -> float:
@@ -198,11 +270,6 @@ class ClipEncoder:
 
 MEAN = np.array([0.485, 0.456, 0.406], np.float32)  # torchvision's ImageNet statistics
 STD = np.array([0.229, 0.224, 0.225], np.float32)
-
-
-def _normalised(frame: np.ndarray) -> np.ndarray:
-    square = cv2.resize(frame, (MOBILENET_SIDE, MOBILENET_SIDE), interpolation=cv2.INTER_AREA)
-    return (square.astype(np.float32) / 255 - MEAN) / STD
 
 
 def _fold_batch_norm(module: Any) -> None:

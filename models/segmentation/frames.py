@@ -21,6 +21,8 @@ from models.encoders import (
     MOBILENET,
     ClipEncoder,
     Encoder,
+    MobileNetEncoder,
+    ServedEncoder,
     encoder_digest,
     load_encoder,
     shown_name,
@@ -91,13 +93,16 @@ def _packaged() -> FrameModel:
     return load_frame_model()
 
 
-def load_frame_model(name: str = MOBILENET, head: Path | None = None, prompts: Path | None = None) -> FrameModel:
+def load_frame_model(
+    name: str = MOBILENET, head: Path | None = None, prompts: Path | None = None, *, served: bool = False
+) -> FrameModel:
     """Loads encoder and head.
 
     Args:
         name: "mobilenet_v2", or a CLIP-class model of transformers by hub name or local folder.
         head: a head trained for that encoder; the packaged one by default.
         prompts: judge zero-shot with these prompts (`DEFAULT_PROMPTS`, or a file like it) instead of a head.
+        served: leave the encoder to an inference process, see `medgen.inference`.
 
     Raises:
         ModelUnavailable: the encoder's weights, the head or the prompts are not to be had.
@@ -105,12 +110,12 @@ def load_frame_model(name: str = MOBILENET, head: Path | None = None, prompts: P
             class "non-medical", or both a head and prompts are given.
     """
     digest = frame_model_digest(name, head, prompts)
-    encoder = load_encoder(name)
+    encoder = ServedEncoder(name) if served else load_encoder(name)
     if prompts is None:
         card, arrays = _read_head(head or DEFAULT_HEAD)
         return FrameModel(shown_name(name), digest, tuple(card["classes"]), encoder, arrays)
     by_class = read_prompts(prompts)
-    assert isinstance(encoder, ClipEncoder)  # others have no tokenizer, and no digest
+    assert not isinstance(encoder, MobileNetEncoder)  # which has no tokenizer, and no digest
     return FrameModel(
         shown_name(name), digest, tuple(by_class), encoder, _prompt_head(encoder, list(by_class.values()))
     )
@@ -186,7 +191,7 @@ def read_prompts(path: Path) -> dict[str, tuple[str, ...]]:
     return {name: tuple(prompts) for name, prompts in classes.items()}
 
 
-def _prompt_head(encoder: ClipEncoder, prompts: Sequence[Sequence[str]]) -> dict[str, np.ndarray]:
+def _prompt_head(encoder: ClipEncoder | ServedEncoder, prompts: Sequence[Sequence[str]]) -> dict[str, np.ndarray]:
     """Prompts as a linear head: per class the mean of the embedded prompts, scaled to length 1 (Radford et al. 2021,
     CLIP, section 3.1.4: prompt ensembling in embedding space), times the model's own logit scale.
 

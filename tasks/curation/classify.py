@@ -405,7 +405,7 @@ def loaded_model(params: ClassifyParams) -> FrameModel:
 
 @cache
 def _model(name: str, head: Path | None, prompts: Path | None) -> FrameModel:
-    return load_frame_model(name, head, prompts)
+    return load_frame_model(name, head, prompts, served=True)
 
 
 def _parts(params: ClassifyParams) -> tuple[Path | None, Path | None]:
