@@ -17,6 +17,7 @@ import pickle
 import socket
 import threading
 import time
+from collections import deque
 from collections.abc import Iterable
 from contextlib import suppress
 from functools import cache
@@ -33,7 +34,7 @@ from filelock import FileLock
 from medgen.devices import CPU, devices, gpus
 from medgen.errors import ItemFailed
 from medgen.home import private_home
-from medgen.inference_process import ALIGNED, Loaded, Request, Served, main
+from medgen.inference_process import ALIGNED, Loaded, Request, Served, main, next_batch
 from medgen.settings import current
 
 log = logging.getLogger(__name__)
@@ -120,11 +121,11 @@ class _Here:
         """See `ask`."""
         with self._turn:
             loaded = self._loaded = self._loaded or self._model.load(CPU, *self._model.arguments)
-            prepare, most = loaded.prepare, self._model.most
-            prepared = [prepare(question) for question in questions] if prepare else questions
-            return [
-                answer for at in range(0, len(prepared), most) for answer in loaded.answer(prepared[at : at + most])
-            ]
+            prepared = deque(map(loaded.prepare, questions) if loaded.prepare else questions)
+            answers: list[Any] = []
+            while prepared:
+                answers += loaded.answer(next_batch(prepared, self._model.most, loaded.alone))
+            return answers
 
 
 _held: dict[Served, _Here] = {}

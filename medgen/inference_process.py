@@ -20,9 +20,11 @@ from dataclasses import dataclass, field
 from mmap import mmap
 from multiprocessing.connection import Connection, answer_challenge, deliver_challenge
 from multiprocessing.reduction import recv_handle
-from typing import Any
+from typing import Any, TypeVar
 
 from medgen.errors import ItemFailed
+
+T = TypeVar("T")
 
 log = logging.getLogger(__name__)
 
@@ -182,13 +184,8 @@ class InferenceProcess:
             until = held.since + GATHER_S
             while len(held.waiting) < held.served.most and (left := until - time.monotonic()) > 0:
                 self._news.wait(left)
-            batch: list[_Asked] = []
-            while held.waiting and len(batch) < held.served.most:
-                if batch and (batch[0].alone or held.waiting[0].alone):
-                    break
-                batch.append(held.waiting.popleft())
             held.since = time.monotonic()
-            return batch
+            return next_batch(held.waiting, held.served.most, lambda asked: asked.alone)
 
     def _accept(self) -> None:
         while True:
@@ -252,6 +249,16 @@ class InferenceProcess:
                 )
         time.sleep(TOLD_S)
         os._exit(ENDED_BY_TIME)
+
+
+def next_batch(waiting: deque[T], most: int, alone: Callable[[T], bool] | None) -> list[T]:
+    """Takes the first questions, as many as may go together."""
+    batch: list[T] = []
+    while waiting and len(batch) < most:
+        if batch and alone and (alone(batch[0]) or alone(waiting[0])):
+            break
+        batch.append(waiting.popleft())
+    return batch
 
 
 def _answers(model: Loaded, questions: list[Any]) -> Sequence[Any]:

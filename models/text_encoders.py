@@ -17,7 +17,10 @@ import numpy as np
 from safetensors import SafetensorError, safe_open
 
 from medgen.canonical import digest_of
+from medgen.inference import ask
+from medgen.inference_process import Loaded, Served
 from models import ModelUnavailable
+from models.fixed_batches import batch_size, in_fixed_batches
 from models.hub_files import digests, file_digest, model_folder
 
 MINILM_INT8 = "minilm_int8"
@@ -28,6 +31,7 @@ _WITHOUT_NETWORK = f"without a network choose {', '.join(map(repr, OFFLINE))}"
 MAX_TOKENS = 256  # of a text, for a transformer
 BATCH = 64
 TITLE_TOKENS = 64
+LENGTH_STEP = 16  # tokens: texts are padded to multiples of it where their company must not matter
 INT8_BATCH = 32  # titles a second on one core: 230 alone, 520 by 8, 550 by 32, 510 by 64
 
 
@@ -46,6 +50,36 @@ def load_text_encoder(name: str) -> TextEncoder:
     if name == MINILM_INT8:
         return MiniLMInt8()
     return WordLlama() if name == WORDLLAMA else TransformerTextEncoder(name)
+
+
+def served_text_encoder(name: str) -> TextEncoder:
+    """The encoder of that name for steps: those that come as packages as `load_text_encoder`, others in an inference
+    process. Raises ModelUnavailable."""
+    return load_text_encoder(name) if name in OFFLINE else ServedTextEncoder(name)
+
+
+class ServedTextEncoder:
+    """A transformers model in an inference process, see `medgen.inference`. Raises ModelUnavailable."""
+
+    def __init__(self, name: str) -> None:
+        self._model = Served(_served, (name,), most=BATCH)
+        self.dimension = int(ask(self._model, [None])[0])
+
+    def embed(self, texts: Sequence[str]) -> np.ndarray:
+        """See `TextEncoder`."""
+        return np.stack(ask(self._model, texts)) if texts else np.zeros((0, self.dimension), np.float32)
+
+
+def _served(device: str, name: str) -> Loaded:
+    """Answers texts with their embeddings, and None with the dimension."""
+    encoder = TransformerTextEncoder(name, device)
+
+    def answer(questions: list[str | None]) -> list[Any]:
+        texts = [question for question in questions if question is not None]
+        embeddings = iter(encoder.embed_each(texts))
+        return [encoder.dimension if question is None else next(embeddings) for question in questions]
+
+    return Loaded(answer)
 
 
 def text_encoder_digest(name: str) -> str:
@@ -133,10 +167,11 @@ class TransformerTextEncoder:
 
     Sentence Transformers' `1_Pooling/config.json` names the pooling: mean of the tokens, or the first token (CLS), as
     snowflake-arctic-embed has it; without that file, the mean. Its prompts are for queries, and titles are documents.
-    Batches differ in padding, so the same text may differ by about 1e-6 from batch to batch.
+    `embed` fills batches as it likes, so that the same text may differ by about 1e-6 from batch to batch;
+    `embed_each` gives it the same embedding in any company.
     """
 
-    def __init__(self, name: str) -> None:
+    def __init__(self, name: str, device: str = "cpu") -> None:
         import torch
         from transformers import AutoModel, AutoTokenizer
 
@@ -148,11 +183,13 @@ class TransformerTextEncoder:
             self._model: Any = AutoModel.from_pretrained(
                 folder, use_safetensors=True, local_files_only=True, dtype=torch.float32
             ).eval()
+            self._model.to(device)
         except (OSError, ValueError, KeyError, SafetensorError) as error:
             raise ModelUnavailable(f"the text encoder {name!r} in {folder} cannot be loaded: {error}") from error
         config = self._model.config
         self.dimension = config.hidden_size
         self._max_tokens = min(MAX_TOKENS, getattr(config, "max_position_embeddings", None) or MAX_TOKENS)
+        self._device = device
 
     def embed(self, texts: Sequence[str]) -> np.ndarray:
         """See `TextEncoder`. Texts longer than `MAX_TOKENS` are cut off."""
@@ -171,14 +208,46 @@ class TransformerTextEncoder:
                     max_length=self._max_tokens,
                     return_tensors="pt",
                 )
-                hidden = self._model(**inputs).last_hidden_state
-                if self._pooling == "cls":
-                    pooled = hidden[:, 0]
-                else:
-                    mask = inputs["attention_mask"].unsqueeze(-1)
-                    pooled = (hidden * mask).sum(dim=1) / mask.sum(dim=1).clamp(min=1)
-                embeddings[chosen] = torch.nn.functional.normalize(pooled, dim=1).numpy()
+                embeddings[chosen] = self._pooled(inputs["input_ids"], inputs["attention_mask"])
         return embeddings
+
+    def embed_each(self, texts: Sequence[str]) -> np.ndarray:
+        """As `embed`; texts of about one length go together, in batches of one size, see `models.fixed_batches`."""
+        import torch
+
+        embeddings = np.zeros((len(texts), self.dimension), np.float32)
+        filled = [index for index, text in enumerate(texts) if text.strip()]
+        tokens = self._tokenizer([texts[index] for index in filled], truncation=True, max_length=self._max_tokens)
+        lengths: dict[int, list[int]] = {}
+        for row, ids in enumerate(tokens["input_ids"] if filled else ()):
+            lengths.setdefault(min(self._max_tokens, -(-len(ids) // LENGTH_STEP) * LENGTH_STEP), []).append(row)
+        for length, rows in lengths.items():
+            padded = np.full((len(rows), 2, length), self._tokenizer.pad_token_id or 0, np.int64)
+            padded[:, 1] = 0
+            for row, place in zip(rows, padded, strict=True):
+                ids = tokens["input_ids"][row]
+                place[0, : len(ids)], place[1, : len(ids)] = ids, 1
+            with torch.inference_mode():
+                embedded = in_fixed_batches(
+                    list(padded),
+                    batch_size(self._device),
+                    lambda part: self._pooled(torch.from_numpy(part[:, 0]), torch.from_numpy(part[:, 1])),
+                )
+            embeddings[[filled[row] for row in rows]] = embedded
+        return embeddings
+
+    def _pooled(self, ids: Any, mask: Any) -> np.ndarray:
+        """float32 (B, D) of tokens and attention mask, int (B, T)."""
+        import torch
+
+        ids, mask = ids.to(self._device), mask.to(self._device)
+        hidden = self._model(input_ids=ids, attention_mask=mask).last_hidden_state
+        if self._pooling == "cls":
+            pooled = hidden[:, 0]
+        else:
+            weight = mask.unsqueeze(-1)
+            pooled = (hidden * weight).sum(dim=1) / weight.sum(dim=1).clamp(min=1)
+        return np.asarray(torch.nn.functional.normalize(pooled, dim=1).cpu())
 
 
 @cache

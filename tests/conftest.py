@@ -81,22 +81,30 @@ def pytest_unconfigure() -> None:
 
 
 def inline(patch: pytest.MonkeyPatch) -> None:
-    """Runs the steps' functions in this process, for tests that are about none of them: worker processes cost."""
-    from medgen import shard
+    """Runs the steps' functions and models in this process, for tests that are about none of them: worker and inference
+    processes cost."""
+    from medgen import inference, shard
     from medgen.worker_processes import decoded_apart
     from tasks.curation import caption, download
 
     for module in (caption, download):
         assert module.decoded_apart is decoded_apart
         patch.setattr(module, "decoded_apart", lambda function, *arguments, time_limit_s: function(*arguments))
+    patch.setattr(inference, "stays_here", lambda model: True)
     execute = shard._execute
     patch.setattr(
         shard,
         "_execute",
         lambda step, todo, store: execute(
-            replace(step, runs_in="inline") if step.runs_in == "processes" else step, todo, store
+            replace(step, runs_in="inline") if step.runs_in in ("processes", "device") else step, todo, store
         ),
     )
+
+
+@pytest.fixture
+def models_here(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Models are held by this process, for tests that are about the models: an inference process costs."""
+    monkeypatch.setattr("medgen.inference.stays_here", lambda model: True)
 
 
 def forget_installation() -> None:

@@ -22,11 +22,12 @@ from models import ModelUnavailable
 from models.captioning.captioner import CaptionRejected
 from models.captioning.chat import Question, load_prompts
 from models.captioning.loading import captioner_digest, load_captioner
-from models.captioning.local_chat import LocalChat, local_digest
+from models.captioning.local_chat import LocalChat, LocalModel, local_digest
 from models.captioning.openai_chat import OpenAIChat
 from tests.conftest import free_port
 from tests.test_captioner import EVIDENCE
 
+pytestmark = pytest.mark.usefixtures("models_here")
 TEMPLATE = """{% for m in messages %}<s>{{ m['role'] }}: {% if m['content'] is string %}{{ m['content'] }}{% else %}\
 {% for c in m['content'] %}{% if c['type'] == 'image' %}<image>{% else %}{{ c['text'] }}{% endif %}{% endfor %}\
 {% endif %}
@@ -124,6 +125,9 @@ def test_local_model_sees_its_pictures_and_repeats_itself(server, tiny_model: Pa
     with ThreadPoolExecutor(8) as pool:
         together = list(pool.map(chat.answer, [question(count) for count in (0, 2, 8) * 4]))
     assert together == [none, two, eight] * 4
+    assert LocalModel(tiny_model, chat.name, "cpu").answer_batch([question(count) for count in (8, 0, 2)]) == [
+        eight, none, two,
+    ]  # fmt: skip
 
 
 def test_gibberish_is_rejected_with_its_reason_and_cost(tiny_model: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -34,6 +34,7 @@ from tests.conftest import discover_source, forget_installation, numbered_video
 from tests.test_bad_input import Answer, Server
 from tests.test_captioner import EVIDENCE
 
+pytestmark = pytest.mark.usefixtures("models_here")
 SECONDS = 12
 
 
@@ -185,7 +186,9 @@ def test_words_follow_the_sound_alone_and_in_batches(tiny_whisper: Path, trustin
     with ThreadPoolExecutor(6) as pool:
         assert list(pool.map(whisper.transcript, sounds)) == alone
     # The same words as by transformers' own way, which encodes three times.
-    processor, model = whisper._parts
+    loaded = speech.LoadedWhisper(tiny_whisper, "tiny-whisper", "cpu")
+    assert loaded.hear(sounds) == alone  # in one pass
+    processor, model = loaded.processor, loaded.model
     heard = processor(sounds[:3], sampling_rate=RATE, return_tensors="pt").input_features
     made = model.generate(input_features=heard, do_sample=False, num_beams=1, task="transcribe")
     assert processor.batch_decode(made, skip_special_tokens=True) == alone[:3]

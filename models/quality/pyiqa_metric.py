@@ -26,6 +26,8 @@ from typing import Any, Protocol
 import numpy as np
 
 from medgen.canonical import digest_of, rounded
+from medgen.inference import ask
+from medgen.inference_process import Loaded, Served
 from models import ModelUnavailable
 
 CENTRE = {"piqe": (912, 512)}
@@ -66,9 +68,10 @@ class FrameMetric(Protocol):
 class PyiqaMetric:
     """A no-reference metric of pyiqa, by its name there."""
 
-    def __init__(self, name: str, net: Any, digest: str) -> None:
+    def __init__(self, name: str, net: Any, digest: str, device: str = "cpu") -> None:
         self.name = name
         self.digest = digest
+        self.device = device
         self.lower_is_better = bool(net.lower_better)
         least, greatest = (float(bound) for bound in re.findall(r"-?\d+(?:\.\d+)?", net.score_range))
         self.score_range = (least, greatest)
@@ -76,13 +79,13 @@ class PyiqaMetric:
         self._net = net
 
     def scores(self, frames: Sequence[np.ndarray]) -> list[float]:
-        return [self._score(frame) for frame in frames]
+        return [self.score(_centre(frame, CENTRE.get(self.name))) for frame in frames]
 
-    def _score(self, frame: np.ndarray) -> float:
+    def score(self, picture: np.ndarray) -> float:
+        """As `scores`, of the part of a frame that is looked at. One at a time: a score has no company."""
         import torch
 
-        picture = _centre(frame, CENTRE.get(self.name))
-        batch = torch.from_numpy(np.ascontiguousarray(picture)).permute(2, 0, 1)[None].float() / 255
+        batch = torch.from_numpy(np.ascontiguousarray(picture)).to(self.device).permute(2, 0, 1)[None].float() / 255
         least, greatest = self.score_range
         try:
             with torch.inference_mode():
@@ -95,6 +98,28 @@ class PyiqaMetric:
             # NIQE leaves its range on frames too small or too flat for its statistics.
             score = min(max(score, least), greatest)
         return rounded(score)
+
+
+class ServedMetric:
+    """A metric of pyiqa in an inference process, see `medgen.inference`; those of `CLASSICAL` run where they are asked.
+
+    Raises as `load_pyiqa_metric`.
+    """
+
+    def __init__(self, name: str, *, offline_choice: str) -> None:
+        self._model = Served(_served, (name, offline_choice), most=16, packaged=name in CLASSICAL)
+        facts = ask(self._model, [None])[0]
+        self.name, self.digest, self.lower_is_better, self.score_range, self.offline_stand_in = facts
+
+    def scores(self, frames: Sequence[np.ndarray]) -> list[float]:
+        return ask(self._model, [np.ascontiguousarray(_centre(frame, CENTRE.get(self.name))) for frame in frames])
+
+
+def _served(device: str, name: str, offline_choice: str) -> Loaded:
+    """Answers the parts of frames that are looked at with their scores, and None with what the metric is."""
+    metric = load_pyiqa_metric(name, offline_choice=offline_choice, device=device)
+    facts = (metric.name, metric.digest, metric.lower_is_better, metric.score_range, metric.offline_stand_in)
+    return Loaded(lambda asked: [facts if question is None else metric.score(question) for question in asked])
 
 
 def load_pyiqa_metric(
@@ -155,7 +180,7 @@ def load_pyiqa_metric(
                 f"weights of metric {name!r} cannot be loaded ({cause}). Looked in: {where}. "
                 f"Without them choose {offline_choice!r}."
             ) from error
-    return PyiqaMetric(name, net, digest)
+    return PyiqaMetric(name, net, digest, device)
 
 
 def pyiqa_metric_digest(name: str, weights: Path | None = None) -> str:

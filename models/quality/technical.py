@@ -7,7 +7,7 @@ metric of pyiqa for single frames; the default needs no download. What exactly i
 
 from pathlib import Path
 
-from models.quality.pyiqa_metric import FrameMetric, load_pyiqa_metric, pyiqa_metric_digest
+from models.quality.pyiqa_metric import FrameMetric, ServedMetric, load_pyiqa_metric, pyiqa_metric_digest
 
 OFFLINE_CHOICE = "piqe"
 
@@ -33,6 +33,11 @@ def load_technical(name: str = OFFLINE_CHOICE, *, weights: Path | None = None, d
         ModelUnavailable: weights or a needed package cannot be had.
     """
     return load_pyiqa_metric(name, offline_choice=OFFLINE_CHOICE, weights=weights, device=device)
+
+
+def served_technical(name: str = OFFLINE_CHOICE) -> FrameMetric:
+    """As `load_technical`, in an inference process unless it is one of `CLASSICAL`, see `medgen.inference`."""
+    return ServedMetric(name, offline_choice=OFFLINE_CHOICE)
 
 
 def technical_digest(name: str = OFFLINE_CHOICE, *, weights: Path | None = None) -> str:

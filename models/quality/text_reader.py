@@ -14,6 +14,9 @@ import cv2
 import numpy as np
 
 from medgen.canonical import digest_of, rounded
+from medgen.devices import CPU
+from medgen.inference import ask, onnx_has_gpus
+from medgen.inference_process import Loaded, Served
 from models import ModelUnavailable
 
 ReaderName = Literal["rapidocr", "tesseract"]
@@ -69,15 +72,42 @@ class TextReader(Protocol):
         ...
 
 
-def load_text_reader(name: ReaderName) -> TextReader:
+def load_text_reader(name: ReaderName, device: str = CPU) -> TextReader:
     """Loads a reader.
+
+    Args:
+        device: of PyTorch; for RapidOCR a GPU where this ONNX Runtime knows it, else the CPU.
 
     Raises:
         ModelUnavailable: its package, model files or program are not installed.
         ValueError: unknown name.
     """
     digest = text_reader_digest(name)
-    return _RapidOcr(digest) if name == "rapidocr" else _Tesseract(digest)
+    return _RapidOcr(digest, device) if name == "rapidocr" else _Tesseract(digest)
+
+
+def served_text_reader(name: ReaderName) -> TextReader:
+    """As `load_text_reader`; on a machine with GPUs RapidOCR runs in an inference process, see `medgen.inference`."""
+    return ServedReader(name) if name == "rapidocr" else load_text_reader(name)
+
+
+class ServedReader:
+    """A reader in an inference process where there is a GPU for it, else in this one."""
+
+    def __init__(self, name: ReaderName) -> None:
+        self.name: str = name
+        self.digest = text_reader_digest(name)
+        self._model = Served(_served, (name,), packaged=True, onnx=True)
+
+    def read(self, frames: Sequence[np.ndarray]) -> list[list[TextBox]]:
+        boxes: list[list[TextBox]] = ask(self._model, [list(frames)])[0]
+        return boxes
+
+
+def _served(device: str, name: ReaderName) -> Loaded:
+    """Answers frames that follow one another with the boxes of each."""
+    reader = load_text_reader(name, device)
+    return Loaded(lambda asked: [reader.read(frames) for frames in asked])
 
 
 def text_reader_digest(name: ReaderName) -> str:
@@ -111,7 +141,7 @@ class _RapidOcr:
 
     name = "rapidocr"
 
-    def __init__(self, digest: str) -> None:
+    def __init__(self, digest: str, device: str) -> None:
         from rapidocr import RapidOCR
 
         self.digest = digest
@@ -121,6 +151,11 @@ class _RapidOcr:
             "EngineConfig.onnxruntime.intra_op_num_threads": 1,
             "EngineConfig.onnxruntime.inter_op_num_threads": 1,
         }
+        if device != CPU and onnx_has_gpus():
+            params |= {
+                "EngineConfig.onnxruntime.use_cuda": True,
+                "EngineConfig.onnxruntime.cuda_ep_cfg.device_id": int(device.partition(":")[2] or 0),
+            }
         # Given as paths, the models are never looked for on the network.
         params |= {f"{part}.model_path": str(path) for part, path in _rapidocr_models().items()}
         self._engine = RapidOCR(params=params)

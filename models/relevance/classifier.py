@@ -22,7 +22,7 @@ from models import ModelUnavailable
 from models.encoders import shown_name
 from models.hub_files import file_digest
 from models.relevance.features import COLUMNS, FEATURES_VERSION, batches, features_of, words_of
-from models.text_encoders import MINILM_INT8, TextEncoder, load_text_encoder, text_encoder_digest
+from models.text_encoders import MINILM_INT8, TextEncoder, load_text_encoder, served_text_encoder, text_encoder_digest
 
 # The key of a head file's metadata. One key only: safetensors writes several in random order.
 HEAD_CARD = "text_head"
@@ -197,12 +197,13 @@ def context_of(description: str, tags: str) -> str:
     return f"{description[:MAX_DESCRIPTION]}\n{tags[:MAX_TAGS]}"
 
 
-def load_text_classifier(model: str = DEFAULT_MODEL, head: str = "") -> TextClassifier:
+def load_text_classifier(model: str = DEFAULT_MODEL, head: str = "", *, served: bool = False) -> TextClassifier:
     """Loads encoder and head.
 
     Args:
         model: "minilm_int8", "minilm", "wordllama", or a transformers text-embedding model by hub name or folder.
         head: file of a head trained for that encoder; the packaged one by default.
+        served: leave an encoder that is no package to an inference process, see `medgen.inference`.
 
     Raises:
         ModelUnavailable: the encoder's weights or the head are not to be had.
@@ -210,7 +211,8 @@ def load_text_classifier(model: str = DEFAULT_MODEL, head: str = "") -> TextClas
     """
     digest = text_classifier_digest(model, head)
     card, weights = read_head(Path(head) if head else DEFAULT_HEAD)
-    return TextClassifier(shown_name(model), digest, card["threshold"], load_text_encoder(model), weights)
+    encoder = served_text_encoder(model) if served else load_text_encoder(model)
+    return TextClassifier(shown_name(model), digest, card["threshold"], encoder, weights)
 
 
 def text_classifier_digest(model: str = DEFAULT_MODEL, head: str = "") -> str:

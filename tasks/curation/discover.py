@@ -345,7 +345,7 @@ def classifier_of(params: DiscoverParams) -> tuple[TextClassifier, float]:
 
 @lru_cache(maxsize=2)
 def _classifier(model: str, head: str) -> TextClassifier:
-    return load_text_classifier(model, head)
+    return load_text_classifier(model, head, served=True)
 
 
 def step(params: DiscoverParams) -> Step:

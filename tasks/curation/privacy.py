@@ -20,7 +20,7 @@ from medgen.shard import Item, Past, Step
 from medgen.store import Store
 from medgen.video.limits import Limits
 from medgen.video.pictures import pictures
-from models.privacy.faces import LEAST_SCORE_AMONG_FACES, faces_digest, load_faces
+from models.privacy.faces import LEAST_SCORE_AMONG_FACES, ServedFaces, faces_digest
 from models.privacy.identifiers import STRONG
 from models.privacy.redaction import Region, redact, regions_over_time
 from tasks.curation.curation_step import CurationStep
@@ -129,7 +129,7 @@ def privacy(work: Work, store: Store, params: PrivacyParams) -> Outcome:
 
 def _faces_of(store: Store, clip: str, count: int) -> list[list[Region]]:
     """Widened boxes of faces on every frame of a clip that has some."""
-    detector = load_faces()
+    detector = ServedFaces()
     regions = []
     for picture in pictures(store.path(clip), Limits()):
         (boxes,) = detector.find([picture.rgb()], LEAST_SCORE_AMONG_FACES)

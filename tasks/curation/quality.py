@@ -25,16 +25,16 @@ from medgen.video.limits import Limits
 from medgen.video.pictures import Picture, evenly_spaced, pictures
 from models import ModelUnavailable
 from models.duplicates.fingerprint import FINGERPRINT, fingerprint
-from models.privacy.faces import faces_digest, load_faces
+from models.privacy.faces import ServedFaces, faces_digest
 from models.privacy.identifiers import IDENTIFIERS, identifiers
-from models.quality.aesthetic import aesthetic_digest, load_aesthetic
+from models.quality.aesthetic import aesthetic_digest, served_aesthetic
 from models.quality.defects import defects_digest, measure_defects
-from models.quality.dover import Dover, dover_digest, load_dover
+from models.quality.dover import ServedDover, dover_digest
 from models.quality.motion import measure_motion
 from models.quality.overlay_text import judge_overlay, overlay_rules_digest
 from models.quality.spatial_detail import SPATIAL_DETAIL, measure_spatial_detail
-from models.quality.technical import load_technical, technical_digest
-from models.quality.text_reader import load_text_reader, text_reader_digest
+from models.quality.technical import served_technical, technical_digest
+from models.quality.text_reader import served_text_reader, text_reader_digest
 from tasks.curation.curation_step import CurationStep
 from tasks.curation.cut import CUT
 
@@ -258,7 +258,7 @@ class QualityAnalyzer:
             models[kind] = metric.digest
             detail[f"{kind}_model"], detail[f"{kind}_lower_is_better"] = metric.name, metric.lower_is_better
         if self.params.face_model != "none":
-            detector = load_faces()
+            detector = _faces()
             faces = detector.find(self.sharp)
             scores["faces"] = float(max(map(len, faces)))
             scores["face_frames"] = float(sum(map(bool, faces)))
@@ -285,15 +285,20 @@ def _names(params: QualityParams) -> tuple[Literal["rapidocr", "tesseract"], str
 def _models(text: Literal["rapidocr", "tesseract"], technical: str, aesthetic: str) -> tuple[Any, Any, Any]:
     """Reader and the two metrics; None for a metric that DOVER gives."""
     return (
-        load_text_reader(text),
-        None if technical == DOVER else load_technical(technical),
-        None if aesthetic == DOVER else load_aesthetic(aesthetic),
+        served_text_reader(text),
+        None if technical == DOVER else served_technical(technical),
+        None if aesthetic == DOVER else served_aesthetic(aesthetic),
     )
 
 
 @cache
-def _dover(where: str) -> Dover:
-    return load_dover(_dover_file(where))
+def _faces() -> ServedFaces:
+    return ServedFaces()
+
+
+@cache
+def _dover(where: str) -> ServedDover:
+    return ServedDover(_dover_file(where))
 
 
 def _dover_file(where: str) -> Path:
