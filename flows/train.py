@@ -8,6 +8,7 @@ from pydantic import ConfigDict, Field
 
 from flows.flow_signature import subset
 from flows.make_flow import Summary, make_flow
+from medgen.inference import close_inference
 from medgen.ledger import Ledger, Record, open_ledger
 from medgen.parameters import MOST_ITEMS
 from medgen.shard import ShardResult
@@ -125,7 +126,9 @@ def _encode(
         "executed": sum(shard.executed for shard in shards),
         "reused": sum(shard.reused for shard in shards),
     }
-    return kept, empty_text(ledger, base, params).id, counts
+    empty = empty_text(ledger, base, params).id
+    close_inference()  # training needs the devices' memory
+    return kept, empty, counts
 
 
 def _samples(ledger: Ledger, parameters: TrainParameters, record: Record) -> list[SampleVideo]:

@@ -3,6 +3,7 @@
 import re
 from functools import cache
 from pathlib import Path
+from typing import Literal
 
 from medgen.errors import RunStopped
 from medgen.settings import DEVICES, current
@@ -24,6 +25,32 @@ def devices() -> tuple[str, ...]:
         NoSuchDevice: see above.
     """
     return _named(current().devices)
+
+
+def place_of_models(*, packaged: bool) -> Literal["device", "processes"]:
+    """Where a step runs that loads its models itself, for `medgen.shard.Step.runs_in`.
+
+    Args:
+        packaged: its models are small, so that on a machine without GPUs each worker process may load them.
+
+    Raises:
+        as `devices`.
+    """
+    return "processes" if packaged and not gpus() else "device"
+
+
+def this_device() -> str:
+    """The device that models of this process are loaded on: that of an inference process, else the CPU."""
+    return _here
+
+
+def stand_for(device: str) -> None:
+    """Makes a device that of this process."""
+    global _here
+    _here = device
+
+
+_here = CPU
 
 
 def gpus() -> bool:

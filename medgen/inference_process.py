@@ -22,6 +22,7 @@ from multiprocessing.connection import Connection, answer_challenge, deliver_cha
 from multiprocessing.reduction import recv_handle
 from typing import Any, TypeVar
 
+from medgen.devices import stand_for
 from medgen.errors import ItemFailed
 
 T = TypeVar("T")
@@ -322,6 +323,7 @@ def main(listening: socket.socket, key: bytes, device: str, threads: int, parent
         level: of the log, which goes to standard error.
     """
     logging.basicConfig(stream=sys.stderr, level=level, format="%(levelname)s %(name)s: %(message)s")
+    stand_for(device)
     if device.startswith("cuda"):
         import torch
 

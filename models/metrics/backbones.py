@@ -52,16 +52,18 @@ class Dino:
     in how position embeddings are stretched and in the ε of its normalisations.
     """
 
-    def __init__(self, name: str) -> None:
+    def __init__(self, name: str, device: str = "cpu") -> None:
         import torch
         from transformers import AutoModel
 
         torch.set_num_threads(1)
+        self.device = device
         folder = dino_files(name)[0].parent
         try:
             self.model: Any = AutoModel.from_pretrained(
                 folder, use_safetensors=True, local_files_only=True, dtype=torch.float32
             ).eval()
+            self.model.to(device)
         except (OSError, ValueError, SafetensorError) as error:
             raise ModelUnavailable(f"the encoder {name!r} in {folder} cannot be loaded: {error}") from error
         if self.model.config.model_type not in ("vit", "dinov2", "dinov2_with_registers"):
@@ -85,12 +87,12 @@ class Dino:
         rows = []
         with torch.inference_mode():
             for start in range(0, len(frames), BATCH):
-                x = torch.from_numpy(np.stack(frames[start : start + BATCH])).permute(0, 3, 1, 2)
+                x = torch.from_numpy(np.stack(frames[start : start + BATCH])).to(self.device).permute(0, 3, 1, 2)
                 x = resize(x, [DINO_SIDE], antialias=False).float() / 255
                 height, width = (side - side % self.patch for side in x.shape[2:])  # whole patches only, as DINO cuts
                 x = normalize(x[:, :, :height, :width], list(_MEAN), list(_STD))
                 tokens = self.model(pixel_values=x, **self.options).last_hidden_state
-                rows.append(torch.nn.functional.normalize(tokens[:, 0], dim=-1).float().numpy())
+                rows.append(np.asarray(torch.nn.functional.normalize(tokens[:, 0], dim=-1).float().cpu()))
         return np.concatenate(rows)
 
 
@@ -127,19 +129,19 @@ class VBenchClip(ClipEncoder):
         rows = []
         with torch.inference_mode():
             for start in range(0, len(frames), BATCH):
-                x = torch.from_numpy(np.stack(frames[start : start + BATCH])).permute(0, 3, 1, 2)
+                x = torch.from_numpy(np.stack(frames[start : start + BATCH])).to(self.device).permute(0, 3, 1, 2)
                 x = center_crop(resize(x, [side], InterpolationMode.BICUBIC, antialias=False), [side, side])
                 x = normalize(x.float() / 255, mean, std)
                 features = self.model.get_image_features(pixel_values=x).pooler_output
-                rows.append(torch.nn.functional.normalize(features, dim=-1).float().numpy())
+                rows.append(np.asarray(torch.nn.functional.normalize(features, dim=-1).float().cpu()))
         return np.concatenate(rows)
 
 
 class CroppedClip(ClipEncoder):
     """A CLIP-class model with the preparation that it was trained with, centre crop included."""
 
-    def __init__(self, name: str) -> None:
-        super().__init__(name)
+    def __init__(self, name: str, device: str = "cpu") -> None:
+        super().__init__(name, device)
         self.squeeze = {}
 
 
@@ -161,21 +163,21 @@ class MobileNetViews(MobileNetEncoder):
         finally:
             hook.remove()
         with torch.inference_mode():
-            maps = torch.cat(seen)
+            maps = torch.cat(seen)[: len(frames)]  # what a batch was filled up with is left out
             ring = torch.ones(maps.shape[2:], dtype=torch.bool)
             ring[1:-1, 1:-1] = False
             rim = torch.nn.functional.normalize(maps[:, :, ring].mean(dim=2), dim=1)
-        return whole, rim.numpy()
+        return whole, np.asarray(rim.cpu())
 
 
-def load_subject_features(name: str) -> FrameFeatures:
-    """DINO by hub name or folder. Raises ModelUnavailable."""
-    return Dino(name)
+def load_subject_features(name: str, device: str = "cpu") -> FrameFeatures:
+    """DINO by hub name or folder, on a device of PyTorch. Raises ModelUnavailable."""
+    return Dino(name, device)
 
 
-def load_background_features(name: str) -> FrameFeatures:
-    """A CLIP-class model by hub name or folder. Raises ModelUnavailable."""
-    return VBenchClip(name)
+def load_background_features(name: str, device: str = "cpu") -> FrameFeatures:
+    """A CLIP-class model by hub name or folder, on a device of PyTorch. Raises ModelUnavailable."""
+    return VBenchClip(name, device)
 
 
 def subject_digest(name: str) -> str:

@@ -14,6 +14,7 @@ import cv2
 import numpy as np
 
 from medgen.canonical import digest_of
+from medgen.inference import onnx_providers
 from models import ModelUnavailable
 from models.hub_files import file_digest
 
@@ -69,8 +70,8 @@ class RaftFlow:
     moves there too. Frames with a side below RAFT_LEAST_SIDE are enlarged before, for RAFT takes no smaller ones.
     """
 
-    def __init__(self, net: Any) -> None:
-        self.net = net.eval()
+    def __init__(self, net: Any, device: str = "cpu") -> None:
+        self.net, self.device = net.eval().to(device), device
 
     def __call__(self, before: np.ndarray, after: np.ndarray) -> np.ndarray:
         """float32 (H', W', 2), the sides rounded up to multiples of 8; see `Flow`."""
@@ -79,7 +80,7 @@ class RaftFlow:
         height, width = before.shape[:2]
         scale = max(1.0, RAFT_LEAST_SIDE / min(height, width))
         with torch.inference_mode():
-            pair = torch.from_numpy(np.stack([before, after])).permute(0, 3, 1, 2).float()
+            pair = torch.from_numpy(np.stack([before, after])).to(self.device).permute(0, 3, 1, 2).float()
             if scale > 1:
                 size = [math.ceil(side * scale) for side in (height, width)]
                 pair = torch.nn.functional.interpolate(pair, size=size, mode="bilinear", align_corners=False)
@@ -87,7 +88,7 @@ class RaftFlow:
             pair = torch.nn.functional.pad(pair, (*sides[1], *sides[0]), mode="replicate")
             pair = 2 * (pair / 255) - 1
             flow = self.net(pair[:1], pair[1:], num_flow_updates=RAFT_UPDATES)[-1][0]
-        return np.asarray(flow.permute(1, 2, 0).numpy() / np.float32(scale))
+        return np.asarray(flow.permute(1, 2, 0).cpu().numpy() / np.float32(scale))
 
 
 def edges(height: int, width: int, divisor: int) -> tuple[tuple[int, int], tuple[int, int]]:
@@ -96,8 +97,11 @@ def edges(height: int, width: int, divisor: int) -> tuple[tuple[int, int], tuple
     return (more[0] // 2, more[0] - more[0] // 2), (more[1] // 2, more[1] - more[1] // 2)
 
 
-def load_flow(name: str) -> Flow:
-    """dis, raft_large or raft_small (weights from PyTorch's server or cache). Raises ModelUnavailable, ValueError."""
+def load_flow(name: str, device: str = "cpu") -> Flow:
+    """dis (on the CPU), or raft_large or raft_small (weights from PyTorch's server or cache) on a device of PyTorch.
+
+    Raises ModelUnavailable, ValueError.
+    """
     if name == DIS:
         return DisFlow()
     weights = _raft_weights(name)
@@ -112,7 +116,7 @@ def load_flow(name: str) -> Flow:
             f"weights of {name} are neither in PyTorch's cache nor to be had ({type(error).__name__}: {error}); "
             f"without a network choose {DIS!r}"
         ) from error
-    return RaftFlow(net)
+    return RaftFlow(net, device)
 
 
 def flow_digest(name: str) -> str:
@@ -214,13 +218,13 @@ class OnnxInterpolator:
     multiples of 16, half on each side, and levels are cut off to whole ones, not rounded: as VBench does.
     """
 
-    def __init__(self, file: Path) -> None:
+    def __init__(self, file: Path, device: str = "cpu") -> None:
         import onnxruntime
 
         options = onnxruntime.SessionOptions()
         options.intra_op_num_threads = 1
         try:
-            self.session = onnxruntime.InferenceSession(str(file), options, providers=["CPUExecutionProvider"])
+            self.session = onnxruntime.InferenceSession(str(file), options, providers=onnx_providers(device))
         except Exception as error:  # onnxruntime raises classes of its own for each fault of a file
             raise ModelUnavailable(f"{file} cannot be loaded as an ONNX model: {error}") from error
         self.inputs = [tensor.name for tensor in self.session.get_inputs()]
@@ -245,9 +249,9 @@ class OnnxInterpolator:
         return np.asarray(np.clip(np.nan_to_num(middle), 0, 255), np.uint8)
 
 
-def load_interpolator(name: str) -> Interpolator:
-    """dis, or onnx:FILE. Raises ModelUnavailable, ValueError."""
-    return DisInterpolator() if name == DIS else OnnxInterpolator(_onnx_file(name))
+def load_interpolator(name: str, device: str = "cpu") -> Interpolator:
+    """dis, or onnx:FILE on a GPU where ONNX Runtime knows it. Raises ModelUnavailable, ValueError."""
+    return DisInterpolator() if name == DIS else OnnxInterpolator(_onnx_file(name), device)
 
 
 def interpolator_digest(name: str) -> str:

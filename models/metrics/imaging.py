@@ -67,11 +67,14 @@ class LongSide:
         return self.metric.scores([_shrunk(frame) for frame in frames])
 
 
-def load_imaging(name: str) -> FrameMetric:
-    """`defects`, or a no-reference metric of pyiqa (VBench: musiq-spaq). Raises ModelUnavailable, ValueError."""
+def load_imaging(name: str, device: str = "cpu") -> FrameMetric:
+    """`defects`, or a no-reference metric of pyiqa (VBench: musiq-spaq) on a device of PyTorch.
+
+    Raises ModelUnavailable, ValueError.
+    """
     if name == DEFECTS:
         return DefectsStandIn()
-    metric = load_technical(name)
+    metric = load_technical(name, device=device)
     return LongSide(metric) if name.startswith("musiq") else metric
 
 

@@ -161,18 +161,20 @@ def describe(name: str) -> str:
 class Suite:
     """The models behind the metrics, loaded once."""
 
-    def __init__(self, backbones: Backbones) -> None:
-        """Raises ModelUnavailable, ValueError."""
+    def __init__(self, backbones: Backbones, device: str = "cpu") -> None:
+        """On a device of PyTorch. Raises ModelUnavailable, ValueError."""
         self.names = backbones.names()
         self.digests = backbones.digests()
-        self.views = MobileNetViews()
-        self.subject = None if backbones.subject == MOBILENET else load_subject_features(backbones.subject)
-        self.background = None if backbones.background == MOBILENET else load_background_features(backbones.background)
-        self.imaging = load_imaging(backbones.imaging)
-        self.aesthetic = load_aesthetic(backbones.aesthetic)
-        self.flow = load_flow(backbones.flow)
-        self.interpolate = load_interpolator(backbones.interpolator)
-        self.text = CroppedClip(backbones.text) if backbones.text else None
+        self.views = MobileNetViews(device)
+        self.subject = None if backbones.subject == MOBILENET else load_subject_features(backbones.subject, device)
+        self.background = (
+            None if backbones.background == MOBILENET else load_background_features(backbones.background, device)
+        )
+        self.imaging = load_imaging(backbones.imaging, device)
+        self.aesthetic = load_aesthetic(backbones.aesthetic, device=device)
+        self.flow = load_flow(backbones.flow, device)
+        self.interpolate = load_interpolator(backbones.interpolator, device)
+        self.text = CroppedClip(backbones.text, device) if backbones.text else None
 
     def measure(self, frames: Iterable[np.ndarray], fps: float, prompt: str = "") -> VideoScores:
         """Measures a video.
@@ -200,9 +202,9 @@ class Suite:
 
 
 @cache
-def load_suite(backbones: Backbones) -> Suite:
+def load_suite(backbones: Backbones, device: str = "cpu") -> Suite:
     """The suite with these backbones, one per process. Raises ModelUnavailable, ValueError."""
-    return Suite(backbones)
+    return Suite(backbones, device)
 
 
 class _Run:

@@ -94,17 +94,16 @@ def scorer_class() -> Any:
 
 
 class VideoScore:
-    """Loaded weights. On a GPU in bfloat16 where there is one, else on the CPU in float32."""
+    """Loaded weights, on a GPU in bfloat16, on the CPU in float32."""
 
-    def __init__(self, name: str) -> None:
-        """Raises ModelUnavailable."""
+    def __init__(self, name: str, device: str = "cpu") -> None:
+        """On a device of PyTorch. Raises ModelUnavailable."""
         import torch
         from transformers import AutoConfig, AutoProcessor
 
         folder = video_score_files(name)[0].parent
-        gpu = torch.cuda.is_available()
-        self.device = "cuda" if gpu else "cpu"
-        dtype = torch.bfloat16 if gpu else torch.float32
+        self.device = device
+        dtype = torch.float32 if device == "cpu" else torch.bfloat16
         try:
             config = AutoConfig.from_pretrained(folder, local_files_only=True)
             if config.model_type != "idefics2" or config.num_labels != len(DIMENSIONS):

@@ -21,7 +21,7 @@ from medgen.shard import ShardResult, Step
 from medgen.store import Store
 from models.classifiers.clip_sample import RECIPE, sample_clip
 from models.classifiers.whole_classifier import Network, find_network, squeezed
-from models.encoders import MOBILENET, Encoder, encoder_digest, load_encoder, shown_name
+from models.encoders import MOBILENET, Encoder, ServedEncoder, encoder_digest, shown_name
 from models.hub_files import file_digest
 from tasks.augmentation.labelled_videos import LabelledVideo
 from tasks.prefect_step import run_in_prefect, step_task
@@ -127,7 +127,7 @@ def _unchanged(work: Work) -> Path:
 
 @cache
 def _encoder(name: str) -> Encoder:
-    return load_encoder(name)
+    return ServedEncoder(name)
 
 
 def step(params: EmbedParams, variants: int) -> Step:

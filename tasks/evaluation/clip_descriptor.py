@@ -7,6 +7,7 @@ import numpy as np
 from pydantic import Field
 
 from medgen.canonical import digest_of
+from medgen.devices import place_of_models, this_device
 from medgen.errors import ItemFailed
 from medgen.ledger import Ledger, Outcome, StepIdentity, Work
 from medgen.parameters import Parameters
@@ -75,14 +76,15 @@ def describe_clip(work: Work, store: Store, params: ClipDescriptorParams) -> Out
 
 @cache
 def _encoder() -> Encoder:
-    return load_encoder(MOBILENET)
+    return load_encoder(MOBILENET, this_device())
 
 
 def step(params: ClipDescriptorParams) -> Step:
     """The step `trace_clip`, as records name it, ready to run. Raises ModelUnavailable."""
     models = {"trace": digest_of([DESCRIPTOR, encoder_digest(MOBILENET)])}
     identity = StepIdentity("trace_clip", 1, params.model_dump(mode="json"), models)
-    return Step(identity, partial(describe_clip, params=params), time_limit_s=LIMIT_S)
+    where = place_of_models(packaged=True)
+    return Step(identity, partial(describe_clip, params=params), runs_in=where, time_limit_s=LIMIT_S)
 
 
 @step_task("trace_clip", "cpu")

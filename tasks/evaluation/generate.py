@@ -16,6 +16,7 @@ from pydantic import Field
 from medgen import __version__
 from medgen.canonical import digest_of
 from medgen.catalog import ModelVersion
+from medgen.devices import gpus
 from medgen.errors import ItemFailed, RunStopped
 from medgen.handover import Handover
 from medgen.ledger import Ledger, Outcome, Record, StepIdentity, Work, open_ledger
@@ -224,9 +225,9 @@ def step(plan: Plan, videos: int) -> Step:
     """Generate, ready to run with a plan for about so many videos."""
     params = {**plan.settings, **plan.options.pixel_settings()}
     identity = StepIdentity("generate", VERSION, params, {"pipeline": plan.digest})
-    # One process holds the GPU. On a CPU each worker would load a model of its own, which only many videos repay.
-    several = plan.options.device == "cpu" and videos >= MANY
-    where: Literal["inline", "processes"] = "processes" if several else "inline"
+    # On a CPU each worker would load a model of its own, which only many videos repay.
+    several = plan.options.device == "cpu" and (videos >= MANY or gpus())
+    where: Literal["device", "processes"] = "processes" if several else "device"
     return Step(identity, partial(generate, settings=dict(plan.settings), options=plan.options), runs_in=where)
 
 

@@ -14,6 +14,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save
 
 from medgen.canonical import rounded
+from medgen.devices import place_of_models, this_device
 from medgen.errors import ItemFailed
 from medgen.handover import Handover
 from medgen.ledger import Outcome, StepIdentity, Work
@@ -149,7 +150,7 @@ def measure_video(work: Work, store: Store, params: MeasureParams) -> Outcome:
             yield picture.rgb()
 
     try:
-        measures = load_suite(params.backbones()).measure(frames(), fps, work.context.get("prompt", ""))
+        measures = load_suite(params.backbones(), this_device()).measure(frames(), fps, work.context.get("prompt", ""))
     except TooShort as error:
         return Outcome("rejected", "too_few_frames", {"message": str(error)}, decodes=1)
     except ValueError as error:
@@ -212,7 +213,9 @@ def step(params: MeasureParams) -> Step:
         for name, value in params.model_dump(mode="json").items()
     }  # fmt: skip
     identity = StepIdentity(STEP, 1, shown, params.backbones().digests())
-    return Step(identity, partial(measure_video, params=params), time_limit_s=params.measure_limit_s)
+    packaged = params.backbones() == Backbones()
+    where = place_of_models(packaged=packaged)
+    return Step(identity, partial(measure_video, params=params), runs_in=where, time_limit_s=params.measure_limit_s)
 
 
 @step_task(STEP, "cpu")

@@ -5,11 +5,10 @@ Training reads these files many times over and never sees a pixel or a word agai
 
 import json
 import struct
-import threading
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
-from functools import cache, partial
+from functools import partial
 from itertools import islice
 from pathlib import Path
 from typing import Any, Literal, TypedDict
@@ -18,6 +17,8 @@ import numpy as np
 from pydantic import Field, field_validator
 
 from medgen.handover import Handover
+from medgen.inference import ask
+from medgen.inference_process import Loaded, Served
 from medgen.ledger import Ledger, Outcome, Record, StepIdentity, Work, open_ledger
 from medgen.parameters import Parameters
 from medgen.shard import ShardResult, Step, run_shard
@@ -42,9 +43,6 @@ class EncodeParams(Parameters):
     fps: float = Field(16.0, gt=0, le=1000, description="Frames per second that clips are sampled at (Wan: 16).")
     max_sequence_length: int = Field(512, ge=1, le=4096, description="Tokens of a caption; shorter are zero-padded.")
     latents_dtype: Literal["float32", "bfloat16"] = Field("float32", description="How latents are kept on disk.")
-    encode_device: Literal["auto", "cpu", "cuda"] = Field(
-        "auto", exclude=True, description="Where clips are encoded; auto: the GPU where there is one."
-    )
 
     @field_validator("buckets")
     @classmethod
@@ -108,8 +106,9 @@ def encode(work: Work, store: Store, params: EncodeParams) -> Outcome:
         detail = {"metric": "duration_s", "score": size["duration_s"], "threshold": shortest.lasts(params.fps)}
         return Outcome("rejected", "clip_too_short", detail)
     frames = read_frames(store.path(work.inputs["clip"]), geometry, params.fps, size["duration_s"])
-    model = _model(str(work.access["base"]), _device(params))
-    latents, (brief, detailed) = model.encode(frames, [facts["brief"], facts["detailed"]], params.max_sequence_length)
+    texts = (facts["brief"], facts["detailed"])
+    question = _Question(frames, texts, params.max_sequence_length)
+    latents, (brief, detailed), device = ask(_encoder(str(work.access["base"])), [question])[0]
     if not np.isfinite(latents).all():
         return Outcome("rejected", "latents_not_finite", decodes=1)
     metadata = {
@@ -126,14 +125,15 @@ def encode(work: Work, store: Store, params: EncodeParams) -> Outcome:
         "geometry": str(geometry),
         "latents": list(latents.shape),
         "tokens": {"brief": len(brief), "detailed": len(detailed)},
-        "device": model.device,
+        "device": device,
     }
     return Outcome("kept", detail=dict(kept), outputs={"latents": artifact}, decodes=1)
 
 
 def encode_empty(work: Work, store: Store, params: EncodeParams) -> Outcome:
     """Output `empty`: safetensors with `empty` (L, D), what the text encoder makes of the empty caption."""
-    rows = _model(str(work.access["base"]), "cpu").texts([""], params.max_sequence_length)[0]
+    question = _Question(None, ("",), params.max_sequence_length)
+    _, (rows,), _ = ask(_encoder(str(work.access["base"])), [question])[0]
     artifact = store.put_bytes(_safetensors({"empty": rows}, {}, "float32"), MEDIA_TYPE)
     return Outcome("kept", detail={"tokens": len(rows)}, outputs={"empty": artifact})
 
@@ -142,9 +142,7 @@ def step(params: EncodeParams, base: Path) -> Step:
     """Encode, ready to run with the VAE and text encoder of a pipeline's folder."""
     models = part_digests(base, ["vae", "text_encoder", "tokenizer"])
     identity = StepIdentity("encode", 1, params.model_dump(mode="json"), models)
-    # One process holds the GPU: threads decode for it. Without one, each process has its own small models.
-    where: Literal["threads", "processes"] = "threads" if _device(params) == "cuda" else "processes"
-    return Step(identity, partial(encode, params=params), runs_in=where, time_limit_s=TIME_LIMIT_S)
+    return Step(identity, partial(encode, params=params), time_limit_s=TIME_LIMIT_S)
 
 
 def encode_release(
@@ -216,26 +214,39 @@ def encode_shard(
 
 
 @dataclass(frozen=True)
-class _Model:
-    """VAE and text encoder of a pipeline, used by one thread at a time."""
+class _Question:
+    """What is asked of a pipeline's VAE and text encoder.
 
-    pipeline: Any
-    device: str
-    lock: threading.Lock
+    Args:
+        frames: uint8 RGB (F, H, W, 3); None: texts alone.
+    """
 
-    def encode(self, frames: np.ndarray, texts: Sequence[str], tokens: int) -> tuple[np.ndarray, list[np.ndarray]]:
-        with self.lock, _one_thread():
-            return encode_frames(self.pipeline.vae, frames), encode_texts(self.pipeline, texts, tokens)
-
-    def texts(self, texts: Sequence[str], tokens: int) -> list[np.ndarray]:
-        with self.lock, _one_thread():
-            return encode_texts(self.pipeline, texts, tokens)
+    frames: np.ndarray | None
+    texts: tuple[str, ...]
+    tokens: int
 
 
-@cache
-def _model(base: str, device: str) -> _Model:
-    pipeline = open_pipeline(base, dtype="float32", device=device, parts=("vae", "text_encoder", "tokenizer"))
-    return _Model(pipeline, device, threading.Lock())
+def _encoder(base: str) -> Served:
+    """VAE and text encoder of a pipeline's folder; on a machine without GPUs each process has its own."""
+    return Served(_served, (base,), packaged=True)
+
+
+def _served(device: str, base: str) -> Loaded:
+    """Answers a question with (latents or None, embeddings of the texts, kind of device)."""
+    pipeline: Any = open_pipeline(base, dtype="float32", device=device, parts=("vae", "text_encoder", "tokenizer"))
+
+    def answer(questions: list[_Question]) -> list[tuple[np.ndarray | None, list[np.ndarray], str]]:
+        with _one_thread():
+            return [
+                (
+                    None if q.frames is None else encode_frames(pipeline.vae, q.frames),
+                    encode_texts(pipeline, q.texts, q.tokens),
+                    device.partition(":")[0],
+                )
+                for q in questions
+            ]
+
+    return Loaded(answer)
 
 
 @contextmanager
@@ -249,14 +260,6 @@ def _one_thread() -> Iterator[None]:
         yield
     finally:
         torch.set_num_threads(threads)
-
-
-def _device(params: EncodeParams) -> str:
-    if params.encode_device != "auto":
-        return params.encode_device
-    import torch
-
-    return "cuda" if torch.cuda.is_available() else "cpu"
 
 
 def _safetensors(tensors: Mapping[str, np.ndarray], metadata: Mapping[str, str], latents_dtype: str) -> bytes:
