@@ -13,6 +13,7 @@ Each stands below its base class, beside the module that defines it:
         IndexDamaged                models.duplicates.index
         ItemFailed                  medgen.errors
             ArtifactLost            medgen.store
+            InferenceDied           medgen.inference
             SourceUnreadable        medgen.errors
             StoreUnavailable        medgen.store
         TooNew                      medgen.migrations
@@ -40,6 +41,7 @@ Each stands below its base class, beside the module that defines it:
             FunnelDeparted          tasks.curation.funnel_guard
             HomeUnusable            medgen.home
             NoPlan                  tasks.operations.plan
+            NoSuchDevice            medgen.devices
             NotOfTheInstallation    medgen.installation
             NothingToTrainOn        models.training.samples
             PreflightFailed         models.training.job

@@ -278,7 +278,7 @@ def buffers_in(shared: mmap, sizes: Sequence[int]) -> Iterator[memoryview]:
     """The buffers of a request, as they lie in its memory."""
     start = ALIGNED
     for size in sizes:
-        yield memoryview(shared)[start : start + size].toreadonly()
+        yield memoryview(shared)[start : start + size]
         start += -(-size // ALIGNED) * ALIGNED
 
 

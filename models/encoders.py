@@ -7,7 +7,7 @@ process, for steps.
 """
 
 from collections.abc import Sequence
-from functools import cache
+from functools import cache, cached_property
 from importlib.util import find_spec
 from itertools import pairwise
 from pathlib import Path
@@ -228,35 +228,41 @@ class ClipEncoder:
     def embed_texts(self, texts: Sequence[str]) -> np.ndarray:
         """float32 (N, D), each row of length 1, in the space of `embed`. Longer texts are cut off.
 
-        Raises ModelUnavailable when the model has no text tower or tokenizer here.
+        One by one, so that a text's embedding depends on nothing else. Raises ModelUnavailable when the model has no
+        text tower or tokenizer here.
         """
         import torch
+
+        tokenizer, rows = self._tokenizer, []
+        text = self.model.config.text_config
+        # SigLIP was trained on texts padded to full length and knows no attention mask.
+        full = text.model_type.startswith("siglip")
+        names = ("input_ids",) if full else ("input_ids", "attention_mask")
+        for one in texts:
+            inputs = tokenizer(
+                [one],
+                return_tensors="pt",
+                padding="max_length" if full else False,
+                truncation=True,
+                max_length=text.max_position_embeddings,
+            )
+            with torch.inference_mode():
+                features = self.model.get_text_features(**{name: inputs[name].to(self.device) for name in names})
+                rows.append(np.asarray(torch.nn.functional.normalize(features.pooler_output, dim=-1).float().cpu())[0])
+        return np.stack(rows)
+
+    @cached_property
+    def _tokenizer(self) -> Any:
         from transformers import AutoTokenizer
 
         if not hasattr(self.model, "get_text_features"):
             raise ModelUnavailable(f"{self.name!r} embeds no texts: name a CLIP-class model")
         try:
-            tokenizer = AutoTokenizer.from_pretrained(self.folder, local_files_only=True)
+            return AutoTokenizer.from_pretrained(self.folder, local_files_only=True)
         except (OSError, ValueError, KeyError) as error:
             raise ModelUnavailable(
                 f"the tokenizer of {self.name!r} in {self.folder} cannot be loaded: {error}"
             ) from error
-        text = self.model.config.text_config
-        # SigLIP was trained on texts padded to full length and knows no attention mask.
-        full = text.model_type.startswith("siglip")
-        inputs = tokenizer(
-            list(texts),
-            return_tensors="pt",
-            padding="max_length" if full else True,
-            truncation=True,
-            max_length=text.max_position_embeddings,
-        )
-        names = ("input_ids",) if full else ("input_ids", "attention_mask")
-        with torch.inference_mode():
-            features = self.model.get_text_features(
-                **{name: inputs[name].to(self.device) for name in names}
-            ).pooler_output
-        return np.asarray(torch.nn.functional.normalize(features, dim=-1).float().cpu())
 
     @property
     def logit_scale(self) -> float:

@@ -4,6 +4,7 @@ import json
 import os
 import subprocess
 import sys
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import av
@@ -14,8 +15,10 @@ from pydicom.data import get_testdata_file
 from pydicom.pixels import pixel_array
 from safetensors.numpy import save_file
 
+from medgen.inference import close_inference
 from models import ModelUnavailable
-from models.encoders import encoder_digest
+from models.encoders import encoder_digest, load_encoder
+from models.fixed_batches import in_fixed_batches
 from models.quality.motion import STILL_BELOW, measure_motion, motion_type
 from models.segmentation.frames import (
     DEFAULT_PROMPTS,
@@ -239,6 +242,27 @@ def test_prompts_of_different_length_embed_as_each_alone(tiny_clip_with_words):
     encoder = load_frame_model(str(tiny_clip_with_words), prompts=DEFAULT_PROMPTS).encoder
     together = encoder.embed_texts(["dog", "ultrasound scan street dog dog"])
     assert np.allclose(together[0], encoder.embed_texts(["dog"])[0], atol=1e-5)
+
+
+def test_an_embedding_has_no_company_and_is_the_same_in_an_inference_process(tiny_clip_with_words, echo, home):
+    """Batches of 1 and of 64, and a process that is asked by several threads: the same numbers, the same verdicts."""
+    name, frames = str(tiny_clip_with_words), list(echo[::5])
+    encoder = load_encoder(name)
+    prepared = [encoder.prepare(frame) for frame in frames]
+    alone = encoder.embed(frames)
+    full = in_fixed_batches(prepared, 64, encoder._features)
+    assert np.allclose(full, alone, atol=1e-6)
+    here = load_frame_model(name, prompts=DEFAULT_PROMPTS)
+    try:
+        served = load_frame_model(name, prompts=DEFAULT_PROMPTS, served=True)
+        with ThreadPoolExecutor(3) as threads:
+            parts = list(threads.map(served.embed, (frames[::3], frames[1::3], frames[2::3])))
+    finally:
+        close_inference()
+    for part, rows in zip(parts, (alone[::3], alone[1::3], alone[2::3]), strict=True):
+        assert np.array_equal(part, rows)
+        assert np.array_equal(served.medical(part), here.medical(rows))
+    assert np.array_equal(here.medical(full).round(4), here.medical(alone).round(4))
 
 
 def test_zero_shot_needs_a_model_that_reads(tiny_clip):
