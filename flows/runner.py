@@ -1,6 +1,7 @@
 """Where Prefect runs the tasks."""
 
 import copy
+import sys
 from collections.abc import Callable
 from functools import cache, wraps
 from typing import Any
@@ -10,6 +11,7 @@ from prefect.settings import PREFECT_API_URL
 from prefect.task_runners import TaskRunner, ThreadPoolTaskRunner
 from prefect.tasks import Task
 
+from flows.ray_inference import use_inference_owner
 from medgen.errors import RunStopped
 from medgen.installation import Installation, require_same, require_shared, this_installation
 from medgen.settings import current
@@ -30,7 +32,7 @@ def task_runner() -> TaskRunner[Any]:
         # Steps start worker processes of their own, which daemonic Dask workers may not.
         dask.config.set({"distributed.worker.daemon": False})
         if settings.runner_address:
-            return _on_a_cluster(DaskTaskRunner)(address=settings.runner_address)
+            return _submitting(DaskTaskRunner, on_a_cluster=True)(address=settings.runner_address)
         # One of Dask's own here: several would take turns with them.
         local = {"n_workers": 1, "threads_per_worker": settings.workers + settings.download_workers}
         dask_runner: TaskRunner[Any] = DaskTaskRunner(cluster_kwargs=local)
@@ -39,9 +41,8 @@ def task_runner() -> TaskRunner[Any]:
         from prefect_ray.task_runners import RayTaskRunner
 
         if settings.runner_address:
-            return _on_a_cluster(RayTaskRunner)(address=settings.runner_address)
-        ray_runner: TaskRunner[Any] = RayTaskRunner(address="local")
-        return ray_runner
+            return _submitting(RayTaskRunner, on_a_cluster=True)(address=settings.runner_address)
+        return _submitting(RayTaskRunner, on_a_cluster=False)(address="local")
     return ThreadPoolTaskRunner(max_workers=settings.workers + settings.download_workers)
 
 
@@ -59,17 +60,18 @@ def check_cluster() -> None:
         )
 
 
-def _on_a_cluster(runner: type[TaskRunner[Any]]) -> Callable[..., TaskRunner[Any]]:
-    """The class of a runner on a cluster that is there already."""
+def _submitting(runner: type[TaskRunner[Any]], *, on_a_cluster: bool) -> Callable[..., TaskRunner[Any]]:
+    """The class of a runner whose tasks run on the machines of a cluster that is there already, or on this one."""
 
-    class ClusterTaskRunner(runner):  # type: ignore[valid-type,misc]
-        """Each task first looks whether it runs for the installation whose run it belongs to."""
+    class PreparingTaskRunner(runner):  # type: ignore[valid-type,misc]
+        """Each task first looks whether it runs for the installation whose run it belongs to, and where models are."""
 
         def submit(self, task: Task[..., Any], *arguments: Any, **named: Any) -> Any:
             """As the runner's own."""
-            return super().submit(_checked(task, _installation()), *arguments, **named)
+            installation = _installation() if on_a_cluster else None
+            return super().submit(_prepared(task, installation), *arguments, **named)
 
-    return ClusterTaskRunner
+    return PreparingTaskRunner
 
 
 @cache
@@ -77,14 +79,17 @@ def _installation() -> Installation:
     return this_installation()
 
 
-def _checked(task: Task[..., Any], installation: Installation) -> Task[..., Any]:
+def _prepared(task: Task[..., Any], installation: Installation | None) -> Task[..., Any]:
     function = task.fn
 
     @wraps(function)
     def run(*arguments: Any, **named: Any) -> Any:
-        require_same(installation)
+        if installation:
+            require_same(installation)
+        if "ray" in sys.modules:
+            use_inference_owner()
         return function(*arguments, **named)
 
-    checked = copy.copy(task)
-    checked.fn = run
-    return checked
+    prepared = copy.copy(task)
+    prepared.fn = run
+    return prepared

@@ -1,6 +1,8 @@
 """The devices that models run on: GPUs, or the CPU of a machine that has none."""
 
+import os
 import re
+from collections.abc import Iterable
 from functools import cache
 from pathlib import Path
 from typing import Literal
@@ -9,6 +11,7 @@ from medgen.errors import RunStopped
 from medgen.settings import DEVICES, current
 
 CPU = "cpu"
+SERVED_ELSEWHERE = "MEDGEN_DEVICES_SERVED"  # in the environment: names of devices that another process owns
 # Where a driver of NVIDIA's (of Linux, of Windows below it) or AMD's shows itself. Without one PyTorch, whose import
 # takes seconds, need not be asked.
 DRIVERS = ("/dev/nvidiactl", "/dev/dxg", "/dev/kfd")
@@ -24,7 +27,13 @@ def devices() -> tuple[str, ...]:
     Raises:
         NoSuchDevice: see above.
     """
-    return _named(current().devices)
+    served = os.environ.get(SERVED_ELSEWHERE)
+    return tuple(served.split()) if served else _named(current().devices)
+
+
+def serve_elsewhere(names: Iterable[str]) -> None:
+    """Tells this process and those that it starts that a process beside them, which sees the GPUs, serves these."""
+    os.environ[SERVED_ELSEWHERE] = " ".join(names)
 
 
 def place_of_models(*, packaged: bool) -> Literal["device", "processes"]:

@@ -31,7 +31,7 @@ from typing import Any
 
 from filelock import FileLock
 
-from medgen.devices import CPU, devices, gpus
+from medgen.devices import CPU, SERVED_ELSEWHERE, devices, gpus
 from medgen.errors import ItemFailed
 from medgen.home import private_home
 from medgen.inference_process import ALIGNED, Loaded, Request, Served, main, next_batch
@@ -296,7 +296,7 @@ _may_own = True
 def own_inference() -> None:
     """Makes this process the owner of the installation's inference processes on this machine, if none is yet."""
     with _owning:
-        if _may_own and not _owners:
+        if _may_own and not _owners and SERVED_ELSEWHERE not in os.environ:
             _owners.extend(_Owner(device) for device in devices())
 
 

@@ -10,6 +10,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from flows.ray_inference import use_inference_owner
 from medgen.devices import NoSuchDevice, devices
 from medgen.errors import ItemFailed
 from medgen.inference import InferenceDied, ask, close_inference
@@ -18,7 +19,7 @@ from medgen.ledger import StepIdentity, Work, open_ledger
 from medgen.settings import Settings
 from medgen.shard import Step, run_shard
 from medgen.worker_processes import close_decoders, decoded_apart
-from tests.conftest import forget_installation
+from tests.conftest import ROOT, forget_installation
 from tests.served_models import dies_once, load_counting, load_short_of_memory, takes_too_long
 
 
@@ -99,6 +100,30 @@ def test_steps_run_on_devices_and_survive_their_process(log: Path, tmp_path: Pat
     slow = Step(StepIdentity("slow", 1, {}, {}), takes_too_long, runs_in="device", time_limit_s=0.5)
     (record,) = open_ledger().load(run_shard(slow, [Work("a")]).records).values()
     assert (record.status, record.reason, record.transient) == ("failed", "time_limit", False)
+
+
+def asked_on_ray(log: str, number: int) -> tuple[tuple[int, int, int], str | None, int]:
+    """What a task of Ray is told, and the devices that it knows of."""
+    use_inference_owner()
+    return ask(Served(load_counting, (log,)), [np.full(4, number, np.uint8)])[0], " ".join(devices()), os.getpid()
+
+
+def test_on_ray_an_actor_holds_the_gpus_and_all_tasks_ask_it(log: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    import ray
+
+    monkeypatch.setenv("PYTHONPATH", str(ROOT))
+    # A GPU that Ray is told of, and that isn't there: the actor serves the CPU in its place.
+    ray.init(address="local", num_cpus=2, num_gpus=1, include_dashboard=False, log_to_driver=False)
+    try:
+        task = ray.remote(asked_on_ray)
+        answers = ray.get([task.remote(str(log), number) for number in range(3)])
+        assert ray.available_resources().get("GPU", 0) == 0  # it is nobody else's
+    finally:
+        ray.shutdown()
+    assert [answer[0] for answer, _, _ in answers] == [0, 4, 8]
+    assert {known for _, known, _ in answers} == {"cpu"}
+    assert len({answer[2] for answer, _, _ in answers}) == 1
+    assert lines(log)["load"] == 1
 
 
 def test_devices_are_those_of_the_setting(monkeypatch: pytest.MonkeyPatch) -> None:
