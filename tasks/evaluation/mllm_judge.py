@@ -196,16 +196,10 @@ def mllm_judge_step(params: MllmJudgeParams) -> Step:
 
 
 def video_score_step(params: MllmJudgeParams) -> Step:
-<<<<<<< HEAD
-    """VideoScore, ready to run: in this process, because one copy of its weights is enough."""
+    """VideoScore, ready to run."""
     digest = video_score_digest(params.video_score_model, params.scored_frames)
     identity = StepIdentity("video_score", 1, {}, {"video_score": digest})
-    return Step(identity, partial(video_score, params=params), runs_in="inline")
-=======
-    """VideoScore, ready to run."""
-    identity = StepIdentity("video_score", 1, {}, {"video_score": video_score_digest(params.video_score_model)})
     return Step(identity, partial(video_score, params=params), runs_in="device")
->>>>>>> 423f603 (Evaluation, generation and encoding run in inference processes; threads share no model)
 
 
 def _run(step: Step, videos: Sequence[tuple[Video, int]], retry_quarantined: bool) -> ShardResult:
