@@ -374,9 +374,9 @@ def page(bench: Bench) -> str:
     return f"{head}\nOn {device}; {versions}.{toy}\n\n{table(bench.rows)}\n"
 
 
-def write_page(path: Path, parts: list[str]) -> None:
+def write_page(path: Path, parts: list[str], markers: tuple[str, str] = MARKERS) -> None:
     """Writes the parts between the markers of the page, and leaves the rest of it as it is."""
-    begin, end = MARKERS
+    begin, end = markers
     text = path.read_text(encoding="utf-8") if path.exists() else f"# What it costs\n\n{begin}\n{end}\n"
     if begin not in text or end not in text:
         text = f"{text.rstrip()}\n\n{begin}\n{end}\n"

@@ -40,10 +40,11 @@ def insert_rows(
 
 
 def column_values(row: Base, step_run_id: int) -> dict[str, Any]:
-    """Column → value of a row that a step run implies. Defaults and numbers of the database's own are left out."""
+    """Column → value of a row that a step run implies, its defaults too. Numbers of the database's own are left out."""
     table = cast(Table, row.__table__)
     own_key = table.autoincrement_column
-    values = {c.name: getattr(row, c.name) for c in table.columns if c.default is None and c is not own_key}
+    values = {c.name: getattr(row, c.name) for c in table.columns if c is not own_key}
+    values |= _defaults(table, {name: value for name, value in values.items() if value is not None})
     if "step_run_id" in values and values["step_run_id"] is None:
         values["step_run_id"] = step_run_id
     return values
