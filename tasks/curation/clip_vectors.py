@@ -26,7 +26,7 @@ from medgen.worker_processes import failure_of
 from models.encoders import shown_name
 from models.retrieval.vector_file import VectorFile
 from models.retrieval.vector_index import Entry, Space, VectorIndex, unpack
-from models.text_encoders import load_text_encoder, text_encoder_digest
+from models.text_encoders import served_text_encoder, text_encoder_digest
 from tasks.curation.vector_table import VectorTable, has_table, make_table
 
 log = logging.getLogger(__name__)
@@ -225,4 +225,4 @@ def _embed(encoder: str, texts: list[str]) -> np.ndarray:
     return _text_encoder(encoder).embed(texts)
 
 
-_text_encoder = cache(load_text_encoder)
+_text_encoder = cache(served_text_encoder)

@@ -9,6 +9,7 @@ from pydantic import Field
 from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save
 
+from medgen.devices import place_of_models, this_device
 from medgen.errors import ItemFailed, RunStopped
 from medgen.handover import Handover
 from medgen.ledger import Ledger, Outcome, StepIdentity, Work
@@ -17,6 +18,7 @@ from medgen.shard import ShardResult, Step
 from medgen.store import Store
 from medgen.video.limits import Limits
 from medgen.video.pictures import evenly_spaced, pictures
+from models.encoders import MOBILENET
 from models.metrics.frechet_backbones import (
     FrameFeatures,
     VideoFeatures,
@@ -136,19 +138,20 @@ def middle_places(times: Sequence[float], count: int) -> list[int]:
 
 @cache
 def _frames(name: str) -> FrameFeatures:
-    return load_frame_features(name)
+    return load_frame_features(name, this_device())
 
 
 @cache
 def _video(name: str) -> VideoFeatures:
-    return load_video_features(name)
+    return load_video_features(name, this_device())
 
 
 def step(params: FrechetParams) -> Step:
     """Features for Fréchet distances, ready to run. Raises ModelUnavailable, ValueError."""
     settings = {"fid_frames": FID_FRAMES, "fvd_fps": FVD_FPS}
     identity = StepIdentity(STEP, 1, settings, params.digests())
-    return Step(identity, partial(frechet_features, params=params), time_limit_s=LIMIT_S)
+    where = place_of_models(packaged=params.metric_fid in ("", MOBILENET) and not params.metric_fvd)
+    return Step(identity, partial(frechet_features, params=params), runs_in=where, time_limit_s=LIMIT_S)
 
 
 @step_task(STEP, "gpu")
