@@ -216,16 +216,23 @@ class Busy:
         return sum(self._seen) / len(self._seen) / 100 if self._seen else None
 
 
+ENCODER, MUSIQ_ROW, DOVER_ROW, CAPTIONER = (
+    "frame encoder, CLIP ViT-L/14: frames",
+    "MUSIQ, five frames a clip: clips",
+    "DOVER, ten seconds a clip: clips",
+    f"captioner, 8 frames, {CAPTION_TOKENS} tokens, 1.4 billion weights: captions",
+)
+
+
 def measured(folder: Path, size: Size, device: str, dover: str) -> list[dict[str, Any]]:
     """A row for each kind of model, on the device that `MEDGEN_DEVICES` names."""
     kinds: list[tuple[str, Callable[[str, int, int], int], str, int]] = [
-        ("frame encoder, CLIP ViT-L/14: frames", ask_encoder, str(folder), size.frames),
-        ("MUSIQ, five frames a clip: clips", ask_musiq, str(folder), size.clips),
-        (f"captioner, 8 frames, {CAPTION_TOKENS} tokens, 1.4 billion weights: captions", ask_captioner, str(folder),
-         size.captions),
-    ]  # fmt: skip
+        (ENCODER, ask_encoder, str(folder), size.frames),
+        (MUSIQ_ROW, ask_musiq, str(folder), size.clips),
+        (CAPTIONER, ask_captioner, str(folder), size.captions),
+    ]
     if dover:
-        kinds.append(("DOVER, ten seconds a clip: clips", ask_dover, dover, size.clips))
+        kinds.append((DOVER_ROW, ask_dover, dover, size.clips))
     rows = []
     try:
         for what, ask_it, where, count in kinds:
@@ -254,6 +261,21 @@ def page(rows: dict[str, Sequence[dict[str, Any]]], name: str, *, toy: bool) -> 
             here = rows[device][number]
             cells += [f"{here['a_second']:,}", "–" if here["busy"] is None else f"{here['busy']:.0%}"]
         lines.append(f"| {row['what']} | {' | '.join(cells)} |")
+    return "\n".join(lines) + "\n"
+
+
+def planned() -> str:
+    """The table of a GPU where none was at hand."""
+    lines = [
+        "## Models in inference processes, random weights at true size",
+        "",
+        "No GPU was at hand: run `python -m bench.inference --out docs/performance.md`.",
+        "",
+        "| a second | GPU | busy | CPU |",
+        "| --- | ---: | ---: | ---: |",
+        *(f"| {what} | {NOT_MEASURED} | {NOT_MEASURED} | {NOT_MEASURED} |"
+          for what in (ENCODER, MUSIQ_ROW, CAPTIONER, DOVER_ROW)),
+    ]  # fmt: skip
     return "\n".join(lines) + "\n"
 
 
@@ -290,7 +312,7 @@ def bench(
     written = page(rows, f"On {name}; torch {torch.__version__}", toy=size is TOY)
     sys.stdout.write(written)
     if out:
-        write_page(out, [written], MARKERS)
+        write_page(out, [planned(), written] if size is TOY else [written], MARKERS)
 
 
 if __name__ == "__main__":
