@@ -18,7 +18,6 @@ from filelock import FileLock
 from pebble import ProcessPool
 
 from medgen.home import private_home
-from medgen.inference import own_inference
 from medgen.settings import current
 from medgen.worker_processes import worker_pool
 
@@ -44,7 +43,6 @@ class _Pool:
                 if self._turn:
                     with _waiting():
                         self._turn.acquire(poll_interval=POLL_S)
-                own_inference()
                 self._pool = worker_pool(current().workers)
             pool = self._pool
             self._users, self._uses = self._users + 1, self._uses + 1

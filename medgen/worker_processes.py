@@ -14,7 +14,7 @@ from typing import Any, TypeVar
 from pebble import ProcessExpired, ProcessPool
 
 from medgen.errors import ItemFailed
-from medgen.inference import never_own
+from medgen.inference import never_own, own_inference
 from medgen.memory_limit import EXIT_CODE, leave_if_above
 from medgen.settings import current
 
@@ -26,7 +26,11 @@ _T = TypeVar("_T")
 
 
 def worker_pool(workers: int) -> ProcessPool:
-    """Worker processes with one thread each for native libraries; they end with this process, or above their memory."""
+    """Worker processes with one thread each for native libraries; they end with this process, or above their memory.
+
+    This process owns the inference processes that they may ask, unless another of the installation does.
+    """
+    own_inference()
     # spawn: the parent has threads (Prefect's), which a fork would copy in mid-flight.
     return ProcessPool(
         max_workers=workers,
