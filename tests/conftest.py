@@ -24,6 +24,7 @@ import av
 import numpy as np
 import pytest
 from filelock import FileLock
+from hypothesis import settings
 
 if TYPE_CHECKING:
     from medgen.shard import ShardResult
@@ -72,6 +73,11 @@ def pytest_configure() -> None:
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """The longest files first; within a file nothing changes."""
     items.sort(key=lambda item: LONG.index(item.path.stem) if item.path.stem in LONG else len(LONG))
+
+
+# No test depends on how fast the machine is.
+settings.register_profile("medgen", deadline=None)
+settings.load_profile("medgen")
 
 
 def pytest_unconfigure() -> None:

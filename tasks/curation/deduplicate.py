@@ -44,13 +44,13 @@ class DeduplicateParams(Parameters):
         "drop", description="Drop near-duplicate clips but the best, or keep all."
     )
     # Left out of records where it is not set.
-    semantic_duplicates: float | None = Field(
-        None,
-        ge=0.5,
+    semantic_duplicates: float = Field(
+        0.0,
+        ge=0,
         le=1,
-        exclude_if=lambda threshold: threshold is None,
+        exclude_if=lambda threshold: not threshold,
         description="Cosine of their embeddings from which clips count as duplicates too, though they are other "
-        "recordings; none: they do not. NeMo Curator's eps of 0.01 is 0.99.",
+        "recordings; 0: they do not. NeMo Curator's eps of 0.01 is 0.99.",
     )
 
 
@@ -180,7 +180,7 @@ def step(params: DeduplicateParams) -> Step:
             index_folder(),
             partial(read_entries, open_catalog()),
             lambda: takedown_block(open_catalog()),
-            None if threshold is None else partial(semantic_copies, threshold=threshold),
+            partial(semantic_copies, threshold=threshold) if threshold else None,
         ),
         runs_in="inline",
     )
