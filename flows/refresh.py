@@ -224,6 +224,9 @@ def check_models(parameters: ReleaseParameters) -> None:
         )
     try:
         _models(parameters)
+        for step in steps():
+            if step.load_models:
+                step.load_models(subset(parameters, step.params))
     except ValueError as error:
         raise RefreshFailed(f"bad model or parameter: {error}") from error
 

@@ -66,8 +66,20 @@ def ask(
         InferenceDied: transient. The model's own errors, ModelUnavailable among them; ItemFailed: time_limit.
     """
     asked = list(questions)
-    if not asked:
-        return []
+    return _answers(model, asked, device, limit_s) if asked else []
+
+
+def ensure_loaded(model: Served) -> None:
+    """Loads a model where it will be asked, so that one that can't be had is known before any work.
+
+    Raises:
+        as `ask`.
+    """
+    for device in [None] if stays_here(model) else devices():
+        _answers(model, [], device, None)
+
+
+def _answers(model: Served, asked: list[Any], device: str | None, limit_s: float | None) -> list[Any]:
     if stays_here(model):
         return _here(model).answers(asked)
     device = device or devices()[next(_turns) % len(devices())]

@@ -1,4 +1,4 @@
-"""Many rows into a table by one statement with one parameter, however many rows there are."""
+"""Many rows into a table by few statements with one parameter each."""
 
 import json
 from collections.abc import Mapping, Sequence
@@ -11,6 +11,9 @@ from sqlalchemy.dialects import postgresql
 from sqlalchemy.orm import Session
 
 from medgen.catalog import Base
+
+# Rows of a statement: Postgres keeps what it takes apart of a text until all of it is done, 1.5 kB a row and more.
+MOST_ROWS = 1000
 
 
 def insert_rows(
@@ -33,10 +36,15 @@ def insert_rows(
     table = cast(Table, into.__table__)
     # json.dumps is much quicker than a driver's arrays of values.
     defaults = _defaults(table, rows[0])
-    given = json.dumps([row | defaults for row in rows] if defaults else rows, ensure_ascii=False, default=_time)
     statement = _insertion(table, tuple(sorted({*rows[0], *defaults})), unless_there, returning)
-    done = session.execute(statement, {"given": given})
-    return {first: second for first, second in done} if returning else {}
+    inserted: dict[Any, Any] = {}
+    for start in range(0, len(rows), MOST_ROWS):
+        part = rows[start : start + MOST_ROWS]
+        given = json.dumps([row | defaults for row in part] if defaults else part, ensure_ascii=False, default=_time)
+        done = session.execute(statement, {"given": given})
+        if returning:
+            inserted |= {first: second for first, second in done}
+    return inserted
 
 
 def column_values(row: Base, step_run_id: int) -> dict[str, Any]:

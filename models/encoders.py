@@ -18,7 +18,7 @@ import numpy as np
 from safetensors import SafetensorError
 
 from medgen.canonical import digest_of
-from medgen.inference import ask
+from medgen.inference import ask, ensure_loaded
 from medgen.inference_process import Loaded, Served
 from models import ModelUnavailable
 from models.fixed_batches import ON_GPU, batch_size, in_fixed_batches
@@ -50,6 +50,11 @@ class ServedEncoder:
 
     def __init__(self, name: str) -> None:
         self._model = Served(_served, (name,), most=ON_GPU, packaged=name == MOBILENET)
+
+    def ensure_available(self) -> None:
+        """Loads the encoder, unless it is the packaged one. Raises ModelUnavailable."""
+        if not self._model.packaged:
+            ensure_loaded(self._model)
 
     def embed(self, frames: Sequence[np.ndarray]) -> np.ndarray:
         """See `Encoder`."""

@@ -6,7 +6,7 @@ from typing import Any
 
 from medgen.canonical import digest_of
 from medgen.errors import ItemFailed
-from medgen.inference import ask
+from medgen.inference import ask, ensure_loaded
 from medgen.inference_process import Loaded, Served
 from models import ModelUnavailable
 from models.captioning.captioner import OFFLINE_CHOICE, TRANSFORMERS_PREFIX, CaptionUnavailable
@@ -38,7 +38,7 @@ class LocalChat:
 
     def ensure_available(self) -> None:
         """Loads the model. Raises ModelUnavailable when it cannot be loaded or has no chat template."""
-        ask(self._model, [None])
+        ensure_loaded(self._model)
 
     def answer(self, question: Question) -> Answer:
         """See `Chat`. Raises CaptionUnavailable when the device has too little memory for it."""
@@ -53,15 +53,9 @@ class LocalChat:
 
 
 def _served(device: str, folder: Path, name: str) -> Loaded:
-    """Answers questions, and None with None."""
     model = LocalModel(folder, name, device)
-
-    def answer(questions: list[Question | None]) -> list[Answer | None]:
-        answers = iter(model.answer_batch(asked) if (asked := [q for q in questions if q is not None]) else [])
-        return [None if question is None else next(answers) for question in questions]
-
     # A drawn answer depends on its batch, so it goes alone.
-    return Loaded(answer, alone=lambda question: question is None or bool(question.temperature))
+    return Loaded(model.answer_batch, alone=lambda question: bool(question.temperature))
 
 
 class LocalModel:

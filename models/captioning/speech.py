@@ -12,7 +12,7 @@ import numpy as np
 
 from medgen.canonical import digest_of
 from medgen.errors import ItemFailed
-from medgen.inference import ask
+from medgen.inference import ask, ensure_loaded
 from medgen.inference_process import Loaded, Served
 from models import ModelUnavailable
 from models.captioning.transcript import cut_between_words
@@ -62,7 +62,7 @@ class Whisper:
 
     def ensure_available(self) -> None:
         """Loads the model. Raises ModelUnavailable when it cannot be loaded."""
-        ask(self._model, [None])
+        ensure_loaded(self._model)
 
     def transcript(self, sound: np.ndarray) -> str:
         """The words on one line, at most 4,000 characters; empty where nobody speaks.
@@ -94,14 +94,7 @@ class Whisper:
 
 
 def _served(device: str, folder: Path, name: str) -> Loaded:
-    """Answers windows with their words, and None with None."""
-    model = LoadedWhisper(folder, name, device)
-
-    def answer(questions: list[np.ndarray | None]) -> list[str | None]:
-        words = iter(model.hear(asked) if (asked := [q for q in questions if q is not None]) else [])
-        return [None if question is None else next(words) for question in questions]
-
-    return Loaded(answer)
+    return Loaded(LoadedWhisper(folder, name, device).hear)
 
 
 class LoadedWhisper:

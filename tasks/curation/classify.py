@@ -26,7 +26,7 @@ from medgen.parameters import MOST_ITEMS, MOST_SECONDS, Parameters
 from medgen.shard import Item, Past, Step
 from medgen.store import Store
 from medgen.video.pictures import decode_jpeg
-from models.encoders import MOBILENET, encoder_digest, shown_name
+from models.encoders import MOBILENET, ServedEncoder, encoder_digest, shown_name
 from models.retrieval.vector_index import pack
 from models.segmentation.category import DESCRIPTION_CHARS, category
 from models.segmentation.frames import DEFAULT_PROMPTS, FrameModel, frame_model_digest, load_frame_model
@@ -426,6 +426,11 @@ def step(params: ClassifyParams) -> Step:
     )
 
 
+def load_models(params: ClassifyParams) -> None:
+    """Loads the encoder, unless it is the packaged one. Raises ModelUnavailable."""
+    ServedEncoder(params.frame_encoder).ensure_available()
+
+
 def work_of(item: Item, past: Past) -> Work:
     """The sampled frames of a video, and the words beside it that may name a category."""
     segmented, metadata = SEGMENT.outputs(past), DOWNLOAD.detail(past)["metadata"]
@@ -453,4 +458,4 @@ def classified_clip(past: Past, start_frame: int, end_frame: int) -> ClassifiedC
     )
 
 
-STEP = CurationStep("classify", ClassifyParams, step)
+STEP = CurationStep("classify", ClassifyParams, step, load_models)

@@ -33,6 +33,8 @@ class CurationStep(Generic[Params]):
         params: its parameters, which become parameters of the refresh.
         step: parameters → the step, ready to run. Loads no model; raises ModelUnavailable and ValueError when one
             can't be had.
+        load_models: loads the models that it will ask for and that are no packages, once a run, before any work.
+            Raises ModelUnavailable.
         resource: tag of its task runs, for limits of concurrency.
         scope: a step over the dataset waits for all shards and compares their items.
     """
@@ -40,6 +42,7 @@ class CurationStep(Generic[Params]):
     name: str
     params: type[Params]
     step: Callable[[Params], Step]
+    load_models: Callable[[Params], None] | None = None
     resource: Literal["network", "cpu", "gpu"] = "cpu"
     scope: Literal["shard", "dataset"] = "shard"
 

@@ -27,11 +27,13 @@ from models import ModelUnavailable
 from models.duplicates.fingerprint import FINGERPRINT, fingerprint
 from models.privacy.faces import ServedFaces, faces_digest
 from models.privacy.identifiers import IDENTIFIERS, identifiers
+from models.quality.aesthetic import OFFLINE_CHOICE as ENTROPY
 from models.quality.aesthetic import aesthetic_digest, served_aesthetic
 from models.quality.defects import defects_digest, measure_defects
 from models.quality.dover import ServedDover, dover_digest
 from models.quality.motion import measure_motion
 from models.quality.overlay_text import judge_overlay, overlay_rules_digest
+from models.quality.pyiqa_metric import CLASSICAL
 from models.quality.spatial_detail import SPATIAL_DETAIL, measure_spatial_detail
 from models.quality.technical import served_technical, technical_digest
 from models.quality.text_reader import served_text_reader, text_reader_digest
@@ -341,6 +343,16 @@ def step(params: QualityParams) -> Step:
     )
 
 
+def load_models(params: QualityParams) -> None:
+    """Loads the learned metrics and DOVER. Raises ModelUnavailable and ValueError."""
+    if params.technical_model not in (*CLASSICAL, DOVER):
+        served_technical(params.technical_model)
+    if params.aesthetic_model not in (ENTROPY, DOVER):
+        served_aesthetic(params.aesthetic_model)
+    if DOVER in (params.technical_model, params.aesthetic_model):
+        _dover(params.dover_onnx)
+
+
 def work_of(item: Item, past: Past) -> Work:
     """A clip, its number of frames and its frame rate."""
     clip = CUT.detail(past)["clip"]
@@ -348,4 +360,4 @@ def work_of(item: Item, past: Past) -> Work:
     return Work(item.subject, inputs={"clip": clip["digest"]}, context=context)
 
 
-STEP = CurationStep("quality", QualityParams, step)
+STEP = CurationStep("quality", QualityParams, step, load_models)
