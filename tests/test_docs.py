@@ -139,10 +139,18 @@ def place(videos: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:  # no
     with_prefect_database(folder / ".medgen")
     (folder / "videos").mkdir()
     shutil.copyfile(videos / "echo.mp4", folder / "videos" / "echo.mp4")
-    row = json.dumps({"url": "https://example.org/cat", "title": "A cat plays", "name": "A cat plays"}) + "\n"
-    (folder / "listing.jsonl").write_text(row)
+    # One that is kept, too, though it can't be fetched: where a step rejects everything there is no release.
+    titles = ("A cat plays", "Laparoscopic cholecystectomy")
+    rows = "".join(
+        json.dumps(
+            {"url": f"https://example.org/{n}", "title": title, "name": title, "licence": "Creative Commons Zero"}
+        )
+        + "\n"
+        for n, title in enumerate(titles)
+    )
+    (folder / "listing.jsonl").write_text(rows)
     (folder / "listings").mkdir()
-    (folder / "listings" / "one.jsonl").write_text(row)
+    (folder / "listings" / "two.jsonl").write_text(rows)
     return folder
 
 

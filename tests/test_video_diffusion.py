@@ -40,7 +40,7 @@ from tests.clip_release import Made, moving_clip, put_release
 from tests.conftest import frame_number, numbered_video
 
 GEOMETRY = Geometry(FRAMES, HEIGHT, WIDTH)
-PARAMS = EncodeParams(buckets=f"{GEOMETRY},9x64x96", fps=8.0, max_sequence_length=MAX_TOKENS, encode_device="cpu")
+PARAMS = EncodeParams(buckets=f"{GEOMETRY},9x64x96", fps=8.0, max_sequence_length=MAX_TOKENS)
 
 
 @pytest.fixture(scope="module")
