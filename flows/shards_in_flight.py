@@ -5,6 +5,7 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import Any, ParamSpec, TypeVar
 
+from prefect.exceptions import UnfinishedRun
 from prefect.futures import PrefectFuture
 from sqlalchemy.exc import DBAPIError, OperationalError
 from tenacity import retry, retry_if_exception_type, stop_after_delay, wait_exponential
@@ -20,6 +21,7 @@ from tasks.curation.curation_step import CurationStep
 from tasks.curation.list_sources import Listing
 from tasks.progress import step_listener
 
+MOST_SENT = 3  # times that a shard's tasks are submitted; what was done by then is found on record
 OUTAGE_S = 90.0  # a restarted Postgres is back within a minute or so
 
 P = ParamSpec("P")
@@ -44,12 +46,14 @@ class _Chain:
         results: of the steps that it has passed.
         steps: that are left.
         items: for the first of them.
+        sent: how often its tasks were submitted.
     """
 
     label: str
     items: Sequence[Item]
     steps: Sequence[CurationStep[Any]]
     results: list[ShardReference] = field(default_factory=list)
+    sent: int = 1
 
 
 class ShardsInFlight:
@@ -70,7 +74,7 @@ class ShardsInFlight:
         self.errors: list[str] = []
         settings = current()
         self._most = 2 * (settings.workers + settings.download_workers)
-        self._under_way: deque[list[PrefectFuture[Any]]] = deque()
+        self._under_way: deque[tuple[_Chain, list[PrefectFuture[Any]]]] = deque()
 
     def send(self, shards: Iterable[tuple[str, Sequence[Item]]], steps: Sequence[CurationStep[Any]]) -> None:
         """Sends labelled shards through steps over shards, one step after the other. Waits while many are under way."""
@@ -82,7 +86,7 @@ class ShardsInFlight:
                 continue
             while len(self._under_way) >= self._most:
                 self._collect()
-            self._under_way.append(self._submitted(chain))
+            self._under_way.append((chain, self._submitted(chain)))
 
     def send_together(self, shards: Sequence[ShardReference], step: CurationStep[Any]) -> list[ShardReference]:
         """Sends shards through a step over the dataset; gives a result a shard, none when it failed."""
@@ -142,7 +146,15 @@ class ShardsInFlight:
 
     def _collect(self) -> None:
         """Waits for the shard that was sent first."""
-        results, errors = gather(self._under_way.popleft())
+        chain, futures = self._under_way.popleft()
+        try:
+            results, errors = gather(futures)
+        except UnfinishedRun:  # a machine of a cluster died as one of the tasks was about to begin
+            if chain.sent == MOST_SENT:
+                raise
+            chain.sent += 1
+            self._under_way.append((chain, self._submitted(chain)))
+            return
         self.results += results
         self.errors += errors
 
