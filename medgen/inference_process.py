@@ -33,7 +33,7 @@ GATHER_S = 0.005  # that a batch which isn't full waits for more questions, at m
 WATCH_S = 0.1  # between looks at the parent and at what takes too long
 TOLD_S = 2.0  # to tell those that wait why the process ends
 TIME_LIMIT = "time_limit"  # reason of what took too long
-ENDED_BY_TIME = 86  # exit code
+ENDED_BY_TIME, DEVICE_LOST = 86, 88  # exit codes
 
 
 @dataclass(frozen=True)
@@ -150,17 +150,9 @@ class InferenceProcess:
         self._batch, self._ends_at = batch, time.monotonic() + min(limits) if limits else None
         for asked in batch:
             asked.shared[0] = 1
-        try:
-            assert held.loaded
-            answers = _answers(held.loaded.result(), [asked.question for asked in batch])
-        except Exception as error:  # noqa: BLE001 - whoever waits must hear of it, whatever it is
-            for asked in batch:
-                asked.answer.set_exception(error)
-        else:
-            for asked, answer in zip(batch, answers, strict=True):
-                asked.answer.set_result(answer)
-        finally:
-            self._batch, self._ends_at = [], None
+        assert held.loaded
+        _answer(held.loaded.result(), batch)
+        self._batch, self._ends_at = [], None
 
     def _load(self, held: _Held) -> None:
         future, began = held.loaded, time.monotonic()
@@ -262,16 +254,30 @@ def next_batch(waiting: deque[T], most: int, alone: Callable[[T], bool] | None) 
     return batch
 
 
-def _answers(model: Loaded, questions: list[Any]) -> Sequence[Any]:
-    """The answers; where the device's memory is too small for a batch, of its halves."""
+def _answer(model: Loaded, batch: Sequence[_Asked]) -> None:
+    """Answers a batch; where that fails, its halves, so that a question which can't be answered, or a batch too large
+    for the memory, is no harm to others."""
     try:
-        return model.answer(questions)
+        answers = model.answer([asked.question for asked in batch])
     except Exception as error:
-        if "OutOfMemory" not in type(error).__name__ or len(questions) == 1:
-            raise
-        log.warning("%s for %d questions at once: half as many are asked", type(error).__name__, len(questions))
-    half = len(questions) // 2
-    return [*_answers(model, questions[:half]), *_answers(model, questions[half:])]
+        if _device_is_lost(error):
+            log.exception("the device can't be used any more: the process ends, and is started again")
+            os._exit(DEVICE_LOST)
+        if len(batch) == 1:
+            batch[0].answer.set_exception(error)
+            return
+        log.warning("%s for %d questions at once: half as many are asked", type(error).__name__, len(batch))
+    else:
+        for asked, answer in zip(batch, answers, strict=True):
+            asked.answer.set_result(answer)
+        return
+    for half in (batch[: len(batch) // 2], batch[len(batch) // 2 :]):
+        _answer(model, half)
+
+
+def _device_is_lost(error: Exception) -> bool:
+    """Whether PyTorch says that its context is broken (a fault of a kernel or of the driver): all later calls fail."""
+    return type(error).__name__ == "AcceleratorError" or "CUDA error" in str(error)
 
 
 def buffers_in(shared: mmap, sizes: Sequence[int]) -> Iterator[memoryview]:

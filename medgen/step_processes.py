@@ -18,6 +18,7 @@ from filelock import FileLock
 from pebble import ProcessPool
 
 from medgen.home import private_home
+from medgen.inference import own_inference
 from medgen.settings import current
 from medgen.worker_processes import worker_pool
 
@@ -37,6 +38,7 @@ class _Pool:
     @contextmanager
     def used(self) -> Iterator[ProcessPool]:
         """The pool, which stays until all its users have left. May have to wait for this process's turn."""
+        own_inference()  # the run may have ended the inference processes since the pool was made
         with self._guard:
             if self._pool is None:
                 self._turn = _turn() if in_cluster() else None

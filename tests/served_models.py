@@ -51,6 +51,23 @@ def load_short_of_memory(_device: str, most: int) -> Loaded:
     return Loaded(answer)
 
 
+def load_strict(_device: str, log: str) -> Loaded:
+    """A model that refuses odd numbers, and whose device is lost the first time that it is asked for 100."""
+
+    class AcceleratorError(RuntimeError):
+        pass
+
+    def answer(questions: list[int]) -> list[int]:
+        if 100 in questions and not Path(log).exists():
+            put_down(log, "lost")
+            raise AcceleratorError("an illegal memory access was encountered")
+        if odd := [question for question in questions if question % 2]:
+            raise ValueError(f"{odd} are odd")
+        return [question // 2 for question in questions]
+
+    return Loaded(answer)
+
+
 def dies_once(work: Work, store: Store) -> Outcome:
     """A step's function that ends its process the first time."""
     mark = Path(work.context["mark"])

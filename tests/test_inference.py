@@ -20,7 +20,7 @@ from medgen.settings import Settings
 from medgen.shard import Step, run_shard
 from medgen.worker_processes import close_decoders, decoded_apart
 from tests.conftest import ROOT, forget_installation
-from tests.served_models import dies_once, load_counting, load_short_of_memory, takes_too_long
+from tests.served_models import dies_once, load_counting, load_short_of_memory, load_strict, takes_too_long
 
 
 @pytest.fixture
@@ -88,6 +88,23 @@ def test_errors_reach_whoever_asked_and_batches_shrink_to_the_memory(log: Path) 
     with pytest.raises(ItemFailed, match="time_limit"):
         ask(Served(load_counting, (str(log),)), ["hang"], limit_s=0.5)
     assert ask(Served(load_counting, (str(log),)), ["fine"]) == [(0, 0, 0)]
+
+
+def test_a_question_that_fails_is_no_harm_to_others_and_a_lost_device_is_had_again(log: Path) -> None:
+    model = Served(load_strict, (str(log),), most=64)
+    together = threading.Barrier(3)
+
+    def one(number: int) -> object:
+        together.wait()
+        try:
+            return ask(model, [number])
+        except ValueError as error:
+            return str(error)
+
+    with ThreadPoolExecutor(3) as threads:
+        assert list(threads.map(one, (4, 7, 8))) == [[2], "[7] are odd", [4]]
+    assert ask(model, [100, 6]) == [50, 3]
+    assert lines(log) == {"lost": 1}
 
 
 def test_steps_run_on_devices_and_survive_their_process(log: Path, tmp_path: Path) -> None:
