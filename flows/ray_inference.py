@@ -26,13 +26,11 @@ class InferenceOwner:
 def use_inference_owner() -> None:
     """Makes the tasks of this Ray worker ask the actor of its machine, which is started when there is none yet.
 
-    Does nothing on a machine without a GPU that Ray knows of, and outside Ray.
+    Does nothing on a machine without a GPU that Ray knows of.
     """
     import ray
     from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
-    if not ray.is_initialized():
-        return
     node = ray.get_runtime_context().get_node_id()
     nodes: list[dict[str, Any]] = ray.nodes()  # type: ignore[no-untyped-call]  # by ray
     gpus = next((here["Resources"].get("GPU", 0) for here in nodes if here["NodeID"] == node), 0)

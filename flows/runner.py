@@ -1,7 +1,6 @@
 """Where Prefect runs the tasks."""
 
 import copy
-import sys
 from collections.abc import Callable
 from functools import cache, wraps
 from typing import Any
@@ -41,8 +40,8 @@ def task_runner() -> TaskRunner[Any]:
         from prefect_ray.task_runners import RayTaskRunner
 
         if settings.runner_address:
-            return _submitting(RayTaskRunner, on_a_cluster=True)(address=settings.runner_address)
-        return _submitting(RayTaskRunner, on_a_cluster=False)(address="local")
+            return _submitting(RayTaskRunner, on_a_cluster=True, on_ray=True)(address=settings.runner_address)
+        return _submitting(RayTaskRunner, on_a_cluster=False, on_ray=True)(address="local")
     return ThreadPoolTaskRunner(max_workers=settings.workers + settings.download_workers)
 
 
@@ -60,7 +59,9 @@ def check_cluster() -> None:
         )
 
 
-def _submitting(runner: type[TaskRunner[Any]], *, on_a_cluster: bool) -> Callable[..., TaskRunner[Any]]:
+def _submitting(
+    runner: type[TaskRunner[Any]], *, on_a_cluster: bool, on_ray: bool = False
+) -> Callable[..., TaskRunner[Any]]:
     """The class of a runner whose tasks run on the machines of a cluster that is there already, or on this one."""
 
     class PreparingTaskRunner(runner):  # type: ignore[valid-type,misc]
@@ -69,7 +70,8 @@ def _submitting(runner: type[TaskRunner[Any]], *, on_a_cluster: bool) -> Callabl
         def submit(self, task: Task[..., Any], *arguments: Any, **named: Any) -> Any:
             """As the runner's own."""
             installation = _installation() if on_a_cluster else None
-            return super().submit(_prepared(task, installation), *arguments, **named)
+            prepared = _prepared(task, installation, on_ray=on_ray)
+            return super().submit(prepared, *arguments, **named)
 
     return PreparingTaskRunner
 
@@ -79,14 +81,14 @@ def _installation() -> Installation:
     return this_installation()
 
 
-def _prepared(task: Task[..., Any], installation: Installation | None) -> Task[..., Any]:
+def _prepared(task: Task[..., Any], installation: Installation | None, *, on_ray: bool) -> Task[..., Any]:
     function = task.fn
 
     @wraps(function)
     def run(*arguments: Any, **named: Any) -> Any:
         if installation:
             require_same(installation)
-        if "ray" in sys.modules:
+        if on_ray:
             use_inference_owner()
         return function(*arguments, **named)
 
