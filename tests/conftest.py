@@ -54,20 +54,16 @@ LONG = (
 
 
 def pytest_configure() -> None:
-    """Makes the folder of what this session's test processes share, and keeps Python's bytecode where nobody does.
+    """Makes the folder of what this session's test processes share, and lets Python write bytecode.
 
-    Else each of the many processes that tests start would compile all that it imports, which takes longer than what
-    it is started for.
+    Else each of the many processes that tests start would compile all of this repository that it imports. Packages are
+    compiled at set-up.
     """
     if SHARED not in os.environ:  # the process that starts the others, or the only one
         os.environ[SHARED] = tempfile.mkdtemp(prefix="medgen-tests-shared-")
         atexit.register(shutil.rmtree, os.environ[SHARED], ignore_errors=True)
-    if sys.dont_write_bytecode:
-        folder = tempfile.mkdtemp(prefix="medgen-tests-bytecode-")
-        atexit.register(shutil.rmtree, folder, ignore_errors=True)
-        os.environ.pop("PYTHONDONTWRITEBYTECODE", None)
-        os.environ["PYTHONPYCACHEPREFIX"] = sys.pycache_prefix = folder
-        sys.dont_write_bytecode = False
+    os.environ.pop("PYTHONDONTWRITEBYTECODE", None)
+    sys.dont_write_bytecode = False
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
