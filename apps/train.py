@@ -13,7 +13,13 @@ from apps.console import Json, err, out, parse_settings, print_json, report_expe
 
 
 def train(
-    release: Annotated[str, typer.Argument(help="Release to train on; see `medgen release list`.")],
+    release: Annotated[
+        list[str],
+        typer.Argument(
+            metavar="RELEASE[=WEIGHT]...",
+            help="Release to train on; see `medgen release list`. Several are mixed by their weights.",
+        ),
+    ],
     preset: Annotated[
         str, typer.Option(help="nano (a laptop), wan-1.3b-lora, wan-1.3b-full, wan-14b-lora, paper-lora.")
     ] = "nano",
@@ -52,7 +58,7 @@ def train(
         rest = [text for text in settings or [] if text.partition("=")[0] not in about]
         overrides = [*rest, *([f"pretrained_model_name_or_path={json.dumps(base)}"] if base else [])]
         arguments: dict[str, Any] = {
-            "release": release,
+            "release": ",".join(release),
             "preset": preset,
             "overrides": overrides,
             "accelerate_config": str(accelerate_config.resolve()) if accelerate_config else "",

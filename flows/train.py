@@ -4,7 +4,7 @@ from pathlib import Path
 from typing import Any
 
 from prefect import get_run_logger
-from pydantic import ConfigDict, Field
+from pydantic import ConfigDict, Field, field_validator
 
 from flows.flow_signature import subset
 from flows.make_flow import Summary, make_flow
@@ -20,6 +20,7 @@ from tasks.training import base_model
 from tasks.training import train as training
 from tasks.training.artifacts import show_checks, show_model, show_not_encoded
 from tasks.training.encode import EncodeParams, empty_text, encode_shard
+from tasks.training.mixture import is_mixture, mix, read_mixture
 from tasks.training.model_files import model_folder
 from tasks.training.released import stream_clips
 from tasks.training.sample_videos import SampleVideo, sample_prompts, sample_videos
@@ -31,7 +32,11 @@ class TrainParameters(TrainParams):
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
-    release: str = Field(min_length=1, description="Release to train on; see `medgen release list`.")
+    release: str = Field(
+        min_length=1,
+        description="Release to train on; see `medgen release list`. Several are mixed, each with its weight: "
+        "NAME=2,NAME=1.",
+    )
     base_seed: int = Field(0, ge=0, lt=2**63, description="nano: seed of its weights and of the VAE's training.")
     vae_steps: int = Field(
         400, ge=0, le=MOST_ITEMS, description="nano: steps of the VAE's training; 0: a linear transform coder."
@@ -45,12 +50,22 @@ class TrainParameters(TrainParams):
     check_only: bool = Field(False, exclude=True, description="Stop after pre-flight; train nothing.")
     retry_quarantined: bool = Field(False, exclude=True, description="Encode clips again that failed for good.")
 
+    @field_validator("release")
+    @classmethod
+    def _release(cls, text: str) -> str:
+        if is_mixture(text):
+            read_mixture(text)
+        return text
+
 
 def _train(parameters: TrainParameters) -> Summary:
     """Base model, encode, pre-flight, train: the model, its curves and its card go on record."""
     params = subset(parameters, TrainParams)
     config = params.config()
     ledger = open_ledger()
+    if is_mixture(parameters.release):
+        mixed = mix.submit("mixture", parameters.release).result()
+        parameters = parameters.model_copy(update={"release": mixed})
     clips, _ = stream_clips(ledger, parameters.release)  # an unknown release is an error at once
     if config.preflight:  # and captions that no training should learn from, before clips are encoded for hours
         require([check_captions((c.captioner_kind for c in clips), allowed=config.allow_stand_in_captions)])

@@ -15,7 +15,7 @@ import numpy as np
 import pytest
 import torch
 from diffusers import WanPipeline, WanTransformer3DModel
-from hypothesis import given
+from hypothesis import assume, given
 from hypothesis import strategies as st
 from safetensors.torch import load_file, save_file
 
@@ -26,7 +26,7 @@ from models.training.config import PRESETS, configured
 from models.training.errors import OutOfMemory, TrainingStopped, explain_out_of_memory
 from models.training.flow_matching import draw_sigma, generator, noised, shifted
 from models.training.job import LORA_FILE, TrainJob, read_rows, split_by_video
-from models.training.samples import NothingToTrainOn, batch_order
+from models.training.samples import NothingToTrainOn, Part, batch_order
 from models.training.trainer import Trained, Trainer
 from tasks.training.process import training_command
 from tests.conftest import ROOT
@@ -98,6 +98,33 @@ def test_noise_levels_follow_the_scheme():
     assert mean("none", 1.0) == pytest.approx(0.5, abs=0.02)
     assert mean("logit_normal", 1.0) == pytest.approx(0.5, abs=0.02)
     assert mean("none", 7.0) > mean("none", 3.0) > 0.6
+
+
+@given(
+    st.lists(st.lists(st.integers(0, 5), min_size=2, max_size=2), min_size=1, max_size=3),
+    st.integers(1, 5),
+    st.floats(0.05, 0.95),
+    st.integers(0, 9),
+)
+def test_a_mixture_draws_from_each_release_by_its_weight_and_goes_on_anywhere(sizes, batch, share, start_at):
+    indices = iter(range(1000))
+    found = [[[next(indices) for _ in range(size)] for size in of_shape] for of_shape in sizes]
+    members = [frozenset(i for of_shape in found for i in of_shape[part]) for part in (0, 1)]
+    assume(all(members))
+    buckets = {(4, 1, 2, n): [*a, *b] for n, (a, b) in enumerate(found) if a or b}
+    parts = {"a": Part(share, members[0]), "b": Part(1 - share, members[1])}
+    steps = 60
+    order = batch_order(buckets, batch, 3, 0, parts)
+    all_steps = [next(order) for _ in range(steps)]
+    later = batch_order(buckets, batch, 3, start_at, parts)
+    assert [next(later) for _ in range(steps - start_at)] == all_steps[start_at:]
+    drawn = [i for step in all_steps for i in step]
+    # Steps go to shapes as a whole, and draws within one to its parts: each is off by one at most.
+    assert abs(sum(i in members[0] for i in drawn) - share * len(drawn)) <= len(buckets) * (batch + 1)
+    for of_shape in found:
+        for own in of_shape:
+            counts = [drawn.count(i) for i in own]
+            assert not counts or max(counts) - min(counts) <= 1
 
 
 @given(st.lists(st.integers(1, 7), min_size=1, max_size=4), st.integers(1, 6), st.integers(0, 9))

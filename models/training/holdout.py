@@ -2,7 +2,9 @@
 
 import hashlib
 import math
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+
+SET_APART = ("val", "dev", "test", "eval")
 
 
 def held_out(video_ids: Iterable[str], share: float, seed: int) -> frozenset[str]:
@@ -42,6 +44,30 @@ def held_out(video_ids: Iterable[str], share: float, seed: int) -> frozenset[str
     if all_chosen:
         chosen.discard(highest[1])
     return frozenset(chosen or {lowest[1]})
+
+
+def held_out_videos(clips: Iterable[tuple[str, str]], share: float, seed: int) -> frozenset[str]:
+    """The ids of the videos that no training may see, of (video id, split) of clips.
+
+    Where a publisher set clips apart, in a split whose name begins with one of SET_APART, their videos are held out,
+    and no others. Elsewhere as `held_out`.
+
+    Args:
+        clips: in any order, read once; a split is empty where none is known.
+
+    Raises:
+        ValueError: as `held_out`.
+    """
+    set_apart: set[str] = set()
+
+    def videos() -> Iterator[str]:
+        for video, split in clips:
+            if split.lower().startswith(SET_APART):
+                set_apart.add(video)
+            yield video
+
+    by_hash = held_out(videos(), share, seed)
+    return frozenset(set_apart) or by_hash
 
 
 def _place(video_id: str, seed: int) -> float:

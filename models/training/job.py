@@ -12,7 +12,7 @@ from pydantic import BaseModel, ConfigDict, Field
 from medgen.canonical import digest_of
 from medgen.errors import RunStopped
 from models.training.config import TrainConfig
-from models.training.holdout import held_out
+from models.training.holdout import held_out_videos
 
 LORA_FILE = "pytorch_lora_weights.safetensors"  # as diffusers' load_lora_weights finds it by itself
 
@@ -28,6 +28,8 @@ class Sample(BaseModel):
         path: safetensors file.
         sha256: of the file; empty when unknown. A file with another digest is corrupt.
         captioner_kind: what wrote its captions: `models.captioning.captioner.CaptionerKind`, or "unknown".
+        split: that its publisher put it in, such as "train" or "test"; empty: none is known.
+        parts: of a mixture, the releases that it is of.
     """
 
     model_config = ConfigDict(frozen=True)
@@ -38,6 +40,8 @@ class Sample(BaseModel):
     category: str = ""
     sha256: str = ""
     captioner_kind: str = "unknown"
+    split: str = ""
+    parts: tuple[str, ...] = ()
 
 
 class TrainJob(BaseModel):
@@ -48,6 +52,7 @@ class TrainJob(BaseModel):
         base_digest: of the base; a checkpoint of another base is refused.
         empty: safetensors file with the embedding of the empty caption (L, D).
         folder: working folder: checkpoints, curves, TensorBoard, the model at the end.
+        weights: of a mixture, release → share of the samples that it gives.
         probe_clip: video frames as .npy (F, H, W, 3) uint8 for pre-flight's round trip through the VAE.
     """
 
@@ -59,6 +64,7 @@ class TrainJob(BaseModel):
     samples: tuple[Sample, ...]
     empty: Path
     folder: Path
+    weights: dict[str, float] = {}
     probe_clip: Path | None = None
     run_settings: dict[str, Any] = Field({}, description="Fields that the configuration leaves out of its JSON.")
 
@@ -78,10 +84,12 @@ class TrainJob(BaseModel):
     def facts(self) -> dict[str, Any]:
         """What identifies the run: a checkpoint with other facts is of another run."""
         names = sorted([s.clip_id, s.sha256] for s in self.samples)
+        mixed = {"mixture": digest_of([self.weights, sorted([s.clip_id, *s.parts] for s in self.samples)])}
         return {
             "base": self.base_digest,
             "samples": digest_of(names),
             "configuration": digest_of(self.config.identity()),
+            **(mixed if self.weights else {}),
         }
 
 
@@ -138,7 +146,7 @@ def require(checks: list[Check]) -> None:
 
 def split_by_video(samples: Sequence[Sample], share: float, seed: int) -> tuple[list[Sample], list[Sample]]:
     """(training, held out) samples; all clips of a source video are on one side."""
-    away = held_out([s.video_id for s in samples], share, seed)
+    away = held_out_videos([(s.video_id, s.split) for s in samples], share, seed)
     return [s for s in samples if s.video_id not in away], [s for s in samples if s.video_id in away]
 
 

@@ -41,6 +41,19 @@ class Encoded:
     detailed: Tensor
 
 
+@dataclass(frozen=True)
+class Part:
+    """One release of a mixture.
+
+    Args:
+        share: of all samples that training draws, more than 0; shares of all parts add up to 1.
+        members: indices of its samples. A sample may be of several parts.
+    """
+
+    share: float
+    members: frozenset[int]
+
+
 class BadSample(ValueError):
     """An encoded clip can't be used; the message says why."""
 
@@ -126,6 +139,24 @@ class SampleSet:
             by_shape.setdefault(shape, []).append(index)
         return dict(sorted(by_shape.items()))
 
+    def parts(self, weights: Mapping[str, float]) -> dict[str, Part]:
+        """The parts of a mixture; none where `weights`, release → weight, is empty.
+
+        Raises:
+            NothingToTrainOn: a part has no samples.
+        """
+        total = sum(weights.values())
+        found: dict[str, Part] = {}
+        for name, weight in weights.items():
+            members = frozenset(index for index, sample in enumerate(self.samples) if name in sample.parts)
+            if not members:
+                raise NothingToTrainOn(
+                    f"the release {name} of the mixture has no clip to train on: all of its clips are held out, were "
+                    "not encoded or are corrupt; leave it out, or see `medgen status`"
+                )
+            found[name] = Part(weight / total, members)
+        return found
+
     def get(self, index: int) -> Encoded | None:
         """The sample, or None when it is (now) quarantined."""
         sample = self.samples[index]
@@ -187,38 +218,76 @@ def _size(encoded: Encoded) -> int:
 
 
 def batch_order(
-    buckets: Mapping[tuple[int, ...], Sequence[int]], global_batch: int, seed: int, start: int = 0
+    buckets: Mapping[tuple[int, ...], Sequence[int]],
+    global_batch: int,
+    seed: int,
+    start: int = 0,
+    parts: Mapping[str, Part] | None = None,
 ) -> Iterator[list[int]]:
     """The samples of each optimiser step, from step `start` on, without end.
 
     All samples of a step have one shape. Buckets take turns in proportion to their sizes, and each is gone through in
-    a new random order per epoch of its own. The order is a function of seed and step alone: to go on somewhere, no
-    state is needed.
+    a new random order per epoch of its own. Of a mixture each part is drawn from as often as its share says, whatever
+    its size: buckets take turns in proportion to what falls on them, and within a bucket each part is gone through on
+    its own. The order is a function of seed and step alone: to go on somewhere, no state is needed.
+
+    Args:
+        parts: of a mixture, by name.
 
     Yields:
         `global_batch` indices. With fewer samples in the bucket, some come twice.
     """
     shapes = list(buckets)
-    total = sum(len(indices) for indices in buckets.values())
+    streams = [_streams(shape, buckets[shape], seed, parts or {}) for shape in shapes]
+    masses = [sum(stream.mass for stream in of_shape) for of_shape in streams]
+    total = sum(masses)
     taken = [0] * len(shapes)
-    orders: dict[tuple[int, int], list[int]] = {}
-
-    def order(bucket: int, epoch: int) -> list[int]:
-        if (bucket, epoch) not in orders:
-            for old in [key for key in orders if key[0] == bucket and key[1] < epoch - 1]:
-                del orders[old]
-            randomness = generator(seed, "order", *shapes[bucket], epoch)
-            members = buckets[shapes[bucket]]
-            orders[bucket, epoch] = [members[i] for i in torch.randperm(len(members), generator=randomness).tolist()]
-        return orders[bucket, epoch]
-
     step = 0
     while True:
-        behind = [len(buckets[shape]) * (step + 1) / total - taken[b] for b, shape in enumerate(shapes)]
+        behind = [masses[b] * (step + 1) / total - taken[b] for b in range(len(shapes))]
         bucket = max(range(len(shapes)), key=lambda b: (behind[b], -b))
+        first = taken[bucket] * global_batch
+        chosen = [_next_stream(streams[bucket], masses[bucket], first + n) for n in range(global_batch)]
         if step >= start:
-            size, first = len(buckets[shapes[bucket]]), taken[bucket] * global_batch
-            places = (divmod(n, size) for n in range(first, first + global_batch))
-            yield [order(bucket, epoch)[place] for epoch, place in places]
+            yield [stream.sample(place) for stream, place in chosen]
         taken[bucket] += 1
         step += 1
+
+
+class _Stream:
+    """Samples of one shape, and of one part of a mixture, which are gone through again and again in new orders."""
+
+    def __init__(self, members: Sequence[int], mass: float, seed: int, name: tuple[str | int, ...]) -> None:
+        self.members, self.mass, self.seed, self.name = members, mass, seed, name
+        self.drawn = 0
+        self._orders: dict[int, list[int]] = {}
+
+    def sample(self, place: int) -> int:
+        """The index that is drawn at a place of the stream."""
+        epoch, at = divmod(place, len(self.members))
+        if epoch not in self._orders:
+            for old in [known for known in self._orders if known < epoch - 1]:
+                del self._orders[old]
+            order = torch.randperm(len(self.members), generator=generator(self.seed, "order", *self.name, epoch))
+            self._orders[epoch] = [self.members[i] for i in order.tolist()]
+        return self._orders[epoch][at]
+
+
+def _streams(shape: tuple[int, ...], members: Sequence[int], seed: int, parts: Mapping[str, Part]) -> list[_Stream]:
+    """The streams of a bucket: one, or of a mixture one a part that has samples in it."""
+    if not parts:
+        return [_Stream(members, len(members), seed, shape)]
+    return [
+        _Stream(own, part.share * len(own) / len(part.members), seed, (*shape, name))
+        for name, part in sorted(parts.items())
+        if (own := [index for index in members if index in part.members])
+    ]
+
+
+def _next_stream(streams: Sequence[_Stream], mass: float, drawn: int) -> tuple[_Stream, int]:
+    """The stream of a bucket that is furthest behind its share after `drawn` draws, and the place in it."""
+    stream = streams[0]
+    if len(streams) > 1:
+        stream = max(streams, key=lambda one: one.mass / mass * (drawn + 1) - one.drawn)
+    stream.drawn += 1
+    return stream, stream.drawn - 1

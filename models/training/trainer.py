@@ -122,6 +122,7 @@ class Trainer:
                 f"none of {len(self.job.samples)} encoded clips can be trained on"
                 + (f": {reasons}" if reasons else ": the release has no clips that could be encoded")
             )
+        self.parts = self.train.parts(self.job.weights)
         _, patch_height, patch_width = structure["patch_size"]
         for _, _, height, width in self.train.buckets():
             if height % patch_height or width % patch_width:
@@ -169,7 +170,7 @@ class Trainer:
         end = config.max_train_steps
         main = self.accelerator.is_main_process
         self.curves = Curves(self.job.folder, self.step) if main else None
-        order = batch_order(self.train.buckets(), config.global_batch, config.seed, self.step)
+        order = batch_order(self.train.buckets(), config.global_batch, config.seed, self.step, self.parts)
         first, reported_at = self.step, 0.0
         with ThreadPoolExecutor(1, "medgen-loader") as loader, explain_out_of_memory(config):
             if self.step == 0:

@@ -18,9 +18,7 @@ class ClipTotals:
         self.seconds = 0.0
         self.licences: Counter[str] = Counter()
         self.categories: Counter[str] = Counter()
-        self.technical_models: set[str] = set()
-        self.aesthetic_models: set[str] = set()
-        self.captioners: set[str] = set()
+        self.models: dict[str, set[str]] = {"technical_model": set(), "aesthetic_model": set(), "captioner": set()}
         self.captioner_kinds: Counter[str] = Counter()
 
     def add(self, rows: Iterable[Mapping[str, Any]]) -> None:
@@ -29,11 +27,11 @@ class ClipTotals:
             self.clips += 1
             self.seconds += row["duration"]
             self.licences[row["licence"] or "not stated by the source"] += 1
-            self.categories[row["category"]] += 1
-            self.technical_models.add(row["technical_model"])
-            self.aesthetic_models.add(row["aesthetic_model"])
-            self.captioners.add(row["captioner"])
-            self.captioner_kinds[row["captioner_kind"]] += 1
+            self.categories[row["category"] or "not stated"] += 1
+            for column, found in self.models.items():
+                if row[column]:  # of clips that came from elsewhere it may be unknown
+                    found.add(row[column])
+            self.captioner_kinds[row["captioner_kind"] or "unknown"] += 1
 
 
 def dataset_card(
@@ -55,9 +53,9 @@ def dataset_card(
         version=__version__,
         licences=[(_cell(name), count) for name, count in sorted(totals.licences.items())],
         categories=sorted(totals.categories.items()),
-        technical=sorted(totals.technical_models),
-        aesthetic=sorted(totals.aesthetic_models),
-        captioners=sorted(totals.captioners),
+        technical=sorted(totals.models["technical_model"]),
+        aesthetic=sorted(totals.models["aesthetic_model"]),
+        captioners=sorted(totals.models["captioner"]),
         unseen=totals.captioner_kinds["template"],
         funnel=markdown(funnel),
         stages=stages(funnel),

@@ -12,6 +12,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any, Literal, TypedDict
 
+import pyarrow as pa
 import pyarrow.parquet as pq
 from pydantic import Field
 from sqlalchemy.orm import Session
@@ -26,7 +27,7 @@ from medgen.shard_results import ShardReference
 from medgen.store import Artifact, Store
 from tasks.curation.dataset_card import ClipTotals, dataset_card
 from tasks.curation.funnel import picture
-from tasks.curation.release_content import METADATA, PARQUET, release_content
+from tasks.curation.release_content import PARQUET, UNPUBLISHED, release_content
 from tasks.curation.release_files import awaits_approval, materialize
 from tasks.prefect_step import step_task
 
@@ -143,11 +144,14 @@ def _metadata(store: Store, clips: Path) -> tuple[Artifact, ClipTotals]:
     """metadata.parquet, and what adds up in it."""
     totals = ClipTotals()
     scratch = store.scratch(".parquet")
-    with pq.ParquetFile(clips) as file, pq.ParquetWriter(scratch, METADATA, compression="zstd") as writer:
-        for group in range(file.num_row_groups):
-            table = file.read_row_group(group, columns=METADATA.names)
-            totals.add(table.to_pylist())
-            writer.write_table(table.cast(METADATA))
+    with pq.ParquetFile(clips) as file:
+        given = file.schema_arrow
+        schema = pa.schema([given.field(name).remove_metadata() for name in given.names if name not in UNPUBLISHED])
+        with pq.ParquetWriter(scratch, schema, compression="zstd") as writer:
+            for group in range(file.num_row_groups):
+                table = file.read_row_group(group, columns=schema.names)
+                totals.add(table.to_pylist())
+                writer.write_table(table.cast(schema))
     return store.put_file(scratch, PARQUET), totals
 
 

@@ -116,7 +116,8 @@ METADATA = pa.schema(
 )
 
 
-CLIPS = pa.schema([*METADATA, ("bytes", pa.int64()), ("step_run_id", pa.int64())])
+UNPUBLISHED = ("bytes", "step_run_id")
+CLIPS = pa.schema([*METADATA, *((name, pa.int64()) for name in UNPUBLISHED)])
 """A clip's row as release reads it: what the metadata says, its bytes, and the step run that its life ended with."""
 
 _temporary = MetaData()
@@ -184,7 +185,7 @@ def release_content(
         _settle(connection, ledger, drop_vanished=drop_vanished)
         _leave_out_repeated(connection)
         kept = select(_settled).where(_settled.c.left_out.is_(None))
-        rows = (row.content for row in _streamed(connection, kept.order_by(_settled.c.clip)))
+        rows = (row.content for row in streamed(connection, kept.order_by(_settled.c.clip)))
         clip_table = table(ledger.store, CLIPS, rows)
         rejected_table = table(ledger.store, REJECTED, _rejected_rows(connection, ledger))
         settled, left_out, videos = connection.execute(
@@ -221,12 +222,12 @@ def _collect(connection: Connection, results: ShardResults, references: Sequence
     for page in pages(references, SHARDS_AT_ONCE):
         found = results.get(reference.key for reference in page)
         whole = [item for r in page if r.step == STEP_NAMES[-1] for item in found[r.key].kept]
-        with _copied(connection, _candidate) as copy:
+        with copied(connection, _candidate) as copy:
             for item in whole:
                 copy.write_row(
                     (item.subject, [item.lineage[step] for step in sorted(item.lineage)], _json(item.lineage))
                 )
-        with _copied(connection, _dropped) as copy:
+        with copied(connection, _dropped) as copy:
             for lineage in (lineage for reference in page for lineage in found[reference.key].dropped):
                 last = max(lineage, key=LINEAGE.index)
                 copy.write_row((LINEAGE.index(last), lineage[last], _json(lineage)))
@@ -245,7 +246,7 @@ def _settle(connection: Connection, ledger: Ledger, *, drop_vanished: bool) -> N
         .order_by(living.c.clip)
     )
     blocked = blocked_clips(ledger.engine, _measured(connection, not_taken_down))
-    for page in pages(_streamed(connection, not_taken_down), CLIPS_AT_ONCE):
+    for page in pages(streamed(connection, not_taken_down), CLIPS_AT_ONCE):
         records = ledger.load({run_id for _, lineage in page for run_id in lineage.values()})
         captions = _captions(ledger, [lineage["caption"] for _, lineage in page])
         pasts = {clip: {step: records[run_id] for step, run_id in lineage.items()} for clip, lineage in page}
@@ -253,7 +254,7 @@ def _settle(connection: Connection, ledger: Ledger, *, drop_vanished: bool) -> N
         gone_from_source = vanished(ledger.engine, {row["video_id"] for row in rows.values()}) if drop_vanished else {}
         # After the loads: what a takedown has blanked since is no longer needed.
         gone = ledger.forgotten(rows)
-        with _copied(connection, _settled) as copy:
+        with copied(connection, _settled) as copy:
             for clip, row in rows.items():
                 if clip in gone:
                     continue
@@ -271,7 +272,7 @@ def _measured(connection: Connection, living: Select[Any]) -> Iterator[tuple[int
     place of the one that was measured."""
     clips = living.subquery()
     run_id = cast(clips.c.lineage["quality"].astext, BigInteger)
-    for row in _streamed(connection, select(StepRun.id, StepRun.subject).join(clips, StepRun.id == run_id)):
+    for row in streamed(connection, select(StepRun.id, StepRun.subject).join(clips, StepRun.id == run_id)):
         yield row.id, row.subject
 
 
@@ -291,7 +292,7 @@ def _leave_out_repeated(connection: Connection) -> None:
     repeated = select(_settled.c.clip, _settled.c.content, spread.c.videos).join(
         spread, spread.c.words == _settled.c.words
     )
-    for page in pages(_streamed(connection, repeated.where(_settled.c.left_out.is_(None))), CLIPS_AT_ONCE):
+    for page in pages(streamed(connection, repeated.where(_settled.c.left_out.is_(None))), CLIPS_AT_ONCE):
         connection.execute(
             text("UPDATE release_settled SET left_out = CAST(:row AS jsonb) WHERE clip = :clip"),
             [{"clip": clip, "row": _json(_repeated(row, videos))} for clip, row, videos in page],
@@ -309,14 +310,14 @@ def _rejected_rows(connection: Connection, ledger: Ledger) -> Iterator[dict[str,
         .where(Tombstone.video_id.is_(None))
         .order_by(_dropped.c.step, StepRun.subject.collate("C"), StepRun.key.collate("C"))
     )
-    for page in pages(_streamed(connection, dropped), CLIPS_AT_ONCE):
+    for page in pages(streamed(connection, dropped), CLIPS_AT_ONCE):
         needed = [(lineage, [*{LINEAGE[step], "download", "cut"} & lineage.keys()]) for lineage, step in page]
         records = ledger.load({lineage[step] for lineage, steps in needed for step in steps})
         pasts = [{step: records[lineage[step]] for step in steps} for lineage, steps in needed]
         gone = ledger.forgotten(_last(past).subject for past in pasts)
         yield from (_rejected(past) for past in pasts if _last(past).subject not in gone)
     left_out = select(_settled.c.left_out).where(_settled.c.left_out.is_not(None)).order_by(_settled.c.clip)
-    yield from (row.left_out for row in _streamed(connection, left_out))
+    yield from (row.left_out for row in streamed(connection, left_out))
 
 
 def table(store: Store, schema: pa.Schema, rows: Iterable[Mapping[str, Any]]) -> Artifact:
@@ -348,13 +349,13 @@ def _record_root(ledger: Ledger, runs: Select[tuple[int]]) -> str:
     return digest.hexdigest()
 
 
-def _streamed(connection: Connection, query: Select[Any]) -> Any:
+def streamed(connection: Connection, query: Select[Any]) -> Any:
     """Rows of a query, some at a time, while the connection does other things too."""
     return connection.execute(query, execution_options={"yield_per": CLIPS_AT_ONCE})
 
 
 @contextmanager
-def _copied(connection: Connection, table: Table) -> Iterator[Any]:
+def copied(connection: Connection, table: Table) -> Iterator[Any]:
     """Takes rows for a table by `write_row`."""
     columns = ", ".join(column.name for column in table.columns)
     with connection.connection.cursor().copy(f"COPY {table.name} ({columns}) FROM STDIN") as copy:

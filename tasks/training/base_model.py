@@ -28,7 +28,7 @@ from medgen.settings import current
 from medgen.worker_processes import failure_of, worker_pool
 from models.generation.video_diffusion import save_pipeline
 from models.training.clip_frames import Geometry, read_frames
-from models.training.holdout import held_out
+from models.training.holdout import held_out_videos
 from models.training.nano import FPS, FRAMES, HEIGHT, NANO, SAMPLING, TRANSFORMER, VAE, WIDTH, untrained_pipeline
 from models.training.nano import text_encoder_folder as text_encoder
 from tasks.prefect_step import StepProgress, step_task
@@ -117,7 +117,8 @@ def base_model(
         ModelUnavailable: the text encoder's package is missing.
     """
     clips, row = stream_clips(ledger, release)
-    away = held_out((clip.video_id for clip in clips if _fits(clip)), params.validation_share, params.split_seed)
+    usable = ((clip.video_id, clip.split) for clip in clips if _fits(clip))
+    away = held_out_videos(usable, params.validation_share, params.split_seed)
     shown = _chosen(ledger, release, params.vae_clips, lambda clip: clip.video_id not in away)
     kept_back = _chosen(ledger, release, min(params.vae_clips, KEPT_BACK), lambda clip: clip.video_id in away)
     identity = StepIdentity(

@@ -2,7 +2,7 @@
 
 import os
 import shutil
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -33,6 +33,7 @@ def materialize_job(
     clips: Iterable[ReleasedClip],
     config: TrainConfig,
     base_digest: str,
+    weights: Mapping[str, float] | None = None,
 ) -> TrainJob:
     """Writes the job and links its encoded clips into the working folder, where no cache can drop them.
 
@@ -41,6 +42,7 @@ def materialize_job(
 
     Args:
         clips: of the release, in any order; read once.
+        weights: of a mixture, release → share of the samples; see `tasks.training.mixture`.
 
     Raises:
         ArtifactLost, StoreUnavailable: as `Store.path`.
@@ -65,6 +67,8 @@ def materialize_job(
                 category=clip.category,
                 sha256=sha256,
                 captioner_kind=clip.captioner_kind,
+                split=clip.split,
+                parts=clip.parts,
             )
         )
         first = sorted([*first, clip], key=lambda one: one.clip_id)[:PROBED]
@@ -78,6 +82,7 @@ def materialize_job(
         samples=tuple(sorted(samples, key=lambda sample: sample.clip_id)),
         empty=empty,
         folder=folder,
+        weights=dict(weights or {}),
         probe_clip=_probe_clip(store, folder, first, config),
     )
     job.write(folder / "job.json")

@@ -136,7 +136,9 @@ def _quarantined(run: StepRun) -> Collection[str]:
 
 
 def _held_out(session: Session, run: StepRun) -> frozenset[str]:
-    """The videos held out of a training run; the split is a function of ids, share and seed."""
+    """The videos held out of a training run, as it says; one that does not split by ids, share and seed alone."""
+    if "held_out_videos" in run.detail:
+        return frozenset(run.detail["held_out_videos"])
     videos = _read_by(run).with_only_columns(Clip.video_id).distinct().execution_options(yield_per=PAGE)
     return held_out(session.scalars(videos), run.params["validation_share"], run.params["seed"])
 

@@ -19,7 +19,7 @@ from tasks.curation.release_files import awaits_approval
 
 COLUMNS = [
     "clip_id", "clip_sha256", "video_id", "category", "brief_caption", "detailed_caption", "title", "resolution", "fps",
-    "duration", "captioner", "captioner_kind",
+    "duration", "captioner", "captioner_kind", "split", "mixed_from",
 ]  # fmt: skip
 
 
@@ -33,6 +33,8 @@ class ReleasedClip:
         category: as `models.segmentation.category`.
         brief, detailed: captions; `captioner_kind` as `models.captioning.captioner.CaptionerKind`, or "unknown".
         step_run_id: the record that the clip's life in the release ended with.
+        split: that its publisher put it in, where the release came from elsewhere; empty: none is known.
+        parts: of a mixture, the releases that hold it; see `tasks.training.mixture`.
     """
 
     clip_id: str
@@ -48,6 +50,8 @@ class ReleasedClip:
     duration_s: float
     step_run_id: int
     captioner_kind: str = "unknown"
+    split: str = ""
+    parts: tuple[str, ...] = ()
 
     def best_fit(self, choices: Sequence[Geometry], fps: float) -> Geometry | None:
         """The geometry that training takes the clip at; None when it is too short for all."""
@@ -121,6 +125,8 @@ def _clip(row: dict[str, object], step_run_id: int) -> ReleasedClip:
         duration_s=float(row["duration"]),  # type: ignore[arg-type]
         step_run_id=step_run_id,
         captioner_kind=_kind(row),
+        split=str(row.get("split") or ""),
+        parts=tuple(row.get("mixed_from") or ()),  # type: ignore[arg-type]
     )
 
 

@@ -35,6 +35,7 @@ from tasks.prefect_step import StepProgress, step_task
 from tasks.progress import training_listener
 from tasks.training.encode import EMPTY_TEXT, ENCODE
 from tasks.training.job_folder import LATENTS, TRAIN, materialize_job, working_folder
+from tasks.training.mixture import weights_of
 from tasks.training.process import Report, launch
 from tasks.training.released import stream_clips, usable_release
 from tasks.training.training_report import TrainFacts, ValidationRow, loss_plot, model_card
@@ -224,9 +225,10 @@ def read_validations(ledger: Ledger, record: Record) -> list[ValidationRow]:
 
 
 def _job(ledger: Ledger, identity: StepIdentity, work: Work, params: TrainParams) -> TrainJob:
-    clips, _ = stream_clips(ledger, work.subject)
+    clips, release = stream_clips(ledger, work.subject)
     folder = working_folder(identity.key(work))
-    return materialize_job(ledger.store, folder, work, clips, params.config(), identity.models["base"])
+    weights = weights_of(release.policy)
+    return materialize_job(ledger.store, folder, work, clips, params.config(), identity.models["base"], weights)
 
 
 def _outcome(store: Store, job: TrainJob, release: str, params: TrainParams, seconds: float) -> Outcome:
