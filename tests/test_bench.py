@@ -13,6 +13,7 @@ NO_SCRIPTS = {
     "made_up_listing",
     "made_up_steps",
     "process_costs",
+    "rehearsal",  # tests/test_rehearsal.py runs it
     "rehearsal_kills",
     "rehearsal_report",
     "rehearsal_work",

@@ -24,9 +24,9 @@ from models.relevance.dictionary import (
     MedicalDictionary,
     dictionary_digest,
     load_medical_dictionary,
-    spellings,
 )
 from models.relevance.folding import fold
+from models.relevance.patterns import Patterns, spellings
 
 NONE = pa.array([""])
 
@@ -47,7 +47,7 @@ def table(*terms, negative=(), language="en"):
 
 
 def small(*terms, negative=(), language="en"):
-    return MedicalDictionary(table(*terms, negative=negative, language=language))
+    return MedicalDictionary.of_rows(table(*terms, negative=negative, language=language))
 
 
 @pytest.fixture(scope="module")
@@ -170,7 +170,7 @@ def reference(texts):
     return sum(best.values()), sorted(best)
 
 
-PLAIN = MedicalDictionary(SMALL)
+PLAIN = MedicalDictionary.of_rows(SMALL)
 
 
 @settings(deadline=None)
@@ -308,7 +308,7 @@ def test_shipped_file_is_well_kept(medical):
     }
     # A negative context without a term inside hides nothing.
     contexts = rows.filter(pa.compute.equal(rows["role"], "negative"))["spelling"]
-    bare = MedicalDictionary(terms)
+    bare = MedicalDictionary.of_rows(terms)
     empty = pa.array([""] * len(contexts))
     assert [
         c for c, s in zip(contexts.to_pylist(), bare.judge(contexts, empty, empty).score, strict=True) if s == 0
@@ -348,6 +348,31 @@ def test_file_and_digest(tmp_path: Path):
     assert len(dictionary.digest) == 64
     write(table("stent"), path)
     assert dictionary_digest(path) != dictionary.digest
+
+
+def test_what_was_compiled_once_judges_the_same(tmp_path: Path):
+    rows = table("stent", ("valve", 0.3), "针灸", negative=["stent game"]).to_pylist()
+    compiled, path = Patterns.compiled(rows), tmp_path / "cache" / "terms.npz"
+    compiled.keep(path)
+    assert [file.name for file in path.parent.iterdir()] == ["terms.npz"]
+    kept = Patterns.kept(path)
+    assert kept
+    texts = [
+        pa.array(field) for field in (["Stents; stent game", "做针灸", "valves"], ["valve", "", ""], ["", "", "x"])
+    ]
+    first, again = (MedicalDictionary(patterns).judge(*texts) for patterns in (compiled, kept))
+    assert first.score.tolist() == again.score.tolist()
+    for row, terms in enumerate((["stent", "valve"], ["针灸"], ["valve"])):
+        assert first.terms(row) == again.terms(row) == terms
+
+
+@pytest.mark.parametrize("spoil", [lambda content: b"", lambda content: content[:-100], lambda content: b"\0" * 500])
+def test_a_spoilt_cache_is_no_dictionary(tmp_path: Path, spoil):
+    path = tmp_path / "terms.npz"
+    assert Patterns.kept(path) is None
+    Patterns.compiled(table("stent").to_pylist()).keep(path)
+    path.write_bytes(spoil(path.read_bytes()))
+    assert Patterns.kept(path) is None
 
 
 @pytest.mark.parametrize(

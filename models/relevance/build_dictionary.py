@@ -28,8 +28,9 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import typer
 
-from models.relevance.dictionary import TERMS_PATH, TERMS_SCHEMA, spellings
+from models.relevance.dictionary import TERMS_PATH, TERMS_SCHEMA
 from models.relevance.folding import fold
+from models.relevance.patterns import spellings
 
 VERSION = "2"
 CURATED = Path(__file__).parents[1] / "terms"

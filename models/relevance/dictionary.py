@@ -16,24 +16,24 @@ patterns): half of that is folding, two fifths matching. A bare title takes 1.5.
 
 import hashlib
 import json
-import math
-import re
 import threading
 from array import array
 from collections.abc import Iterator
 from functools import lru_cache
+from importlib.metadata import version
 from itertools import pairwise
 from pathlib import Path
-from typing import Any
 
 import hyperscan
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
+from platformdirs import user_cache_path
 
 from medgen.memory import trim_heap
-from models.relevance.folding import BETWEEN, BLANK, UNSPACED, fold_char, fold_fields
+from models.relevance.folding import BETWEEN, UNSPACED, fold_char, fold_fields
+from models.relevance.patterns import Patterns
 
 NAME = "medical_dictionary"
 TERMS_PATH = Path(__file__).parents[1] / "weights" / "medical_terms.parquet"
@@ -86,39 +86,26 @@ class MedicalDictionary:
 
     name = NAME
 
-    def __init__(self, table: pa.Table, version: str = "", digest: str = "") -> None:
-        """Compile the rows of `table` (columns of `TERMS_SCHEMA`; stop terms are passed over).
-
-        Raises:
-            ValueError: a column is missing; there is no term; a term is not in the form that `fold` gives, has less
-                than two letters in a language without blanks, or has a weight that is not finite and > 0.
-        """
+    def __init__(self, patterns: Patterns, version: str = "", digest: str = "") -> None:
         self.version = version
         self.digest = digest
+        self._patterns = patterns
+        self._of_thread = threading.local()
+
+    @classmethod
+    def of_rows(cls, table: pa.Table, version: str = "", digest: str = "") -> "MedicalDictionary":
+        """Compiles the rows of `table` (columns of `TERMS_SCHEMA`; stop terms are passed over).
+
+        Raises:
+            ValueError: a column is missing; there is no term; a term or weight is faulty, see `Patterns.compiled`.
+        """
         missing = set(TERMS_SCHEMA.names) - set(table.column_names)
         if missing:
             raise ValueError(f"a medical dictionary needs the column {min(missing)!r}")
         rows = [row for row in table.select(TERMS_SCHEMA.names).to_pylist() if row["role"] != "stop"]
         if all(row["role"] == "negative" for row in rows):
             raise ValueError("a medical dictionary needs at least one term")
-        self._spellings = [row["spelling"] for row in rows]
-        self._weights = np.array([row["weight"] for row in rows], np.float32)
-        # One spelling may come from several rows: a negative context wins, then the greater weight.
-        owner: dict[bytes, int] = {}
-        _check(rows)
-        for index, row in enumerate(rows):
-            for key in _keys(row["term"], row["language"]):
-                other = owner.setdefault(key, index)
-                if _rank(rows[other]) < _rank(row):
-                    owner[key] = index
-        self._term = np.fromiter(owner.values(), np.int64, len(owner))
-        self._length = np.fromiter(map(len, owner), np.int64, len(owner))
-        self._negative = np.array([rows[index]["role"] == "negative" for index in owner.values()])
-        self._literals = hyperscan.Database(mode=hyperscan.HS_MODE_BLOCK)
-        self._literals.compile(
-            expressions=list(owner), ids=list(range(len(owner))), elements=len(owner), flags=0, literal=True
-        )
-        self._of_thread = threading.local()
+        return cls(Patterns.compiled(rows), version, digest)
 
     def judge(self, title: pa.Array, description: pa.Array, tags: pa.Array) -> Judgement:
         """Scores N listings.
@@ -146,55 +133,54 @@ class MedicalDictionary:
             owner, score = self._judge([field[start:stop] for field in fields], start)
             owners.append(owner)
             scores.append(score)
-        owned = np.concatenate(owners)
-        first = np.searchsorted(owned, np.arange(count + 1, dtype=np.int64) * len(self._spellings))
-        return Judgement(
-            np.concatenate([np.empty(0, np.float32), *scores]), first, owned % len(self._spellings), self._spellings
-        )
+        owned, spellings = np.concatenate(owners), self._patterns.spellings
+        first = np.searchsorted(owned, np.arange(count + 1, dtype=np.int64) * len(spellings))
+        return Judgement(np.concatenate([np.empty(0, np.float32), *scores]), first, owned % len(spellings), spellings)
 
     def match(self, text: str, min_weight: float = STRONG_WEIGHT) -> list[str]:
         """The terms of at least `min_weight` in one text, each once, sorted, as the dictionary spells them."""
         none = pa.array([""])
-        judgement = self.judge(pa.array([text]), none, none)
-        return sorted({self._spellings[term] for term in judgement._terms if self._weights[term] >= min_weight})
+        judgement, patterns = self.judge(pa.array([text]), none, none), self._patterns
+        return sorted({patterns.spellings[term] for term in judgement._terms if patterns.weights[term] >= min_weight})
 
     def _judge(self, fields: list[pa.Array], row: int) -> tuple[np.ndarray, np.ndarray]:
         """For the listings from `row` on: the keys row · T + term of the T terms found, sorted; and the scores."""
         text = fold_fields(fields)
+        patterns, terms = self._patterns, len(self._patterns.spellings)
         pattern, end = self._scan(text)
-        start = end - self._length[pattern]
-        seen = ~(self._negative[pattern] | self._hidden(pattern, start, end))
+        start = end - patterns.length[pattern]
+        seen = ~(patterns.negative[pattern] | self._hidden(pattern, start, end))
         pattern, start = pattern[seen], start[seen]
         field = np.searchsorted(np.flatnonzero(np.frombuffer(text, np.uint8) == BETWEEN), start)
         # A term counts once a listing, in its best field.
-        key = (field // len(fields)) * len(self._spellings) + self._term[pattern]
+        key = (field // len(fields)) * terms + patterns.term[pattern]
         weight = np.array(FIELD_WEIGHTS)[field % len(fields)]
         order = np.lexsort((-weight, key))
         key, weight = key[order], weight[order]
         fresh = np.diff(key, prepend=-1) > 0
         key, weight = key[fresh], weight[fresh]
-        term_weight = weight * self._weights[key % len(self._spellings)]
-        score = np.bincount(key // len(self._spellings), term_weight, minlength=len(fields[0]))
-        return key + row * len(self._spellings), score.astype(np.float32)
+        term_weight = weight * patterns.weights[key % terms]
+        score = np.bincount(key // terms, term_weight, minlength=len(fields[0]))
+        return key + row * terms, score.astype(np.float32)
 
     def _scan(self, text: bytes) -> tuple[np.ndarray, np.ndarray]:
         """Number and end of each pattern in `text`."""
         scratch = getattr(self._of_thread, "scratch", None)
         if scratch is None:  # a thread needs its own working memory
-            scratch = self._of_thread.scratch = hyperscan.Scratch(self._literals)
+            scratch = self._of_thread.scratch = hyperscan.Scratch(self._patterns.matcher)
         matches = array("q")
         append = matches.append
 
         def keep(pattern: int, _start: int, end: int, _flags: int, _context: object) -> None:
             append(end << 32 | pattern)
 
-        self._literals.scan(text, match_event_handler=keep, scratch=scratch)
+        self._patterns.matcher.scan(text, match_event_handler=keep, scratch=scratch)
         packed = np.frombuffer(matches, np.int64) if matches else np.empty(0, np.int64)
         return packed & 0xFFFFFFFF, packed >> 32
 
     def _hidden(self, pattern: np.ndarray, start: np.ndarray, end: np.ndarray) -> np.ndarray:
         """Which occurrences lie inside a negative context."""
-        negative = self._negative[pattern]
+        negative = self._patterns.negative[pattern]
         if not negative.any():
             return np.zeros(len(negative), bool)
         order = np.argsort(start[negative], kind="stable")
@@ -207,7 +193,12 @@ class MedicalDictionary:
 
 @lru_cache(maxsize=1)
 def _shipped() -> MedicalDictionary:
+    digest = dictionary_digest()
+    cache = user_cache_path("medgen") / f"medical-dictionary-{digest[:16]}-{version('hyperscan')}.npz"
+    if patterns := Patterns.kept(cache):
+        return MedicalDictionary(patterns, _version(pq.read_schema(TERMS_PATH)), digest)
     dictionary = load_medical_dictionary(TERMS_PATH)
+    dictionary._patterns.keep(cache)
     trim_heap()  # the process that words captions lives long
     return dictionary
 
@@ -215,7 +206,7 @@ def _shipped() -> MedicalDictionary:
 def load_medical_dictionary(path: Path | None = None) -> MedicalDictionary:
     """Read a dictionary (Parquet, `TERMS_SCHEMA`); without a path, the one that comes with the package.
 
-    To compile that takes seconds, so a process does it once.
+    That one is compiled once for all processes of a user, see `models.relevance.patterns`.
 
     Raises:
         OSError: the file cannot be read.
@@ -224,8 +215,11 @@ def load_medical_dictionary(path: Path | None = None) -> MedicalDictionary:
     if path is None:
         return _shipped()
     table = pq.read_table(pa.BufferReader(path.read_bytes()))
-    version = (table.schema.metadata or {}).get(b"version", b"").decode()
-    return MedicalDictionary(table, version, dictionary_digest(path))
+    return MedicalDictionary.of_rows(table, _version(table.schema), dictionary_digest(path))
+
+
+def _version(schema: pa.Schema) -> str:
+    return str((schema.metadata or {}).get(b"version", b""), "utf-8")
 
 
 def dictionary_digest(path: Path | None = None) -> str:
@@ -275,52 +269,3 @@ def _beginning(text: str) -> str:
     while end and fold_char(text[end - 1]) != " " != fold_char(text[end]) and not UNSPACED.match(text[end]):
         end -= 1
     return text[:end]
-
-
-def _rank(row: dict[str, Any]) -> tuple[bool, float]:
-    return row["role"] == "negative", row["weight"]
-
-
-def _check(rows: list[dict[str, Any]]) -> None:
-    terms = [row["term"] for row in rows]
-    between = bytes((BLANK, BETWEEN, BLANK))
-    folded = fold_fields([pa.array(terms, pa.large_string()).cast(pa.large_binary())]).split(between)
-    for row, term, again in zip(rows, terms, folded[:-1], strict=True):
-        if not term or term.encode() != again.removeprefix(b" "):
-            raise ValueError(f"a term is not folded: {term!r}")
-        if len(term) < 2 and UNSPACED.search(term):
-            raise ValueError(f"a term of one letter would be found everywhere: {term!r}")
-        if row["role"] == "term" and not 0 < row["weight"] < math.inf:
-            raise ValueError(f"the weight of {term!r} is {row['weight']}")
-
-
-def _keys(term: str, language: str) -> list[bytes]:
-    """What is sought for a term: its spellings as whole words, or the bare letters in a script without blanks."""
-    if UNSPACED.search(term):
-        before, after = ("" if UNSPACED.match(end) else " " for end in (term[0], term[-1]))
-        return [f"{before}{term}{after}".encode()]
-    return [f" {spelling} ".encode() for spelling in spellings(term, language)]
-
-
-def spellings(term: str, language: str) -> set[str]:
-    """A folded term and its regular plural: of English, Spanish, French and Portuguese."""
-    if language == "en":
-        return {term, _english_plural(term)}
-    if language in ("es", "fr", "pt"):
-        if term.endswith(("a", "e", "i", "o", "u")):
-            return {term, f"{term}s"}
-        if language == "es" and term.endswith(("d", "l", "n", "r")):
-            return {term, f"{term}es"}
-    return {term}
-
-
-def _english_plural(term: str) -> str:
-    if term.endswith("sis"):
-        return f"{term[:-2]}es"
-    if term.endswith(("ss", "us", "x", "ch", "sh")):
-        return f"{term}es"
-    if term.endswith("s"):
-        return term
-    if re.search(r"[^aeiou]y$", term):
-        return f"{term[:-1]}ies"
-    return f"{term}s"

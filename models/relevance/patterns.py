@@ -1,0 +1,162 @@
+"""What a dictionary's terms become to be sought: byte strings in a compiled matcher.
+
+To compile the dictionary that is shipped takes four seconds of a processor and leaves 150 MiB behind, and each process
+that words captions or judges listings needs it. So it is kept, compiled, in the user's folder of caches.
+"""
+
+import io
+import json
+import logging
+import math
+import re
+from dataclasses import dataclass
+from pathlib import Path
+from tempfile import NamedTemporaryFile
+from typing import Any
+from zipfile import BadZipFile
+
+import hyperscan
+import numpy as np
+import pyarrow as pa
+
+from models.relevance.folding import BETWEEN, BLANK, UNSPACED, fold_fields
+
+log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class Patterns:
+    """T terms and the P byte strings that stand for them.
+
+    Args:
+        spellings: T, as the dictionary spells the terms.
+        weights: float32 (T,), 0 for negative contexts.
+        term: int64 (P,), the term of each pattern.
+        length: int64 (P,), its bytes.
+        negative: bool (P,), whether it is a negative context.
+        matcher: finds patterns by their number.
+    """
+
+    spellings: list[str]
+    weights: np.ndarray
+    term: np.ndarray
+    length: np.ndarray
+    negative: np.ndarray
+    matcher: hyperscan.Database
+
+    @classmethod
+    def compiled(cls, rows: list[dict[str, Any]]) -> "Patterns":
+        """Of the rows of a dictionary (columns of `TERMS_SCHEMA`) without stop terms.
+
+        Raises:
+            ValueError: a term is not in the form that `fold` gives, has less than two letters in a language without
+                blanks, or has a weight that is not finite and > 0.
+        """
+        _check(rows)
+        # One spelling may come from several rows: a negative context wins, then the greater weight.
+        owner: dict[bytes, int] = {}
+        for index, row in enumerate(rows):
+            for key in _keys(row["term"], row["language"]):
+                other = owner.setdefault(key, index)
+                if _rank(rows[other]) < _rank(row):
+                    owner[key] = index
+        matcher = hyperscan.Database(mode=hyperscan.HS_MODE_BLOCK)
+        matcher.compile(
+            expressions=list(owner), ids=list(range(len(owner))), elements=len(owner), flags=0, literal=True
+        )
+        return cls(
+            spellings=[row["spelling"] for row in rows],
+            weights=np.array([row["weight"] for row in rows], np.float32),
+            term=np.fromiter(owner.values(), np.int64, len(owner)),
+            length=np.fromiter(map(len, owner), np.int64, len(owner)),
+            negative=np.array([rows[index]["role"] == "negative" for index in owner.values()]),
+            matcher=matcher,
+        )
+
+    def keep(self, path: Path) -> None:
+        """Writes them to a file, whole or not at all. Where that can't be done a line in the log says so."""
+        content = io.BytesIO()
+        np.savez(
+            content,
+            spellings=np.frombuffer(json.dumps(self.spellings).encode(), np.uint8),
+            weights=self.weights,
+            term=self.term,
+            length=self.length,
+            negative=self.negative,
+            matcher=np.frombuffer(hyperscan.dumpb(self.matcher), np.uint8),
+        )
+        try:
+            path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+            with NamedTemporaryFile(dir=path.parent, prefix=f"{path.name}.", delete=False) as part:
+                part.write(content.getbuffer())
+            Path(part.name).replace(path)
+        except OSError as error:
+            log.info("the compiled medical dictionary is not kept: %s", error)
+
+    @classmethod
+    def kept(cls, path: Path) -> "Patterns | None":
+        """Those that `keep` wrote; None where there are none, or the matcher is not for this processor or version."""
+        try:
+            with np.load(path, allow_pickle=False) as content:
+                return cls(
+                    spellings=json.loads(content["spellings"].tobytes()),
+                    weights=content["weights"],
+                    term=content["term"],
+                    length=content["length"],
+                    negative=content["negative"],
+                    matcher=hyperscan.loadb(content["matcher"].tobytes(), hyperscan.HS_MODE_BLOCK),
+                )
+        except FileNotFoundError:
+            return None
+        except (OSError, ValueError, KeyError, EOFError, BadZipFile, hyperscan.error) as error:
+            log.info("the compiled medical dictionary is compiled again: %s", error or type(error).__name__)
+            return None
+
+
+def _rank(row: dict[str, Any]) -> tuple[bool, float]:
+    return row["role"] == "negative", row["weight"]
+
+
+def _check(rows: list[dict[str, Any]]) -> None:
+    terms = [row["term"] for row in rows]
+    between = bytes((BLANK, BETWEEN, BLANK))
+    folded = fold_fields([pa.array(terms, pa.large_string()).cast(pa.large_binary())]).split(between)
+    for row, term, again in zip(rows, terms, folded[:-1], strict=True):
+        if not term or term.encode() != again.removeprefix(b" "):
+            raise ValueError(f"a term is not folded: {term!r}")
+        if len(term) < 2 and UNSPACED.search(term):
+            raise ValueError(f"a term of one letter would be found everywhere: {term!r}")
+        if row["role"] == "term" and not 0 < row["weight"] < math.inf:
+            raise ValueError(f"the weight of {term!r} is {row['weight']}")
+
+
+def _keys(term: str, language: str) -> list[bytes]:
+    """What is sought for a term: its spellings as whole words, or the bare letters in a script without blanks."""
+    if UNSPACED.search(term):
+        before, after = ("" if UNSPACED.match(end) else " " for end in (term[0], term[-1]))
+        return [f"{before}{term}{after}".encode()]
+    return [f" {spelling} ".encode() for spelling in spellings(term, language)]
+
+
+def spellings(term: str, language: str) -> set[str]:
+    """A folded term and its regular plural: of English, Spanish, French and Portuguese."""
+    if language == "en":
+        return {term, _english_plural(term)}
+    if language in ("es", "fr", "pt"):
+        if term.endswith(("a", "e", "i", "o", "u")):
+            return {term, f"{term}s"}
+        if language == "es" and term.endswith(("d", "l", "n", "r")):
+            return {term, f"{term}es"}
+    return {term}
+
+
+def _english_plural(term: str) -> str:
+    if term.endswith("sis"):
+        return f"{term[:-2]}es"
+    if term.endswith(("ss", "us", "x", "ch", "sh")):
+        return f"{term}es"
+    if term.endswith("s"):
+        return term
+    if re.search(r"[^aeiou]y$", term):
+        return f"{term[:-1]}ies"
+    return f"{term}s"
