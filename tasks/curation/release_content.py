@@ -231,6 +231,8 @@ def _collect(connection: Connection, results: ShardResults, references: Sequence
             for lineage in (lineage for reference in page for lineage in found[reference.key].dropped):
                 last = max(lineage, key=LINEAGE.index)
                 copy.write_row((LINEAGE.index(last), lineage[last], _json(lineage)))
+    # Nobody else does it to temporary tables, and plans made in the dark may take any time and memory.
+    connection.execute(text("ANALYZE release_candidate, release_dropped"))
 
 
 def _settle(connection: Connection, ledger: Ledger, *, drop_vanished: bool) -> None:
@@ -265,6 +267,8 @@ def _settle(connection: Connection, ledger: Ledger, *, drop_vanished: bool) -> N
                     left_out = _near_duplicate(row, blocked[measured])
                 words = hashlib.sha256(caption_words(row["detailed_caption"]).encode()).hexdigest()
                 copy.write_row((clip, row["video_id"], words, _json(row), _json(left_out) if left_out else None))
+    connection.execute(text("CREATE INDEX ON release_settled (clip)"))
+    connection.execute(text("ANALYZE release_settled"))
 
 
 def _measured(connection: Connection, living: Select[Any]) -> Iterator[tuple[int, str]]:
