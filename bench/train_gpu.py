@@ -34,6 +34,7 @@ from diffusers.models.transformers.transformer_wan import WanTransformer3DModel
 from diffusers.pipelines.wan.pipeline_wan import WanPipeline
 from diffusers.schedulers.scheduling_unipc_multistep import UniPCMultistepScheduler
 
+from models.families.wan import Wan
 from models.generation.video_diffusion import encode_frames
 from models.training.config import TrainConfig, configured
 from models.training.cost import GIB, Architecture, forward_flops, training_flops, training_memory, weights
@@ -133,7 +134,9 @@ class Bench:
         self.cuda = device.type == "cuda"
         self.rows: list[Row] = []
         with torch.device("meta"):
-            self.architecture = Architecture.of(WanTransformer3DModel(**size.transformer).config)
+            structure = WanTransformer3DModel(**size.transformer).config
+        self.architecture = Architecture.of(structure)
+        self.family = Wan({}, structure, size.vae)
         self.device_name = platform.processor() or platform.machine()
         if self.cuda and torch.cuda.is_available():
             self.device_name = torch.cuda.get_device_name(device)
@@ -249,7 +252,7 @@ class Bench:
         half = config.mixed_precision == "bf16"
         model = self.transformer(torch.bfloat16 if half and config.training == "lora" else torch.float32)
         if config.training == "lora":
-            add_lora(model, config)
+            add_lora(model, config, self.family)
         if config.gradient_checkpointing:
             model.enable_gradient_checkpointing()
         model.train()
@@ -265,7 +268,7 @@ class Bench:
 
         def step() -> None:
             with torch.autocast(self.device.type, torch.bfloat16, enabled=half):
-                loss = losses_of(model, batch, self.device).mean()
+                loss = losses_of(model, batch, self.device, self.family).mean()
             torch.autograd.backward(loss)
             torch.nn.utils.clip_grad_norm_(trained, 1.0)
             optimizer.step()

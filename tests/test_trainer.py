@@ -22,10 +22,11 @@ from safetensors.torch import load_file, save_file
 from models import ModelUnavailable
 from models.training import checkpoint
 from models.training.checkpoint import CheckpointNotWritten, WrongCheckpoint
-from models.training.config import PRESETS, configured
+from models.training.config import configured
 from models.training.errors import OutOfMemory, TrainingStopped, explain_out_of_memory
 from models.training.flow_matching import draw_sigma, generator, noised, shifted
 from models.training.job import LORA_FILE, TrainJob, read_rows, split_by_video
+from models.training.presets import PRESETS
 from models.training.samples import NothingToTrainOn, Part, batch_order
 from models.training.trainer import Trained, Trainer
 from tasks.training.process import training_command

@@ -49,6 +49,9 @@ class Sampling(BaseModel):
     fps: float = Field(gt=0)
     num_inference_steps: int = Field(ge=1)
     guidance_scale: float = Field(ge=0)
+    guidance_scale_2: float | None = Field(
+        None, ge=0, description="Guidance of the second of two experts; None: as that of the first."
+    )
     max_sequence_length: int = Field(ge=1, description="Tokens that a text is padded to.")
     flow_shift: float | None = Field(
         None, gt=0, description="Shift of the flow-matching schedule; None: as the pipeline's scheduler has it."
@@ -130,7 +133,6 @@ def open_pipeline(
         ModelUnavailable: it can't be had, is no pipeline of diffusers or holds no safetensors weights.
     """
     import torch
-    from diffusers.pipelines.pipeline_utils import DiffusionPipeline
 
     folder = pipeline_folder(name)
     present = check_pipeline(folder, str(name))
@@ -140,7 +142,8 @@ def open_pipeline(
         types["vae"] = torch.float32
     try:
         with quiet():
-            pipeline: Any = DiffusionPipeline.from_pretrained(
+            # Of the class itself: `DiffusionPipeline.from_pretrained` loads Wan's optional parts all the same.
+            pipeline: Any = pipeline_class(folder, str(name)).from_pretrained(
                 folder, dtype=types, use_safetensors=True, local_files_only=True, trust_remote_code=False, **left_out
             )
     except torch.OutOfMemoryError:
@@ -150,6 +153,18 @@ def open_pipeline(
     pipeline.set_progress_bar_config(disable=True)
     placed: DiffusionPipeline = pipeline.to(device)
     return placed
+
+
+def pipeline_class(folder: Path, name: str) -> Any:
+    """diffusers' class of the pipeline in a folder. Raises ModelUnavailable: this diffusers has none."""
+    import diffusers
+    from diffusers.pipelines.pipeline_utils import DiffusionPipeline
+
+    kind = json.loads((folder / INDEX).read_bytes())["_class_name"]
+    cls = getattr(diffusers, kind, None)
+    if not (isinstance(cls, type) and issubclass(cls, DiffusionPipeline)):
+        raise ModelUnavailable(f"{name!r} is a {kind}: diffusers {diffusers.__version__} knows no such pipeline")
+    return cls
 
 
 @contextmanager

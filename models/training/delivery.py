@@ -1,27 +1,27 @@
 """The model folder that a training run delivers: a pipeline with the trained transformer, and the adapter beside it."""
 
-import json
 import shutil
-import struct
 from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
+import diffusers
 import torch
-from diffusers.models.transformers.transformer_wan import WanTransformer3DModel
-from diffusers.pipelines.wan.pipeline_wan import WanPipeline
 from peft.utils import get_peft_model_state_dict
 from torch import Tensor
 
+from models.families.family import Expert, Family
+from models.families.lora_file import EXPERT, sorted_header
 from models.generation.video_diffusion import SAMPLING, pipeline_files
 from models.training.config import TrainConfig
 from models.training.errors import TrainingStopped
 from models.training.job import LORA_FILE
 from models.training.sampling import sampling_of
-from models.training.transformer import load_transformer, merge_lora, stored_dtype
+from models.training.transformer import merge_lora, stored_dtype
 
 
 def deliver_model(
-    base: Path, target: Path, config: TrainConfig, model: WanTransformer3DModel, weights: Mapping[str, Tensor]
+    base: Path, target: Path, config: TrainConfig, family: Family, model: Any, weights: Mapping[str, Tensor]
 ) -> None:
     """Writes the trained pipeline: the base's files with the transformer replaced, and the adapter beside it.
 
@@ -36,11 +36,12 @@ def deliver_model(
     for old in (making, target):
         shutil.rmtree(old, ignore_errors=True)
     making.mkdir(parents=True)
+    expert = family.expert(config.expert)
     try:
         if config.training == "lora":
-            _write_adapter(making, model, weights)
+            _write_adapter(making, family, expert, model, weights)
         if config.training == "full" or config.merge_lora:
-            _write_pipeline(base, making, config, weights)
+            _write_pipeline(base, making, config, family, expert, weights)
         making.rename(target)
     except OSError as error:
         shutil.rmtree(making, ignore_errors=True)
@@ -50,46 +51,42 @@ def deliver_model(
         ) from error
 
 
-def _write_adapter(folder: Path, model: WanTransformer3DModel, weights: Mapping[str, Tensor]) -> None:
+def _write_adapter(folder: Path, family: Family, expert: Expert, model: Any, weights: Mapping[str, Tensor]) -> None:
     """The adapter with its configuration, as diffusers' `load_lora_weights` reads it."""
     state = get_peft_model_state_dict(model, state_dict=dict(weights))
     metadata = {
         name: sorted(value) if isinstance(value, set) else value
         for name, value in model.peft_config["default"].to_dict().items()
     }
-    WanPipeline.save_lora_weights(
+    getattr(diffusers, family.pipeline).save_lora_weights(
         folder,
         transformer_lora_layers={name: tensor.contiguous() for name, tensor in state.items()},
         weight_name=LORA_FILE,
         transformer_lora_adapter_metadata=metadata,
     )
-    _sort_header(folder / LORA_FILE)
+    path = folder / LORA_FILE
+    # The library writes the header's entries in a random order.
+    path.write_bytes(sorted_header(path.read_bytes(), {EXPERT: expert.name} if expert.name else None))
 
 
-def _write_pipeline(base: Path, folder: Path, config: TrainConfig, weights: Mapping[str, Tensor]) -> None:
+def _write_pipeline(
+    base: Path, folder: Path, config: TrainConfig, family: Family, expert: Expert, weights: Mapping[str, Tensor]
+) -> None:
     """The base's files with the trained transformer, in the base's dtype, in place of its own."""
+    part = expert.part
     for name, path in pipeline_files(base).items():
-        if not name.startswith("transformer/"):
+        if not name.startswith(f"{part}/"):
             (folder / name).parent.mkdir(parents=True, exist_ok=True)
             shutil.copyfile(path, folder / name)
     (folder / SAMPLING).write_text(sampling_of(config, base).to_json(), encoding="utf-8")
-    dtype = stored_dtype(base)
-    transformer = load_transformer(base, torch.float32)
+    dtype = stored_dtype(base, part)
+    transformer = family.load_transformer(base, torch.float32, part)
     if config.training == "lora":
-        merge_lora(transformer, weights, config)
+        merge_lora(transformer, weights, config, family)
     else:
         transformer.load_state_dict(dict(weights), strict=True)
     if dtype != torch.float32:
-        transformer.to(dtype)  # type: ignore[arg-type]  # its decorator loses `self`
-    transformer.save_pretrained(folder / "transformer")
+        transformer.to(dtype)
+    transformer.save_pretrained(folder / part)
     # Nothing of it changed, and the library would write down where the base lay.
-    shutil.copyfile(base / "transformer" / "config.json", folder / "transformer" / "config.json")
-
-
-def _sort_header(path: Path) -> None:
-    """Rewrites a safetensors file's header in one order: the library writes metadata in a random one."""
-    written = path.read_bytes()
-    (length,) = struct.unpack("<Q", written[:8])
-    head = json.dumps(json.loads(written[8 : 8 + length]), sort_keys=True, separators=(",", ":")).encode()
-    head += b" " * (-len(head) % 8)
-    path.write_bytes(struct.pack("<Q", len(head)) + head + written[8 + length :])
+    shutil.copyfile(base / part / "config.json", folder / part / "config.json")

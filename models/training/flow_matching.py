@@ -21,6 +21,7 @@ from torch import Tensor
 
 TRAIN_TIMESTEPS = 1000  # `num_train_timesteps` of the schedulers of all Wan pipelines
 
+DRAWS = 1000  # of a noise level within a range, before it is put there: a range that is hardly ever met
 Weighting = Literal["none", "logit_normal"]
 
 
@@ -40,8 +41,24 @@ def shifted(sigma: Tensor, shift: float) -> Tensor:
     return shift * sigma / (1 + (shift - 1) * sigma)
 
 
+def unshifted(sigma: float, shift: float) -> float:
+    """What `shifted` makes a noise level of: u = σ / (s − (s − 1)·σ)."""
+    return sigma / (shift - (shift - 1) * sigma)
+
+
+def levels(count: int, shift: float, within: tuple[float, float] = (0.0, 1.0)) -> Tensor:
+    """`count` fixed noise levels (count,), evenly over those of a range before they are shifted."""
+    low, high = (end if end in (0.0, 1.0) else unshifted(end, shift) for end in within)
+    return shifted(low + (high - low) * ((torch.arange(count) + 0.5) / count), shift)
+
+
 def draw_sigma(
-    weighting_scheme: Weighting, logit_mean: float, logit_std: float, shift: float, randomness: torch.Generator
+    weighting_scheme: Weighting,
+    logit_mean: float,
+    logit_std: float,
+    shift: float,
+    randomness: torch.Generator,
+    within: tuple[float, float] = (0.0, 1.0),
 ) -> Tensor:
     """One σ in (0, 1): a float32 scalar.
 
@@ -49,13 +66,19 @@ def draw_sigma(
         weighting_scheme: "none" draws uniformly, "logit_normal" the sigmoid of a normal number; as in diffusers'
             `compute_density_for_timestep_sampling`.
         shift: see `shifted`.
+        within: noise levels of the expert that is trained; one outside is drawn again, as musubi-tuner does.
     """
-    if weighting_scheme == "logit_normal":
-        u = torch.sigmoid(logit_mean + logit_std * torch.randn((), generator=randomness))
-    else:
-        u = torch.rand((), generator=randomness)
-    # At exactly 0 the input is the sample itself and tells nothing of the noise that has to be predicted.
-    return shifted(u.clamp(1e-4, 1 - 1e-4), shift)
+    sigma = torch.zeros(())
+    for _ in range(DRAWS):
+        if weighting_scheme == "logit_normal":
+            u = torch.sigmoid(logit_mean + logit_std * torch.randn((), generator=randomness))
+        else:
+            u = torch.rand((), generator=randomness)
+        # At exactly 0 the input is the sample itself and tells nothing of the noise that has to be predicted.
+        sigma = shifted(u.clamp(1e-4, 1 - 1e-4), shift)
+        if within[0] <= float(sigma) <= within[1]:
+            return sigma
+    return sigma.clamp(*within)
 
 
 def noised(x0: Tensor, noise: Tensor, sigma: Tensor) -> tuple[Tensor, Tensor, Tensor]:
@@ -73,9 +96,17 @@ def noised(x0: Tensor, noise: Tensor, sigma: Tensor) -> tuple[Tensor, Tensor, Te
     return (1 - along) * x0 + along * noise, noise - x0, sigma * TRAIN_TIMESTEPS
 
 
-def squared_error(predicted: Tensor, velocity: Tensor) -> Tensor:
-    """Mean squared error of each sample, float32, of shape (B,)."""
-    return (predicted.float() - velocity.float()).pow(2).flatten(1).mean(1)
+def squared_error(predicted: Tensor, velocity: Tensor, given: Tensor | None = None) -> Tensor:
+    """Mean squared error of each sample, float32, of shape (B,).
+
+    Args:
+        given: (B,), 1 for samples whose first frame of latents is given and not to be predicted.
+    """
+    error = (predicted.float() - velocity.float()).pow(2)
+    if given is None:
+        return error.flatten(1).mean(1)
+    learnt = error[:, :, 1:].flatten(1).mean(1)
+    return torch.where(given.bool(), learnt, error.flatten(1).mean(1))
 
 
 def loss_of_silence(x0: Tensor) -> float:

@@ -11,6 +11,8 @@ from pydantic import BaseModel, ConfigDict, Field
 
 from medgen.canonical import digest_of
 from medgen.errors import RunStopped
+from models.families.family import Family
+from models.training.clip_frames import Geometry, read_geometries
 from models.training.config import TrainConfig
 from models.training.holdout import held_out_videos
 
@@ -130,6 +132,28 @@ def check_captions(kinds: Iterable[str], *, allowed: bool) -> Check:
         "transformers:NAME; or set allow_stand_in_captions=true to train on these all the same."
     )
     return Check("captions", measured, "none", "fail", advice)
+
+
+def check_geometry(config: TrainConfig, family: Family) -> Check:
+    """Does the base take videos of the buckets whole, and is it asked for what it can do?
+
+    A VAE drops the frames that don't fill a latent frame without a word, and a transformer can't take half a patch.
+    """
+    grid, geometries = family.grid, read_geometries(config.buckets)
+    expected = f"{grid.frames}n + 1 frames, sides that are multiples of {grid.pixels} pixels ({family.name})"
+    measured = f"{config.buckets}, {config.fps:g} frames a second"
+    if bad := [g for g in geometries if not grid.fits(g.frames, g.height, g.width)]:
+        better = ",".join(str(Geometry(*grid.nearest(g.frames, g.height, g.width))) for g in geometries)
+        advice = f"{', '.join(map(str, bad))} would lose frames or pixels: set buckets={better}."
+        return Check("buckets", measured, expected, "fail", advice)
+    if config.first_frame_share and not family.first_frame:
+        advice = f"{family.name} can't be given a first frame: set first_frame_share=0, or choose Wan 2.2 TI2V."
+        return Check("buckets", f"first_frame_share {config.first_frame_share:g}", expected, "fail", advice)
+    own = family.sampling
+    if config.fps != own.fps and not config.from_scratch:
+        advice = f"{family.name} knows {own.fps:g} frames a second: at another rate, it has to unlearn its motion."
+        return Check("buckets", measured, f"{own.fps:g} frames a second", "warn", advice)
+    return Check("buckets", measured, expected, "pass")
 
 
 class PreflightFailed(RunStopped):

@@ -6,12 +6,20 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from models.families.family import Expert, Family
 from models.training.config import TrainConfig
 from models.training.flow_matching import draw_sigma, generator, noised, squared_error
-from models.training.samples import Encoded, padded
+from models.training.samples import Encoded
 
 
-def batch_of(items: Sequence[tuple[int, Encoded]], step: int, config: TrainConfig, empty: Tensor) -> dict[str, Tensor]:
+def batch_of(
+    items: Sequence[tuple[int, Encoded]],
+    step: int,
+    config: TrainConfig,
+    empty: Tensor,
+    family: Family,
+    expert: Expert | None = None,
+) -> dict[str, Tensor]:
     """Noise, noise level and caption of each sample, drawn for its position in the global batch of `step`.
 
     Args:
@@ -19,23 +27,30 @@ def batch_of(items: Sequence[tuple[int, Encoded]], step: int, config: TrainConfi
         empty: embedding of the empty caption, float32 (L, D).
 
     Returns:
-        latents and noise (B, C, F, H, W), sigma (B,), texts (B, max_sequence_length, D).
+        latents and noise (B, C, F, H, W), sigma (B,), what the family makes of the texts, and, where first frames may
+        be given, `given` (B,): 1 for samples whose first frame is.
     """
-    noise, sigmas, texts = [], [], []
+    noise, sigmas, texts, given = [], [], [], []
+    within = (expert or Expert()).sigma
     for position, sample in items:
         draw = generator(config.seed, "step", step, position)
         noise.append(torch.randn(sample.latents.shape, generator=draw))
-        sigmas.append(draw_sigma(config.weighting_scheme, config.logit_mean, config.logit_std, config.flow_shift, draw))
+        scheme = (config.weighting_scheme, config.logit_mean, config.logit_std, config.flow_shift)
+        sigmas.append(draw_sigma(*scheme, draw, within))
         dropped, detailed = torch.rand(2, generator=draw).tolist()
         texts.append(
             empty if dropped < config.caption_dropout else caption_of(sample, detailed < config.detailed_share)
         )
-    return {
+        if config.first_frame_share:
+            frames = sample.latents.shape[1]
+            given.append(float(frames > 1 and torch.rand((), generator=draw) < config.first_frame_share))
+    batch = {
         "latents": torch.stack([sample.latents for _, sample in items]),
         "noise": torch.stack(noise),
         "sigma": torch.stack(sigmas),
-        "texts": padded(texts, config.max_sequence_length),
+        **family.text_inputs(texts, config.max_sequence_length),
     }
+    return batch | ({"given": torch.tensor(given)} if given else {})
 
 
 def caption_of(sample: Encoded, detailed: bool) -> Tensor:
@@ -44,25 +59,16 @@ def caption_of(sample: Encoded, detailed: bool) -> Tensor:
     return first if first.shape[0] else second
 
 
-def losses_of(model: Any, batch: Mapping[str, Tensor], device: torch.device) -> Tensor:
+def losses_of(model: Any, batch: Mapping[str, Tensor], device: torch.device, family: Family) -> Tensor:
     """Flow-matching loss of each sample, float32 (B,).
 
     Args:
-        model: WanTransformer3DModel, possibly wrapped by accelerate.
+        model: the transformer, possibly wrapped by accelerate.
         batch: as `batch_of` makes it.
     """
     moved = {name: tensor.to(device, non_blocking=True) for name, tensor in batch.items()}
     noisy, velocity, timestep = noised(moved["latents"], moved["noise"], moved["sigma"])
-    dtype = _compute_dtype(model)
-    predicted = model(
-        hidden_states=noisy.to(dtype),
-        timestep=timestep,
-        encoder_hidden_states=moved["texts"].to(dtype),
-        return_dict=False,
-    )[0]
-    return squared_error(predicted, velocity)
-
-
-def _compute_dtype(model: Any) -> torch.dtype:
-    weight: Tensor = getattr(model, "module", model).patch_embedding.weight
-    return weight.dtype
+    if (given := moved.get("given")) is not None:
+        noisy[:, :, 0] = torch.where(given.bool()[:, None, None, None], moved["latents"][:, :, 0], noisy[:, :, 0])
+    predicted = family.predict(model, noisy.to(family.compute_dtype(model)), timestep, moved)
+    return squared_error(predicted, velocity, given)

@@ -14,9 +14,10 @@ from pathlib import Path
 import numpy as np
 import psutil
 import torch
-from diffusers.models.transformers.transformer_wan import WanTransformer3DModel
 
-from models.generation.video_diffusion import decode_latents, encode_frames, open_pipeline, pipeline_folder
+from models.families.family import Family
+from models.families.known import family_of
+from models.generation.video_diffusion import open_pipeline, pipeline_folder
 from models.training.config import TrainConfig
 from models.training.cost import GIB, Architecture, checkpoint_bytes, training_memory, weights
 from models.training.errors import explain_out_of_memory
@@ -27,13 +28,13 @@ from models.training.job import (
     TrainJob,
     Verdict,
     check_captions,
+    check_geometry,
     memory_advice,
     split_by_video,
 )
 from models.training.loss import batch_of, losses_of
 from models.training.samples import BadSample, batch_order, read_sample, shape_of
 from models.training.trainer import Trainer
-from models.training.transformer import check_kind
 
 READ_S = 15.0  # reading samples, whose number is not known beforehand
 PROBE_S = 30.0
@@ -61,8 +62,9 @@ def preflight(job: TrainJob) -> Iterator[Check]:
     if deviations:
         yield check_latents(deviations)
     base = pipeline_folder(job.base)
-    check_kind(base)
-    architecture = Architecture.of(WanTransformer3DModel.load_config(base, subfolder="transformer"))
+    family = family_of(base)
+    yield check_geometry(job.config, family)
+    architecture = Architecture.of(family.transformer)
     yield check_disk(job.config, architecture, job.folder)
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     fits = None
@@ -70,7 +72,7 @@ def preflight(job: TrainJob) -> Iterator[Check]:
         fits = check_memory(job.config, architecture, largest, device)
         yield fits
     if job.probe_clip is not None:
-        yield check_vae(job.base, job.probe_clip, str(device))
+        yield check_vae(job.base, job.probe_clip, str(device), family)
     if fits is not None and (fits.verdict == "pass" or (fits.verdict == "warn" and job.config.num_processes == 1)):
         alone = job.model_copy(update={"config": job.config.model_copy(update={"num_processes": 1})})
         yield from check_learning(Trainer(alone, resume=False))
@@ -177,11 +179,11 @@ def check_memory(
     )
 
 
-def check_vae(base: str, clip: Path, device: str) -> Check:
+def check_vae(base: str, clip: Path, device: str, family: Family) -> Check:
     """Does the VAE give back what it is given? Frames (F, H, W, 3) uint8 in a .npy file."""
     frames = np.load(clip, allow_pickle=False)
     pipeline = open_pipeline(base, device=device, parts=("vae",))
-    back = decode_latents(pipeline.vae, encode_frames(pipeline.vae, frames))
+    back = family.decode_video(pipeline.vae, family.encode_video(pipeline.vae, frames))
     error = float(np.mean((frames[: len(back)].astype(np.float32) - back.astype(np.float32)) ** 2))
     psnr = 10 * math.log10(255**2 / max(error, 1e-6))
     verdict: Verdict = "pass" if psnr >= PSNR_WARN else "warn" if psnr >= PSNR_FAIL else "fail"
@@ -201,7 +203,7 @@ def check_learning(trainer: Trainer) -> Iterator[Check]:
     order = batch_order(trainer.train.buckets(), config.train_batch_size, config.seed)
     indices = next(order)
     items = [(place, trainer.train.near(index)[1]) for place, index in enumerate(indices)]
-    batch = batch_of(items, 0, config, trainer.empty)
+    batch = batch_of(items, 0, config, trainer.empty, trainer.family, trainer.expert)
     silence = loss_of_silence(batch["latents"])
     rate = config.learning_rate * (1 if config.from_scratch else 10 if config.training == "lora" else 3)
     losses: list[float] = []
@@ -210,7 +212,7 @@ def check_learning(trainer: Trainer) -> Iterator[Check]:
         for _ in range(PROBE_STEPS):
             torch.manual_seed(0)
             with trainer.accelerator.autocast():
-                loss = losses_of(trainer.model, batch, trainer.accelerator.device).mean()
+                loss = losses_of(trainer.model, batch, trainer.accelerator.device, trainer.family).mean()
             trainer.accelerator.backward(loss)
             losses.append(float(loss.detach()))
             if len(losses) == 1:

@@ -205,14 +205,6 @@ class SampleSet:
             self.quarantined[sample.clip_id] = str(error)
 
 
-def padded(texts: Sequence[Tensor], length: int) -> Tensor:
-    """(B, length, D): zeros after each text's end, and texts cut at `length`, as WanPipeline does it."""
-    out = torch.zeros(len(texts), length, texts[0].shape[1])
-    for row, text in zip(out, texts, strict=True):
-        row[: min(length, len(text))] = text[:length]
-    return out
-
-
 def _size(encoded: Encoded) -> int:
     return sum(t.numel() * t.element_size() for t in (encoded.latents, encoded.brief, encoded.detailed))
 

@@ -1,4 +1,4 @@
-"""The training loop of a Wan transformer on encoded clips: LoRA or full, resumable to the last digit, by accelerate.
+"""The training loop of a video transformer on encoded clips: LoRA or full, resumable to the last digit, by accelerate.
 
 The loop is that of diffusers' training scripts. What differs: everything random is a function of the seed and the
 step, so that a killed run goes on as if nothing had happened, and so that the number of processes does not matter at
@@ -24,6 +24,7 @@ from torch import Tensor
 from torch.distributed.tensor import DTensor
 
 from medgen.errors import RunStopped
+from models.families.known import family_of
 from models.generation.video_diffusion import pipeline_folder
 from models.training.accelerator import make_accelerator
 from models.training.checkpoint import newest_checkpoint, write_checkpoint
@@ -32,11 +33,11 @@ from models.training.curves import LOSSES, VALIDATION, Curves
 from models.training.delivery import deliver_model
 from models.training.errors import TrainingStopped, explain_out_of_memory
 from models.training.flow_matching import stream_seed
-from models.training.job import TrainJob, read_rows, split_by_video
+from models.training.job import TrainJob, check_geometry, read_rows, require, split_by_video
 from models.training.loss import batch_of, losses_of
 from models.training.samples import NothingToTrainOn, SampleSet, batch_order, read_empty
 from models.training.sharding import gathered, placed_as
-from models.training.transformer import add_lora, load_transformer
+from models.training.transformer import add_lora
 from models.training.validation import fixed_loss
 
 log = logging.getLogger(__name__)
@@ -87,13 +88,16 @@ class Trainer:
         self.accelerator = make_accelerator(job.config)
         self.report: Report = report if self.accelerator.is_main_process else lambda facts: None
         self.base = pipeline_folder(job.base)
+        self.family = family_of(self.base)
+        self.expert = self.family.expert(job.config.expert)
         lora = self.config.training == "lora"
         # Frozen weights need no master copy; but shards of FSDP must have one dtype.
         sharded = self.accelerator.distributed_type == DistributedType.FSDP
         half = lora and self.config.mixed_precision == "bf16" and not sharded
-        self.model = load_transformer(self.base, torch.bfloat16 if half else torch.float32)
+        dtype = torch.bfloat16 if half else torch.float32
+        self.model = self.family.load_transformer(self.base, dtype, self.expert.part)
         if lora:
-            add_lora(self.model, self.config)
+            add_lora(self.model, self.config, self.family)
         if self.config.gradient_checkpointing:
             self.model.enable_gradient_checkpointing()
         self.empty = read_empty(job.empty)
@@ -106,16 +110,17 @@ class Trainer:
 
     def _read_samples(self) -> None:
         """Training and held-out samples; refuses what can't work."""
-        config, structure = self.config, self.model.config
-        if self.empty.shape[1] != structure["text_dim"]:
+        config, family = self.config, self.family
+        if self.empty.shape[1] != family.text_width:
             raise TrainingStopped(
                 f"the captions' embeddings are {self.empty.shape[1]} wide and the transformer takes "
-                f"{structure['text_dim']}: the clips were encoded for another base; encode them for {self.job.base}"
+                f"{family.text_width}: the clips were encoded for another base; encode them for {self.job.base}"
             )
+        require([check_geometry(config, family)])
         train, away = split_by_video(self.job.samples, config.validation_share, config.seed)
         memory = int(config.cache_latents_gb * 2**30)
-        self.train = SampleSet(train, structure["in_channels"], structure["text_dim"], memory)
-        self.held_out = SampleSet(away, structure["in_channels"], structure["text_dim"], memory)
+        self.train = SampleSet(train, family.channels, family.text_width, memory)
+        self.held_out = SampleSet(away, family.channels, family.text_width, memory)
         if not len(self.train):
             reasons = "; ".join(f"{clip} {why}" for clip, why in list(self.train.quarantined.items())[:3])
             raise NothingToTrainOn(
@@ -123,13 +128,12 @@ class Trainer:
                 + (f": {reasons}" if reasons else ": the release has no clips that could be encoded")
             )
         self.parts = self.train.parts(self.job.weights)
-        _, patch_height, patch_width = structure["patch_size"]
-        for _, _, height, width in self.train.buckets():
-            if height % patch_height or width % patch_width:
+        for shape in self.train.buckets():
+            if any(size % patch for size, patch in zip(shape[1:], family.patch, strict=True)):
                 raise TrainingStopped(
-                    f"latents of {height} x {width} can't be cut into patches of {patch_height} x {patch_width}: "
-                    "choose buckets whose height and width are multiples of "
-                    f"{8 * patch_height} and {8 * patch_width} pixels"
+                    f"latents of {shape[1]} x {shape[2]} x {shape[3]} can't be cut into {family.name}'s patches of "
+                    f"{' x '.join(map(str, family.patch))}: the clips were encoded for another base; encode them for "
+                    f"{self.job.base}"
                 )
 
     def _set_up(self) -> None:
@@ -206,7 +210,7 @@ class Trainer:
         for turn in range(config.gradient_accumulation_steps):
             start = (turn * processes + rank) * size
             items = [(place, self.train.near(indices[place])[1]) for place in range(start, start + size)]
-            batches.append(batch_of(items, step, config, self.empty))
+            batches.append(batch_of(items, step, config, self.empty, self.family, self.expert))
         return batches
 
     def _train_step(self, batches: Sequence[Mapping[str, Tensor]]) -> dict[str, Any]:
@@ -242,7 +246,7 @@ class Trainer:
         for turn, batch in enumerate(batches):
             last = turn == len(batches) - 1
             with nullcontext() if last else accelerator.no_sync(self.model), accelerator.autocast():
-                loss = losses_of(self.model, batch, accelerator.device)
+                loss = losses_of(self.model, batch, accelerator.device, self.family)
                 accelerator.backward(loss.mean() / len(batches))
             losses.append(loss.detach())
         norm = accelerator.clip_grad_norm_([p for _, p in self.trainable()], config.max_grad_norm)
@@ -254,8 +258,9 @@ class Trainer:
     def _validate(self) -> None:
         """Loss on held-out and as many training clips, with the weights that would be delivered; prompts as videos."""
         with self._delivered_weights():
-            held_out = fixed_loss(self.model, self.held_out, self.config, self.accelerator)
-            train = fixed_loss(self.model, self.train, self.config, self.accelerator, max(1, len(self.held_out)))
+            how = (self.config, self.accelerator, self.family, self.expert)
+            held_out = fixed_loss(self.model, self.held_out, *how)
+            train = fixed_loss(self.model, self.train, *how, max(1, len(self.held_out)))
             row = {
                 "step": self.step,
                 "loss": held_out[0] if held_out else None,
@@ -275,7 +280,7 @@ class Trainer:
             from models.training.validation_videos import PromptVideos
 
             if not hasattr(self, "prompts"):
-                self.prompts = PromptVideos(self.base, self.config, self.empty, self.accelerator.device)
+                self.prompts = PromptVideos(self.base, self.config, self.empty, self.accelerator.device, self.family)
             bare = self.accelerator.unwrap_model(self.model) if not sharded else self.model
             folder = self.job.folder / "videos" / f"step-{self.step:08d}"
             with self.accelerator.autocast():
@@ -378,7 +383,8 @@ class Trainer:
             if self.curves:
                 self.curves.close()
             self.report({"event": "delivering"})
-            deliver_model(self.base, folder / "model", self.config, self.accelerator.unwrap_model(self.model), weights)
+            bare = self.accelerator.unwrap_model(self.model)
+            deliver_model(self.base, folder / "model", self.config, self.family, bare, weights)
             (folder / "quarantined.json").write_text(json.dumps(quarantined, indent=1) + "\n")
         self.accelerator.wait_for_everyone()
         return Trained(

@@ -6,14 +6,21 @@ import torch
 from accelerate import Accelerator
 from accelerate.utils import DistributedType
 
+from models.families.family import Expert, Family
 from models.training.config import TrainConfig
-from models.training.flow_matching import generator, shifted
+from models.training.flow_matching import generator, levels
 from models.training.loss import caption_of, losses_of
-from models.training.samples import SampleSet, padded
+from models.training.samples import SampleSet
 
 
 def fixed_loss(
-    model: Any, samples: SampleSet, config: TrainConfig, accelerator: Accelerator, most: int | None = None
+    model: Any,
+    samples: SampleSet,
+    config: TrainConfig,
+    accelerator: Accelerator,
+    family: Family,
+    expert: Expert,
+    most: int | None = None,
 ) -> tuple[float, dict[str, float]] | None:
     """Mean loss at fixed noise and noise levels, and by level. None without samples. All processes take part.
 
@@ -26,8 +33,8 @@ def fixed_loss(
         return None
     # Evenly over the clips, which are in order of their ids.
     chosen = [i * len(samples) // total for i in range(total)]
-    levels = shifted((torch.arange(config.validation_timesteps) + 0.5) / config.validation_timesteps, config.flow_shift)
-    sums = torch.zeros(len(levels) + 1, dtype=torch.float64)  # loss by level, then the number of clips
+    sigmas = levels(config.validation_timesteps, config.flow_shift, expert.sigma)
+    sums = torch.zeros(len(sigmas) + 1, dtype=torch.float64)  # loss by level, then the number of clips
     model.eval()
     with torch.no_grad():
         for turn, index in enumerate(chosen):
@@ -39,16 +46,16 @@ def fixed_loss(
                 continue
             clip = samples.samples[index].clip_id
             text = caption_of(sample, config.detailed_share >= 0.5)
-            for level, sigma in enumerate(levels):
+            for level, sigma in enumerate(sigmas):
                 noise = torch.randn(sample.latents.shape, generator=generator(config.seed, "validation", clip, level))
                 batch = {
                     "latents": sample.latents[None],
                     "noise": noise[None],
                     "sigma": sigma[None],
-                    "texts": padded([text], config.max_sequence_length),
+                    **family.text_inputs([text], config.max_sequence_length),
                 }
                 with accelerator.autocast():
-                    loss = float(losses_of(model, batch, accelerator.device))
+                    loss = float(losses_of(model, batch, accelerator.device, family))
                 if mine:
                     sums[level] += loss
             sums[-1] += mine
@@ -57,5 +64,5 @@ def fixed_loss(
     if not sums[-1]:
         return None
     means = (sums[:-1] / sums[-1]).tolist()
-    by_level = {f"{sigma:.4f}": value for sigma, value in zip(levels.tolist(), means, strict=True)}
+    by_level = {f"{sigma:.4f}": value for sigma, value in zip(sigmas.tolist(), means, strict=True)}
     return sum(means) / len(means), by_level

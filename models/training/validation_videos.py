@@ -7,11 +7,11 @@ import torch
 from torch import Tensor
 
 from medgen.video_file import write_video
-from models.generation.video_diffusion import as_uint8, encode_texts, open_pipeline, scheduler_shift, set_flow_shift
+from models.families.family import Family
+from models.generation.video_diffusion import as_uint8, open_pipeline, scheduler_shift, set_flow_shift
 from models.training.clip_frames import read_geometries
 from models.training.config import TrainConfig
 from models.training.flow_matching import generator
-from models.training.samples import padded
 
 
 class PromptVideos:
@@ -25,15 +25,16 @@ class PromptVideos:
         ModelUnavailable: the base can't be loaded.
     """
 
-    def __init__(self, base: Path, config: TrainConfig, empty: Tensor, device: torch.device) -> None:
-        pipeline = open_pipeline(base, parts=("text_encoder", "tokenizer"))
-        texts = [
-            torch.from_numpy(t) for t in encode_texts(pipeline, config.validation_prompts, config.max_sequence_length)
-        ]
-        self.texts = padded(texts, config.max_sequence_length)
-        self.empty = padded([empty], config.max_sequence_length)
+    def __init__(self, base: Path, config: TrainConfig, empty: Tensor, device: torch.device, family: Family) -> None:
+        length = config.max_sequence_length
+        pipeline = open_pipeline(base, parts=[part for part in family.encoder_parts if part != "vae"])
+        texts = family.encode_texts(pipeline, config.validation_prompts, length)
+        self.texts = [family.text_inputs([torch.from_numpy(text)], length) for text in texts]
+        self.empty = family.text_inputs([empty], length)
         del pipeline
-        self.pipeline: Any = open_pipeline(base, parts=("vae", "scheduler"))
+        self.family, self.part = family, family.expert(config.expert).part
+        others = [expert.part for expert in family.experts if expert.part != self.part]
+        self.pipeline: Any = open_pipeline(base, parts=("vae", "scheduler", *others))
         if scheduler_shift(base) is not None:
             set_flow_shift(self.pipeline, config.flow_shift)  # as the model will be delivered
         self.config, self.device = config, device
@@ -41,15 +42,15 @@ class PromptVideos:
     def make(self, transformer: Any, folder: Path, *, write: bool = True) -> list[Path]:
         """One MP4 per prompt, in order, with the same noise every time. Returns their paths."""
         geometry = read_geometries(self.config.buckets)[0]
-        self.pipeline.vae.to(self.device)
-        self.pipeline.register_modules(transformer=transformer)
+        self.pipeline.to(self.device)
+        self.pipeline.register_modules(**{self.part: transformer})
         transformer.eval()
         paths = []
         try:
             for number, text in enumerate(self.texts):
+                said = self.family.prompt_arguments(text, self.empty, self.config.guidance_scale)
                 made = self.pipeline(
-                    prompt_embeds=text[None].to(self.device),
-                    negative_prompt_embeds=self.empty.to(self.device) if self.config.guidance_scale > 1 else None,
+                    **{name: None if tensor is None else tensor.to(self.device) for name, tensor in said.items()},
                     height=geometry.height,
                     width=geometry.width,
                     num_frames=geometry.frames,
@@ -71,6 +72,6 @@ class PromptVideos:
                     paths.append(path)
         finally:
             transformer.train()
-            self.pipeline.register_modules(transformer=None)
-            self.pipeline.vae.to("cpu")
+            self.pipeline.register_modules(**{self.part: None})
+            self.pipeline.to("cpu")
         return paths

@@ -23,7 +23,8 @@ from medgen.ledger import Ledger, Outcome, Record, StepIdentity, Work, open_ledg
 from medgen.parameters import Parameters
 from medgen.shard import ShardResult, Step, run_shard
 from medgen.store import Store
-from models.generation.video_diffusion import encode_frames, encode_texts, open_pipeline, part_digests
+from models.families.known import family_of
+from models.generation.video_diffusion import open_pipeline, part_digests
 from models.training.clip_frames import best_fit, read_frames, read_geometries
 from models.training.config import TrainConfig
 from tasks.prefect_step import run_in_prefect, step_task
@@ -140,7 +141,7 @@ def encode_empty(work: Work, store: Store, params: EncodeParams) -> Outcome:
 
 def step(params: EncodeParams, base: Path) -> Step:
     """Encode, ready to run with the VAE and text encoder of a pipeline's folder."""
-    models = part_digests(base, ["vae", "text_encoder", "tokenizer"])
+    models = part_digests(base, family_of(base).encoder_parts)
     identity = StepIdentity("encode", 1, params.model_dump(mode="json"), models)
     return Step(identity, partial(encode, params=params), time_limit_s=TIME_LIMIT_S)
 
@@ -193,7 +194,7 @@ def _encode_clips(
 
 def empty_text(ledger: Ledger, base: Path, params: EncodeParams) -> Record:
     """The record whose output `empty` is the empty caption's embedding by the base's text encoder."""
-    models = part_digests(base, ["text_encoder", "tokenizer"])
+    models = part_digests(base, [part for part in family_of(base).encoder_parts if part != "vae"])
     identity = StepIdentity(EMPTY, 1, {"max_sequence_length": params.max_sequence_length}, models)
     encoding = Step(identity, partial(encode_empty, params=params), runs_in="inline")
     result = run_shard(encoding, [Work(EMPTY, access={"base": str(base)})], ledger=ledger)
@@ -233,14 +234,15 @@ def _encoder(base: str) -> Served:
 
 def _served(device: str, base: str) -> Loaded:
     """Answers a question with (latents or None, embeddings of the texts, kind of device)."""
-    pipeline: Any = open_pipeline(base, dtype="float32", device=device, parts=("vae", "text_encoder", "tokenizer"))
+    family = family_of(Path(base))
+    pipeline: Any = open_pipeline(base, dtype="float32", device=device, parts=family.encoder_parts)
 
     def answer(questions: list[_Question]) -> list[tuple[np.ndarray | None, list[np.ndarray], str]]:
         with _one_thread():
             return [
                 (
-                    None if q.frames is None else encode_frames(pipeline.vae, q.frames),
-                    encode_texts(pipeline, q.texts, q.tokens),
+                    None if q.frames is None else family.encode_video(pipeline.vae, q.frames),
+                    family.encode_texts(pipeline, q.texts, q.tokens),
                     device.partition(":")[0],
                 )
                 for q in questions

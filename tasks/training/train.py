@@ -28,8 +28,9 @@ from medgen.handover import Handover
 from medgen.ledger import Ledger, Outcome, Record, StepIdentity, Work, open_ledger
 from medgen.parameters import Parameters, suggestion
 from medgen.store import Artifact, Store
-from models.training.config import Preset, TrainConfig, configured
+from models.training.config import TrainConfig, configured
 from models.training.job import TrainJob, read_rows, split_by_video
+from models.training.presets import Preset
 from models.training.sampling import sampling_of
 from tasks.prefect_step import StepProgress, step_task
 from tasks.progress import training_listener
