@@ -115,7 +115,8 @@ def test_verdicts_on_good_and_bad_runs(tmp_path):
     job = tiny_job(tmp_path, base, samples).model_copy(update={"probe_clip": tmp_path / "clip.npy"})
     found = {check.name: check for check in preflight(job)}
     assert list(found) == [
-        "split", "captions", "samples", "latents", "disk", "memory", "vae_round_trip", "first_loss", "overfit_probe",
+        "split", "captions", "samples", "latents", "buckets", "disk", "memory", "vae_round_trip", "first_loss",
+        "overfit_probe",
     ]  # fmt: skip
     assert found.pop("vae_round_trip").verdict == "fail"  # this VAE is untrained, and the clip is noise
     assert {check.verdict for check in found.values()} == {"pass"}, found
