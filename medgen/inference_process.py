@@ -22,6 +22,8 @@ from multiprocessing.connection import Connection, answer_challenge, deliver_cha
 from multiprocessing.reduction import recv_handle
 from typing import Any, TypeVar
 
+from tqdm import tqdm
+
 from medgen.devices import stand_for
 from medgen.errors import ItemFailed
 
@@ -329,6 +331,8 @@ def main(listening: socket.socket, key: bytes, device: str, threads: int, parent
         level: of the log, which goes to standard error.
     """
     logging.basicConfig(stream=sys.stderr, level=level, format="%(levelname)s %(name)s: %(message)s")
+    # Libraries' progress bars share a lock between processes, which this one would leave behind: it is ended at once.
+    tqdm.set_lock(threading.RLock())
     stand_for(device)
     if device.startswith("cuda"):
         import torch
