@@ -23,6 +23,10 @@ def generate(
     model: Annotated[
         str, typer.Option(help="medgen:NAME of a model on record, a diffusers folder, or a hub name.")
     ] = "",
+    lora: Annotated[
+        list[str] | None,
+        typer.Option(metavar="FILE[:WEIGHT]", help="LoRA beside the model; several: repeat. Also medgen:NAME."),
+    ] = None,
     target: Annotated[Path, typer.Option("--out", help="Folder for the videos.")] = Path("videos"),
     seed: Annotated[int, typer.Option(min=0, help="Seed of the first video of each prompt.")] = 0,
     videos_per_prompt: Annotated[int, typer.Option(min=1, help="Videos of each prompt, with seeds in a row.")] = 1,
@@ -68,7 +72,8 @@ def generate(
 
     with report_expected_errors():
         settings = {
-            "model": model, "num_frames": frames, "height": height, "width": width, "num_inference_steps": steps,
+            "model": model, "lora": tuple(lora or ()),
+            "num_frames": frames, "height": height, "width": width, "num_inference_steps": steps,
             "guidance_scale": guidance, "flow_shift": flow_shift,
             "negative_prompt": negative_prompt, "text_tokens": text_tokens, "fps": fps,
             "seed": seed, "videos_per_prompt": videos_per_prompt, "dtype": dtype, "device": device,

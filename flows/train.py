@@ -12,10 +12,10 @@ from medgen.inference import close_inference
 from medgen.ledger import Ledger, Record, open_ledger
 from medgen.parameters import MOST_ITEMS
 from medgen.shard import ShardResult
-from models.families.known import family_of
 from models.training.config import TrainConfig
-from models.training.job import check_captions, check_geometry, require
+from models.training.job import check_captions, require
 from models.training.nano import NANO
+from models.training.sampling import checked_geometry
 from tasks.evaluation.generate import GenerateParams, generate_shard
 from tasks.training import base_model
 from tasks.training import train as training
@@ -71,7 +71,7 @@ def _train(parameters: TrainParameters) -> Summary:
     if config.preflight:  # and captions that no training should learn from, before clips are encoded for hours
         require([check_captions((c.captioner_kind for c in clips), allowed=config.allow_stand_in_captions)])
     base, digest = _base(ledger, parameters, config)
-    require([check_geometry(config, family_of(base))])  # before anything is encoded that would be cut off
+    require([checked_geometry(config, base)])  # before anything is encoded that would be cut off
     encoded, empty, counts = _encode(ledger, parameters, config, base)
     run_id, reused, checks = train_release.submit(
         parameters.release, parameters.release, str(base), digest, encoded, empty, params, parameters.check_only

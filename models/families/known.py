@@ -6,6 +6,7 @@ from models import ModelUnavailable
 from models.families.family import Family, folder_facts
 from models.families.hunyuan_video import HunyuanVideo
 from models.families.wan import Wan
+from models.generation.video_diffusion import Sampling, read_sampling
 
 FAMILIES: tuple[type[Family], ...] = (Wan, HunyuanVideo)
 
@@ -27,3 +28,17 @@ def family_of(folder: Path) -> Family:
     if transformer.get("image_dim") is not None or transformer.get("in_channels") != transformer.get("out_channels"):
         raise ModelUnavailable(f"{folder} is an image-to-video model of another kind; this trains text-to-video models")
     return family(index, transformer, vae)
+
+
+def sampling_defaults(folder: Path) -> Sampling | None:
+    """How a pipeline wants to be sampled: its folder's own word, else its authors'; None where neither is known.
+
+    Raises:
+        ModelUnavailable: its sampling.json is no such thing.
+    """
+    if own := read_sampling(folder):
+        return own
+    try:
+        return family_of(folder).sampling
+    except ModelUnavailable:
+        return None

@@ -239,7 +239,9 @@ def _peft_facts(adapters: Adapters) -> dict[str, Any]:
 
 def _written(tensors: Mapping[str, Tensor], header: Mapping[str, str]) -> bytes:
     """The library writes the header's entries in a random order; here they have one."""
-    return sorted_header(save({name: tensors[name].contiguous() for name in sorted(tensors)}, dict(header)))
+    # Cloned: what was one matrix of the authors has one downward matrix for several modules.
+    whole = {name: tensors[name].clone(memory_format=torch.contiguous_format) for name in sorted(tensors)}
+    return sorted_header(save(whole, dict(header)))
 
 
 def sorted_header(written: bytes, further: Mapping[str, str] | None = None) -> bytes:

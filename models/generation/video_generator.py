@@ -7,7 +7,7 @@ paths of diffusers are options, off by default; those that may change pixels are
 import inspect
 import json
 import warnings
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
@@ -17,12 +17,17 @@ from pydantic import Field
 
 from medgen.parameters import Parameters
 from models import ModelUnavailable
+from models.families.hunyuan_video import HUNYUAN_VIDEO
+from models.families.known import sampling_defaults
+from models.families.wan import NEGATIVE_PROMPT as WAN_NEGATIVE_PROMPT
+from models.families.wan import Wan
+from models.generation.lora import Lora, load_loras
 from models.generation.video_diffusion import (
-    INDEX,
     Sampling,
     as_uint8,
     check_pipeline,
     open_pipeline,
+    pipeline_class,
     read_sampling,
     scheduler_shift,
     set_flow_shift,
@@ -31,11 +36,11 @@ from models.generation.video_diffusion import (
 if TYPE_CHECKING:
     from diffusers.pipelines.pipeline_utils import DiffusionPipeline
 
-# Frames per second of what a pipeline makes, as the examples in diffusers 0.42 save it.
+# Frames per second of what a pipeline of no family here makes, as the examples in diffusers 0.42 save it.
 FPS = {
     "AllegroPipeline": 15.0,
     "CogVideoXPipeline": 8.0,
-    "HunyuanVideoPipeline": 15.0,
+    "HunyuanVideoPipeline": HUNYUAN_VIDEO.fps,  # as its authors save it; diffusers' example says 15
     "HunyuanVideo15Pipeline": 15.0,
     "LTXPipeline": 24.0,
     "SanaVideoPipeline": 16.0,
@@ -43,15 +48,8 @@ FPS = {
     "WanPipeline": 16.0,
 }
 OTHER_FPS = 16.0
-# What a pipeline is told to lead away from where neither anybody nor its folder says. Wan's: `sample_neg_prompt` in
-# wan/configs/shared_config.py of Wan-Video/Wan2.1, with which its authors make all their videos.
-NEGATIVE_PROMPTS = {
-    "WanPipeline": (
-        "色调艳丽，过曝，静态，细节模糊不清，字幕，风格，作品，画作，画面，静止，整体发灰，最差质量，低质量，"
-        "JPEG压缩残留，丑陋的，残缺的，多余的手指，画得不好的手部，画得不好的脸部，畸形的，毁容的，"
-        "形态畸形的肢体，手指融合，静止不动的画面，杂乱的背景，三条腿，背景人很多，倒着走"
-    )
-}
+# What a pipeline is told to lead away from where neither anybody nor its folder says.
+NEGATIVE_PROMPTS = {Wan.pipeline: WAN_NEGATIVE_PROMPT}
 NO_NEGATIVE = "none"  # asks for the empty text where empty means the model's own
 # What a pipeline of pictures or videos into videos needs beside the prompt.
 OTHER_INPUTS = ("image", "images", "video", "conditions", "control_video", "reference_images", "src_video")
@@ -135,14 +133,9 @@ def text_to_video_class(folder: Path, name: str) -> type["DiffusionPipeline"]:
         NotTextToVideo: it takes no prompt, makes no frames, or needs a picture or video.
         ModelUnavailable: this diffusers does not know it.
     """
-    import diffusers
-    from diffusers.pipelines.pipeline_utils import DiffusionPipeline
-
     check_pipeline(folder, name)
-    kind = json.loads((folder / INDEX).read_bytes())["_class_name"]
-    cls = getattr(diffusers, kind, None)
-    if not (isinstance(cls, type) and issubclass(cls, DiffusionPipeline)):
-        raise ModelUnavailable(f"{name!r} is a {kind}: diffusers {diffusers.__version__} knows no such pipeline")
+    cls: type[DiffusionPipeline] = pipeline_class(folder, name)
+    kind = cls.__name__
     takes = inspect.signature(cls.__call__).parameters
     needs = [other for other in OTHER_INPUTS if other in takes and takes[other].default is inspect.Parameter.empty]
     if "prompt" not in takes:
@@ -155,7 +148,7 @@ def text_to_video_class(folder: Path, name: str) -> type["DiffusionPipeline"]:
 
 
 def sampling_settings(cls: type["DiffusionPipeline"], folder: Path, asked: Mapping[str, Any]) -> dict[str, Any]:
-    """All sampling settings of a model: what was asked for, else its folder's own, else its class's defaults.
+    """All sampling settings of a model: what was asked for, else its folder's own, its authors', its class's defaults.
 
     Args:
         asked: num_frames, height, width, num_inference_steps, guidance_scale, negative_prompt (`none` for none),
@@ -165,7 +158,7 @@ def sampling_settings(cls: type["DiffusionPipeline"], folder: Path, asked: Mappi
         OptionUnavailable: a setting that the pipeline does not take.
     """
     takes = inspect.signature(cls.__call__).parameters
-    own = read_sampling(folder)
+    own = sampling_defaults(folder)
     if unknown := [name for name in asked if name not in ("fps", "flow_shift", *takes)]:
         raise OptionUnavailable(f"{cls.__name__} takes no {', '.join(unknown)}: leave it out")
     settings: dict[str, Any] = {}
@@ -186,6 +179,9 @@ def sampling_settings(cls: type["DiffusionPipeline"], folder: Path, asked: Mappi
     if (shift := _flow_shift(folder, cls.__name__, asked, own)) is not None:
         settings["flow_shift"] = shift
     settings["fps"] = float(asked.get("fps") or (own.fps if own else FPS.get(cls.__name__, OTHER_FPS)))
+    # Who asks for a guidance means it for both of two experts.
+    if own and own.guidance_scale_2 is not None and "guidance_scale_2" in takes and "guidance_scale" not in asked:
+        settings["guidance_scale_2"] = own.guidance_scale_2
     if "frame_rate" in takes:
         settings["frame_rate"] = settings["fps"]
     return settings
@@ -198,11 +194,12 @@ def negative_prompt(kind: str, own: Sampling | None) -> str:
 
 def _flow_shift(folder: Path, kind: str, asked: Mapping[str, Any], own: Sampling | None) -> float | None:
     """The shift that a model is sampled with. Raises OptionUnavailable: one is wanted and its schedule has none."""
-    wanted = asked.get("flow_shift") or (own.flow_shift if own else None)
     there = scheduler_shift(folder)
-    if wanted and there is None:
-        raise OptionUnavailable(f"{kind} in {folder.name} has no fixed flow_shift in its schedule: leave it out")
-    return float(wanted) if wanted else there
+    if there is None:
+        if asked.get("flow_shift") or (read_sampling(folder) and own and own.flow_shift):
+            raise OptionUnavailable(f"{kind} in {folder.name} has no fixed flow_shift in its schedule: leave it out")
+        return None
+    return float(asked.get("flow_shift") or (own.flow_shift if own else None) or there)
 
 
 def _tokenizer_length(folder: Path) -> int:
@@ -215,19 +212,20 @@ def _tokenizer_length(folder: Path) -> int:
 
 
 class VideoGenerator:
-    """A loaded pipeline with its options.
+    """A loaded pipeline with its options and adapters.
 
     Raises:
-        ModelUnavailable: as `open_pipeline`; OptionUnavailable for an option that can't be had.
+        ModelUnavailable: as `open_pipeline` and `load_loras`; OptionUnavailable for an option that can't be had.
         OutOfMemory: the weights don't fit.
     """
 
-    def __init__(self, folder: Path, options: GeneratorOptions) -> None:
+    def __init__(self, folder: Path, options: GeneratorOptions, loras: Sequence[Lora] = ()) -> None:
         options = options.resolved()
         self.options = options
         with _explain_out_of_memory(options, {}):
             on = "cpu" if options.offload != "none" else options.device
             self.pipeline: Any = open_pipeline(folder, dtype=_dtype(options), device=on)
+            load_loras(self.pipeline, folder, loras)
             self._apply()
 
     def frames(self, prompt: str, seed: int, settings: Mapping[str, Any]) -> np.ndarray:
@@ -242,7 +240,7 @@ class VideoGenerator:
         """
         import torch
 
-        arguments = {name: value for name, value in settings.items() if name not in ("fps", "flow_shift")}
+        arguments = {name: value for name, value in settings.items() if name not in ("fps", "flow_shift", "lora")}
         if "flow_shift" in settings:
             set_flow_shift(self.pipeline, settings["flow_shift"])
         # On the CPU, so that a seed means the same noise on every device.
@@ -292,6 +290,17 @@ class VideoGenerator:
                     part.compile_repeated_blocks()
                 else:
                     part.compile()
+
+
+def free_memory() -> None:
+    """Gives back what models that nobody holds any more have left behind: cycles, and the GPU's cached blocks."""
+    import gc
+
+    import torch
+
+    gc.collect()
+    if torch.cuda.is_available():
+        torch.cuda.empty_cache()
 
 
 def _dtype(options: GeneratorOptions) -> Literal["float32", "bfloat16"]:

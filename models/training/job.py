@@ -134,10 +134,13 @@ def check_captions(kinds: Iterable[str], *, allowed: bool) -> Check:
     return Check("captions", measured, "none", "fail", advice)
 
 
-def check_geometry(config: TrainConfig, family: Family) -> Check:
+def check_geometry(config: TrainConfig, family: Family, fps: float) -> Check:
     """Does the base take videos of the buckets whole, and is it asked for what it can do?
 
     A VAE drops the frames that don't fill a latent frame without a word, and a transformer can't take half a patch.
+
+    Args:
+        fps: frames per second of the base's own videos.
     """
     grid, geometries = family.grid, read_geometries(config.buckets)
     expected = f"{grid.frames}n + 1 frames, sides that are multiples of {grid.pixels} pixels ({family.name})"
@@ -149,10 +152,9 @@ def check_geometry(config: TrainConfig, family: Family) -> Check:
     if config.first_frame_share and not family.first_frame:
         advice = f"{family.name} can't be given a first frame: set first_frame_share=0, or choose Wan 2.2 TI2V."
         return Check("buckets", f"first_frame_share {config.first_frame_share:g}", expected, "fail", advice)
-    own = family.sampling
-    if config.fps != own.fps and not config.from_scratch:
-        advice = f"{family.name} knows {own.fps:g} frames a second: at another rate, it has to unlearn its motion."
-        return Check("buckets", measured, f"{own.fps:g} frames a second", "warn", advice)
+    if config.fps != fps and not config.from_scratch:
+        advice = f"The base makes {fps:g} frames a second: at another rate, it has to learn motion anew."
+        return Check("buckets", measured, f"{fps:g} frames a second", "warn", advice)
     return Check("buckets", measured, expected, "pass")
 
 

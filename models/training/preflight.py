@@ -28,12 +28,12 @@ from models.training.job import (
     TrainJob,
     Verdict,
     check_captions,
-    check_geometry,
     memory_advice,
     split_by_video,
 )
 from models.training.loss import batch_of, losses_of
 from models.training.samples import BadSample, batch_order, read_sample, shape_of
+from models.training.sampling import checked_geometry
 from models.training.trainer import Trainer
 
 READ_S = 15.0  # reading samples, whose number is not known beforehand
@@ -63,7 +63,7 @@ def preflight(job: TrainJob) -> Iterator[Check]:
         yield check_latents(deviations)
     base = pipeline_folder(job.base)
     family = family_of(base)
-    yield check_geometry(job.config, family)
+    yield checked_geometry(job.config, base)
     architecture = Architecture.of(family.transformer)
     yield check_disk(job.config, architecture, job.folder)
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")

@@ -33,9 +33,10 @@ from models.training.curves import LOSSES, VALIDATION, Curves
 from models.training.delivery import deliver_model
 from models.training.errors import TrainingStopped, explain_out_of_memory
 from models.training.flow_matching import stream_seed
-from models.training.job import TrainJob, check_geometry, read_rows, require, split_by_video
+from models.training.job import TrainJob, read_rows, require, split_by_video
 from models.training.loss import batch_of, losses_of
 from models.training.samples import NothingToTrainOn, SampleSet, batch_order, read_empty
+from models.training.sampling import checked_geometry
 from models.training.sharding import gathered, placed_as
 from models.training.transformer import add_lora
 from models.training.validation import fixed_loss
@@ -116,7 +117,7 @@ class Trainer:
                 f"the captions' embeddings are {self.empty.shape[1]} wide and the transformer takes "
                 f"{family.text_width}: the clips were encoded for another base; encode them for {self.job.base}"
             )
-        require([check_geometry(config, family)])
+        require([checked_geometry(config, self.base)])
         train, away = split_by_video(self.job.samples, config.validation_share, config.seed)
         memory = int(config.cache_latents_gb * 2**30)
         self.train = SampleSet(train, family.channels, family.text_width, memory)

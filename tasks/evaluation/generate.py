@@ -7,11 +7,12 @@ where it stopped.
 import shutil
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from functools import cache, lru_cache, partial
+from functools import cache, partial
 from pathlib import Path
+from threading import Lock
 from typing import Any, Literal, NotRequired, TypedDict
 
-from pydantic import Field
+from pydantic import Field, field_validator
 
 from medgen import __version__
 from medgen.canonical import digest_of
@@ -26,17 +27,27 @@ from medgen.store import Store
 from medgen.video_file import write_video
 from models import ModelUnavailable
 from models.encoders import shown_name
+from models.generation.lora import Lora, parse_lora
 from models.generation.prompt_set import Prompt
 from models.generation.video_generator import (
     GeneratorOptions,
     OptionUnavailable,
     OutOfMemory,
     VideoGenerator,
+    free_memory,
     sampling_settings,
     text_to_video_class,
 )
+from models.hub_files import file_digest
 from tasks.prefect_step import run_in_prefect, step_task
-from tasks.training.model_files import model_folder, on_record, taken_down
+from tasks.training.model_files import (
+    adapter_file,
+    adapter_on_record,
+    base_of_adapter,
+    model_folder,
+    on_record,
+    taken_down,
+)
 
 VERSION = 2
 MANY = 24  # a worker takes 12 s of a CPU to import diffusers, a nano video 1 or 2
@@ -72,6 +83,16 @@ class GenerateParams(GenerationParams):
     model: str = Field(
         "", description="medgen:NAME of a model on record, a diffusers folder, or a hub name of a text-to-video model."
     )
+    lora: tuple[str, ...] = Field(
+        (), description="LoRA files beside the model, FILE[:WEIGHT] each; FILE may be medgen:NAME of a trained LoRA."
+    )
+
+    @field_validator("lora")
+    @classmethod
+    def _loras(cls, texts: tuple[str, ...]) -> tuple[str, ...]:
+        for text in texts:
+            parse_lora(text)
+        return texts
 
 
 class GenerateDetail(TypedDict):
@@ -117,7 +138,9 @@ class Plan:
 
     Args:
         settings: everything that decides on pixels, beside prompt and seed; and the rate of frames.
+        digest: of the model; where that is an adapter, `pipeline` is that of its base.
         version: the model's row in the catalog, if it is on record.
+        loras: files beside the pipeline, with those of the catalog's models that they are of.
     """
 
     folder: Path
@@ -127,6 +150,8 @@ class Plan:
     options: GeneratorOptions
     version: ModelVersion | None
     taken_down: tuple[str, ...]
+    pipeline: str = ""
+    loras: tuple[tuple[Lora, ModelVersion | None], ...] = ()
 
 
 def plan(ledger: Ledger, params: GenerateParams) -> Plan:
@@ -138,8 +163,10 @@ def plan(ledger: Ledger, params: GenerateParams) -> Plan:
     """
     if not params.model:
         raise ItemFailed("no_model", "name the model: medgen:NAME, a diffusers folder or a hub name")
-    folder, digest = model_folder(ledger, params.model)
-    version = on_record(ledger, digest)
+    adapter = adapter_on_record(ledger, params.model)
+    folder, pipeline = model_folder(ledger, base_of_adapter(ledger, adapter) if adapter else params.model)
+    version = adapter or on_record(ledger, pipeline)
+    loras = _loras(ledger, ([params.model] if adapter else []) + list(params.lora))
     cls = text_to_video_class(folder, params.model)
     asked: dict[str, Any] = {
         "num_frames": params.num_frames,
@@ -155,15 +182,31 @@ def plan(ledger: Ledger, params: GenerateParams) -> Plan:
     if params.guidance_scale >= 0:
         asked["guidance_scale"] = params.guidance_scale
     options = GeneratorOptions(**{name: getattr(params, name) for name in GeneratorOptions.model_fields}).resolved()
+    settings = sampling_settings(cls, folder, asked)
+    if loras:
+        settings["lora"] = [{"sha256": lora.sha256, "weight": lora.weight} for lora, _ in loras]
+    releases = {known.release_name for known in (version, *(trained for _, trained in loras)) if known}
     return Plan(
         folder=folder,
-        digest=digest,
+        digest=adapter.digest if adapter else pipeline,
         shown=version.name if version else shown_name(params.model),
-        settings=sampling_settings(cls, folder, asked),
+        settings=settings,
         options=options,
         version=version,
-        taken_down=tuple(taken_down(ledger, version.release_name)) if version else (),
+        taken_down=tuple(sorted({video for release in releases for video in taken_down(ledger, release)})),
+        pipeline=pipeline,
+        loras=loras,
     )
+
+
+def _loras(ledger: Ledger, texts: Sequence[str]) -> tuple[tuple[Lora, ModelVersion | None], ...]:
+    """The LoRA files of `FILE[:WEIGHT]`, with their models on record. Raises as `adapter_file`."""
+    found = []
+    for text in texts:
+        name, weight = parse_lora(text)
+        path, version = adapter_file(ledger, name)
+        found.append((Lora(path, file_digest(path), weight), version))
+    return tuple(found)
 
 
 def generate(work: Work, store: Store, settings: Mapping[str, Any], options: GeneratorOptions) -> Outcome:
@@ -176,7 +219,8 @@ def generate(work: Work, store: Store, settings: Mapping[str, Any], options: Gen
     """
     facts, access = work.context, work.access
     try:
-        frames = _generator(str(access["folder"]), options).frames(facts["prompt"], facts["seed"], settings)
+        loras = tuple(Lora(Path(path), sha256, weight) for path, sha256, weight in access.get("loras", ()))
+        frames = _generator(str(access["folder"]), options, loras).frames(facts["prompt"], facts["seed"], settings)
     except OutOfMemory as error:
         raise ItemFailed("out_of_memory", str(error), later=True) from error
     except OptionUnavailable as error:
@@ -224,7 +268,8 @@ def generate(work: Work, store: Store, settings: Mapping[str, Any], options: Gen
 def step(plan: Plan, videos: int) -> Step:
     """Generate, ready to run with a plan for about so many videos."""
     params = {**plan.settings, **plan.options.pixel_settings()}
-    identity = StepIdentity("generate", VERSION, params, {"pipeline": plan.digest})
+    models = {"pipeline": plan.pipeline or plan.digest}
+    identity = StepIdentity("generate", VERSION, params, models)
     # On a CPU each worker would load a model of its own, which only many videos repay.
     several = plan.options.device == "cpu" and (videos >= MANY or gpus())
     where: Literal["device", "processes"] = "processes" if several else "device"
@@ -273,11 +318,18 @@ def _subject(plan: Plan, prompt: Prompt, seed: int) -> str:
 
 def _work(plan: Plan, prompt: Prompt, seed: int) -> Work:
     stored = plan.version is not None
-    parent = plan.version.step_run_id if plan.version else None
+    inputs, parents = ({"model": plan.digest} if stored else {}), {}
+    if plan.version and plan.version.step_run_id is not None:
+        parents["model"] = plan.version.step_run_id
+    for number, (_, trained) in enumerate(plan.loras):
+        if trained and trained.digest != plan.digest:
+            inputs[f"lora:{number}"] = trained.digest
+            if trained.step_run_id is not None:
+                parents[f"lora:{number}"] = trained.step_run_id
     return Work(
         _subject(plan, prompt, seed),
-        inputs={"model": plan.digest} if stored else {},
-        parents={"model": parent} if parent is not None else {},
+        inputs=inputs,
+        parents=parents,
         context={
             "prompt": prompt.text,
             "prompt_id": prompt.id,
@@ -290,6 +342,7 @@ def _work(plan: Plan, prompt: Prompt, seed: int) -> Work:
             "digest": plan.digest,
             "shown": plan.shown,
             "taken_down": list(plan.taken_down),
+            "loras": [(str(lora.path), lora.sha256, lora.weight) for lora, _ in plan.loras],
         },
     )
 
@@ -325,9 +378,19 @@ def generate_shard(
     return generate_videos(open_ledger(), prompts, params, retry_quarantined=retry_quarantined)
 
 
-@lru_cache(maxsize=1)  # a second model must find the first one's memory free
-def _generator(folder: str, options: GeneratorOptions) -> VideoGenerator:
-    return VideoGenerator(Path(folder), options)
+_held: dict[Any, VideoGenerator] = {}  # one at most
+_held_lock = Lock()
+
+
+def _generator(folder: str, options: GeneratorOptions, loras: tuple[Lora, ...]) -> VideoGenerator:
+    """The model in memory; another one is let go before it is loaded, which must find the memory free."""
+    wanted = (folder, options, loras)
+    with _held_lock:
+        if wanted not in _held:
+            _held.clear()
+            free_memory()
+            _held[wanted] = VideoGenerator(Path(folder), options, loras)
+        return _held[wanted]
 
 
 @cache

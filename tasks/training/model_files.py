@@ -8,7 +8,7 @@ from sqlalchemy import select
 from sqlalchemy.orm import Session
 
 from medgen.canonical import digest_of
-from medgen.catalog import Clip, ModelVersion, ReleaseClip, Tombstone
+from medgen.catalog import Clip, ModelVersion, ReleaseClip, StepRun, Tombstone
 from medgen.errors import ItemFailed
 from medgen.folders import materialize
 from medgen.ledger import Ledger
@@ -16,11 +16,13 @@ from medgen.settings import current
 from models import ModelUnavailable
 from models.generation.video_diffusion import pipeline_digest, pipeline_folder
 from models.hub_files import file_digest
+from models.training.job import LORA_FILE
 
 log = logging.getLogger(__name__)
 
 ON_RECORD = "medgen:"
 KIND = "text_to_video"
+ADAPTER = "text_to_video_adapter"  # a LoRA that was not merged: its base is needed beside it
 SHOWN = 10  # models that a message names
 
 
@@ -36,11 +38,17 @@ def model_folder(ledger: Ledger, name: str) -> tuple[Path, str]:
         else `pipeline_digest`.
 
     Raises:
-        ItemFailed: unknown_model says what is known; ambiguous_model.
+        ItemFailed: unknown_model says what is known; ambiguous_model; adapter_alone.
         ArtifactLost, StoreUnavailable: a model on record can't be had.
     """
     if name.startswith(ON_RECORD):
         version = model_on_record(ledger, name.removeprefix(ON_RECORD))
+        if version.kind == ADAPTER:
+            raise ItemFailed(
+                "adapter_alone",
+                f"{name} is an adapter without its base: generate with it (medgen generate --model {name}), or train "
+                "with merge_lora=true to have a whole model",
+            )
         _warn_of_takedowns(ledger, version)
         folder = materialize(ledger.store, str(version.checkpoint_sha256), models_folder() / version.digest)
         return folder, version.digest
@@ -55,15 +63,63 @@ def model_folder(ledger: Ledger, name: str) -> tuple[Path, str]:
     return folder, digest
 
 
+def adapter_on_record(ledger: Ledger, name: str) -> ModelVersion | None:
+    """The adapter without base that `medgen:NAME` names; None where it names something else.
+
+    Raises:
+        ItemFailed: unknown_model, ambiguous_model.
+    """
+    if not name.startswith(ON_RECORD):
+        return None
+    version = model_on_record(ledger, name.removeprefix(ON_RECORD))
+    return version if version.kind == ADAPTER else None
+
+
+def base_of_adapter(ledger: Ledger, adapter: ModelVersion) -> str:
+    """What the adapter was trained beside, as `model_folder` takes it.
+
+    Raises:
+        ItemFailed: unknown_base when its record does not say.
+    """
+    with Session(ledger.engine) as session:
+        run = session.get(StepRun, adapter.step_run_id) if adapter.step_run_id else None
+        detail = dict(run.detail) if run is not None else {}
+        on_record = session.get(ModelVersion, str(detail.get("base", ""))) is not None
+    if not detail.get("base_name"):
+        raise ItemFailed("unknown_base", f"the record of {adapter.name} does not say what base it was trained beside")
+    return f"{ON_RECORD}{detail['base']}" if on_record else str(detail["base_name"])
+
+
+def adapter_file(ledger: Ledger, name: str) -> tuple[Path, ModelVersion | None]:
+    """(LoRA file, its model on record) of a file's path, or of `medgen:NAME` of a model that was trained as a LoRA.
+
+    Raises:
+        ItemFailed: no_lora when there is no such file; as `model_on_record`.
+        ArtifactLost, StoreUnavailable: a model on record can't be had.
+    """
+    if not name.startswith(ON_RECORD):
+        if not Path(name).is_file():
+            raise ItemFailed("no_lora", f"there is no LoRA file {name}")
+        return Path(name), None
+    version = model_on_record(ledger, name.removeprefix(ON_RECORD))
+    _warn_of_takedowns(ledger, version)
+    folder = materialize(ledger.store, str(version.checkpoint_sha256), models_folder() / version.digest)
+    if not (folder / LORA_FILE).is_file():
+        raise ItemFailed("no_lora", f"{name} was not trained as a LoRA: it is a whole model")
+    return folder / LORA_FILE, version
+
+
 def models_folder() -> Path:
     """Where models on record are laid out as ordinary folders."""
     return current().home / "models"
 
 
 def models_on_record(ledger: Ledger) -> list[ModelVersion]:
-    """All text-to-video models on record, newest first."""
+    """All text-to-video models on record, and adapters for such, newest first."""
     with Session(ledger.engine) as session:
-        query = select(ModelVersion).where(ModelVersion.kind == KIND, ModelVersion.checkpoint_sha256.is_not(None))
+        query = select(ModelVersion).where(
+            ModelVersion.kind.in_((KIND, ADAPTER)), ModelVersion.checkpoint_sha256.is_not(None)
+        )
         versions = session.scalars(query.order_by(ModelVersion.created_at.desc(), ModelVersion.name)).all()
         session.expunge_all()
     return list(versions)

@@ -37,11 +37,10 @@ from tasks.progress import training_listener
 from tasks.training.encode import EMPTY_TEXT, ENCODE
 from tasks.training.job_folder import LATENTS, TRAIN, materialize_job, working_folder
 from tasks.training.mixture import weights_of
+from tasks.training.model_files import ADAPTER, KIND
 from tasks.training.process import Report, launch
 from tasks.training.released import stream_clips, usable_release
 from tasks.training.training_report import TrainFacts, ValidationRow, loss_plot, model_card
-
-MERGED, ADAPTER = "text_to_video", "text_to_video_adapter"  # kinds of model versions
 
 
 class TrainParams(Parameters):
@@ -255,7 +254,7 @@ def _outcome(store: Store, job: TrainJob, release: str, params: TrainParams, sec
     version = ModelVersion(
         digest=digest,
         name=name,
-        kind=MERGED if config.training == "full" or config.merge_lora else ADAPTER,
+        kind=KIND if config.training == "full" or config.merge_lora else ADAPTER,
         checkpoint_sha256=digest,
         release_name=release,
     )
