@@ -174,6 +174,12 @@ def test_a_model_is_sampled_with_its_own_shift_and_away_from_what_its_authors_sa
     scheduler = folder / "scheduler" / "scheduler_config.json"
     scheduler.parent.mkdir()
     scheduler.write_text(json.dumps({"use_flow_sigmas": True, "flow_shift": 3.0}))
+    for part, facts in (
+        ("transformer", {"_class_name": "WanTransformer3DModel", "in_channels": 16, "out_channels": 16}),
+        ("vae", {}),
+    ):
+        (folder / part).mkdir()
+        (folder / part / "config.json").write_text(json.dumps(facts))
     plain = sampling_settings(wan, folder, {})
     assert plain["flow_shift"] == 3.0 and plain["negative_prompt"].startswith("色调艳丽")
     asked = sampling_settings(wan, folder, {"flow_shift": 7.0, "negative_prompt": "none"})
@@ -265,7 +271,7 @@ def test_troubles_are_told_in_one_line_and_nothing_else_is_lost(
             plan(ledger, GenerateParams(model=model))
         assert raised.value.reason == reason
     settings_of = plan(ledger, GenerateParams(model=str(nano), num_frames=5)).settings
-    own = SAMPLING.model_dump(exclude={"negative_prompt"})
+    own = SAMPLING.model_dump(exclude={"negative_prompt", "guidance_scale_2"})
     assert settings_of == {**own, "num_frames": 5, "flow_shift": SHIFT}
 
     def short(self: Any, **arguments: Any) -> None:

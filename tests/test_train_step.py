@@ -126,7 +126,7 @@ def test_what_stops_a_run(home, tmp_path, monkeypatch):
 
     with pytest.raises(PreflightFailed, match="vae_round_trip"):
         train.train(ledger, identity, work, params, told.append)
-    assert [facts["event"] for facts in told] == ["check"] * 9
+    assert [facts["event"] for facts in told] == ["check"] * 10
     with Session(ledger.engine) as session:
         assert session.scalars(select(StepRun).where(StepRun.step == "train")).all() == []
     # A learning rate that makes no sense, and fields that do not exist.
