@@ -16,6 +16,7 @@ from apps.deploy import deploy
 from apps.discover import discover
 from apps.doctor import doctor
 from apps.evaluate import evaluate
+from apps.export_lora import export_lora
 from apps.gc import gc
 from apps.generate import generate
 from apps.judge.command import judge, sample
@@ -47,6 +48,7 @@ app.add_typer(study_app, name="study")
 for command in (
     audit, judge, sample, train_frames, train_text, augment, generate, evaluate, train, forget, recheck, doctor,
     deploy, metrics, plan, demo, refresh, discover, parameters, status, search, show, probe, cut, gc, verify, up,
+    export_lora,
 ):  # fmt: skip
     app.command()(command)
 

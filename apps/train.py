@@ -21,14 +21,17 @@ def train(
         ),
     ],
     preset: Annotated[
-        str, typer.Option(help="nano (a laptop), wan-1.3b-lora, wan-1.3b-full, wan-14b-lora, paper-lora.")
+        str, typer.Option(help="nano (a laptop), wan-1.3b-lora, wan2.2-5b-lora, hunyuan-lora, paper, … (see the docs).")
     ] = "nano",
     settings: Annotated[
         list[str] | None,
         typer.Option("--set", metavar="NAME=VALUE", help="Set any field of the preset (see --fields), vae_steps, …"),
     ] = None,
     base: Annotated[
-        str, typer.Option(help="Base instead of the preset's: medgen:NAME, a diffusers folder, or a hub name.")
+        str,
+        typer.Option(
+            help="Base instead of the preset's: medgen:NAME, a diffusers folder, a hub name, WEIGHTS+COMPONENTS."
+        ),
     ] = "",
     accelerate_config: Annotated[
         Path | None,

@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -13,6 +14,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from models import ModelUnavailable
+from models.families.assembled import assembled_folder, is_assembled
 from models.families.family import Family
 from models.families.known import family_of
 from models.families.lora_file import EXPERT, FORMATS, linear_shapes, lora_bytes, read_lora
@@ -332,3 +334,107 @@ def test_presets_ask_for_what_their_bases_take() -> None:
     small = configured("wan2.2-5b-lora")
     assert (small.buckets, small.fps, small.flow_shift) == ("121x704x1280", 24, 5)
     assert {configured(name).expert for name in PRESETS if "a14b" in name} == {"high_noise", "low_noise"}
+
+
+def authors_checkpoint(run: Run) -> dict[str, torch.Tensor]:
+    """The base's transformer in its authors' names, by rules written for this test."""
+    state = load_file(run.base / "transformer" / "diffusion_pytorch_model.safetensors")
+    if run.name != "hunyuan-video":
+        swaps = [
+            ("condition_embedder.time_embedder.linear_1", "time_embedding.0"),
+            ("condition_embedder.time_embedder.linear_2", "time_embedding.2"),
+            ("condition_embedder.text_embedder.linear_1", "text_embedding.0"),
+            ("condition_embedder.text_embedder.linear_2", "text_embedding.2"),
+            ("condition_embedder.time_proj", "time_projection.1"),
+            ("attn1.to_", "self_attn."), ("attn2.to_", "cross_attn."), ("out.0.", "o."), ("attn1", "self_attn"),
+            ("attn2", "cross_attn"), ("net.0.proj", "0"), ("net.2", "2"), ("norm2", "norm3"), ("proj_out", "head.head"),
+        ]  # fmt: skip
+        found = {}
+        for name, tensor in state.items():
+            name = "head.modulation" if name == "scale_shift_table" else name.replace("scale_shift_table", "modulation")
+            for old, new in swaps:
+                name = name.replace(old, new)
+            found[f"model.diffusion_model.{name}"] = tensor
+        return found
+    found, fused = {}, {}
+    swaps = [
+        ("time_text_embed.timestep_embedder.linear_1", "time_in.mlp.0"),
+        ("time_text_embed.timestep_embedder.linear_2", "time_in.mlp.2"),
+        ("time_text_embed.guidance_embedder.linear_1", "guidance_in.mlp.0"),
+        ("time_text_embed.guidance_embedder.linear_2", "guidance_in.mlp.2"),
+        ("time_text_embed.text_embedder.linear_1", "vector_in.in_layer"),
+        ("time_text_embed.text_embedder.linear_2", "vector_in.out_layer"),
+        ("x_embedder", "img_in"), ("single_transformer_blocks", "single_blocks"),
+        ("transformer_blocks", "double_blocks"),
+    ]  # fmt: skip
+    double = [
+        ("attn.norm_q", "img_attn_q_norm"), ("attn.norm_k", "img_attn_k_norm"), ("attn.to_out.0", "img_attn_proj"),
+        ("attn.norm_added_q", "txt_attn_q_norm"), ("attn.norm_added_k", "txt_attn_k_norm"),
+        ("attn.to_add_out", "txt_attn_proj"),
+        ("norm1_context.linear", "txt_mod.linear"), ("norm1.linear", "img_mod.linear"), ("ff_context", "txt_mlp"),
+        ("ff.", "img_mlp."), ("net.0.proj", "fc1"), ("net.2", "fc2"),
+    ]  # fmt: skip
+    single = [("proj_out", "linear2"), ("norm.linear", "modulation.linear"), ("attn.norm_q", "q_norm"),
+              ("attn.norm_k", "k_norm")]  # fmt: skip
+    refiner = [
+        ("time_in.mlp", "t_embedder.mlp"), ("vector_in.in_layer", "c_embedder.linear_1"), ("proj_in", "input_embedder"),
+        ("vector_in.out_layer", "c_embedder.linear_2"),
+        ("token_refiner.refiner_blocks", "individual_token_refiner.blocks"), ("norm_out.linear", "adaLN_modulation.1"),
+        ("attn.to_out.0", "self_attn_proj"), ("net.0.proj", "fc1"), ("net.2", "fc2"), ("ff.", "mlp."), ("context_embedder", "txt_in"),
+    ]  # fmt: skip
+    for name, tensor in state.items():
+        for old, new in swaps:
+            name = name.replace(old, new)
+        if name.startswith("norm_out.linear"):  # scale before shift here, shift before scale there
+            scale, shift = tensor.chunk(2)
+            name, tensor = name.replace("norm_out.linear", "final_layer.adaLN_modulation.1"), torch.cat([shift, scale])
+        elif name.startswith("proj_out"):
+            name = name.replace("proj_out", "final_layer.linear")
+        kind = double if name.startswith("double") else single if name.startswith("single") else refiner
+        for old, new in kind if name.startswith(("double", "single", "context_embedder")) else []:
+            name = name.replace(old, new)
+        rows = (("to_q", "add_q_proj"), ("to_k", "add_k_proj"), ("to_v", "add_v_proj"), ("proj_mlp",))
+        for row, ends in enumerate(rows):
+            if word := next((w for w in (f".attn.{end}." for end in ends) if w in name), ""):
+                of = "txt_attn_qkv" if "add" in word else "self_attn_qkv" if kind is refiner else "img_attn_qkv"
+                fused.setdefault(name.replace(word, f".{'linear1' if kind is single else of}."), {})[row] = tensor
+                break
+            if ends == ("proj_mlp",) and ".proj_mlp." in name:
+                fused.setdefault(name.replace("proj_mlp", "linear1"), {})[row] = tensor
+                break
+        else:
+            found[name] = tensor
+    return found | {name: torch.cat([parts[row] for row in sorted(parts)]) for name, parts in fused.items()}
+
+
+def test_a_checkpoint_of_the_authors_becomes_a_base(run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("MEDGEN_HOME", str(tmp_path / "home"))
+    weights = _saved(tmp_path / "theirs.safetensors", {n: t.contiguous() for n, t in authors_checkpoint(run).items()})
+    name = f"{weights}+{run.base}"
+    assert is_assembled(name) and not is_assembled(str(run.base)) and not is_assembled("Wan-AI/Wan2.1")
+    folder = assembled_folder(name)
+    assert family_of(folder).name == run.family.name
+    found, expected = (load_file(f / "transformer" / "diffusion_pytorch_model.safetensors") for f in (folder, run.base))
+    assert found.keys() == expected.keys()
+    assert all(torch.equal(found[key], expected[key]) for key in expected)
+    assert assembled_folder(name) == folder
+    if run.name == "wan-2.2-a14b":  # both experts from files
+        both = assembled_folder(f"{weights}+{weights}+{run.base}")
+        part = load_file(both / "transformer_2" / "diffusion_pytorch_model.safetensors")
+        assert all(torch.equal(part[key], expected[key]) for key in expected)
+    # A repository of a fine-tuned transformer and nothing else, as the authors of MedGen publish theirs.
+    alone = tmp_path / "published"
+    shutil.copytree(run.base / "transformer", alone)
+    assert (
+        load_file(
+            assembled_folder(f"{alone}+{run.base}") / "transformer" / "diffusion_pytorch_model.safetensors"
+        ).keys()
+        == expected.keys()
+    )
+    with pytest.raises(ModelUnavailable, match="LoRA"):
+        assembled_folder(f"{run.trained.model / LORA_FILE}+{run.base}")
+    with pytest.raises(ModelUnavailable, match="no known model"):
+        assembled_folder(str(weights))
+    cut = dict(list(load_file(weights).items())[1:])
+    with pytest.raises(ModelUnavailable, match="theirs"):
+        assembled_folder(f"{_saved(tmp_path / 'theirs-cut.safetensors', cut)}+{run.base}")

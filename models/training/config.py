@@ -18,7 +18,8 @@ class TrainConfig(Parameters):
 
     # what is trained, and on what
     pretrained_model_name_or_path: str = Field(
-        "nano", description="Base: `nano`, a model on record (medgen:NAME), a diffusers folder, or a hub name."
+        "nano",
+        description="Base: nano, medgen:NAME on record, a diffusers folder, a hub name, or WEIGHTS+COMPONENTS.",
     )
     training: Literal["lora", "full"] = Field("lora", description="Adapters beside frozen weights, or all weights.")
     expert: Literal["", "high_noise", "low_noise"] = Field(

@@ -14,6 +14,7 @@ from medgen.folders import materialize
 from medgen.ledger import Ledger
 from medgen.settings import current
 from models import ModelUnavailable
+from models.families.assembled import assembled_folder, is_assembled
 from models.generation.video_diffusion import pipeline_digest, pipeline_folder
 from models.hub_files import file_digest
 from models.training.job import LORA_FILE
@@ -31,7 +32,7 @@ def model_folder(ledger: Ledger, name: str) -> tuple[Path, str]:
 
     Args:
         name: `medgen:` with the digest or name of a model on record, or the beginning of either; a local folder; or a
-            name on the hub.
+            name on the hub; or weights without their pipeline (see `models.families.assembled`).
 
     Returns:
         The digest is the sha256 of the manifest for a model on record, even when it is named by a copy of its folder;
@@ -53,7 +54,7 @@ def model_folder(ledger: Ledger, name: str) -> tuple[Path, str]:
         folder = materialize(ledger.store, str(version.checkpoint_sha256), models_folder() / version.digest)
         return folder, version.digest
     try:
-        folder = pipeline_folder(name)
+        folder = assembled_folder(name) if is_assembled(name) else pipeline_folder(name)
         digest = pipeline_digest(folder)
     except ModelUnavailable as error:
         raise ItemFailed("unknown_model", f"{error}. {_known(ledger)}") from error
