@@ -380,7 +380,8 @@ def authors_checkpoint(run: Run) -> dict[str, torch.Tensor]:
         ("time_in.mlp", "t_embedder.mlp"), ("vector_in.in_layer", "c_embedder.linear_1"), ("proj_in", "input_embedder"),
         ("vector_in.out_layer", "c_embedder.linear_2"),
         ("token_refiner.refiner_blocks", "individual_token_refiner.blocks"), ("norm_out.linear", "adaLN_modulation.1"),
-        ("attn.to_out.0", "self_attn_proj"), ("net.0.proj", "fc1"), ("net.2", "fc2"), ("ff.", "mlp."), ("context_embedder", "txt_in"),
+        ("attn.to_out.0", "self_attn_proj"), ("net.0.proj", "fc1"), ("net.2", "fc2"),
+        ("ff.", "mlp."), ("context_embedder", "txt_in"),
     ]  # fmt: skip
     for name, tensor in state.items():
         for old, new in swaps:

@@ -14,13 +14,16 @@ import torch
 import typer
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+from safetensors.torch import load_file, save_file
 from typer.testing import CliRunner
 
 from apps.generate import generate
 from flows.evaluate import EvaluateParameters, plan_of
 from medgen.canonical import digest_of
+from medgen.catalog import ModelVersion
 from medgen.errors import ItemFailed, RunStopped
-from medgen.ledger import open_ledger
+from medgen.folders import put_folder
+from medgen.ledger import Ledger, Outcome, Record, StepIdentity, Work, open_ledger
 from medgen.video.limits import Limits
 from medgen.video.pictures import pictures
 from medgen.video_file import read_record, write_video
@@ -29,6 +32,7 @@ from models.generation import prompt_set
 from models.generation.prompt_set import Prompt, load_prompts, medical_prompts, prompt_origin
 from models.generation.video_diffusion import pipeline_digest
 from models.generation.video_generator import GeneratorOptions, VideoGenerator, sampling_settings, text_to_video_class
+from models.training.job import LORA_FILE
 from models.training.nano import FRAMES, HEIGHT, SAMPLING, SHIFT, WIDTH, save_untrained
 from models.training.sampling import sampling_of
 from tasks.evaluation.generate import GenerateParams, generate_videos, plan, videos_of
@@ -36,6 +40,8 @@ from tasks.evaluation.measured import System
 from tasks.evaluation.plan import EvaluationPlan
 from tasks.evaluation.sampling import sampling_of as sampling_of_systems
 from tasks.evaluation.sampling import sampling_rows, sampling_sentences
+from tasks.training.lora_export import export_lora
+from tasks.training.model_files import ADAPTER, model_folder
 from tests.conftest import medgen_running
 from tests.tiny_wan import tiny_config
 
@@ -294,6 +300,54 @@ def test_troubles_are_told_in_one_line_and_nothing_else_is_lost(
     assert "divisible by 16" in next(iter(records)).detail["message"]
     again = generate_videos(ledger, prompts, params)
     assert again.executed == 0 and again.records == good.records
+    an_adapter_that_was_not_merged_is_generated_with(ledger, nano, tmp_path, params)
+
+
+def an_adapter_that_was_not_merged_is_generated_with(
+    ledger: Ledger, nano: Path, folder: Path, params: GenerateParams
+) -> None:
+    torch.manual_seed(0)
+    module = "transformer.blocks.0.attn1.to_q"
+    tensors = {f"{module}.lora_A.weight": torch.randn(2, 128), f"{module}.lora_B.weight": torch.randn(128, 2)}
+    (folder / "adapter").mkdir()
+    save_file(tensors, str(folder / "adapter" / LORA_FILE))
+    stored = put_folder(ledger.store, folder / "adapter")
+    digest = stored.manifest.sha256
+    row = ModelVersion(digest=digest, name="my-adapter", kind=ADAPTER, checkpoint_sha256=digest)
+    detail = {"base": "f" * 64, "base_name": str(nano)}
+    outcome = Outcome("kept", detail=detail, outputs=stored.outputs(), rows=[row])
+    ledger.once(StepIdentity("train", 1, {}, {}), Work("made"), lambda: outcome)
+
+    few = params.model_copy(update={"videos_per_prompt": 1})
+    prompts = [Prompt("a", "one")]
+
+    def made(**changes: Any) -> tuple[str, Record]:
+        (record,) = videos_of(ledger, generate_videos(ledger, prompts, few.model_copy(update=changes)))
+        return record.outputs["video"], record
+
+    by_name, record = made(model="medgen:my-adapter")
+    assert record.detail["model"] == digest and record.detail["model_name"] == "my-adapter"
+    assert record.detail["settings"]["lora"][0]["weight"] == 1.0
+    file = str(folder / "adapter" / LORA_FILE)
+    by_file, _ = made(lora=(file,))
+    by_halves, _ = made(lora=(f"{file}:0.5", "medgen:my-adapter:0.5"))
+    plain, _ = made()
+    assert pixels(ledger, by_file) == pixels(ledger, by_name) != pixels(ledger, plain)
+    assert pixels(ledger, by_halves) != pixels(ledger, plain)
+    with pytest.raises(ItemFailed, match="adapter without its base"):
+        model_folder(ledger, "medgen:my-adapter")
+    exported = export_lora(ledger, "medgen:my-adapter", folder / "for-others.safetensors", "musubi")
+    assert exported["modules"] == 1 and exported["rank"] == 2
+    assert "lora_unet_blocks_0_self_attn_q.alpha" in load_file(exported["file"])
+    for broken, reason in ((("no-file",), "no_lora"), (("medgen:none",), "unknown_model")):
+        with pytest.raises(ItemFailed) as raised:
+            plan(ledger, few.model_copy(update={"lora": broken}))
+        assert raised.value.reason == reason
+
+
+def pixels(ledger: Ledger, video: str) -> bytes:
+    """The frames of a video in the store, as bytes: the file itself holds its record too."""
+    return b"".join(picture.rgb().tobytes() for picture in pictures(ledger.store.path(video), Limits()))
 
 
 @settings(max_examples=12, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])

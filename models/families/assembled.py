@@ -205,7 +205,7 @@ def _snapshot(name: str, patterns: list[str]) -> Path:
 def _parts(components: Path, name: str) -> list[str]:
     """The transformers of a pipeline, in order."""
     present = check_pipeline(components, name)
-    parts = [part for part in ("transformer", "transformer_2") if part in present]
+    parts = [part for part in present if part in ("transformer", "transformer_2")]  # in order of name
     if not parts or not all((components / part / "config.json").is_file() for part in parts):
         raise ModelUnavailable(f"{components} is no pipeline with a transformer's configuration")
     return parts
