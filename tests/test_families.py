@@ -22,6 +22,7 @@ from models.generation.lora import Lora, load_loras, parse_lora
 from models.generation.video_diffusion import open_pipeline, read_sampling
 from models.generation.video_generator import sampling_settings
 from models.training.config import configured
+from models.training.cost import Architecture, forward_flops, lora_weights, weights
 from models.training.flow_matching import draw_sigma, generator, levels
 from models.training.job import LORA_FILE, Sample, check_geometry
 from models.training.presets import PRESETS
@@ -439,3 +440,27 @@ def test_a_checkpoint_of_the_authors_becomes_a_base(run: Run, tmp_path: Path, mo
     cut = dict(list(load_file(weights).items())[1:])
     with pytest.raises(ModelUnavailable, match="theirs"):
         assembled_folder(f"{_saved(tmp_path / 'theirs-cut.safetensors', cut)}+{run.base}")
+
+
+def test_costs_are_those_of_the_model_itself() -> None:
+    for tiny in (True, False):
+        size = (
+            {}
+            if not tiny
+            else {"num_layers": 1, "num_single_layers": 2, "num_attention_heads": 2, "text_embed_dim": 24}
+        )
+        with torch.device("meta"):
+            model = diffusers.HunyuanVideoTransformer3DModel(**size)
+        a = Architecture.of(model.config)
+        assert weights(a) == sum(p.numel() for p in model.parameters())
+        targets = ["to_q", "to_k", "to_v", "to_out.0", "proj_mlp", "net.2"]
+        shapes = {
+            name: shape for name, shape in linear_shapes(model).items() if not name.startswith("context_embedder")
+        }
+        adapted = [sum(shape) for name, shape in shapes.items() if any(name.endswith(f".{t}") for t in targets)]
+        assert lora_weights(a, 8, targets) == 8 * sum(adapted)
+    assert a.ffn == 7 * a.width and 12.5e9 < weights(a) < 13.5e9
+    # 129 frames of 720 x 1280 are 119,000 tokens: by each layer's matrices and by attention between all of them.
+    latent, both = (16, 33, 90, 160), 33 * 45 * 80 + 256
+    flops = forward_flops(a, latent, 256)
+    assert flops == pytest.approx(60 * (24 * both * 3072**2 + 4 * both**2 * 3072), rel=0.01)

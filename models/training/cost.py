@@ -1,4 +1,4 @@
-"""What a Wan transformer costs, counted from its architecture: weights, arithmetic, memory.
+"""What a transformer costs, Wan's or HunyuanVideo's, counted from its architecture: weights, arithmetic, memory.
 
 Floating-point operations are counted as 2 per multiply-add, matrix products and attention only, as model FLOPs
 utilisation is commonly defined (PaLM, Chowdhery et al., arXiv 2204.02311, appendix B): recomputation by gradient
@@ -38,7 +38,9 @@ class Architecture:
     @classmethod
     def of(cls, config: Mapping[str, Any]) -> "Architecture":
         """From a transformer's config."""
-        return cls(
+        if "num_single_layers" in config:
+            return _hunyuan(config)
+        return Architecture(
             config["num_layers"],
             config["num_attention_heads"] * config["attention_head_dim"],
             config["ffn_dim"],
@@ -55,8 +57,88 @@ class Architecture:
         return math.prod(size // patch for size, patch in zip(latent[1:], self.patch, strict=True))
 
 
+@dataclass(frozen=True)
+class JointArchitecture(Architecture):
+    """The numbers of a HunyuanVideoTransformer3DModel: blocks of two streams, then of one, of text and video together.
+
+    `ffn` is what makes a Wan block as large as these are on average, 7 widths at the published size, for estimates of
+    memory that go by Wan's blocks.
+    """
+
+    double: int
+    single: int
+    refiners: int
+    pooled_dim: int
+    head_dim: int
+    guided: bool
+
+
+def _hunyuan(config: Mapping[str, Any]) -> JointArchitecture:
+    double, single = config["num_layers"], config["num_single_layers"]
+    d = config["num_attention_heads"] * config["attention_head_dim"]
+    patch = config["patch_size"]
+    return JointArchitecture(
+        layers=double + single,
+        width=d,
+        ffn=d * (28 * double + 7 * single) // (2 * (double + single)),
+        text_dim=config["text_embed_dim"],
+        freq_dim=256,
+        in_channels=config["in_channels"],
+        out_channels=config["out_channels"],
+        patch=(config["patch_size_t"], patch, patch),
+        cross_attn_norm=False,
+        double=double,
+        single=single,
+        refiners=config["num_refiner_layers"],
+        pooled_dim=config["pooled_projection_dim"],
+        head_dim=config["attention_head_dim"],
+        guided=bool(config["guidance_embeds"]),
+    )
+
+
+def _joint_weights(a: JointArchitecture) -> int:
+    """Weights with their biases, layer by layer; the feed-forward networks are 4 widths wide."""
+    d, patch = a.width, math.prod(a.patch)
+    two_streams = 2 * (6 * d * d + 6 * d + 4 * (d * d + d) + 2 * a.head_dim + 8 * d * d + 5 * d)
+    one_stream = 3 * d * d + 3 * d + 3 * (d * d + d) + 2 * a.head_dim + 4 * d * d + 4 * d + 5 * d * d + d
+    time = a.freq_dim * d + d + d * d + d
+    refiner = 4 * d + 4 * (d * d + d) + 8 * d * d + 5 * d + 2 * d * d + 2 * d
+    texts = a.text_dim * d + d + time + a.text_dim * d + d + d * d + d + a.refiners * refiner
+    conditions = time * (2 if a.guided else 1) + a.pooled_dim * d + d + d * d + d
+    ends = a.in_channels * patch * d + d + 2 * d * d + 2 * d + (d + 1) * a.out_channels * patch
+    return a.double * two_streams + a.single * one_stream + texts + conditions + ends
+
+
+def _joint_lora(a: JointArchitecture, rank: int, targets: Sequence[str]) -> int:
+    # Module → (its two sides in widths, in blocks of two streams, in blocks of one).
+    modules = {
+        **{f"attn.{name}": (2, 1, 1) for name in ("to_q", "to_k", "to_v")},
+        **{f"attn.{name}": (2, 1, 0) for name in ("to_out.0", "to_add_out", "add_q_proj", "add_k_proj", "add_v_proj")},
+        **{f"{ff}.{net}": (5, 1, 0) for ff in ("ff", "ff_context") for net in ("net.0.proj", "net.2")},
+        "proj_mlp": (5, 0, 1),
+        "proj_out": (6, 0, 1),
+    }
+    return sum(
+        rank * a.width * sides * (in_double * a.double + in_single * a.single)
+        for module, (sides, in_double, in_single) in modules.items()
+        if any(f".{module}".endswith(f".{target}") for target in targets)
+    )
+
+
+def _joint_flops(a: JointArchitecture, latent: Sequence[int], text_tokens: int) -> int:
+    video, d = a.tokens(latent), a.width
+    both = video + text_tokens
+    block = both * 2 * 12 * d * d + 2 * 2 * both * both * d
+    modulation = 2 * d * d * (12 * a.double + 3 * a.single)
+    ends = 2 * video * d * math.prod(a.patch) * (a.in_channels + a.out_channels)
+    refiner = text_tokens * 2 * 12 * d * d + 2 * 2 * text_tokens * text_tokens * d
+    return a.layers * block + modulation + ends + a.refiners * refiner + 2 * text_tokens * a.text_dim * d
+
+
 def weights(a: Architecture) -> int:
     """Number of weights."""
+    if isinstance(a, JointArchitecture):
+        return _joint_weights(a)
     d = a.width
     attention = 4 * (d * d + d) + 2 * d  # projections, and the norms of query and key
     ffn = d * a.ffn + a.ffn + a.ffn * d + d
@@ -70,6 +152,8 @@ def weights(a: Architecture) -> int:
 
 def lora_weights(a: Architecture, rank: int, targets: Sequence[str]) -> int:
     """Number of weights of adapters on the attention's projections (`to_…`) and the feed-forward network (`ffn…`)."""
+    if isinstance(a, JointArchitecture):
+        return _joint_lora(a, rank, targets)
     d, per_block = a.width, 0
     for target in targets:
         if target in ("to_q", "to_k", "to_v", "to_out.0"):
@@ -81,6 +165,8 @@ def lora_weights(a: Architecture, rank: int, targets: Sequence[str]) -> int:
 
 def forward_flops(a: Architecture, latent: Sequence[int], text_tokens: int) -> int:
     """Operations of one forward pass over one video with latents (C, F, H, W)."""
+    if isinstance(a, JointArchitecture):
+        return _joint_flops(a, latent, text_tokens)
     t, d = a.tokens(latent), a.width
     self_attention = 4 * 2 * t * d * d + 2 * 2 * t * t * d
     cross_attention = 2 * 2 * t * d * d + 2 * 2 * text_tokens * d * d + 2 * 2 * t * text_tokens * d
