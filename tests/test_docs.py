@@ -47,6 +47,7 @@ NOT_RUN = {
     "study open": "a server that does not end; tests/test_study.py",
     "study results": "needs a study; tests/test_study.py",
     "generate": "needs a trained model; tests/test_generate.py",
+    "export-lora": "needs a trained model; tests/test_generate.py",
     "evaluate": "needs a trained model; tests/test_evaluate.py",
     "augment": "needs labelled videos and trains for long; tests/test_augment.py",
     "judge": "needs labels made by people; tests/test_judge.py, tests/test_refresh.py",
