@@ -27,6 +27,7 @@ def generate(
         list[str] | None,
         typer.Option(metavar="FILE[:WEIGHT]", help="LoRA beside the model; several: repeat. Also medgen:NAME."),
     ] = None,
+    image: Annotated[str, typer.Option(help="Picture that the videos begin with, for models that take one.")] = "",
     target: Annotated[Path, typer.Option("--out", help="Folder for the videos.")] = Path("videos"),
     seed: Annotated[int, typer.Option(min=0, help="Seed of the first video of each prompt.")] = 0,
     videos_per_prompt: Annotated[int, typer.Option(min=1, help="Videos of each prompt, with seeds in a row.")] = 1,
@@ -72,7 +73,7 @@ def generate(
 
     with report_expected_errors():
         settings = {
-            "model": model, "lora": tuple(lora or ()),
+            "model": model, "lora": tuple(lora or ()), "image": image,
             "num_frames": frames, "height": height, "width": width, "num_inference_steps": steps,
             "guidance_scale": guidance, "flow_shift": flow_shift,
             "negative_prompt": negative_prompt, "text_tokens": text_tokens, "fps": fps,

@@ -12,6 +12,7 @@ from medgen.inference import close_inference
 from medgen.ledger import Ledger, Record, open_ledger
 from medgen.parameters import MOST_ITEMS
 from medgen.shard import ShardResult
+from models.families.known import family_of
 from models.training.config import TrainConfig
 from models.training.job import check_captions, require
 from models.training.nano import NANO
@@ -82,6 +83,7 @@ def _train(parameters: TrainParameters) -> Summary:
     record = ledger.load([run_id])[run_id]
     detail = training.TRAINED.detail(record)
     is_pipeline = "model_index.json" in record.outputs
+    samples = is_pipeline and parameters.sample_videos and not family_of(base).needs_image
     summary = {
         **detail,
         "validations": read_validations(ledger, record),
@@ -93,7 +95,7 @@ def _train(parameters: TrainParameters) -> Summary:
         "folder": str(model_folder(ledger, f"medgen:{detail['model']}")[0]) if is_pipeline else None,
         "checks": checks,
         "outputs": record.outputs,
-        "samples": _samples(ledger, parameters, record) if is_pipeline and parameters.sample_videos else [],
+        "samples": _samples(ledger, parameters, record) if samples else [],
     }
     show_model(summary, ledger.store.read(record.outputs["curve/plot.png"]))
     get_run_logger().info("model %s of release %s", summary["name"], parameters.release)

@@ -11,6 +11,7 @@ import diffusers
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 from safetensors.torch import load_file, save_file
 
 from models import ModelUnavailable
@@ -20,7 +21,14 @@ from models.families.known import family_of
 from models.families.lora_file import EXPERT, FORMATS, linear_shapes, lora_bytes, read_lora
 from models.generation.lora import Lora, load_loras, parse_lora
 from models.generation.video_diffusion import open_pipeline, read_sampling
-from models.generation.video_generator import sampling_settings
+from models.generation.video_generator import (
+    GeneratorOptions,
+    OptionUnavailable,
+    VideoGenerator,
+    first_frame,
+    image_to_video_class,
+    sampling_settings,
+)
 from models.training.config import configured
 from models.training.cost import Architecture, forward_flops, lora_weights, weights
 from models.training.flow_matching import draw_sigma, generator, levels
@@ -37,6 +45,7 @@ OF_FAMILY: dict[str, dict[str, Any]] = {
     "wan-2.1": {},
     "wan-2.2-ti2v": {"first_frame_share": 0.5},
     "wan-2.2-a14b": {"expert": "low_noise"},
+    "wan-2.2-i2v": {"expert": "high_noise"},
     "hunyuan-video": {"lora_layers": "to_k,to_q,to_v,to_out.0,add_q_proj,proj_mlp,ff.net.2"},
 }
 
@@ -107,13 +116,19 @@ def test_golden_curves(run: Run) -> None:
     np.testing.assert_allclose(found["held_out"], golden[run.name]["held_out"], rtol=1e-3)
 
 
+def picture(height: int, width: int) -> Image.Image:
+    pixels = np.random.default_rng(9).integers(0, 255, (height, width, 3))
+    return Image.fromarray(pixels.astype(np.uint8))
+
+
 def video(run: Run, pipeline: Any) -> np.ndarray:
     """Latents that the pipeline makes of a prompt."""
     frames, height, width = run.bucket
     pipeline.set_progress_bar_config(disable=True)
+    further = {"image": picture(height, width)} if run.family.needs_image else {}
     made = pipeline(
-        TEXTS[0], height=height, width=width, num_frames=frames, num_inference_steps=2, guidance_scale=2.0,
-        max_sequence_length=40, generator=torch.Generator().manual_seed(0), output_type="latent",
+        prompt=TEXTS[0], **further, height=height, width=width, num_frames=frames, num_inference_steps=2,
+        guidance_scale=2.0, max_sequence_length=40, generator=torch.Generator().manual_seed(0), output_type="latent",
     )  # fmt: skip
     return np.asarray(made.frames[0].detach().float())
 
@@ -252,10 +267,12 @@ def test_a_model_wants_to_be_sampled_as_its_base_and_as_it_was_trained(run: Run)
     of_base = sampling_settings(getattr(diffusers, run.family.pipeline), run.base, {})
     assert (of_base["num_frames"], of_base["height"], of_base["fps"]) == {
         "wan-2.1": (81, 480, 16), "wan-2.2-ti2v": (121, 704, 24), "wan-2.2-a14b": (81, 720, 16),
-        "hunyuan-video": (129, 720, 24),
+        "wan-2.2-i2v": (81, 720, 16), "hunyuan-video": (129, 720, 24),
     }[run.name]  # fmt: skip
-    assert of_base["flow_shift"] == {"wan-2.2-ti2v": 5, "wan-2.2-a14b": 12, "hunyuan-video": 7}.get(run.name, 3)
-    assert of_base.get("guidance_scale_2") == (3 if run.name == "wan-2.2-a14b" else None)
+    assert of_base["flow_shift"] == {
+        "wan-2.2-ti2v": 5, "wan-2.2-i2v": 5, "wan-2.2-a14b": 12, "hunyuan-video": 7,
+    }.get(run.name, 3)  # fmt: skip
+    assert of_base.get("guidance_scale_2") == {"wan-2.2-a14b": 3, "wan-2.2-i2v": 3.5}.get(run.name)
 
 
 def test_buckets_that_would_be_cut_are_refused_with_the_nearest_that_fit(run: Run) -> None:
@@ -303,6 +320,41 @@ def test_a_first_frame_that_is_given_is_no_part_of_the_loss(tmp_path: Path) -> N
     assert (tokens[0] == 0).all() and (tokens[1] == 1000 * batch["sigma"]).all()
     batch["noise"][:, :, 0] += 100  # which nothing sees
     assert torch.allclose(loss, losses_of(model, batch, torch.device("cpu"), family))
+
+
+def test_videos_go_on_from_a_first_frame(tmp_path: Path) -> None:
+    base = TINY["wan-2.2-ti2v"][0](tmp_path / "base" / "pipeline")
+    family, path = family_of(base), tmp_path / "first.png"
+    picture(64, 96).save(path)
+    made = VideoGenerator(base, GeneratorOptions(device="cpu"), image=path)
+    assert type(made.pipeline) is image_to_video_class(base, "tiny")
+    size = {"height": 64, "width": 96, "num_frames": 5, "num_inference_steps": 2, "max_sequence_length": 16}
+    frames = made.frames(TEXTS[0], 0, {**size, "fps": 24.0, "image": "its digest"})
+    assert frames.shape == (5, 64, 96, 3)
+    latents = made.pipeline(image=first_frame(path, 64, 96), prompt=TEXTS[0], **size, output_type="latent").frames[0]
+    expected = family.encode_video(made.pipeline.vae, np.array(picture(64, 96))[None])
+    np.testing.assert_allclose(np.asarray(latents.float())[:, 0], expected[:, 0], atol=1e-4)
+    with pytest.raises(OptionUnavailable, match="no first frame"):
+        image_to_video_class(TINY["wan-2.1"][0](tmp_path / "other" / "pipeline"), "tiny")
+    with pytest.raises(OptionUnavailable, match="no picture"):
+        first_frame(base / "model_index.json", 64, 96)
+
+
+def test_a_first_frame_given_as_channels_is_what_the_pipeline_gives(run: Run) -> None:
+    if not run.family.needs_image:
+        assert run.family.channels == run.family.predicted_channels
+        return
+    seen: dict[str, Any] = {}
+    pipeline = open_pipeline(run.base)
+    pipeline.transformer.register_forward_pre_hook(lambda m, a, kwargs: seen.update(kwargs), with_kwargs=True)
+    video(run, pipeline)
+    theirs = seen["hidden_states"][:, 4:]
+    frames, height, width = run.bucket
+    clip = np.repeat(np.asarray(picture(height, width))[None], frames, 0)
+    encoded = torch.from_numpy(run.family.encode_video(pipeline.vae, clip))[None]
+    batch = {"condition": encoded[:, 4:], "texts": torch.zeros(1, 4, 16)}
+    run.family.predict(pipeline.transformer, encoded[:, :4], torch.tensor([900.0]), batch)
+    np.testing.assert_allclose(seen["hidden_states"][:, 4:], theirs, atol=1e-4)
 
 
 def test_files_that_do_not_fit_are_named(run: Run, tmp_path: Path) -> None:

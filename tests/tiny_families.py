@@ -12,6 +12,7 @@ from diffusers import (
     HunyuanVideoPipeline,
     HunyuanVideoTransformer3DModel,
     UniPCMultistepScheduler,
+    WanImageToVideoPipeline,
     WanPipeline,
     WanTransformer3DModel,
 )
@@ -48,6 +49,12 @@ def tiny_wan_ti2v(folder: Path) -> Path:
 def tiny_wan_a14b(folder: Path) -> Path:
     """Two experts with a boundary of 0.875."""
     return _wan(folder, _wan_transformer(4), _wan_transformer(4), _wan_vae(4), boundary_ratio=0.875)
+
+
+def tiny_wan_i2v(folder: Path) -> Path:
+    """As I2V-A14B: two experts that take a mask and the latents of a first frame beside."""
+    experts = (_wan_transformer(4, 12), _wan_transformer(4, 12))
+    return _wan(folder, *experts, _wan_vae(4), WanImageToVideoPipeline, boundary_ratio=0.9)
 
 
 def tiny_hunyuan(folder: Path) -> Path:
@@ -92,17 +99,20 @@ TINY: dict[str, tuple[Callable[[Path], Path], str, tuple[int, ...]]] = {
     "wan-2.1": (tiny_wan_2_1, "5x32x48", (4, 2, 4, 6)),
     "wan-2.2-ti2v": (tiny_wan_ti2v, "5x64x96", (6, 2, 4, 6)),
     "wan-2.2-a14b": (tiny_wan_a14b, "5x32x48", (4, 2, 4, 6)),
+    "wan-2.2-i2v": (tiny_wan_i2v, "5x32x48", (8, 2, 4, 6)),
     "hunyuan-video": (tiny_hunyuan, "5x32x48", (4, 2, 4, 6)),
 }
 
 
-def _wan(folder: Path, first: Any, second: Any, vae: AutoencoderKLWan, **settings: Any) -> Path:
+def _wan(
+    folder: Path, first: Any, second: Any, vae: AutoencoderKLWan, kind: Any = WanPipeline, **settings: Any
+) -> Path:
     config = UMT5Config(
         vocab_size=len(LETTERS) + 4, d_model=TEXT_DIM, d_kv=8, d_ff=16, num_layers=1, num_heads=2,
         is_encoder_decoder=False, use_cache=False,
     )  # fmt: skip
     torch.manual_seed(1)
-    WanPipeline(
+    kind(
         tokenizer=_letters(T5TokenizerFast, model_max_length=512),
         text_encoder=UMT5EncoderModel(config).eval(),
         vae=vae.eval(),
@@ -114,11 +124,11 @@ def _wan(folder: Path, first: Any, second: Any, vae: AutoencoderKLWan, **setting
     return folder
 
 
-def _wan_transformer(channels: int) -> WanTransformer3DModel:
+def _wan_transformer(channels: int, taken: int = 0) -> WanTransformer3DModel:
     torch.manual_seed(channels)
     return WanTransformer3DModel(
-        num_attention_heads=2, attention_head_dim=16, in_channels=channels, out_channels=channels, text_dim=TEXT_DIM,
-        freq_dim=16, ffn_dim=64, num_layers=2, rope_max_seq_len=32,
+        num_attention_heads=2, attention_head_dim=16, in_channels=taken or channels, out_channels=channels,
+        text_dim=TEXT_DIM, freq_dim=16, ffn_dim=64, num_layers=2, rope_max_seq_len=32,
     )  # fmt: skip
 
 

@@ -107,9 +107,19 @@ class Family(ABC):
         """Width of the rows that `encode_texts` gives."""
 
     @property
-    def channels(self) -> int:
-        """Channels of the latents of a video."""
+    def predicted_channels(self) -> int:
+        """Channels of the latents that the transformer predicts the velocity of."""
         return int(self.transformer["out_channels"] or self.transformer["in_channels"])
+
+    @property
+    def channels(self) -> int:
+        """Channels that `encode_video` gives: those predicted, and those of what is given beside, if anything is."""
+        return self.predicted_channels
+
+    @property
+    def needs_image(self) -> bool:
+        """Whether a first frame is always given, so that no video is made of a prompt alone."""
+        return False
 
     @property
     def experts(self) -> tuple[Expert, ...]:
@@ -170,7 +180,8 @@ class Family(ABC):
             model: the transformer, possibly wrapped.
             noisy: latents (B, C, F, H, W) in the dtype that the model computes in.
             timestep: 1000 times the noise level of each, (B,).
-            batch: what `text_inputs` gave, on the model's device.
+            batch: what `text_inputs` gave, on the model's device; and `condition` (B, …, F, H, W), the channels of
+                `encode_video` beyond those predicted.
         """
 
     def compute_dtype(self, model: Any) -> "torch.dtype":

@@ -5,10 +5,10 @@ from pathlib import Path
 from models import ModelUnavailable
 from models.families.family import Family, folder_facts
 from models.families.hunyuan_video import HunyuanVideo
-from models.families.wan import Wan
+from models.families.wan import Wan, WanImageToVideo
 from models.generation.video_diffusion import Sampling, read_sampling
 
-FAMILIES: tuple[type[Family], ...] = (Wan, HunyuanVideo)
+FAMILIES: tuple[type[Family], ...] = (Wan, WanImageToVideo, HunyuanVideo)
 
 
 def family_of(folder: Path) -> Family:
@@ -25,9 +25,19 @@ def family_of(folder: Path) -> Family:
     else:
         known = ", ".join(f"{family.pipeline} of a {family.transformer_class}" for family in FAMILIES)
         raise ModelUnavailable(f"{folder} is a {kind} of a {model}; trained can be: {known}")
-    if transformer.get("image_dim") is not None or transformer.get("in_channels") != transformer.get("out_channels"):
-        raise ModelUnavailable(f"{folder} is an image-to-video model of another kind; this trains text-to-video models")
-    return family(index, transformer, vae)
+    if transformer.get("image_dim") is not None:
+        raise ModelUnavailable(
+            f"{folder} is told its first frame by CLIP too (Wan 2.1 I2V), which is not trained here: take "
+            "Wan 2.2 I2V-A14B, or TI2V with first_frame_share"
+        )
+    found = family(index, transformer, vae)
+    further = found.channels + int(vae.get("scale_factor_temporal") or 4) if found.needs_image else found.channels
+    if transformer.get("in_channels") != further:
+        raise ModelUnavailable(
+            f"{folder} takes {transformer.get('in_channels')} channels, not {further} as {found.name}: it is told of "
+            "more than is known here"
+        )
+    return found
 
 
 def sampling_defaults(folder: Path) -> Sampling | None:

@@ -40,6 +40,9 @@ WAN_2_2_TI2V = Sampling(
 )  # fmt: skip
 
 
+WAN_2_2_I2V_A14B = WAN_2_2_A14B.model_copy(update={"guidance_scale": 3.5, "guidance_scale_2": 3.5, "flow_shift": 5.0})
+
+
 class Wan(Family):
     """A checkpoint of Wan."""
 
@@ -151,3 +154,54 @@ class Wan(Family):
         of_frames = timestep[:, None].repeat(1, frames)
         of_frames[:, 0] *= 1 - given
         return of_frames.repeat_interleave(height * width, dim=1)
+
+
+class WanImageToVideo(Wan):
+    """Wan 2.2 I2V-A14B: goes on from a first frame, which it is given as further channels.
+
+    Beside its noisy latents the transformer sees the latents of a video that holds the first frame and then nothing
+    (the middle between black and white), and four channels that say which frames are given; as
+    `WanImageToVideoPipeline` makes them. `encode_video` gives the latents of the clip and, below them, those of that
+    video.
+    """
+
+    pipeline = "WanImageToVideoPipeline"
+
+    @property
+    def name(self) -> str:
+        """See Family."""
+        return "Wan 2.2 I2V A14B"
+
+    @property
+    def sampling(self) -> Sampling:
+        """See Family."""
+        return WAN_2_2_I2V_A14B
+
+    @property
+    def channels(self) -> int:
+        """See Family."""
+        return 2 * self.predicted_channels
+
+    @property
+    def needs_image(self) -> bool:
+        """See Family."""
+        return True
+
+    def encode_video(self, vae: Any, frames: np.ndarray) -> np.ndarray:
+        """See Family: latents of the clip, then those of its first frame and nothing."""
+        held = np.full(frames.shape, 127.5, np.float32)
+        held[0] = frames[0]
+        return np.concatenate([encode_frames(vae, frames), encode_frames(vae, held)])
+
+    def decode_video(self, vae: Any, latents: np.ndarray) -> np.ndarray:
+        """See Family."""
+        return decode_latents(vae, latents[: self.predicted_channels])
+
+    def predict(self, model: Any, noisy: "Tensor", timestep: "Tensor", batch: "Mapping[str, Tensor]") -> "Tensor":
+        """See Family."""
+        import torch
+
+        condition = batch["condition"].to(noisy.dtype)
+        given = torch.zeros_like(noisy[:, :1]).repeat(1, int(self.vae.get("scale_factor_temporal") or 4), 1, 1, 1)
+        given[:, :, 0] = 1
+        return super().predict(model, torch.cat([noisy, given, condition], dim=1), timestep, batch)

@@ -282,7 +282,8 @@ def encode_frames(vae: Any, frames: np.ndarray) -> np.ndarray:
 
     Args:
         vae: `AutoencoderKLWan`.
-        frames: uint8 RGB (F, H, W, 3); F − 1 a multiple of the temporal factor, H and W of the spatial one.
+        frames: RGB (F, H, W, 3), 0 to 255, uint8 or float32; F − 1 a multiple of the temporal factor, H and W of the
+            spatial one.
 
     Returns:
         float32 (C, F', H', W').

@@ -18,7 +18,7 @@ from pydantic import Field
 from medgen.parameters import Parameters
 from models import ModelUnavailable
 from models.families.hunyuan_video import HUNYUAN_VIDEO
-from models.families.known import sampling_defaults
+from models.families.known import family_of, sampling_defaults
 from models.families.wan import NEGATIVE_PROMPT as WAN_NEGATIVE_PROMPT
 from models.families.wan import Wan
 from models.generation.lora import Lora, load_loras
@@ -50,6 +50,7 @@ FPS = {
 OTHER_FPS = 16.0
 # What a pipeline is told to lead away from where neither anybody nor its folder says.
 NEGATIVE_PROMPTS = {Wan.pipeline: WAN_NEGATIVE_PROMPT}
+BESIDE = ("fps", "flow_shift", "lora", "image")  # settings that are no arguments of a pipeline's call
 NO_NEGATIVE = "none"  # asks for the empty text where empty means the model's own
 # What a pipeline of pictures or videos into videos needs beside the prompt.
 OTHER_INPUTS = ("image", "images", "video", "conditions", "control_video", "reference_images", "src_video")
@@ -147,6 +148,22 @@ def text_to_video_class(folder: Path, name: str) -> type["DiffusionPipeline"]:
     return cls
 
 
+def image_to_video_class(folder: Path, name: str) -> type["DiffusionPipeline"]:
+    """The class that makes videos of a first frame and a prompt with the models of a pipeline's folder.
+
+    Raises:
+        OptionUnavailable: they take no first frame.
+        ModelUnavailable: as `family_of`.
+    """
+    import diffusers
+
+    family = family_of(folder)
+    if not (family.needs_image or family.first_frame):
+        raise OptionUnavailable(f"{name!r} is {family.name}, which takes no first frame: leave the image out")
+    cls: type[DiffusionPipeline] = diffusers.WanImageToVideoPipeline
+    return cls
+
+
 def sampling_settings(cls: type["DiffusionPipeline"], folder: Path, asked: Mapping[str, Any]) -> dict[str, Any]:
     """All sampling settings of a model: what was asked for, else its folder's own, its authors', its class's defaults.
 
@@ -212,19 +229,26 @@ def _tokenizer_length(folder: Path) -> int:
 
 
 class VideoGenerator:
-    """A loaded pipeline with its options and adapters.
+    """A loaded pipeline with its options and adapters; with `image`, of videos that go on from that picture.
 
     Raises:
         ModelUnavailable: as `open_pipeline` and `load_loras`; OptionUnavailable for an option that can't be had.
         OutOfMemory: the weights don't fit.
     """
 
-    def __init__(self, folder: Path, options: GeneratorOptions, loras: Sequence[Lora] = ()) -> None:
+    def __init__(
+        self, folder: Path, options: GeneratorOptions, loras: Sequence[Lora] = (), image: Path | None = None
+    ) -> None:
         options = options.resolved()
         self.options = options
         with _explain_out_of_memory(options, {}):
             on = "cpu" if options.offload != "none" else options.device
             self.pipeline: Any = open_pipeline(folder, dtype=_dtype(options), device=on)
+            self.image = image
+            if image is not None and not isinstance(self.pipeline, cls := image_to_video_class(folder, folder.name)):
+                further = {name: self.pipeline.config[name] for name in ("expand_timesteps", "boundary_ratio")}
+                self.pipeline = cls(**self.pipeline.components, **further)
+                self.pipeline.set_progress_bar_config(disable=True)
             load_loras(self.pipeline, folder, loras)
             self._apply()
 
@@ -240,7 +264,9 @@ class VideoGenerator:
         """
         import torch
 
-        arguments = {name: value for name, value in settings.items() if name not in ("fps", "flow_shift", "lora")}
+        arguments = {name: value for name, value in settings.items() if name not in BESIDE}
+        if self.image is not None:
+            arguments["image"] = first_frame(self.image, settings["height"], settings["width"])
         if "flow_shift" in settings:
             set_flow_shift(self.pipeline, settings["flow_shift"])
         # On the CPU, so that a seed means the same noise on every device.
@@ -290,6 +316,17 @@ class VideoGenerator:
                     part.compile_repeated_blocks()
                 else:
                     part.compile()
+
+
+def first_frame(path: Path, height: int, width: int) -> Any:
+    """A picture as PIL's, cut to the aspect ratio and resized. Raises OptionUnavailable: it is no picture."""
+    from PIL import Image, ImageOps, UnidentifiedImageError
+
+    try:
+        with Image.open(path) as picture:
+            return ImageOps.fit(ImageOps.exif_transpose(picture).convert("RGB"), (width, height))
+    except (OSError, UnidentifiedImageError, ValueError, Image.DecompressionBombError) as error:
+        raise OptionUnavailable(f"{path} is no picture that can be read: {error}") from error
 
 
 def free_memory() -> None:

@@ -152,6 +152,9 @@ def check_geometry(config: TrainConfig, family: Family, fps: float) -> Check:
     if config.first_frame_share and not family.first_frame:
         advice = f"{family.name} can't be given a first frame: set first_frame_share=0, or choose Wan 2.2 TI2V."
         return Check("buckets", f"first_frame_share {config.first_frame_share:g}", expected, "fail", advice)
+    if config.validation_prompts and family.needs_image:
+        advice = f"{family.name} makes no videos of prompts alone: set validation_prompts=[]."
+        return Check("buckets", f"{len(config.validation_prompts)} validation_prompts", expected, "fail", advice)
     if config.fps != fps and not config.from_scratch:
         advice = f"The base makes {fps:g} frames a second: at another rate, it has to learn motion anew."
         return Check("buckets", measured, f"{fps:g} frames a second", "warn", advice)

@@ -32,9 +32,10 @@ def batch_of(
     """
     noise, sigmas, texts, given = [], [], [], []
     within = (expert or Expert()).sigma
+    latents = torch.stack([sample.latents for _, sample in items])
     for position, sample in items:
         draw = generator(config.seed, "step", step, position)
-        noise.append(torch.randn(sample.latents.shape, generator=draw))
+        noise.append(torch.randn((family.predicted_channels, *sample.latents.shape[1:]), generator=draw))
         scheme = (config.weighting_scheme, config.logit_mean, config.logit_std, config.flow_shift)
         sigmas.append(draw_sigma(*scheme, draw, within))
         dropped, detailed = torch.rand(2, generator=draw).tolist()
@@ -45,12 +46,18 @@ def batch_of(
             frames = sample.latents.shape[1]
             given.append(float(frames > 1 and torch.rand((), generator=draw) < config.first_frame_share))
     batch = {
-        "latents": torch.stack([sample.latents for _, sample in items]),
+        **split(latents, family),
         "noise": torch.stack(noise),
         "sigma": torch.stack(sigmas),
         **family.text_inputs(texts, config.max_sequence_length),
     }
     return batch | ({"given": torch.tensor(given)} if given else {})
+
+
+def split(latents: Tensor, family: Family) -> dict[str, Tensor]:
+    """`latents` (B, C, F, H, W) that are predicted, and `condition`, the channels that are given beside, if any are."""
+    own, rest = latents[:, : family.predicted_channels], latents[:, family.predicted_channels :]
+    return {"latents": own, "condition": rest} if rest.shape[1] else {"latents": own}
 
 
 def caption_of(sample: Encoded, detailed: bool) -> Tensor:

@@ -12,6 +12,8 @@ Preset = Literal[
     "wan2.2-5b-image-lora",
     "wan2.2-a14b-high-lora",
     "wan2.2-a14b-low-lora",
+    "wan2.2-i2v-high-lora",
+    "wan2.2-i2v-low-lora",
     "hunyuan-lora",
     "paper",
     "paper-lora",
@@ -47,6 +49,12 @@ WAN_2_2_A14B: dict[str, Any] = {
     "use_ema": True,
     "flow_shift": 12.0,
     "guidance_scale": 4.0,
+}
+WAN_2_2_I2V: dict[str, Any] = {
+    **WAN_2_2_A14B,
+    "pretrained_model_name_or_path": "Wan-AI/Wan2.2-I2V-A14B-Diffusers",
+    "flow_shift": 5.0,
+    "guidance_scale": 3.5,
 }
 HUNYUAN: dict[str, Any] = {
     "pretrained_model_name_or_path": HUNYUAN_VIDEO,
@@ -153,6 +161,9 @@ PRESETS: dict[Preset, dict[str, Any]] = {
     # Each of the two experts is a run of its own, on the noise levels that it is asked for.
     "wan2.2-a14b-high-lora": {**WAN_2_2_A14B, "expert": "high_noise"},
     "wan2.2-a14b-low-lora": {**WAN_2_2_A14B, "expert": "low_noise"},
+    # The same with the first frame given: shift 5, guidance 3.5 (wan/configs/wan_i2v_A14B.py).
+    "wan2.2-i2v-high-lora": {**WAN_2_2_I2V, "expert": "high_noise"},
+    "wan2.2-i2v-low-lora": {**WAN_2_2_I2V, "expert": "low_noise"},
     "hunyuan-lora": {
         **HUNYUAN,
         "buckets": "129x544x960",  # the smaller of its two sizes (720p, 540p)

@@ -9,7 +9,7 @@ from accelerate.utils import DistributedType
 from models.families.family import Expert, Family
 from models.training.config import TrainConfig
 from models.training.flow_matching import generator, levels
-from models.training.loss import caption_of, losses_of
+from models.training.loss import caption_of, losses_of, split
 from models.training.samples import SampleSet
 
 
@@ -47,9 +47,10 @@ def fixed_loss(
             clip = samples.samples[index].clip_id
             text = caption_of(sample, config.detailed_share >= 0.5)
             for level, sigma in enumerate(sigmas):
-                noise = torch.randn(sample.latents.shape, generator=generator(config.seed, "validation", clip, level))
+                shape = (family.predicted_channels, *sample.latents.shape[1:])
+                noise = torch.randn(shape, generator=generator(config.seed, "validation", clip, level))
                 batch = {
-                    "latents": sample.latents[None],
+                    **split(sample.latents[None], family),
                     "noise": noise[None],
                     "sigma": sigma[None],
                     **family.text_inputs([text], config.max_sequence_length),

@@ -35,6 +35,7 @@ from models.generation.video_generator import (
     OutOfMemory,
     VideoGenerator,
     free_memory,
+    image_to_video_class,
     sampling_settings,
     text_to_video_class,
 )
@@ -86,6 +87,8 @@ class GenerateParams(GenerationParams):
     lora: tuple[str, ...] = Field(
         (), description="LoRA files beside the model, FILE[:WEIGHT] each; FILE may be medgen:NAME of a trained LoRA."
     )
+
+    image: str = Field("", description="Picture that videos begin with, for models that take one (Wan 2.2 TI2V, I2V).")
 
     @field_validator("lora")
     @classmethod
@@ -152,6 +155,7 @@ class Plan:
     taken_down: tuple[str, ...]
     pipeline: str = ""
     loras: tuple[tuple[Lora, ModelVersion | None], ...] = ()
+    image: Path | None = None
 
 
 def plan(ledger: Ledger, params: GenerateParams) -> Plan:
@@ -167,7 +171,8 @@ def plan(ledger: Ledger, params: GenerateParams) -> Plan:
     folder, pipeline = model_folder(ledger, base_of_adapter(ledger, adapter) if adapter else params.model)
     version = adapter or on_record(ledger, pipeline)
     loras = _loras(ledger, ([params.model] if adapter else []) + list(params.lora))
-    cls = text_to_video_class(folder, params.model)
+    image = _image(params.image)
+    cls = (image_to_video_class if image else text_to_video_class)(folder, params.model)
     asked: dict[str, Any] = {
         "num_frames": params.num_frames,
         "height": params.height,
@@ -185,6 +190,8 @@ def plan(ledger: Ledger, params: GenerateParams) -> Plan:
     settings = sampling_settings(cls, folder, asked)
     if loras:
         settings["lora"] = [{"sha256": lora.sha256, "weight": lora.weight} for lora, _ in loras]
+    if image:
+        settings["image"] = file_digest(image)
     releases = {known.release_name for known in (version, *(trained for _, trained in loras)) if known}
     return Plan(
         folder=folder,
@@ -196,7 +203,15 @@ def plan(ledger: Ledger, params: GenerateParams) -> Plan:
         taken_down=tuple(sorted({video for release in releases for video in taken_down(ledger, release)})),
         pipeline=pipeline,
         loras=loras,
+        image=image,
     )
+
+
+def _image(name: str) -> Path | None:
+    """Raises ItemFailed no_image: there is no such file."""
+    if name and not Path(name).is_file():
+        raise ItemFailed("no_image", f"there is no picture {name}")
+    return Path(name).resolve() if name else None
 
 
 def _loras(ledger: Ledger, texts: Sequence[str]) -> tuple[tuple[Lora, ModelVersion | None], ...]:
@@ -220,7 +235,9 @@ def generate(work: Work, store: Store, settings: Mapping[str, Any], options: Gen
     facts, access = work.context, work.access
     try:
         loras = tuple(Lora(Path(path), sha256, weight) for path, sha256, weight in access.get("loras", ()))
-        frames = _generator(str(access["folder"]), options, loras).frames(facts["prompt"], facts["seed"], settings)
+        image = Path(access["image"]) if access.get("image") else None
+        generator = _generator(str(access["folder"]), options, loras, image)
+        frames = generator.frames(facts["prompt"], facts["seed"], settings)
     except OutOfMemory as error:
         raise ItemFailed("out_of_memory", str(error), later=True) from error
     except OptionUnavailable as error:
@@ -342,6 +359,7 @@ def _work(plan: Plan, prompt: Prompt, seed: int) -> Work:
             "digest": plan.digest,
             "shown": plan.shown,
             "taken_down": list(plan.taken_down),
+            "image": str(plan.image) if plan.image else "",
             "loras": [(str(lora.path), lora.sha256, lora.weight) for lora, _ in plan.loras],
         },
     )
@@ -382,14 +400,14 @@ _held: dict[Any, VideoGenerator] = {}  # one at most
 _held_lock = Lock()
 
 
-def _generator(folder: str, options: GeneratorOptions, loras: tuple[Lora, ...]) -> VideoGenerator:
+def _generator(folder: str, options: GeneratorOptions, loras: tuple[Lora, ...], image: Path | None) -> VideoGenerator:
     """The model in memory; another one is let go before it is loaded, which must find the memory free."""
-    wanted = (folder, options, loras)
+    wanted = (folder, options, loras, image)
     with _held_lock:
         if wanted not in _held:
             _held.clear()
             free_memory()
-            _held[wanted] = VideoGenerator(Path(folder), options, loras)
+            _held[wanted] = VideoGenerator(Path(folder), options, loras, image)
         return _held[wanted]
 
 
