@@ -10,7 +10,7 @@ import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any, Literal, cast
 
 import numpy as np
 from pydantic import Field
@@ -155,13 +155,13 @@ def image_to_video_class(folder: Path, name: str) -> type["DiffusionPipeline"]:
         OptionUnavailable: they take no first frame.
         ModelUnavailable: as `family_of`.
     """
-    import diffusers
+    from diffusers.pipelines.wan.pipeline_wan_i2v import WanImageToVideoPipeline
 
     family = family_of(folder)
     if not (family.needs_image or family.first_frame):
         raise OptionUnavailable(f"{name!r} is {family.name}, which takes no first frame: leave the image out")
-    cls: type[DiffusionPipeline] = diffusers.WanImageToVideoPipeline
-    return cls
+    cls: Any = WanImageToVideoPipeline
+    return cast("type[DiffusionPipeline]", cls)
 
 
 def sampling_settings(cls: type["DiffusionPipeline"], folder: Path, asked: Mapping[str, Any]) -> dict[str, Any]:
