@@ -36,6 +36,7 @@ class Costs:
 class _Known:
     kind: str
     cpu_s: float = 0.0
+    before_s: float = 0.0  # of a server that ran before the command, with its backends that ended
 
 
 class ProcessCosts:
@@ -81,7 +82,9 @@ class ProcessCosts:
             with suppress(psutil.Error):
                 # Younger ones may still be copies of their parent, on their way to another program.
                 if time.time() - process.create_time() > LOOK_S and process not in self._known:
-                    self._known[process] = _Known(self._kind(process))
+                    known = self._known[process] = _Known(self._kind(process))
+                    if process.create_time() < self._root.create_time():
+                        known.before_s = sum(process.cpu_times()[:4])
 
     def _kind(self, process: psutil.Process) -> str:
         if process.name().startswith("postgres"):
@@ -92,10 +95,12 @@ class ProcessCosts:
         postgres_s = 0.0
         for process, known in self._known.items():
             with suppress(psutil.Error, OSError):
+                if not process.is_running():  # its number may be another's by now
+                    continue
                 times = process.cpu_times()
                 known.cpu_s = times.user + times.system
                 if known.kind == "postgres":  # a backend that ended has left its time to the server
-                    postgres_s += known.cpu_s + times.children_user + times.children_system
+                    postgres_s += known.cpu_s + times.children_user + times.children_system - known.before_s
                 peak = _peak_mib(process.pid)
                 self._costs.peak_mib[known.kind] = max(self._costs.peak_mib[known.kind], peak)
         self._costs.cpu_s["postgres"] = max(self._costs.cpu_s["postgres"], postgres_s)
