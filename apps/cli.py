@@ -19,6 +19,7 @@ from apps.evaluate import evaluate
 from apps.export_lora import export_lora
 from apps.gc import gc
 from apps.generate import generate
+from apps.import_release import import_release
 from apps.judge.command import judge, sample
 from apps.metrics import metrics
 from apps.plan import plan
@@ -51,6 +52,7 @@ for command in (
     export_lora,
 ):  # fmt: skip
     app.command()(command)
+app.command("import")(import_release)  # its name is a word of Python's
 
 
 @app.callback()

@@ -23,7 +23,7 @@ from medgen.catalog import (
 )
 from medgen.ledger import Ledger
 from medgen.store import ArtifactLost
-from medgen.takedown import stamp
+from medgen.takedown import IMPORT, IMPORT_LIST, stamp
 from tasks.curation.vanished import RECHECK, vanished
 from tasks.training.model_lineage import models_of
 
@@ -152,7 +152,7 @@ def verdict(history: Mapping[str, Any]) -> str:
     if takedown := history["forgotten"]:
         return f"Taken down {takedown['forgotten_at'][:19]}: {takedown['reason']}. Its bytes and words are gone."
     current = [step for step in history["steps"] if not step["superseded"] and step["step"] != RECHECK]
-    if [step["step"] for step in current] in ([], ["discover"]):
+    if [step["step"] for step in current] in ([], ["discover"], [IMPORT_LIST]):
         return "Listed; nothing was done with it yet."
     last = current[-1]
     detail = last["detail"]
@@ -163,6 +163,9 @@ def verdict(history: Mapping[str, Any]) -> str:
         if "score" in detail:
             why = f": {detail.get('metric', 'score')} {detail['score']} against a threshold of {detail['threshold']}"
         return f"Rejected by {last['step']} ({last['reason']}){why}."
+    if last["step"] == IMPORT and (imported := detail.get("imported")):
+        released = ", ".join(release["name"] for release in history.get("releases", ())) or "no release"
+        return f"Imported as {imported['set']} published it, judged by no step here; released in {released}."
     if history.get("releases"):
         return f"Kept, and released in {', '.join(release['name'] for release in history['releases'])}."
     return f"Kept by {last['step']}, the last step so far."
@@ -175,7 +178,8 @@ def _takedown(row: Tombstone | None) -> dict[str, Any] | None:
 def _ancestry(session: Session, clip: Clip | None, video: Video) -> list[StepRun]:
     """All step runs about the subject and those before them, oldest first."""
     if clip is None:
-        wanted = set(session.scalars(select(StepRun.id).where(StepRun.subject == video.id)))
+        imported = select(StepRun.id).where(StepRun.step == IMPORT, StepRun.subject.startswith(f"{video.id}/"))
+        wanted = {*session.scalars(select(StepRun.id).where(StepRun.subject == video.id)), *session.scalars(imported)}
     else:
         wanted = set(session.scalars(select(StepRun.id).where(StepRun.subject == clip.id))) | {clip.step_run_id}
     known: set[int] = set()

@@ -17,7 +17,7 @@ def status(
     every: Annotated[bool, typer.Option("--all", help="List the verdict on every item.")] = False, as_json: Json = False
 ) -> None:
     """Show the funnel of all that is on record, and failures by reason."""
-    from apps.verdicts import missing, totals, verdicts
+    from apps.verdicts import imports, missing, totals, verdicts
     from medgen.among import pages
     from medgen.ledger import open_ledger
     from tasks.operations.failures import failures
@@ -26,13 +26,18 @@ def status(
         ledger = open_ledger()
         funnel, gone, failed = totals(ledger), missing(ledger), failures(ledger)
         if as_json:
-            facts = {"funnel": funnel, "failures": failed} | gone
+            facts = {"funnel": funnel, "failures": failed, "imported": imports(ledger)} | gone
             if every:
                 print_json_with(facts, "items", verdicts(ledger))
             else:
                 print_json(facts)
             return
         print_funnel(funnel)
+        for row in imports(ledger):
+            out.print(
+                f"imported of {escape(row['source'])}: {row['kept']} clips, {row['rejected'] + row['failed']} left out",
+                highlight=False,
+            )
         if failed:
             _print_failures(failed)
         if gone["taken_down"]:

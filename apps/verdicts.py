@@ -10,7 +10,7 @@ from sqlalchemy.orm import Session, aliased
 from medgen.among import among, pages
 from medgen.catalog import StepInput, StepRun, Tombstone
 from medgen.ledger import Ledger, Record
-from medgen.takedown import stamp
+from medgen.takedown import IMPORT, stamp
 from tasks.curation.funnel import funnel
 from tasks.curation.newest_runs import newest_discovered, newest_runs
 from tasks.curation.steps import STEP_NAMES
@@ -38,6 +38,21 @@ def missing(ledger: Ledger) -> dict[str, Any]:
         tombstones = session.scalar(select(func.count()).select_from(Tombstone)) or 0
     vanished_at = {video_id: stamp(when) for video_id, when in sorted(vanished(ledger.engine).items())}
     return {"taken_down": tombstones, "vanished": vanished_at}
+
+
+def imports(ledger: Ledger) -> list[dict[str, Any]]:
+    """Published sets: source, and how many of their clips were kept, rejected and failed; what was taken down is left
+    out."""
+    source = StepRun.context["source"].astext
+    count = (func.count().filter(StepRun.status == status).label(status) for status in ("kept", "rejected", "failed"))
+    query = (
+        select(source.label("source"), *count)
+        .where(StepRun.step == IMPORT, ~StepRun.superseded, source != "")
+        .group_by(source)
+        .order_by(source)
+    )
+    with Session(ledger.engine) as session:
+        return [dict(row._mapping) for row in session.execute(query)]
 
 
 def verdicts(ledger: Ledger) -> Iterator[dict[str, Any]]:

@@ -40,6 +40,7 @@ Each stands below its base class, beside the module that defines it:
             DiscoveryFailed         flows.discover
             FunnelDeparted          tasks.curation.funnel_guard
             HomeUnusable            medgen.home
+            ImportFailed            flows.import_release
             NoPlan                  tasks.operations.plan
             NoSuchDevice            medgen.devices
             NotOfTheInstallation    medgen.installation

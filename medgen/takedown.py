@@ -65,6 +65,8 @@ from medgen.insert_rows import insert_rows
 from medgen.store import Store
 
 TAKEDOWN_STEP = "forget"  # the step that a takedown is on record as
+IMPORT = "import"  # the step that takes in a clip of a published set; its subject is VIDEO/KEY
+IMPORT_LIST = "import_list"  # the step that reads a file which describes such clips
 TAKEN_DOWN = "forgotten"  # the reason of what is refused because of a tombstone
 BLOCKED = "near_duplicate_of_forgotten"  # the reason of clips that show the same as what was taken down
 NOTICE = "TAKEDOWN.json"
@@ -78,6 +80,7 @@ TAKEDOWN_LOCK = 0x666F72676574  # held by the one takedown that is under way
 PLAIN = frozenset(
     ["id", "video_id", "digest", "metric", "reason", "all_reasons", "passes_when", "duplicate_of", "replaces", "clip",
      "motion_type", "technical_model", "aesthetic_model", "captioner", "captioner_kind", "day", "tombstone",
+     "list_sha256", "file_sha256",
      # Of pictures only their hashes and coarse brightness; by it a copy is known when it comes from another address.
      "fingerprint"]
 )  # fmt: skip

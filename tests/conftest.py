@@ -43,7 +43,7 @@ os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")  # it has no such choice
 os.environ.setdefault("XDG_RUNTIME_DIR", f"/tmp/medgen-tests-{os.getuid()}")
 
 ROOT = Path(__file__).resolve().parent.parent
-FLOW_COMMANDS = ("refresh", "discover", "train", "evaluate", "augment")  # those that need a Prefect server
+FLOW_COMMANDS = ("refresh", "discover", "import", "train", "evaluate", "augment")  # those that need a Prefect server
 ACCESS_KEY, SECRET_KEY = "medgen-test", "medgen-test-secret"
 SHARED = "MEDGEN_TESTS_SHARED"  # folder of what all test processes of a session use
 # With two processes, a long file that begins last would leave one of them idle.

@@ -54,6 +54,7 @@ def clip_facts(site: Site, clip_id: str) -> dict[str, Any]:
         "privacy": last.get("privacy", {"detail": {}})["detail"],
         "measured": last.get("quality"),
         "captioned": last.get("caption"),
+        "imported": last.get("import"),
         "category": next((s["category"] for s in siblings if s["id"] == clip_id), None),
     }
 

@@ -7,6 +7,7 @@ from apps.audit import charts
 from apps.audit.reasons import in_words
 from apps.audit.shown_text import number
 from apps.pictures_in_words import pictures_in_words
+from medgen.takedown import IMPORT
 
 
 def explanation_of(history: Mapping[str, Any]) -> dict[str, Any]:
@@ -39,6 +40,12 @@ def explanation_of(history: Mapping[str, Any]) -> dict[str, Any]:
             words += f": {check['metric'].replace('_', ' ')} is {number(check['score'])}"
             words += f" where {side} {number(check['threshold'])} is wanted"
         return answer | {"words": words + ".", "check": check}
+    if last["step"] == IMPORT:
+        names = ", ".join(r["name"] for r in history.get("releases", ())[:3]) or "no release"
+        words = (
+            f"It was imported as it was published; no step of this installation judged it. It was released in {names}."
+        )
+        return answer | {"words": words}
     if releases := history.get("releases"):
         names = ", ".join(r["name"] for r in releases[:3]) + (f" and {len(releases) - 3} more" if releases[3:] else "")
         passed = sum(len(charts.comparisons(s)) for s in own)
@@ -64,6 +71,9 @@ def describe_steps(steps: Sequence[dict[str, Any]], faults: Mapping[int, str | N
             "encoder",
             "metadata",
             "all_reasons",
+            "imported",
+            "given",
+            "caption_columns",
         }
         step["facts"] = {
             k: v for k, v in sorted(step["detail"].items()) if k not in skipped and v not in (None, "", [])

@@ -211,7 +211,7 @@ def release_content(
             *funnel(ledger, runs_of(results)),
             released | {"rejected": dict(sorted(reasons.items())), "failed": {}},
         ],
-        "record_root": _record_root(ledger, runs_of(results)),
+        "record_root": record_root(ledger, runs_of(results)),
         "videos": videos,
     }
     return ReleaseContent(clip_table, rejected_table, ledger.store.put_bytes(canonical_json(facts), "application/json"))
@@ -250,7 +250,7 @@ def _settle(connection: Connection, ledger: Ledger, *, drop_vanished: bool) -> N
     blocked = blocked_clips(ledger.engine, _measured(connection, not_taken_down))
     for page in pages(streamed(connection, not_taken_down), CLIPS_AT_ONCE):
         records = ledger.load({run_id for _, lineage in page for run_id in lineage.values()})
-        captions = _captions(ledger, [lineage["caption"] for _, lineage in page])
+        captions = captions_of(ledger, [lineage["caption"] for _, lineage in page])
         pasts = {clip: {step: records[run_id] for step, run_id in lineage.items()} for clip, lineage in page}
         rows = {clip: _row(clip, past, captions) for clip, past in pasts.items()}
         gone_from_source = vanished(ledger.engine, {row["video_id"] for row in rows.values()}) if drop_vanished else {}
@@ -338,7 +338,7 @@ def table(store: Store, schema: pa.Schema, rows: Iterable[Mapping[str, Any]]) ->
         return store.put_file(scratch, PARQUET)
 
 
-def _record_root(ledger: Ledger, runs: Select[tuple[int]]) -> str:
+def record_root(ledger: Ledger, runs: Select[tuple[int]]) -> str:
     """sha256 of the canonical JSON of the sorted list of record hashes."""
     of_release = runs.subquery()
     hashes = select(StepRun.record_hash).join(of_release, of_release.c.id == StepRun.id)
@@ -370,7 +370,8 @@ def _json(value: Any) -> str:
     return json.dumps(value, ensure_ascii=False)
 
 
-def _captions(ledger: Ledger, run_ids: Sequence[int]) -> dict[tuple[int, str], Caption]:
+def captions_of(ledger: Ledger, run_ids: Sequence[int]) -> dict[tuple[int, str], Caption]:
+    """(id of the step run, kind) → caption."""
     with Session(ledger.engine) as session:
         rows = session.scalars(select(Caption).where(among(Caption.step_run_id, run_ids)))
         return {(row.step_run_id, row.kind): row for row in rows}

@@ -11,7 +11,6 @@ from sqlalchemy.orm import Session
 from medgen.among import among, pages
 from medgen.catalog import StepRun
 from medgen.ledger import Ledger, Record
-from tasks.curation.discover_record import DISCOVER
 from tasks.curation.newest_runs import newest_runs
 from tasks.curation.steps import STEP_NAMES, UNITS
 
@@ -21,15 +20,19 @@ _FAILED = (
     .where(StepRun.status == "failed")
     .group_by(StepRun.step, StepRun.reason, StepRun.transient)
 )
-# Reason, count and the oldest record, of rows of listings that could not be read: a record of discover counts many.
+# Step, reason, count and the oldest record, of rows that could not be read: a record counts many.
 _VERDICTS = func.jsonb_each_text(StepRun.detail["counts"]).table_valued("verdict", "rows").render_derived()
 _REASON = func.substr(_VERDICTS.c.verdict, len("failed ") + 1)
 _BAD_ROWS = (
-    select(_REASON, cast(func.sum(cast(_VERDICTS.c.rows, BigInteger)), BigInteger), func.min(StepRun.id))
+    select(StepRun.step, _REASON, cast(func.sum(cast(_VERDICTS.c.rows, BigInteger)), BigInteger), func.min(StepRun.id))
     .select_from(StepRun)
     .join(_VERDICTS, true())
-    .where(StepRun.step == "discover", StepRun.status == "kept", _VERDICTS.c.verdict.startswith("failed"))
-    .group_by(_REASON)
+    .where(
+        StepRun.step.in_(["discover", "import_list"]),
+        StepRun.status == "kept",
+        _VERDICTS.c.verdict.startswith("failed"),
+    )
+    .group_by(StepRun.step, _REASON)
 )
 
 
@@ -48,16 +51,16 @@ def failures(ledger: Ledger, runs: Select[tuple[int]] | Collection[int] | None =
     else:
         looked_at = [newest_runs() if runs is None else runs]
     groups: dict[tuple[str, str, bool], tuple[int, int]] = {}
-    rows: dict[str, tuple[int, int]] = {}
+    rows: dict[tuple[str, str], tuple[int, int]] = {}
     with Session(ledger.engine) as session:
         for query in looked_at:
             chosen = query.subquery()
             for *group, count, last in session.execute(_FAILED.join(chosen, chosen.c.id == StepRun.id)):
                 before = groups.get((group[0], group[1], group[2]), (0, 0))
                 groups[group[0], group[1], group[2]] = before[0] + count, max(before[1], last)
-            for reason, count, first in session.execute(_BAD_ROWS.join(chosen, chosen.c.id == StepRun.id)):
-                known = rows.get(reason, (0, first))
-                rows[reason] = known[0] + count, min(known[1], first)
+            for step, reason, count, first in session.execute(_BAD_ROWS.join(chosen, chosen.c.id == StepRun.id)):
+                known = rows.get((step, reason), (0, first))
+                rows[step, reason] = known[0] + count, min(known[1], first)
         last_ids = [last for _, last in groups.values()]
         example = select(StepRun.id, StepRun.context["url"].astext, StepRun.subject, StepRun.detail["message"].astext)
         examples = {
@@ -67,8 +70,8 @@ def failures(ledger: Ledger, runs: Select[tuple[int]] | Collection[int] | None =
     entries = [_entry(*group, count, *examples[last]) for group, (count, last) in groups.items()]
     discovered = ledger.load(first for _, first in rows.values())
     entries += [
-        _entry("discover", reason, False, count, *_bad_row(ledger, discovered[first], reason))
-        for reason, (count, first) in rows.items()
+        _entry(step, reason, False, count, *_bad_row(ledger, discovered[first], reason))
+        for (step, reason), (count, first) in rows.items()
     ]
     place = {step: number for number, step in enumerate(STEP_NAMES)}
     return sorted(entries, key=lambda e: (place.get(e["step"], len(place)), -e["count"], e["reason"]))
@@ -76,7 +79,7 @@ def failures(ledger: Ledger, runs: Select[tuple[int]] | Collection[int] | None =
 
 def _bad_row(ledger: Ledger, record: Record, reason: str) -> tuple[str, str]:
     columns = ["row", "status", "reason", "message"]
-    with pq.ParquetFile(ledger.store.path(DISCOVER.outputs(record)["verdicts"])) as file:
+    with pq.ParquetFile(ledger.store.path(record.outputs["verdicts"])) as file:
         for batch in file.iter_batches(columns=columns):
             mask = pc.and_(pc.equal(batch["status"], "failed"), pc.equal(batch["reason"], reason))
             if chosen := batch.filter(mask).slice(0, 1).to_pylist():

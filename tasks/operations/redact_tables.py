@@ -1,7 +1,7 @@
 """Redaction of tables that name many videos: copies without the rows, or the words, of those that were taken down.
 
-Such tables are what discover read and judged (Parquet), and what a release holds (Parquet, and JSON of its content).
-Of a release the whole row goes; of discover's verdicts the row stays and says only that its video was taken down.
+Such tables are what discover and imports read and judged (Parquet), and what a release holds (Parquet, and JSON of its
+content). Of a release the whole row goes; of discover's verdicts the row stays and says only that its video was taken down.
 """
 
 import json
@@ -22,7 +22,7 @@ from medgen.catalog import Artifact as ArtifactRow
 from medgen.catalog import Score, StepInput, StepRun, now
 from medgen.ledger import Ledger, Outcome, StepIdentity, Work
 from medgen.store import Artifact, Store
-from medgen.takedown import TAKEN_DOWN
+from medgen.takedown import IMPORT_LIST, TAKEN_DOWN
 
 NAMED_BY = ("video_id", "subject", "url")  # the first of these columns that a table has says which video a row is about
 STAYS = frozenset(["row", "video_id", "url", "licence", "published", "external_id"])  # of a row of discover
@@ -45,7 +45,7 @@ def redact_table(store: Store, step: str, artifact: Artifact, owner: Mapping[str
     """Puts a copy of a table into the store, without the rows or words of videos; None when it names none of them.
 
     Args:
-        step: that made the table: list, discover or release.
+        step: that made the table: list, discover, import_list or release.
         owner: id of a video that was taken down, its URL or the id of a clip of it → id of the video.
 
     Raises:
@@ -129,7 +129,7 @@ def _redact_rows(store: Store, step: str, artifact: Artifact, owner: Mapping[str
         if column is None or not any(pc.any(_rows_about(batch, column, names)).as_py() for batch in batches):
             return None
         # Every listed row keeps its verdict; what was kept of the video is kept no more.
-        drop = step == "release" or (step == "discover" and "status" not in file.schema_arrow.names)
+        drop = step == "release" or (step in ("discover", IMPORT_LIST) and "status" not in file.schema_arrow.names)
         verdicts: dict[str, list[str]] = {}
         scratch = store.scratch(".parquet")
         try:

@@ -5,8 +5,8 @@ words, tables, releases, bytes, and at last the record of the step. Whatever was
 so `medgen forget` a second time, or `gc`, finishes a takedown that was cut short.
 
 What goes: every artifact that a step made of the video, its stretches or its clips, unless something that was not
-taken down has the same bytes; its rows in the tables of discover (their words) and of releases (the whole row); its
-clips in the folders of releases; title, description, tags, channel, captions, and all other words of its records.
+taken down has the same bytes; its rows in the tables of discover and of imports (their words) and of releases (whole);
+its clips in the folders of releases; title, description, tags, channel, captions, and all other words of its records.
 What stays: ids, URL, licence, dates, numbers, verdicts, hashes; and the fingerprints of its clips, by which deduplicate
 knows near-duplicates and stops them (`tasks.curation.takedown_block`). Not ours to remove: the listing or the folder
 that the video came from, copies of a release that were handed on, and folders made by `medgen sample`.
@@ -42,6 +42,8 @@ from medgen.ledger import Ledger, Outcome, StepIdentity, Work
 from medgen.settings import current
 from medgen.store import Artifact, ArtifactLost
 from medgen.takedown import (
+    IMPORT,
+    IMPORT_LIST,
     TAKEDOWN_LOCK,
     TAKEDOWN_STEP,
     Takedown,
@@ -58,7 +60,7 @@ from tasks.curation.clip_vectors import indexes, remove_taken_down
 from tasks.operations.near_copies import near_copies
 from tasks.operations.redact_tables import RedactedTable, redact_table, supersede, videos_named
 
-TABLES_OF = ("list", "discover", "release")  # steps whose tables name many videos
+TABLES_OF = ("list", "discover", IMPORT_LIST, "release")  # steps whose tables name many videos
 LATE = timedelta(days=1)  # a step that began this long after a tombstone knew of it
 BATCH = 500  # records in memory at once while they are blanked
 # Records of tables that the steps themselves wrote, not a takedown in their stead.
@@ -277,7 +279,7 @@ def _report(
         )
         for step, role, digest, size in session.execute(query):
             made[digest] = size
-            if (step, role) == ("download", "video"):
+            if (step, role) in (("download", "video"), (IMPORT, "clip")):
                 files.add(digest)
     needed = referenced_by(session, made, besides=besides)
     removed = {*before.removed, *(digest for digest in made if digest not in needed)}
@@ -316,6 +318,11 @@ def _step_runs_of(session: Session, video_id: str) -> tuple[dict[int, str], set[
         about = select(StepRun.id, StepRun.subject).where(among(StepRun.subject, subjects))
         about = about.where(StepRun.step != TAKEDOWN_STEP)
         runs |= {run_id: subject for run_id, subject in session.execute(about)}
+    # Clips of published sets have no step before them that is about their video.
+    imported = select(StepRun.id, StepRun.subject).where(
+        StepRun.step == IMPORT, StepRun.subject.startswith(f"{video_id}/", autoescape=True)
+    )
+    runs |= {run_id: subject for run_id, subject in session.execute(imported)}
     fresh = set(runs)
     while fresh:
         children: dict[int, str] = {}
