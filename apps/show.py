@@ -139,6 +139,10 @@ def _facts(step: Mapping[str, Any]) -> str:
     ):
         if detail.get(name) is not None:
             lines.append(f"{name}: {detail[name]}")
+    if imported := detail.get("imported"):
+        lines.append(f"row {imported['row']} of {imported['list']}, sha256 {imported['list_sha256']}")
+        lines.append(f"file {imported['file']}, sha256 {imported['file_sha256']}")
+        lines += [f"{kind} caption from {column}" for kind, column in detail.get("caption_columns", {}).items()]
     if step["step"] == "segment":
         lines += pictures_in_words(detail)
     if step["status"] == "rejected" and "score" in detail and "checks" not in detail:

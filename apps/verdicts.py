@@ -43,11 +43,12 @@ def missing(ledger: Ledger) -> dict[str, Any]:
 def imports(ledger: Ledger) -> list[dict[str, Any]]:
     """Published sets: source, and how many of their clips were kept, rejected and failed; what was taken down is left
     out."""
-    source = StepRun.context["source"].astext
+    source, newest = StepRun.context["source"].astext, newest_runs().subquery()
     count = (func.count().filter(StepRun.status == status).label(status) for status in ("kept", "rejected", "failed"))
     query = (
         select(source.label("source"), *count)
-        .where(StepRun.step == IMPORT, ~StepRun.superseded, source != "")
+        .join(newest, newest.c.id == StepRun.id)
+        .where(StepRun.step == IMPORT, source != "")
         .group_by(source)
         .order_by(source)
     )

@@ -150,6 +150,14 @@ def place(videos: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:  # no
         for n, title in enumerate(titles)
     )
     (folder / "listing.jsonl").write_text(rows)
+    # Published sets of a clip each.
+    for published in (folder / "MedVideoCap-55K" / "videos", folder / "clips"):
+        published.mkdir(parents=True)
+        shutil.copyfile(videos / "echo.mp4", published / "echo.mp4")
+    captions = {"file": "echo.mp4", "title": "A scan of a heart.", "long_text": "The walls of a heart move in a scan."}
+    described = {"name": "echo", "brief_caption": captions["title"], "detailed_caption": captions["long_text"]}
+    (folder / "MedVideoCap-55K" / "captions.json").write_text(json.dumps([described]))
+    (folder / "captions.csv").write_text(f"{','.join(captions)}\n{','.join(captions.values())}\n")
     (folder / "listings").mkdir()
     (folder / "listings" / "two.jsonl").write_text(rows)
     return folder
@@ -300,7 +308,7 @@ def test_tables_of_the_ops_handbook_are_complete() -> None:
     assert names and names == set(re.findall(r"`(medgen_[a-z_]+)`(?= *[|,])", text))
     deployments = yaml.safe_load((ROOT / "prefect.yaml").read_text())["deployments"]
     known = {f"{one['entrypoint'].split(':')[1]}/{one['name']}" for one in deployments}
-    assert known == set(re.findall(r"^\| `([a-z]+/[a-z]+)` \|", text, re.MULTILINE))
+    assert known == set(re.findall(r"^\| `([a-z_]+/[a-z]+)` \|", text, re.MULTILINE))
     assert len(yaml.safe_load(AUTOMATIONS.read_text())) == 4
 
 

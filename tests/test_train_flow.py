@@ -6,14 +6,17 @@ import subprocess
 import sys
 
 import pytest
+from sqlalchemy.orm import Session
 from typer.testing import CliRunner
 
 from apps.cli import app
 from flows.train import PARAMETERS, train
+from medgen.catalog import Release
 from medgen.ledger import open_ledger
 from models.training.job import PreflightFailed
-from tests.conftest import ROOT, shared_prefect
+from tests.conftest import ROOT, inline, shared_prefect
 from tests.made_release import made_release
+from tests.published_sets import imports_here, made_clips, medvideocap
 
 
 def command(*arguments: str) -> tuple[int, dict, str]:
@@ -24,14 +27,21 @@ def command(*arguments: str) -> tuple[int, dict, str]:
     return found.returncode, json.loads(found.stdout or "{}"), found.stderr
 
 
-def test_from_release_to_model_and_again(home, tmp_path):
-    clips = {f"clip-{n:02d}": f"video-{n // 2}" for n in range(8)}
-    made_release(open_ledger(), tmp_path / "clips", clips)
+def test_from_releases_to_model_and_again(home, tmp_path, monkeypatch):
+    # Of two releases, one of them from elsewhere.
+    made_release(open_ledger(), tmp_path / "clips", {f"clip-{n:02d}": f"video-{n // 2}" for n in range(4)})
+    inline(monkeypatch)
+    with imports_here() as imported:
+        theirs = imported(medvideocap(tmp_path / "theirs", made_clips(tmp_path / "clips", 4)))["release"]
     settings = ["vae_steps=0", "encode_shards=1", "max_train_steps=6", "lr_warmup_steps=1", "validation_steps=3"]
-    arguments = ["made-1", "--no-samples", *(word for setting in settings for word in ("--set", setting))]
+    arguments = ["made-1=2", theirs, "--no-samples", *(word for setting in settings for word in ("--set", setting))]
     code, summary, errors = command(*arguments)
     assert code == 0, errors[-3000:]
     assert summary["encoded"] == 8 and summary["not_encoded"] == {} and summary["steps"] == 6
+    assert summary["release"].startswith("mixture-")
+    with Session(open_ledger().engine) as session:
+        shares = {n: p["share"] for n, p in session.get_one(Release, summary["release"]).policy["mixture"].items()}
+    assert shares == {"made-1": 0.666666667, theirs: 0.333333333}
     names = ("split", "captions", "samples", "latents", "buckets", "disk", "memory", "vae_round_trip", "first_loss")
     found = {check["name"]: check["verdict"] for check in summary["checks"]}
     assert found == dict.fromkeys((*names, "overfit_probe"), "pass")

@@ -8,7 +8,8 @@ from pathlib import PurePosixPath
 from typing import Any
 
 from medgen.errors import ItemFailed
-from medgen.listings.rows import check_url, storable_text
+from medgen.listings.rows import MAX_URL, check_url, storable_text
+from medgen.listings.sources import FOLDER_SCHEME
 from medgen.published.layout import SPLITS
 
 MAX_CAPTION = 20_000  # characters
@@ -47,6 +48,8 @@ ALIASES: dict[str, tuple[str, ...]] = {
 CLAIMS = ("resolution", "bit_rate", "bitrate", "duration", "duration_s", "fps", "width", "height", "num_frames")
 SCORES = ("aesthetic", "dover")
 NOTHING = frozenset(["", "nan", "none", "null", "n/a", "na", "-"])
+PUBLISHED_SCHEME = "published:"  # of the address that a source video without one gets
+OWN_SCHEMES = (PUBLISHED_SCHEME, FOLDER_SCHEME)
 SHA256 = re.compile(r"[0-9a-f]{64}")
 DRIVE = re.compile(r"^[A-Za-z]:")
 
@@ -116,7 +119,9 @@ def published_row(values: Mapping[str, Any], mapping: Mapping[str, str]) -> Publ
         ItemFailed: missing_column, when `mapping` names one that the row lacks; missing_file, unsafe_path,
             caption_too_long, bad_row, bad_split; as `medgen.listings.rows.check_url` but for an empty URL.
     """
-    known = {re.sub(r"[\s-]+", "_", str(name).strip().lower()): name for name in values}
+    known: dict[str, str] = {}  # a name as ALIASES has it → the column
+    for name in values:
+        known.setdefault(re.sub(r"[\s-]+", "_", str(name).strip().lower()), name)
     columns = {name: column for name in ALIASES if (column := _column(name, known, values, mapping)) is not None}
 
     def text(name: str, most: int = MAX_SHORT) -> str:
@@ -143,7 +148,7 @@ def published_row(values: Mapping[str, Any], mapping: Mapping[str, str]) -> Publ
             )
         },
         split=_split(text("split")),
-        url=check_url(url) if (url := text("url", 10_000)) and "://" in url else "",
+        url=_source_url(text("url", MAX_URL + 1)),
         sha256=sha256 if SHA256.fullmatch(sha256) else "",
         start_s=_number("start_s", values.get(columns.get("start_s", ""))),
         scores=_scores(values, columns, used),
@@ -184,6 +189,13 @@ def _is_nothing(value: Any) -> bool:
     if value is None or (isinstance(value, float) and math.isnan(value)):
         return True
     return isinstance(value, str) and value.strip().lower() in NOTHING
+
+
+def _source_url(text: str) -> str:
+    """The address of the source video, also as another medgen wrote it; empty for what is no address."""
+    if "://" in text:
+        return check_url(text)
+    return text if text.startswith(OWN_SCHEMES) and len(text) <= MAX_URL and text.isprintable() else ""
 
 
 def _split(text: str) -> str:

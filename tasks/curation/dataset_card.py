@@ -20,6 +20,7 @@ class ClipTotals:
         self.categories: Counter[str] = Counter()
         self.models: dict[str, set[str]] = {"technical_model": set(), "aesthetic_model": set(), "captioner": set()}
         self.captioner_kinds: Counter[str] = Counter()
+        self.imported: Counter[str] = Counter()  # set → clips that were taken from it
 
     def add(self, rows: Iterable[Mapping[str, Any]]) -> None:
         """Adds rows of the metadata."""
@@ -32,6 +33,8 @@ class ClipTotals:
                 if row[column]:  # of clips that came from elsewhere it may be unknown
                     found.add(row[column])
             self.captioner_kinds[row["captioner_kind"] or "unknown"] += 1
+            if origin := row.get("imported_from"):
+                self.imported[origin] += 1
 
 
 def dataset_card(
@@ -56,6 +59,8 @@ def dataset_card(
         technical=sorted(totals.models["technical_model"]),
         aesthetic=sorted(totals.models["aesthetic_model"]),
         captioners=sorted(totals.models["captioner"]),
+        imported=totals.imported.total(),
+        origins=[_cell(name) for name in sorted(totals.imported)],
         unseen=totals.captioner_kinds["template"],
         funnel=markdown(funnel),
         stages=stages(funnel),

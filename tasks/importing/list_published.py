@@ -25,7 +25,7 @@ from medgen.handover import Handover
 from medgen.ledger import Outcome, StepIdentity, Work
 from medgen.listings.rows import storable_text
 from medgen.listings.shards import KnownFiles
-from medgen.published.fields import PublishedRow, field_mapping, published_row
+from medgen.published.fields import PUBLISHED_SCHEME, PublishedRow, field_mapping, published_row
 from medgen.published.layout import PublishedFile
 from medgen.published.raw_rows import RawRow, raw_rows
 from medgen.shard import Step
@@ -37,7 +37,6 @@ from tasks.importing.import_params import ImportParams
 from tasks.prefect_step import run_stored_in_prefect, step_task
 
 KIND = "published set"  # of such a source
-URL_SCHEME = "published:"
 PAGE_ROWS = 256  # of a row group of `rows`, which are imported in one task run
 TIME_LIMIT_S = 6 * 3600.0
 VERDICTS = pa.schema(
@@ -235,7 +234,7 @@ class _Reader:
         """An address of our own for a source video that has none: by its publisher's name for it, else by the clip."""
         found = self.pattern.search(PurePosixPath(row.file).name) if self.pattern else None
         video = (found and found[1]) or row.source_video
-        return f"{URL_SCHEME}{quote(self.source)}/{quote(f'video/{video}' if video else key)}"
+        return f"{PUBLISHED_SCHEME}{quote(self.source)}/{quote(f'video/{video}' if video else key)}"
 
 
 def step(params: ImportParams) -> Step:

@@ -1,7 +1,7 @@
 """Redaction of tables that name many videos: copies without the rows, or the words, of those that were taken down.
 
 Such tables are what discover and imports read and judged (Parquet), and what a release holds (Parquet, and JSON of its
-content). Of a release the whole row goes; of discover's verdicts the row stays and says only that its video was taken down.
+content). Of a release the whole row goes; of verdicts the row stays and says only that its video was taken down.
 """
 
 import json
