@@ -8,6 +8,7 @@ import sys
 import time
 from pathlib import Path
 
+import pyarrow.parquet as pq
 import pytest
 from sqlalchemy import select
 from sqlalchemy.orm import Session
@@ -87,9 +88,25 @@ def test_killed_and_run_again_is_the_same_model(home, tmp_path, monkeypatch):
     assert whole.detail["model"] == killed_model
     assert ledger.store.read(whole.outputs["curve/losses.parquet"]) == killed_curve
 
+    # Another cadence goes on from the end; a longer run, whose cosine ends later, only where that is said.
+    told = []
+    identity, work, more = arrange(ledger, tmp_path, [*changes, "validation_steps=40"])
+    assert train.train(ledger, identity, work, more, told.append)[0].detail["model"] == killed_model
+    assert [facts["step"] for facts in told if facts["event"] == "resumed"] == [200]
+    longer = ["max_train_steps=203", f"extends=medgen:nano-{killed_model[:12]}"]
+    identity, work, more = arrange(ledger, tmp_path, [*changes, *longer])
+    extended, _ = train.train(ledger, identity, work, more, told.append)
+    assert told[-1]["event"] == "trained" and extended.detail["steps"] == 203
+    assert [facts["step"] for facts in told if facts["event"] == "resumed"] == [200, 200]
+    losses = pq.read_table(ledger.store.path(extended.outputs["curve/losses.parquet"])).to_pylist()
+    assert [row["step"] for row in losses] == list(range(1, 204))
+    identity, work, more = arrange(ledger, tmp_path, [*changes, *longer, "learning_rate=0.01"])
+    with pytest.raises(ItemFailed, match="trained with other configuration"):
+        train.train(ledger, identity, work, more)
+
     # lineage
     with Session(ledger.engine) as session:
-        version = session.scalars(select(ModelVersion)).one()
+        version = session.scalars(select(ModelVersion).where(ModelVersion.digest == killed_model)).one()
         run = session.get(StepRun, version.step_run_id)
     assert version.release_name == "made-1" and version.name == f"nano-{killed_model[:12]}" and run.step == "train"
     facts = trained_by(ledger, version.name)
@@ -100,7 +117,8 @@ def test_killed_and_run_again_is_the_same_model(home, tmp_path, monkeypatch):
     for row in facts["clips"]:
         by_video.setdefault(row["video_id"], set()).add(row["part"])
     assert all(len(found) == 1 for found in by_video.values())
-    assert {m["name"]: m["part"] for m in models_of(ledger, "clip-0-0")} == {version.name: parts["clip-0-0"]}
+    entered = {m["name"]: m["part"] for m in models_of(ledger, "clip-0-0")}
+    assert entered[version.name] == parts["clip-0-0"] and set(entered.values()) == {parts["clip-0-0"]}
     assert models_of(ledger, "no-such-clip") == []
 
     # the folder can be had, and nothing of it is garbage

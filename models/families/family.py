@@ -214,6 +214,22 @@ class Family(ABC):
         except (OSError, ValueError, KeyError, SafetensorError, RuntimeError) as error:
             raise ModelUnavailable(f"the {part} of {folder} can't be loaded: {error}") from error
 
+    def without_weights(self, folder: Path, part: str = "transformer") -> Any:
+        """The transformer as `load_transformer` gives it, but its weights are not there yet (meta tensors).
+
+        Raises:
+            ModelUnavailable: it has no configuration.
+        """
+        import diffusers
+        from accelerate import init_empty_weights
+
+        cls = getattr(diffusers, self.transformer_class)
+        try:
+            with init_empty_weights(include_buffers=False):
+                return cls.from_config(cls.load_config(folder, subfolder=part))
+        except (OSError, ValueError) as error:
+            raise ModelUnavailable(f"the {part} of {folder} can't be loaded: {error}") from error
+
 
 def folder_facts(folder: Path) -> tuple[dict[str, Any], dict[str, Any], dict[str, Any]]:
     """(model_index.json, the transformer's configuration, the VAE's) of a pipeline's folder.

@@ -31,6 +31,9 @@ def make_accelerator(config: TrainConfig) -> Accelerator:
         raise TrainingStopped(
             "FSDP's first version can't be checkpointed here: set fsdp_version: 2 in accelerate's config"
         )
+    if accelerator.distributed_type == DistributedType.FSDP:
+        # One process loads and the others get their shards, whatever the file of accelerate says.
+        accelerator.state.fsdp_plugin.cpu_ram_efficient_loading = True
     if accelerator.distributed_type in (DistributedType.DEEPSPEED, DistributedType.MEGATRON_LM):
         raise TrainingStopped(f"{accelerator.distributed_type.value} is not supported: use DDP (MULTI_GPU) or FSDP 2")
     if accelerator.num_processes != config.num_processes:

@@ -18,18 +18,17 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from medgen.errors import RunStopped
 from medgen.store import file_digest
+from models.training.job import CHECKPOINT, STATE
+from models.training.safetensors_file import SafetensorsWriter, StoredTensor, stored_tensors
+from models.training.sharding import gathered_in_turn
 
 log = logging.getLogger(__name__)
 
 FORMAT = 1
-STATE = "state.json"
-PREFIX = "checkpoint-"
 
 
 class CheckpointNotWritten(RunStopped):
@@ -48,25 +47,34 @@ class Checkpoint:
     step: int
     state: dict[str, Any]
 
-    def tensors(self, name: str) -> dict[str, Tensor]:
-        """The tensors of one of its files, on the CPU."""
-        return load_file(str(self.folder / f"{name}.safetensors"))
+    def tensors(self, name: str) -> dict[str, StoredTensor]:
+        """The tensors of one of its files, to be read one by one; none where there is no such file."""
+        path = self.folder / f"{name}.safetensors"
+        return stored_tensors(path) if path.exists() else {}
+
+
+def take_part(tensors: Mapping[str, Mapping[str, Tensor]]) -> None:
+    """What other processes do while the main one writes a checkpoint of these tensors."""
+    for group in tensors.values():
+        for _ in gathered_in_turn(_in_order(group), keep=False):
+            pass
 
 
 def write_checkpoint(
     parent: Path, step: int, tensors: Mapping[str, Mapping[str, Tensor]], run: Mapping[str, Any], limit: int
 ) -> Path:
-    """Writes a checkpoint and removes all but the newest `limit`.
+    """Writes a checkpoint and removes all but the newest `limit`. Tensors are gathered one at a time.
 
     Args:
-        tensors: file name without ending → name → CPU tensor. Empty groups are left out.
+        tensors: file name without ending → name → tensor, possibly sharded. Empty groups are left out.
         run: JSON facts that identify the run: a later run with other facts refuses the checkpoint.
 
     Raises:
         CheckpointNotWritten: the disk is full or refuses.
     """
-    target = parent / f"{PREFIX}{step:08d}"
+    target = parent / f"{CHECKPOINT}{step:08d}"
     making = parent / f".making-{target.name}"
+    waiting = dict(tensors)  # groups that other processes still have to take part in
     try:
         shutil.rmtree(making, ignore_errors=True)
         making.mkdir(parents=True)
@@ -75,7 +83,7 @@ def write_checkpoint(
             if not group:
                 continue
             path = making / f"{name}.safetensors"
-            save_file({key: tensor.contiguous() for key, tensor in group.items()}, str(path))
+            write_group(path, waiting.pop(name))
             digest, size = file_digest(path)
             files[path.name] = {"sha256": digest, "bytes": size}
         state = {"format": FORMAT, "step": step, "files": files, "run": dict(run)}
@@ -86,7 +94,8 @@ def write_checkpoint(
             shutil.rmtree(target)
         making.rename(target)
         _flush(parent)
-    except (OSError, SafetensorError) as error:
+    except OSError as error:
+        take_part(waiting)
         shutil.rmtree(making, ignore_errors=True)
         full = getattr(error, "errno", None) == errno.ENOSPC or "No space left" in str(error)
         advice = (
@@ -104,16 +113,54 @@ def write_checkpoint(
     return target
 
 
-def newest_checkpoint(parent: Path, run: Mapping[str, Any]) -> Checkpoint | None:
+def write_weights(path: Path, group: Mapping[str, Tensor]) -> None:
+    """Writes possibly sharded tensors into one file, whole or not at all. Raises CheckpointNotWritten."""
+    making = path.with_name(f".making-{path.name}")
+    try:
+        write_group(making, group)
+        making.replace(path)
+    except OSError as error:
+        making.unlink(missing_ok=True)
+        raise CheckpointNotWritten(
+            f"{path} could not be written ({error}): make room and run again to go on from the last checkpoint"
+        ) from error
+
+
+def write_group(path: Path, group: Mapping[str, Tensor]) -> None:
+    """Writes possibly sharded tensors into one file. Where that fails, they are gathered to the end all the same:
+    the other processes wait for that.
+    """
+    ordered = _in_order(group)
+    tensors = gathered_in_turn(ordered, keep=True)
+    try:
+        with SafetensorsWriter(path, ordered) as file:
+            for name, tensor in tensors:
+                assert tensor is not None
+                file.write(name, tensor)
+    except OSError:
+        for _ in tensors:
+            pass
+        raise
+
+
+def _in_order(group: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """In the order in which a file takes them."""
+    return {name: group[name] for name in sorted(group, key=lambda name: (-group[name].element_size(), name))}
+
+
+def newest_checkpoint(parent: Path, run: Mapping[str, Any], most: int | None = None) -> Checkpoint | None:
     """The newest checkpoint that is whole; those that are not are named in the log and left alone.
 
     Args:
         run: as in `write_checkpoint`.
+        most: pass over those of later steps.
 
     Raises:
         WrongCheckpoint: the newest whole one is of another run; names the facts that differ.
     """
     for folder in _folders(parent):
+        if most is not None and int(folder.name.removeprefix(CHECKPOINT)) > most:
+            continue
         try:
             state = _checked_state(folder)
         except ValueError as error:
@@ -138,7 +185,7 @@ def _checked_state(folder: Path) -> dict[str, Any]:
         state: dict[str, Any] = json.loads((folder / STATE).read_text())
         if state["format"] != FORMAT:
             raise ValueError(f"its format is {state['format']!r}; this program reads {FORMAT}")
-        if f"{PREFIX}{int(state['step']):08d}" != folder.name or not isinstance(state["run"], dict):
+        if f"{CHECKPOINT}{int(state['step']):08d}" != folder.name or not isinstance(state["run"], dict):
             raise ValueError("its state names another step")
         for name, facts in state["files"].items():
             if "/" in name or "\\" in name or not name.endswith(".safetensors"):
@@ -155,8 +202,8 @@ def _folders(parent: Path) -> list[Path]:
     """Checkpoints by name, newest first."""
 
     def numbered() -> Iterator[tuple[int, Path]]:
-        for path in parent.glob(f"{PREFIX}*"):
-            number = path.name.removeprefix(PREFIX)
+        for path in parent.glob(f"{CHECKPOINT}*"):
+            number = path.name.removeprefix(CHECKPOINT)
             if path.is_dir() and number.isdecimal():
                 yield int(number), path
 

@@ -10,7 +10,14 @@ from models.training.presets import PRESETS
 
 # Fields that came after models had been trained, with the values that leave everything as it was: runs from before are
 # known by the same facts.
-LATER: dict[str, Any] = {"expert": "", "first_frame_share": 0.0}
+LATER: dict[str, Any] = {"expert": "", "first_frame_share": 0.0, "extends": "", "optimizer": "adamw"}
+SCHEDULE = ("max_train_steps", "lr_scheduler", "lr_warmup_steps", "lr_num_cycles")
+# Fields that may differ between a checkpoint and the run that goes on from it.
+NOT_LEARNT = (
+    "pretrained_model_name_or_path", "from_scratch", "train_batch_size", "gradient_accumulation_steps", "num_processes",
+    "gradient_checkpointing", "merge_lora", "validation_steps", "validation_samples", "validation_timesteps",
+    "validation_prompts", "validation_inference_steps", "guidance_scale", "extends",
+)  # fmt: skip
 
 
 class TrainConfig(Parameters):
@@ -43,7 +50,10 @@ class TrainConfig(Parameters):
     train_batch_size: int = Field(1, ge=1, le=100_000, description="Samples per process and forward pass.")
     gradient_accumulation_steps: int = Field(1, ge=1, le=100_000, description="Forward passes per optimiser step.")
     num_processes: int = Field(1, ge=1, le=100_000, description="Processes; with accelerate, one per GPU.")
-    learning_rate: float = Field(1e-4, gt=0, le=1000, description="Peak learning rate of AdamW.")
+    optimizer: Literal["adamw", "adamw8bit", "adafactor"] = Field(
+        "adamw", description="adamw8bit: a quarter of AdamW's memory; adafactor: next to none, relative learning rate."
+    )
+    learning_rate: float = Field(1e-4, gt=0, le=1000, description="Peak learning rate.")
     lr_scheduler: Literal[
         "constant", "constant_with_warmup", "linear", "cosine", "cosine_with_restarts", "polynomial"
     ] = Field("constant_with_warmup", description="Schedule of the learning rate, as diffusers names it.")
@@ -83,10 +93,17 @@ class TrainConfig(Parameters):
     validation_inference_steps: int = Field(30, ge=1, le=10_000, description="Denoising steps of those videos.")
     guidance_scale: float = Field(5.0, ge=0, le=1000, description="Guidance of those videos; 1 or less is none.")
 
+    extends: str = Field(
+        "", description="Finished model on record (medgen:NAME) whose run goes on; also where the schedule had an end."
+    )
+
     # how it is run and kept: no part of a run's identity
     checkpointing_steps: int = Field(500, ge=1, le=MOST_ITEMS, exclude=True, description="Steps between checkpoints.")
     checkpoints_total_limit: int = Field(
         2, ge=1, le=MOST_ITEMS, exclude=True, description="Checkpoints kept; older ones go."
+    )
+    keep_checkpoint: bool = Field(
+        True, exclude=True, description="Keep a finished run's last checkpoint, so that it can be extended."
     )
     preflight: bool = Field(True, exclude=True, description="Check everything for a minute before the long part.")
     allow_stand_in_captions: bool = Field(
@@ -112,6 +129,21 @@ class TrainConfig(Parameters):
         """What of the configuration decides the result, as JSON facts; later fields only where they are set."""
         facts = self.model_dump(mode="json")
         return {name: value for name, value in facts.items() if name not in LATER or value != LATER[name]}
+
+    def learning(self) -> dict[str, Any]:
+        """What two runs must share for one to go on from the other's checkpoint, but the schedule: JSON facts.
+
+        How a step is spread over processes, how memory is saved without changing a number's meaning, and how progress
+        is looked at are no part of it.
+        """
+        facts = {name: value for name, value in self.identity().items() if name not in (*NOT_LEARNT, *SCHEDULE)}
+        return facts | {"global_batch": self.global_batch}
+
+    def schedule(self) -> dict[str, Any]:
+        """How the learning rate goes, as JSON facts; the end counts where the rate depends on it."""
+        facts = self.identity()
+        endless = self.lr_scheduler in ("constant", "constant_with_warmup")
+        return {name: facts[name] for name in SCHEDULE if not (endless and name == "max_train_steps")}
 
     def lora_targets(self) -> list[str]:
         """Endings of the names of adapted modules."""

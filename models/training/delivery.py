@@ -16,18 +16,19 @@ from models.generation.video_diffusion import SAMPLING, pipeline_files
 from models.training.config import TrainConfig
 from models.training.errors import TrainingStopped
 from models.training.job import LORA_FILE
+from models.training.safetensors_file import StoredTensor
 from models.training.sampling import sampling_of
 from models.training.transformer import merge_lora, stored_dtype
 
 
 def deliver_model(
-    base: Path, target: Path, config: TrainConfig, family: Family, model: Any, weights: Mapping[str, Tensor]
+    base: Path, target: Path, config: TrainConfig, family: Family, model: Any, weights: Mapping[str, StoredTensor]
 ) -> None:
     """Writes the trained pipeline: the base's files with the transformer replaced, and the adapter beside it.
 
     Args:
         model: the trained transformer, for its adapters' names; it is not changed.
-        weights: name → weight of what was trained, on the CPU.
+        weights: name → weight of what was trained, in a file; all weights of a model are read one by one.
 
     Raises:
         TrainingStopped: the folder can't be written; nothing of it is left.
@@ -39,7 +40,7 @@ def deliver_model(
     expert = family.expert(config.expert)
     try:
         if config.training == "lora":
-            _write_adapter(making, family, expert, model, weights)
+            _write_adapter(making, family, expert, model, _read(weights))
         if config.training == "full" or config.merge_lora:
             _write_pipeline(base, making, config, family, expert, weights)
         making.rename(target)
@@ -70,7 +71,7 @@ def _write_adapter(folder: Path, family: Family, expert: Expert, model: Any, wei
 
 
 def _write_pipeline(
-    base: Path, folder: Path, config: TrainConfig, family: Family, expert: Expert, weights: Mapping[str, Tensor]
+    base: Path, folder: Path, config: TrainConfig, family: Family, expert: Expert, weights: Mapping[str, StoredTensor]
 ) -> None:
     """The base's files with the trained transformer, in the base's dtype, in place of its own."""
     part = expert.part
@@ -82,11 +83,21 @@ def _write_pipeline(
     dtype = stored_dtype(base, part)
     transformer = family.load_transformer(base, torch.float32, part)
     if config.training == "lora":
-        merge_lora(transformer, weights, config, family)
+        merge_lora(transformer, _read(weights), config, family)
     else:
-        transformer.load_state_dict(dict(weights), strict=True)
+        own = dict(transformer.named_parameters())
+        if own.keys() != weights.keys():
+            raise TrainingStopped(f"weights of another model: {sorted(own.keys() ^ weights.keys())[:3]}")
+        with torch.no_grad():
+            for name, parameter in own.items():
+                parameter.copy_(weights[name].read())
     if dtype != torch.float32:
         transformer.to(dtype)
     transformer.save_pretrained(folder / part)
     # Nothing of it changed, and the library would write down where the base lay.
     shutil.copyfile(base / part / "config.json", folder / part / "config.json")
+
+
+def _read(weights: Mapping[str, StoredTensor]) -> dict[str, Tensor]:
+    """All of an adapter, which is small."""
+    return {name: stored.read() for name, stored in weights.items()}

@@ -18,6 +18,9 @@ from models.training.holdout import held_out_videos
 
 LORA_FILE = "pytorch_lora_weights.safetensors"  # as diffusers' load_lora_weights finds it by itself
 
+# In a working folder: checkpoints, what each says of itself, and the weights with the best held-out loss.
+CHECKPOINTS, CHECKPOINT, STATE, BEST = "checkpoints", "checkpoint-", "state.json", "best"
+
 STOPPED = 3  # exit code of a run that said why it can't go on
 
 Verdict = Literal["pass", "warn", "fail"]
@@ -90,7 +93,8 @@ class TrainJob(BaseModel):
         return {
             "base": self.base_digest,
             "samples": digest_of(names),
-            "configuration": digest_of(self.config.identity()),
+            "configuration": digest_of(self.config.learning()),
+            "schedule": digest_of(self.config.schedule()),
             **(mixed if self.weights else {}),
         }
 

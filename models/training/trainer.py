@@ -13,11 +13,12 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
-from accelerate.utils import DistributedType, broadcast_object_list, gather_object
+from accelerate.utils import broadcast_object_list, gather_object
 from diffusers.optimization import get_scheduler
 from diffusers.training_utils import EMAModel
 from torch import Tensor
@@ -27,7 +28,7 @@ from medgen.errors import RunStopped
 from models.families.known import family_of
 from models.generation.video_diffusion import pipeline_folder
 from models.training.accelerator import make_accelerator
-from models.training.checkpoint import newest_checkpoint, write_checkpoint
+from models.training.checkpoint import newest_checkpoint, take_part, write_checkpoint, write_weights
 from models.training.config import TrainConfig
 from models.training.curves import LOSSES, VALIDATION, Curves
 from models.training.delivery import deliver_model
@@ -35,9 +36,11 @@ from models.training.errors import TrainingStopped, explain_out_of_memory
 from models.training.flow_matching import stream_seed
 from models.training.job import TrainJob, read_rows, require, split_by_video
 from models.training.loss import batch_of, losses_of
+from models.training.optimizers import make_optimizer, restore_state, set_rate, state_of
+from models.training.safetensors_file import StoredTensor, stored_tensors
 from models.training.samples import NothingToTrainOn, SampleSet, batch_order, read_empty
 from models.training.sampling import checked_geometry
-from models.training.sharding import gathered, placed_as
+from models.training.sharding import fill, is_sharded, ready_to_shard
 from models.training.transformer import add_lora
 from models.training.validation import fixed_loss
 
@@ -92,13 +95,18 @@ class Trainer:
         self.family = family_of(self.base)
         self.expert = self.family.expert(job.config.expert)
         lora = self.config.training == "lora"
-        # Frozen weights need no master copy; but shards of FSDP must have one dtype.
-        sharded = self.accelerator.distributed_type == DistributedType.FSDP
-        half = lora and self.config.mixed_precision == "bf16" and not sharded
+        half = lora and self.config.mixed_precision == "bf16"  # frozen weights need no master copy
         dtype = torch.bfloat16 if half else torch.float32
-        self.model = self.family.load_transformer(self.base, dtype, self.expert.part)
+        self.sharded = is_sharded(self.accelerator)
+        # Of shards, one process loads all and hands them on; the others never hold more than theirs.
+        if self.sharded and not self.accelerator.is_main_process:
+            self.model = self.family.without_weights(self.base, self.expert.part)
+        else:
+            self.model = self.family.load_transformer(self.base, dtype, self.expert.part)
         if lora:
             add_lora(self.model, self.config, self.family)
+        if self.sharded:
+            ready_to_shard(self.model, self.accelerator)
         if self.config.gradient_checkpointing:
             self.model.enable_gradient_checkpointing()
         self.empty = read_empty(job.empty)
@@ -141,13 +149,7 @@ class Trainer:
         """Optimiser, schedule, moving average; model and optimiser wrapped for the processes."""
         config = self.config
         trainable = [p for p in self.model.parameters() if p.requires_grad]
-        self.optimizer = torch.optim.AdamW(
-            trainable,
-            lr=config.learning_rate,
-            betas=(config.adam_beta1, config.adam_beta2),
-            weight_decay=config.adam_weight_decay,
-            eps=config.adam_epsilon,
-        )
+        self.optimizer = make_optimizer(config, trainable, sharded=self.sharded)
         self.lr_factor = lr_schedule(config)
         self.model.train()
         self.model, self.optimizer = self.accelerator.prepare(self.model, self.optimizer)
@@ -218,8 +220,7 @@ class Trainer:
         """One optimiser step; its row of the curve."""
         config = self.config
         rate = config.learning_rate * self.lr_factor(self.step)
-        for group in self.optimizer.param_groups:
-            group["lr"] = rate
+        set_rate(self.optimizer, rate)
         mean, norm = self._gradients(batches)
         if not _finite(mean, norm):
             # Seen on an overloaded CPU; the same run was sound the next time. A step repeats exactly, so that a passing
@@ -275,7 +276,7 @@ class Trainer:
 
     def _prompt_videos(self) -> list[Path]:
         """The validation prompts as videos; every process takes part where weights are sharded."""
-        sharded = self.accelerator.distributed_type == DistributedType.FSDP
+        sharded = self.sharded
         videos: list[Path] = []
         if self.config.validation_prompts and (self.accelerator.is_main_process or sharded):
             from models.training.validation_videos import PromptVideos
@@ -306,57 +307,57 @@ class Trainer:
     # --- checkpoints ---
 
     def save(self) -> Path | None:
-        """Writes a checkpoint (the main process does; all take part in gathering shards)."""
-        weights, averages, moments = {}, {}, {}
+        """Writes a checkpoint (the main process does; all take part in gathering shards, one tensor at a time)."""
+        tensors: dict[str, dict[str, Tensor]] = {"weights": {}, "ema": {}, "optimizer": {}}
         for place, (name, weight) in enumerate(self.trainable()):
-            weights[name] = gathered(weight)
+            tensors["weights"][name] = weight
             if self.ema:
-                averages[name] = gathered(self.ema.shadow_params[place])
-            for key, value in self._optimizer_state(weight).items():
-                moments[f"{name}.{key}"] = gathered(value)
+                tensors["ema"][name] = self.ema.shadow_params[place]
+            tensors["optimizer"] |= {f"{name}.{key}": v for key, v in state_of(self.optimizer, weight).items()}
         written = None
+
+        def write() -> None:
+            nonlocal written
+            parent, limit = self.job.folder / "checkpoints", self.config.checkpoints_total_limit
+            written = write_checkpoint(parent, self.step, tensors, self.job.facts(), limit)
+            self.report({"event": "checkpoint", "step": self.step, "folder": str(written)})
+
+        self._main_writes(write, tensors)
+        return written
+
+    def _main_writes(self, write: Callable[[], None], tensors: Mapping[str, Mapping[str, Tensor]]) -> None:
+        """The main process writes what all gather; its failure is everyone's."""
         errors: list[RunStopped | None] = [None]
         if self.accelerator.is_main_process:
             try:
-                written = write_checkpoint(
-                    self.job.folder / "checkpoints",
-                    self.step,
-                    {"weights": weights, "ema": averages, "optimizer": moments},
-                    self.job.facts(),
-                    self.config.checkpoints_total_limit,
-                )
-                self.report({"event": "checkpoint", "step": self.step, "folder": str(written)})
+                write()
             except RunStopped as error:
                 errors = [error]
+        else:
+            take_part(tensors)
         if self.accelerator.num_processes > 1:
             broadcast_object_list(errors)
         if errors[0] is not None:
             raise errors[0]
-        return written
-
-    def _optimizer_state(self, weight: torch.nn.Parameter) -> dict[str, Tensor]:
-        inner = getattr(self.optimizer, "optimizer", self.optimizer)
-        state: dict[str, Tensor] = inner.state[weight]
-        return state
 
     def _resume(self) -> None:
-        """Goes on from the newest whole checkpoint."""
-        checkpoint = newest_checkpoint(self.job.folder / "checkpoints", self.job.facts())
+        """Goes on from the newest whole checkpoint; each process reads its own shards of it."""
+        folder = self.job.folder / "checkpoints"
+        checkpoint = newest_checkpoint(folder, self.job.facts(), self.config.max_train_steps)
         if checkpoint is None:
             return
-        weights, moments = checkpoint.tensors("weights"), checkpoint.tensors("optimizer")
-        averages = checkpoint.tensors("ema") if self.ema else {}
+        weights, averages = checkpoint.tensors("weights"), checkpoint.tensors("ema")
+        moments: dict[str, dict[str, StoredTensor]] = {}
+        for key, stored in checkpoint.tensors("optimizer").items():
+            name, _, kind = key.rpartition(".")
+            moments.setdefault(name, {})[kind] = stored
         try:
             with torch.no_grad():
                 for place, (name, weight) in enumerate(self.trainable()):
-                    weight.copy_(placed_as(weights.pop(name), weight))
+                    fill(weight, weights[name])
                     if self.ema:
-                        shadow = self.ema.shadow_params[place]
-                        shadow.copy_(placed_as(averages.pop(name), shadow))
-                    state = self._optimizer_state(weight)
-                    for key in ("step", "exp_avg", "exp_avg_sq"):
-                        value = moments.pop(f"{name}.{key}")
-                        state[key] = value if key == "step" else placed_as(value, weight)
+                        fill(self.ema.shadow_params[place], averages[name])
+                    restore_state(self.optimizer, weight, moments[name])
         except (KeyError, RuntimeError) as error:
             raise TrainingStopped(
                 f"{checkpoint.folder} does not fit this model ({error}): it was written for another base or adapter; "
@@ -373,8 +374,10 @@ class Trainer:
     def _deliver(self) -> Trained:
         """Writes the model folder and gathers what the run made."""
         folder = self.job.folder
+        trained = folder / "trained.safetensors"
         with self._delivered_weights():
-            weights = {name: gathered(weight) for name, weight in self.trainable()}
+            group = dict(self.trainable())
+            self._main_writes(partial(write_weights, trained, group), {"weights": group})
         quarantined = {**self.train.quarantined, **self.held_out.quarantined}
         of_processes = [quarantined]
         if self.accelerator.num_processes > 1:
@@ -385,7 +388,8 @@ class Trainer:
                 self.curves.close()
             self.report({"event": "delivering"})
             bare = self.accelerator.unwrap_model(self.model)
-            deliver_model(self.base, folder / "model", self.config, self.family, bare, weights)
+            deliver_model(self.base, folder / "model", self.config, self.family, bare, stored_tensors(trained))
+            trained.unlink()
             (folder / "quarantined.json").write_text(json.dumps(quarantined, indent=1) + "\n")
         self.accelerator.wait_for_everyone()
         return Trained(

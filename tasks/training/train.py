@@ -29,15 +29,16 @@ from medgen.ledger import Ledger, Outcome, Record, StepIdentity, Work, open_ledg
 from medgen.parameters import Parameters, suggestion
 from medgen.store import Artifact, Store
 from models.training.config import TrainConfig, configured
-from models.training.job import TrainJob, read_rows, split_by_video
+from models.training.job import CHECKPOINT, CHECKPOINTS, TrainJob, read_rows, split_by_video
 from models.training.presets import Preset
 from models.training.sampling import sampling_of
 from tasks.prefect_step import StepProgress, step_task
 from tasks.progress import training_listener
+from tasks.training.earlier_run import go_on_from_earlier
 from tasks.training.encode import EMPTY_TEXT, ENCODE
 from tasks.training.job_folder import LATENTS, TRAIN, materialize_job, working_folder
 from tasks.training.mixture import weights_of
-from tasks.training.model_files import ADAPTER, KIND
+from tasks.training.model_files import ADAPTER, KIND, ON_RECORD, model_on_record
 from tasks.training.process import Report, launch
 from tasks.training.released import stream_clips, usable_release
 from tasks.training.training_report import TrainFacts, ValidationRow, loss_plot, model_card
@@ -126,6 +127,11 @@ def prepare(
                 parents["base"] = version.step_run_id
     config = params.config()
     facts = {"preset": params.preset, **config.identity()}
+    if config.extends:
+        extended = model_on_record(ledger, config.extends.removeprefix(ON_RECORD))
+        facts["extends"] = extended.digest
+        if extended.step_run_id is not None:
+            parents["extends"] = extended.step_run_id
     # Only what differs from how models were delivered before, so that their records stand.
     if sampling := sampling_of(config, base).model_dump(
         mode="json", exclude_defaults=True, include={"flow_shift", "negative_prompt"}
@@ -159,14 +165,21 @@ def train(
     def make() -> Outcome:
         began = time.monotonic()
         job = _job(ledger, identity, work, params)
+        go_on_from_earlier(ledger, job)
         launch(job, params.accelerate_config, report)
         return _outcome(ledger.store, job, work.subject, params, time.monotonic() - began)
 
     record, stood = ledger.once(identity, work, make, flow_run_id=flow_run_id)
     if not stood:
         folder = working_folder(identity.key(work))
-        for name in ("samples", "checkpoints", "model"):
-            shutil.rmtree(folder / name, ignore_errors=True)
+        kept = (
+            max((folder / CHECKPOINTS).glob(f"{CHECKPOINT}*"), default=None)
+            if params.config().keep_checkpoint
+            else None
+        )
+        for path in (folder / "samples", folder / "model", *(folder / CHECKPOINTS).glob("*")):
+            if path != kept:  # a longer run can go on from it
+                shutil.rmtree(path, ignore_errors=True)
     return record, stood
 
 
