@@ -21,10 +21,11 @@ from tasks.evaluation.generate import GenerateParams, generate_shard
 from tasks.training import base_model
 from tasks.training import train as training
 from tasks.training.artifacts import show_checks, show_model, show_not_encoded
-from tasks.training.encode import EncodeParams, empty_text, encode_shard
+from tasks.training.encode import TEXT, EncodeParams, bytes_to_encode, empty_text, encode_shard
 from tasks.training.mixture import is_mixture, mix, read_mixture
 from tasks.training.model_files import model_folder
 from tasks.training.released import stream_clips
+from tasks.training.sample_files import check_room
 from tasks.training.sample_videos import SampleVideo, sample_prompts, sample_videos
 from tasks.training.train import TrainParams, read_validations, train_release
 
@@ -128,6 +129,9 @@ def _encode(
 ) -> tuple[list[int], int, dict[str, Any]]:
     """Ids of the records of the encoded clips, id of that of the empty caption, and counts."""
     params = EncodeParams.of(config)
+    if config.preflight:
+        total, missing = bytes_to_encode(ledger, parameters.release, base, params)
+        require([check_room(ledger.store, total, missing)])
     futures = [
         encode_shard.submit(
             f"{parameters.release}-{n + 1}", parameters.release, str(base), params, parameters.retry_quarantined,
@@ -136,11 +140,11 @@ def _encode(
         for n in range(parameters.encode_shards)
     ]  # fmt: skip
     shards: list[ShardResult] = [future.result() for future in futures]
-    kept = sorted(item.lineage["encode"] for shard in shards for item in shard.kept)
-    dropped = [lineage["encode"] for shard in shards for lineage in shard.dropped]
+    kept = sorted(item.lineage[name] for shard in shards for item in shard.kept for name in ("encode", TEXT))
+    dropped = [record for shard in shards for lineage in shard.dropped for record in lineage.values()]
     show_not_encoded(ledger, dropped)
     counts = {
-        "encoded": len(kept),
+        "encoded": sum(len(shard.kept) for shard in shards),
         "not_encoded": {record.subject: record.reason or "" for record in ledger.load(dropped).values()},
         "executed": sum(shard.executed for shard in shards),
         "reused": sum(shard.reused for shard in shards),

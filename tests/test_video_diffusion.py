@@ -34,7 +34,7 @@ from models.training.holdout import held_out
 from models.training.nano import FRAMES, HEIGHT, MAX_TOKENS, SAMPLING, VAE, WIDTH, save_untrained
 from models.training.nano_vae import TrainedVae, psnr, train_vae
 from tasks.training.base_model import BaseModelParams, base_model
-from tasks.training.encode import EncodeParams, empty_text, encode_release
+from tasks.training.encode import EncodeParams, bytes_to_encode, empty_text, encode_release
 from tasks.training.model_files import model_folder
 from tests.clip_release import Made, moving_clip, put_release
 from tests.conftest import frame_number, numbered_video
@@ -240,11 +240,16 @@ def test_a_release_gets_its_base_and_is_encoded_once(
         assert records["middling"].detail["geometry"] == "9x64x96"
         with safe_open(ledger.store.path(records["clip-1"].outputs["latents"]), "np") as file:
             metadata, latents = file.metadata(), file.get_tensor("latents")
+        (of_texts,) = (item.lineage["encode_text"] for item in result.kept if item.subject == "clip-1")
+        with safe_open(ledger.store.path(ledger.load([of_texts])[of_texts].outputs["texts"]), "np") as file:
+            assert file.metadata() == {
+                "clip_id": "clip-1", "brief": clips["clip-1"].brief, "detailed": clips["clip-1"].detailed,
+            }  # fmt: skip
             brief = file.get_tensor("brief")
         assert latents.shape == (16, 9, 8, 12) and brief.shape[1] == 384
         assert metadata == {
-            "clip_id": "clip-1", "video_id": "video-1", "category": "imaging", "brief": clips["clip-1"].brief,
-            "detailed": clips["clip-1"].detailed, "frames": "17", "height": "64", "width": "96", "fps": "8",
+            "clip_id": "clip-1", "video_id": "video-1", "category": "imaging", "frames": "17", "height": "64",
+            "width": "96", "fps": "8", "start_s": "0.500000",
         }  # fmt: skip
         pipeline = open_pipeline(base)
         np.testing.assert_allclose(brief, encode_texts(pipeline, [clips["clip-1"].brief], MAX_TOKENS)[0], atol=1e-5)
@@ -254,6 +259,18 @@ def test_a_release_gets_its_base_and_is_encoded_once(
 
         again = encode_release(ledger, "made-1", base, PARAMS)
         assert (again.executed, again.decodes, again.records) == (0, 0, result.records)
+        assert bytes_to_encode(ledger, "made-1", base, PARAMS)[1] == 0
+        # Other geometry, windows and precision of latents: captions are not encoded again, and room is asked for first.
+        other = EncodeParams(
+            buckets="9x64x96", fps=8.0, max_sequence_length=MAX_TOKENS, windows_per_clip=3, latents_dtype="bfloat16"
+        )
+        total, missing = bytes_to_encode(ledger, "made-1", base, other)
+        more = encode_release(ledger, "made-1", base, other)
+        assert more.reused == 8 and more.executed == 7  # wordless is known to lack its captions
+        windows = [record.outputs for record in ledger.load(more.records).values() if record.status == "kept"]
+        assert sorted(len(outputs) for outputs in windows) == [2, 3, 3, 3, 3]
+        sizes = [ledger.store.path(sha256).stat().st_size for outputs in windows for sha256 in outputs.values()]
+        assert 0 < sum(sizes) - 14 * 600 < missing + 1000 and missing < total  # a header of some 400 bytes beside each
         empty = empty_text(ledger, base, PARAMS)
         assert empty.id == empty_text(ledger, base, PARAMS).id
         with safe_open(ledger.store.path(empty.outputs["empty"]), "np") as file:

@@ -67,8 +67,20 @@ def best_fit(choices: Sequence[Geometry], fps: float, *, duration_s: float, widt
     )
 
 
-def read_frames(path: Path, geometry: Geometry, fps: float, duration_s: float) -> np.ndarray:
-    """uint8 RGB (F, H, W, 3): the middle of a clip at `fps` frames a second.
+def window_starts(duration_s: float, lasts_s: float, most: int) -> list[float]:
+    """Where windows of a clip begin, seconds: evenly spread, each at least half a window after the one before.
+
+    One is the middle of the clip.
+    """
+    spare = max(0.0, duration_s - lasts_s)
+    count = min(most, 1 + int((spare + EPSILON_S) / (lasts_s / 2))) if lasts_s > 0 else 1
+    return [spare / 2] if count == 1 else [spare * n / (count - 1) for n in range(count)]
+
+
+def read_frames(
+    path: Path, geometry: Geometry, fps: float, duration_s: float, start_s: float | None = None
+) -> np.ndarray:
+    """uint8 RGB (F, H, W, 3): the middle of a clip, or what follows `start_s`, at `fps` frames a second.
 
     Each frame is the one shown nearest to its time, the earlier of two as near; the middle of the picture is cut to
     the aspect ratio and resized, by the mean over areas where it gets smaller. The file is read once and only what is
@@ -80,7 +92,7 @@ def read_frames(path: Path, geometry: Geometry, fps: float, duration_s: float) -
     Raises:
         ItemFailed: as `medgen.video.pictures.pictures`; clip_too_short when it ends before the frames do.
     """
-    start = max(0.0, (duration_s - geometry.lasts(fps)) / 2)
+    start = max(0.0, (duration_s - geometry.lasts(fps)) / 2) if start_s is None else start_s
     times = [start + index / fps for index in range(geometry.frames)]
     chosen: list[np.ndarray] = []
     first = last = None

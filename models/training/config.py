@@ -10,7 +10,13 @@ from models.training.presets import PRESETS
 
 # Fields that came after models had been trained, with the values that leave everything as it was: runs from before are
 # known by the same facts.
-LATER: dict[str, Any] = {"expert": "", "first_frame_share": 0.0, "extends": "", "optimizer": "adamw"}
+LATER: dict[str, Any] = {
+    "expert": "",
+    "first_frame_share": 0.0,
+    "extends": "",
+    "optimizer": "adamw",
+    "windows_per_clip": 1,
+}
 SCHEDULE = ("max_train_steps", "lr_scheduler", "lr_warmup_steps", "lr_num_cycles")
 # Fields that may differ between a checkpoint and the run that goes on from it.
 NOT_LEARNT = (
@@ -41,6 +47,9 @@ class TrainConfig(Parameters):
     )
     fps: float = Field(16.0, gt=0, le=1000, description="Frames per second that clips are sampled at.")
     max_sequence_length: int = Field(512, ge=1, le=4096, description="Tokens of a caption; shorter are zero-padded.")
+    windows_per_clip: int = Field(
+        1, ge=1, le=1000, description="Most stretches of a clip that are samples; with one it is the clip's middle."
+    )
     validation_share: float = Field(0.1, ge=0, lt=1, description="Share of source videos held out of training.")
     detailed_share: float = Field(0.5, ge=0, le=1, description="How often the detailed caption is used, 0 to 1.")
     caption_dropout: float = Field(0.1, ge=0, le=1, description="How often the caption is left empty, for guidance.")

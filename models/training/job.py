@@ -15,6 +15,7 @@ from models.families.family import Family
 from models.training.clip_frames import Geometry, read_geometries
 from models.training.config import TrainConfig
 from models.training.holdout import held_out_videos
+from models.training.stored_bytes import StoredBytes
 
 LORA_FILE = "pytorch_lora_weights.safetensors"  # as diffusers' load_lora_weights finds it by itself
 
@@ -26,27 +27,30 @@ STOPPED = 3  # exit code of a run that said why it can't go on
 Verdict = Literal["pass", "warn", "fail"]
 
 
-class Sample(BaseModel):
-    """An encoded clip: its file, and the clip and source video that it is of.
+class Sample(StoredBytes):
+    """An encoded clip, and the clip and source video that it is of.
 
     Args:
-        path: safetensors file.
-        sha256: of the file; empty when unknown. A file with another digest is corrupt.
+        texts: its embedded captions; None: they lie beside the latents.
+        window: which of several stretches of the clip this is.
         captioner_kind: what wrote its captions: `models.captioning.captioner.CaptionerKind`, or "unknown".
         split: that its publisher put it in, such as "train" or "test"; empty: none is known.
         parts: of a mixture, the releases that it is of.
     """
 
-    model_config = ConfigDict(frozen=True)
-
-    path: Path
     clip_id: str
     video_id: str
     category: str = ""
-    sha256: str = ""
     captioner_kind: str = "unknown"
     split: str = ""
     parts: tuple[str, ...] = ()
+    texts: StoredBytes | None = None
+    window: int = 0
+
+    @property
+    def name(self) -> str:
+        """The clip's id, and which of its windows this is."""
+        return f"{self.clip_id}@{self.window}" if self.window else self.clip_id
 
 
 class TrainJob(BaseModel):
@@ -88,7 +92,7 @@ class TrainJob(BaseModel):
 
     def facts(self) -> dict[str, Any]:
         """What identifies the run: a checkpoint with other facts is of another run."""
-        names = sorted([s.clip_id, s.sha256] for s in self.samples)
+        names = sorted([s.clip_id, s.sha256, *([s.texts.sha256] if s.texts else [])] for s in self.samples)
         mixed = {"mixture": digest_of([self.weights, sorted([s.clip_id, *s.parts] for s in self.samples)])}
         return {
             "base": self.base_digest,

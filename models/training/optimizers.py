@@ -36,9 +36,10 @@ def make_optimizer(config: TrainConfig, weights: Iterable[torch.nn.Parameter], *
         raise TrainingStopped(f"optimizer={config.optimizer} is not made for shards (FSDP): set optimizer=adamw")
     if config.optimizer == "adafactor":
         return torch.optim.Adafactor(weights, lr=config.learning_rate, weight_decay=config.adam_weight_decay)
-    from bitsandbytes.optim import AdamW8bit
+    from bitsandbytes.optim.adamw import AdamW8bit
 
-    return AdamW8bit(
+    return AdamW8bit(  # type: ignore[no-untyped-call]  # has no types
+
         weights,
         lr=config.learning_rate,
         betas=(config.adam_beta1, config.adam_beta2),

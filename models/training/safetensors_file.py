@@ -60,7 +60,7 @@ class SafetensorsWriter:
         """Writes the next tensor. Raises ValueError: it is not the next, or not what was announced."""
         if not self.left or self.left[-1] != name or (tensor.dtype, tuple(tensor.shape)) != self.expected[name]:
             raise ValueError(f"{name} is not the tensor that comes next")
-        self.file.write(memoryview(tensor.detach().contiguous().reshape(-1).view(torch.uint8).numpy()))
+        self.file.write(tensor.detach().contiguous().reshape(-1).view(torch.uint8).numpy().data)
         self.left.pop()
 
 

@@ -1,11 +1,10 @@
 """Encoded clips as training reads them, and the order in which it does.
 
-A sample is one safetensors file: `latents` (C, F, H, W) as Wan normalises them, `brief` and `detailed`, the embedded
-captions (L, D) without padding, and the captions themselves as metadata. Files are untrusted: one that is broken is
-quarantined by name and training goes on without it.
+A sample is `latents` (C, F, H, W) as the transformer sees them, and `brief` and `detailed`, the embedded captions
+(L, D) without padding, in one or two safetensors files, or stretches of larger ones. Files are untrusted: one that is
+broken is quarantined by name and training goes on without it.
 """
 
-import hashlib
 import logging
 import threading
 from collections import OrderedDict
@@ -14,7 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import torch
-from safetensors import SafetensorError, safe_open
+from safetensors import SafetensorError
 from safetensors.torch import load as load_tensors
 from safetensors.torch import load_file
 from torch import Tensor
@@ -59,16 +58,14 @@ class BadSample(ValueError):
 
 
 def shape_of(sample: Sample) -> tuple[int, ...]:
-    """(C, F, H, W) of the latents, from the file's header alone. Raises `BadSample`."""
+    """(C, F, H, W) of the latents, from the files' headers alone. Raises `BadSample`."""
     try:
-        with safe_open(str(sample.path), framework="pt") as file:
-            names = set(file.keys())
-            if missing := {"latents", *CAPTIONS} - names:
-                raise BadSample(f"has no tensor {sorted(missing)[0]!r}")
-            shape = tuple(file.get_slice("latents").get_shape())
-            texts = [tuple(file.get_slice(name).get_shape()) for name in CAPTIONS]
-    except (OSError, SafetensorError) as error:
+        shapes = sample.shapes() | (sample.texts.shapes() if sample.texts else {})
+    except (OSError, ValueError) as error:
         raise BadSample(f"can't be read: {error}") from error
+    if missing := {"latents", *CAPTIONS} - shapes.keys():
+        raise BadSample(f"has no tensor {sorted(missing)[0]!r}")
+    shape, texts = shapes["latents"], [shapes[name] for name in CAPTIONS]
     if len(shape) != 4 or 0 in shape:
         raise BadSample(f"latents have the shape {shape}, not (channels, frames, height, width)")
     if any(len(text) != 2 for text in texts):
@@ -82,11 +79,10 @@ def read_sample(sample: Sample) -> Encoded:
     """The sample, checked: digest, shapes, finite numbers. Raises `BadSample`."""
     shape_of(sample)
     try:
-        data = sample.path.read_bytes()
-        if sample.sha256 and hashlib.sha256(data).hexdigest() != sample.sha256:
-            raise BadSample(f"its bytes are not those of the digest {sample.sha256[:12]}…")
-        tensors = load_tensors(data)
-    except (OSError, SafetensorError) as error:
+        tensors = load_tensors(sample.read())
+        if sample.texts:
+            tensors |= load_tensors(sample.texts.read())
+    except (OSError, ValueError, SafetensorError) as error:
         raise BadSample(f"can't be read: {error}") from error
     encoded = Encoded(*(tensors[name].float() for name in ("latents", *CAPTIONS)))
     if not all(torch.isfinite(t).all() for t in (encoded.latents, encoded.brief, encoded.detailed)):
@@ -113,12 +109,12 @@ class SampleSet:
     def __init__(self, samples: Sequence[Sample], channels: int, text_width: int, cache_bytes: int) -> None:
         self.samples: list[Sample] = []
         self.shapes: list[tuple[int, ...]] = []
-        self.quarantined: dict[str, str] = {}  # clip id → why
+        self.quarantined: dict[str, str] = {}  # name of the sample → why
         self.cache: OrderedDict[int, Encoded] = OrderedDict()
         self.cache_bytes, self.held = cache_bytes, 0
         self.channels, self.text_width = channels, text_width
         self.lock = threading.Lock()
-        for sample in sorted(samples, key=lambda s: s.clip_id):
+        for sample in sorted(samples, key=lambda s: (s.clip_id, s.window)):
             try:
                 shape = shape_of(sample)
                 if shape[0] != channels:
@@ -161,7 +157,7 @@ class SampleSet:
         """The sample, or None when it is (now) quarantined."""
         sample = self.samples[index]
         with self.lock:
-            if sample.clip_id in self.quarantined:
+            if sample.name in self.quarantined:
                 return None
             if index in self.cache:
                 self.cache.move_to_end(index)
@@ -196,13 +192,13 @@ class SampleSet:
                 return candidate, encoded
         raise NothingToTrainOn(
             f"all {len(peers)} samples of the shape {self.shapes[index]} are corrupt, the last because "
-            f"{self.quarantined[self.samples[index].clip_id]}: encode the release again"
+            f"{self.quarantined[self.samples[index].name]}: encode the release again"
         )
 
     def _quarantine(self, sample: Sample, error: BadSample) -> None:
-        log.warning("training goes on without clip %s: %s %s", sample.clip_id, sample.path.name, error)
+        log.warning("training goes on without clip %s: %s %s", sample.name, sample.path.name, error)
         with self.lock:
-            self.quarantined[sample.clip_id] = str(error)
+            self.quarantined[sample.name] = str(error)
 
 
 def _size(encoded: Encoded) -> int:

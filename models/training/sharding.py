@@ -58,7 +58,7 @@ def fill(target: Tensor, stored: StoredTensor) -> None:
 
 def is_sharded(accelerator: Accelerator) -> bool:
     """Whether weights are sharded over processes."""
-    return accelerator.distributed_type == DistributedType.FSDP
+    return bool(accelerator.distributed_type == DistributedType.FSDP)
 
 
 def ready_to_shard(model: torch.nn.Module, accelerator: Accelerator) -> None:

@@ -1,8 +1,7 @@
 """The working folder of a training run: its job and the encoded clips that it reads."""
 
-import os
-import shutil
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from itertools import count
 from pathlib import Path
 
 import numpy as np
@@ -14,10 +13,13 @@ from medgen.store import Store
 from models.training.clip_frames import read_frames, read_geometries
 from models.training.config import TrainConfig
 from models.training.job import Sample, TrainJob
+from models.training.stored_bytes import StoredBytes
 from tasks.training.released import ReleasedClip
+from tasks.training.sample_files import materialize_samples
 
 TRAIN = "train"  # name of the step
 LATENTS = "latents:"  # beginning of the role of an encoded clip among a training run's inputs; the clip's id follows
+TEXTS = "texts:"  # the same of its embedded captions
 PROBED = 3  # clips that pre-flight's round trip is tried with until one can be read
 
 
@@ -35,9 +37,9 @@ def materialize_job(
     base_digest: str,
     weights: Mapping[str, float] | None = None,
 ) -> TrainJob:
-    """Writes the job and links its encoded clips into the working folder, where no cache can drop them.
+    """Writes the job, and its encoded clips into the working folder, where no cache can drop them.
 
-    Those that are linked already are not touched. Clips of videos that were taken down since they were encoded are left
+    Those that are there already are not touched. Clips of videos that were taken down since they were encoded are left
     out.
 
     Args:
@@ -47,39 +49,19 @@ def materialize_job(
     Raises:
         ArtifactLost, StoreUnavailable: as `Store.path`.
     """
-    links = folder / "samples"
-    links.mkdir(parents=True, exist_ok=True)
-    linked = {entry.name for entry in os.scandir(links)}
-    samples: list[Sample] = []
-    first: list[ReleasedClip] = []  # by their ids, to be looked at
-    for clip in clips:
-        sha256 = work.inputs.get(LATENTS + clip.clip_id)
-        if sha256 is None:
-            continue
-        path = links / f"{sha256}.safetensors"
-        if path.name not in linked:
-            _link(store.path(sha256), path)
-        samples.append(
-            Sample(
-                path=path,
-                clip_id=clip.clip_id,
-                video_id=clip.video_id,
-                category=clip.category,
-                sha256=sha256,
-                captioner_kind=clip.captioner_kind,
-                split=clip.split,
-                parts=clip.parts,
-            )
-        )
-        first = sorted([*first, clip], key=lambda one: one.clip_id)[:PROBED]
-    empty = links / "empty.safetensors"
-    if empty.name not in linked:
-        _link(store.path(work.inputs["empty"]), empty)
+    chosen: list[ReleasedClip] = [clip for clip in clips if LATENTS + clip.clip_id in work.inputs]
+    there = {clip.clip_id for clip in chosen}
+    wanted = [sha256 for role, sha256 in work.inputs.items() if _clip_of(role) in there]
+    places = materialize_samples(store, folder / "samples", [*wanted, work.inputs["empty"]])
+    empty = folder / "samples" / "empty.safetensors"
+    empty.write_bytes(places[work.inputs["empty"]].read())
+    samples = [sample for clip in chosen for sample in _samples(clip, work.inputs, places)]
+    first = sorted(chosen, key=lambda one: one.clip_id)[:PROBED]  # to be looked at
     job = TrainJob(
         config=config,
         base=str(work.access["base"]),
         base_digest=base_digest,
-        samples=tuple(sorted(samples, key=lambda sample: sample.clip_id)),
+        samples=tuple(sorted(samples, key=lambda sample: (sample.clip_id, sample.window))),
         empty=empty,
         folder=folder,
         weights=dict(weights or {}),
@@ -89,16 +71,29 @@ def materialize_job(
     return job
 
 
-def _link(source: Path, target: Path) -> None:
-    """Links or copies; a file that is there stays."""
-    try:
-        os.link(source, target)
-    except FileExistsError:
-        return
-    except OSError:  # another file system: never half a copy under the name
-        making = target.with_name(f".{target.name}.making")
-        shutil.copyfile(source, making)
-        making.replace(target)
+def _samples(clip: ReleasedClip, inputs: Mapping[str, str], places: Mapping[str, StoredBytes]) -> Iterator[Sample]:
+    """The windows of a clip that were encoded."""
+    texts = inputs.get(TEXTS + clip.clip_id)
+    for window in count():
+        sha256 = inputs.get(LATENTS + (f"{clip.clip_id}@{window}" if window else clip.clip_id))
+        if sha256 is None:
+            return
+        yield Sample(
+            **dict(places[sha256]),
+            clip_id=clip.clip_id,
+            video_id=clip.video_id,
+            category=clip.category,
+            captioner_kind=clip.captioner_kind,
+            split=clip.split,
+            parts=clip.parts,
+            texts=places[texts] if texts else None,
+            window=window,
+        )
+
+
+def _clip_of(role: str) -> str:
+    """The clip that an input of a training run is of."""
+    return role.partition(":")[2].partition("@")[0]
 
 
 def _probe_clip(store: Store, folder: Path, clips: Sequence[ReleasedClip], config: TrainConfig) -> Path | None:

@@ -35,8 +35,8 @@ from models.training.sampling import sampling_of
 from tasks.prefect_step import StepProgress, step_task
 from tasks.progress import training_listener
 from tasks.training.earlier_run import go_on_from_earlier
-from tasks.training.encode import EMPTY_TEXT, ENCODE
-from tasks.training.job_folder import LATENTS, TRAIN, materialize_job, working_folder
+from tasks.training.encode import EMPTY_TEXT, ENCODE, ENCODE_TEXT, TEXT
+from tasks.training.job_folder import LATENTS, TEXTS, TRAIN, materialize_job, working_folder
 from tasks.training.mixture import weights_of
 from tasks.training.model_files import ADAPTER, KIND, ON_RECORD, model_on_record
 from tasks.training.process import Report, launch
@@ -102,7 +102,7 @@ def prepare(
     """What the training of these clips goes on record as.
 
     Args:
-        encoded: kept records of the step encode, one per clip.
+        encoded: kept records of the steps encode and encode_text, one of each per clip.
         empty: record whose output `empty` is the embedding of the empty caption.
 
     Raises:
@@ -117,7 +117,12 @@ def prepare(
     row = usable_release(ledger, release)
     inputs, parents = {"empty": EMPTY_TEXT.outputs(empty)["empty"]}, {"empty": empty.id, "release": row.step_run_id}
     for record in encoded:
-        inputs[LATENTS + record.subject] = ENCODE.outputs(record)["latents"]
+        if record.step == TEXT:
+            inputs[TEXTS + record.subject] = ENCODE_TEXT.outputs(record)["texts"]
+            parents[TEXTS + record.subject] = record.id
+            continue
+        for role, sha256 in ENCODE.outputs(record).items():  # windows but the first have their number behind an @
+            inputs[LATENTS + record.subject + role.removeprefix("latents")] = str(sha256)
         parents[LATENTS + record.subject] = record.id
     with Session(ledger.engine) as session:
         version = session.get(ModelVersion, base_digest)
@@ -300,9 +305,9 @@ def _facts(
         "base_name": config.pretrained_model_name_or_path,
         "preset": params.preset,
         "steps": len(curve),
-        "train_clips": sum(s.clip_id not in quarantined for s in train),
+        "train_clips": len({s.clip_id for s in train if s.name not in quarantined}),
         "train_videos": len({s.video_id for s in train}),
-        "held_out_clips": sum(s.clip_id not in quarantined for s in away),
+        "held_out_clips": len({s.clip_id for s in away if s.name not in quarantined}),
         "held_out_videos": sorted({s.video_id for s in away}),
         "quarantined": quarantined,
         "train_loss": [validations[0]["train_loss"], validations[-1]["train_loss"]],
