@@ -20,13 +20,17 @@ from hypothesis import strategies as st
 from safetensors.torch import load_file, save_file
 
 from models import ModelUnavailable
+from models.families.known import family_of
 from models.training import checkpoint
 from models.training.checkpoint import CheckpointNotWritten, WrongCheckpoint
 from models.training.config import configured
 from models.training.errors import OutOfMemory, TrainingStopped, explain_out_of_memory
 from models.training.flow_matching import draw_sigma, generator, noised, shifted
+from models.training.frozen import shrink_frozen
 from models.training.job import LORA_FILE, TrainJob, read_rows, split_by_video
+from models.training.optimizers import state_of
 from models.training.presets import PRESETS
+from models.training.recompute import recompute_blocks
 from models.training.samples import NothingToTrainOn, Part, batch_order
 from models.training.trainer import Trained, Trainer
 from tasks.training.process import training_command
@@ -262,13 +266,64 @@ def test_precision_and_memory_savers_train_the_same(tmp_path, base, samples):
         "recomputed": {"gradient_checkpointing": True},
         "accumulated": {"train_batch_size": 2, "gradient_accumulation_steps": 2},
         "bf16": {"mixed_precision": "bf16"},
-    }.items():
+        "eight": {"optimizer": "adamw8bit"},
+        "adafactor": {"optimizer": "adafactor", "learning_rate": 0.01},
+        "lora": {"training": "lora"},
+        "half_recomputed": {"training": "lora", "gradient_checkpointing": True, "gradient_checkpointing_blocks": 1},
+        "waiting": {"training": "lora", "gradient_checkpointing": True, "offload_activations": True,
+                    "blocks_to_swap": 1, "attention_backend": "native"},
+        "int8": {"training": "lora", "frozen_dtype": "int8"},
+        "fp8": {"training": "lora", "frozen_dtype": "fp8", "blocks_to_swap": 2},
+    }.items():  # fmt: skip
         (tmp_path / name).mkdir()
-        trained = Trainer(tiny_job(tmp_path / name, base, samples, max_train_steps=4, **changes)).run()
-        losses[name] = [row["loss"] for row in trained.curve]
+        quick = {"max_train_steps": 4, "validation_samples": 0, **changes}
+        trainer = Trainer(tiny_job(tmp_path / name, base, samples, **quick))
+        losses[name] = [row["loss"] for row in trainer.run().curve]
+        if "optimizer" in changes:  # which goes on from what it kept
+            again = Trainer(trainer.job)
+            for (_, one), (_, two) in zip(trainer.trainable(), again.trainable(), strict=True):
+                kept, read = (state_of(t.optimizer, w) for t, w in ((trainer, one), (again, two)))
+                assert kept.keys() == read.keys() and all(torch.equal(kept[k], read[k]) for k in kept)
     np.testing.assert_allclose(losses["recomputed"], losses["plain"], rtol=1e-5)
     np.testing.assert_allclose(losses["accumulated"], losses["plain"], rtol=1e-5)
     np.testing.assert_allclose(losses["bf16"], losses["plain"], rtol=2e-2)
+    np.testing.assert_allclose(losses["eight"], losses["plain"], rtol=1e-2)
+    assert losses["adafactor"][1:] != losses["plain"][1:]
+    assert losses["half_recomputed"] == losses["waiting"] == losses["lora"]
+    np.testing.assert_allclose(losses["int8"], losses["lora"], rtol=1e-2)
+    np.testing.assert_allclose(losses["fp8"], losses["lora"], rtol=5e-2)
+    assert len({tuple(losses[name]) for name in ("lora", "int8", "fp8")}) == 3
+    with pytest.raises(ValueError, match="only training=lora"):
+        tiny_config(blocks_to_swap=1)
+    with pytest.raises(TrainingStopped, match="nonesuch"):
+        Trainer(tiny_job(tmp_path, base, samples, attention_backend="nonesuch"))
+
+
+def test_what_waits_is_not_kept(base):
+    model = family_of(base).load_transformer(base, torch.float32).requires_grad_(False)
+    names = [name for name, _ in model.named_parameters()]
+    shrink_frozen(model, "int8", 1)
+    left = {name for name, _ in model.named_parameters()}
+    gone = [name for name in names if name not in left]
+    assert gone and all(name.startswith("blocks.") and name.endswith(".weight") for name in gone)
+    waiting, here = model.blocks[0].attn1.to_q, model.blocks[1].attn1.to_q
+    assert waiting.kept is None and here.kept.dtype == torch.int8 and here.state_dict().keys() == {"bias"}
+    recompute_blocks(model, -1, offload=True)
+    model.train()
+    hidden, text = torch.randn(1, *SHAPE, requires_grad=True), torch.randn(1, 3, 16)
+    copies = []
+    real = torch.Tensor.copy_
+
+    def counted(self, other, **options):
+        copies.append(tuple(other.shape))
+        return real(self, other, **options)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(torch.Tensor, "copy_", counted)
+        out = model(hidden, torch.tensor([5.0]), text, return_dict=False)[0]
+    assert copies == [(1, 12, 32)] * 2  # the input of each block: 2 x 2 x 3 tokens of width 32
+    out.sum().backward()
+    assert torch.isfinite(hidden.grad).all() and hidden.grad.abs().sum() > 0
 
 
 # --- adapters ---

@@ -16,6 +16,9 @@ LATER: dict[str, Any] = {
     "extends": "",
     "optimizer": "adamw",
     "windows_per_clip": 1,
+    "frozen_dtype": "same",
+    "attention_backend": "",
+    "compile_blocks": False,
 }
 SCHEDULE = ("max_train_steps", "lr_scheduler", "lr_warmup_steps", "lr_num_cycles")
 # Fields that may differ between a checkpoint and the run that goes on from it.
@@ -23,6 +26,7 @@ NOT_LEARNT = (
     "pretrained_model_name_or_path", "from_scratch", "train_batch_size", "gradient_accumulation_steps", "num_processes",
     "gradient_checkpointing", "merge_lora", "validation_steps", "validation_samples", "validation_timesteps",
     "validation_prompts", "validation_inference_steps", "guidance_scale", "extends",
+    "attention_backend", "compile_blocks",
 )  # fmt: skip
 
 
@@ -75,6 +79,13 @@ class TrainConfig(Parameters):
     max_grad_norm: float = Field(1.0, gt=0, le=1e9, description="Gradients are clipped to this norm.")
     mixed_precision: Literal["no", "bf16"] = Field("bf16", description="Arithmetic; bf16 is refused where missing.")
     gradient_checkpointing: bool = Field(True, description="Recompute activations: less memory, a third more time.")
+    frozen_dtype: Literal["same", "int8", "fp8"] = Field(
+        "same", description="LoRA: how the frozen weights of blocks are kept; 8 bits halve bf16."
+    )
+    attention_backend: str = Field(
+        "", max_length=100, description="Attention by diffusers' name, such as native, flash or _native_cudnn."
+    )
+    compile_blocks: bool = Field(False, description="torch.compile each block: faster after some minutes.")
     seed: int = Field(0, ge=0, lt=2**31, description="Seed of everything random.")
     use_ema: bool = Field(False, description="Keep an exponential moving average of the weights and deliver that.")
     ema_decay: float = Field(0.999, ge=0, lt=1, description="Decay of the moving average.")
@@ -111,6 +122,15 @@ class TrainConfig(Parameters):
     checkpoints_total_limit: int = Field(
         2, ge=1, le=MOST_ITEMS, exclude=True, description="Checkpoints kept; older ones go."
     )
+    gradient_checkpointing_blocks: int = Field(
+        -1, ge=-1, le=10_000, exclude=True, description="Blocks that gradient_checkpointing recomputes; -1: all."
+    )
+    offload_activations: bool = Field(
+        False, exclude=True, description="Inputs of recomputed blocks wait in the CPU's memory."
+    )
+    blocks_to_swap: int = Field(
+        0, ge=0, le=10_000, exclude=True, description="LoRA: blocks whose frozen weights wait in the CPU's memory."
+    )
     keep_checkpoint: bool = Field(
         True, exclude=True, description="Keep a finished run's last checkpoint, so that it can be extended."
     )
@@ -127,6 +147,8 @@ class TrainConfig(Parameters):
         if self.lr_warmup_steps > self.max_train_steps:
             raise ValueError(f"lr_warmup_steps={self.lr_warmup_steps} exceeds max_train_steps={self.max_train_steps}")
         read_geometries(self.buckets)
+        if self.training == "full" and (self.blocks_to_swap or self.frozen_dtype != "same"):
+            raise ValueError("blocks_to_swap and frozen_dtype are of frozen weights, which only training=lora has")
         return self
 
     @property

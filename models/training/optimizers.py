@@ -39,7 +39,6 @@ def make_optimizer(config: TrainConfig, weights: Iterable[torch.nn.Parameter], *
     from bitsandbytes.optim.adamw import AdamW8bit
 
     return AdamW8bit(  # type: ignore[no-untyped-call]  # has no types
-
         weights,
         lr=config.learning_rate,
         betas=(config.adam_beta1, config.adam_beta2),

@@ -34,9 +34,11 @@ from models.training.curves import LOSSES, VALIDATION, Curves
 from models.training.delivery import deliver_model
 from models.training.errors import TrainingStopped, explain_out_of_memory
 from models.training.flow_matching import stream_seed
+from models.training.frozen import shrink_frozen
 from models.training.job import TrainJob, read_rows, require, split_by_video
 from models.training.loss import batch_of, losses_of
 from models.training.optimizers import make_optimizer, restore_state, set_rate, state_of
+from models.training.recompute import recompute_blocks
 from models.training.safetensors_file import StoredTensor, stored_tensors
 from models.training.samples import NothingToTrainOn, SampleSet, batch_order, read_empty
 from models.training.sampling import checked_geometry
@@ -105,10 +107,9 @@ class Trainer:
             self.model = self.family.load_transformer(self.base, dtype, self.expert.part)
         if lora:
             add_lora(self.model, self.config, self.family)
+        self._save_memory()
         if self.sharded:
             ready_to_shard(self.model, self.accelerator)
-        if self.config.gradient_checkpointing:
-            self.model.enable_gradient_checkpointing()
         self.empty = read_empty(job.empty)
         self._read_samples()
         self._set_up()
@@ -116,6 +117,26 @@ class Trainer:
         if resume:
             self._resume()
         self.resumed_from = self.step
+
+    def _save_memory(self) -> None:
+        """Frozen weights in less memory, recomputed activations, fused attention, compiled blocks: as configured."""
+        config = self.config
+        shrunk = config.blocks_to_swap or config.frozen_dtype != "same"
+        if shrunk and self.sharded:
+            raise TrainingStopped("frozen weights in shards (FSDP) can't wait or be kept in 8 bits: use DDP for that")
+        if shrunk:
+            shrink_frozen(self.model, config.frozen_dtype, config.blocks_to_swap)
+        if config.gradient_checkpointing:
+            recompute_blocks(self.model, config.gradient_checkpointing_blocks, offload=config.offload_activations)
+        try:
+            if config.attention_backend:
+                self.model.set_attention_backend(config.attention_backend)
+            if config.compile_blocks:
+                self.model.compile_repeated_blocks()
+        except (ValueError, RuntimeError, ImportError) as error:
+            raise TrainingStopped(
+                f"attention_backend={config.attention_backend!r}, compile_blocks={config.compile_blocks}: {error}"
+            ) from error
 
     def _read_samples(self) -> None:
         """Training and held-out samples; refuses what can't work."""

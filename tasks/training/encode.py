@@ -289,6 +289,8 @@ def bytes_to_encode(ledger: Ledger, release: str, base: Path, params: EncodePara
     while page := list(islice(clips, PAGE)):
         sizes: dict[str, float] = {}
         for clip in page:
+            if not (clip.brief.strip() and clip.detailed.strip()):
+                continue
             words = sum(
                 min(len(text.split()) * 1.5 + 2, params.max_sequence_length) for text in (clip.brief, clip.detailed)
             )
