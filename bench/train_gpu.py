@@ -37,15 +37,21 @@ from diffusers.schedulers.scheduling_unipc_multistep import UniPCMultistepSchedu
 from models.families.wan import Wan
 from models.generation.video_diffusion import encode_frames
 from models.training.config import TrainConfig, configured
-from models.training.cost import GIB, Architecture, forward_flops, training_flops, training_memory, weights
+from models.training.cost import (
+    GIB,
+    Architecture,
+    forward_flops,
+    peak_flops,
+    training_flops,
+    training_memory,
+    weights,
+)
 from models.training.errors import explain_out_of_memory
 from models.training.loss import losses_of
 from models.training.nano import TRANSFORMER as NANO_TRANSFORMER
 from models.training.nano import VAE as NANO_VAE
 from models.training.transformer import add_lora
 
-# Dense bf16 tensor-core operations per second, from NVIDIA's data sheets (without sparsity).
-PEAK_FLOPS = {"H100": 989e12, "H200": 989e12, "A100": 312e12, "A800": 312e12, "L40S": 362e12, "RTX 4090": 165e12}
 STEPS, WARM_UP = 6, 2
 NOT_MEASURED = "not yet measured"
 MARKERS = ("<!-- bench.train_gpu: begin -->", "<!-- bench.train_gpu: end -->")
@@ -140,7 +146,7 @@ class Bench:
         self.device_name = platform.processor() or platform.machine()
         if self.cuda and torch.cuda.is_available():
             self.device_name = torch.cuda.get_device_name(device)
-        self.peak = next((peak for key, peak in PEAK_FLOPS.items() if self.cuda and key in self.device_name), None)
+        self.peak = peak_flops(self.device_name) if self.cuda else None
 
     def planned(self) -> list[Row]:
         """The rows that `run` would fill."""

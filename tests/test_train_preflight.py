@@ -13,11 +13,13 @@ from models.training.config import configured
 from models.training.cost import (
     KEPT,
     Architecture,
+    block_matrices,
     forward_flops,
     lora_weights,
     training_flops,
     training_memory,
     weights,
+    what_fits,
 )
 from models.training.job import PreflightFailed, require
 from models.training.preflight import check_disk, check_first_loss, check_memory, check_probe, preflight
@@ -104,8 +106,24 @@ def test_memory_grows_with_what_it_should():
     assert need["lora"].optimizer < need["full"].optimizer / 20
     unsaved = training_memory(a, lora.model_copy(update={"gradient_checkpointing": False}), latent, cuda=True)
     assert unsaved.activations > 10 * need["lora"].activations
+    # 14B with adapters at 720p fits into 80 GB as its preset has it, and not without; what is proposed fits, too.
+    with torch.device("meta"):
+        big = Architecture.of(WanTransformer3DModel(num_attention_heads=40, ffn_dim=13824, num_layers=40).config)
+    tall, preset = (16, 21, 90, 160), configured("wan-14b-720p-lora")
+    plain = preset.model_copy(update={"offload_activations": False, "blocks_to_swap": 0})
+    sizes = [training_memory(big, config, tall, cuda=True).total / 1e9 for config in (preset, plain)]
+    assert sizes[0] < 0.85 * 80 and sizes[1] > 80
+    found = what_fits(big, plain, tall, int(80e9), cuda=True)
+    assert found is not None and found["offload_activations"] and "frozen_dtype" not in found
+    assert training_memory(big, plain.model_copy(update=found), tall, cuda=True).total < 0.85 * 80e9
+    int8 = plain.model_copy(update={"frozen_dtype": "int8"})
+    saved = training_memory(big, plain, tall, cuda=True).weights - training_memory(big, int8, tall, cuda=True).weights
+    assert saved == pytest.approx(40 * block_matrices(big), rel=0.04)
+    assert what_fits(big, plain, tall, int(1e9), cuda=True) is None
     refused = check_memory(lora.model_copy(update={"train_batch_size": 4096}), a, latent, torch.device("cpu"))
     assert refused.verdict == "fail" and "train_batch_size (4096)" in refused.advice
+    tight = check_memory(lora.model_copy(update={"gradient_checkpointing": False}), a, latent, torch.device("cpu"))
+    assert tight.verdict == "pass" or "gradient_checkpointing" in tight.advice
 
 
 def test_verdicts_on_good_and_bad_runs(tmp_path):

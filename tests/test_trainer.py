@@ -18,10 +18,12 @@ from diffusers import WanPipeline, WanTransformer3DModel
 from hypothesis import assume, given
 from hypothesis import strategies as st
 from safetensors.torch import load_file, save_file
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from models import ModelUnavailable
 from models.families.known import family_of
 from models.training import checkpoint
+from models.training.best import read_facts, standing_of
 from models.training.checkpoint import CheckpointNotWritten, WrongCheckpoint
 from models.training.config import configured
 from models.training.errors import OutOfMemory, TrainingStopped, explain_out_of_memory
@@ -324,6 +326,34 @@ def test_what_waits_is_not_kept(base):
     assert copies == [(1, 12, 32)] * 2  # the input of each block: 2 x 2 x 3 tokens of width 32
     out.sum().backward()
     assert torch.isfinite(hidden.grad).all() and hidden.grad.abs().sum() > 0
+
+
+def test_the_best_weights_and_an_early_end(tmp_path, base, samples):
+    named = tuple(s.model_copy(update={"category": ("imaging", "animation")[n % 2]}) for n, s in enumerate(samples))
+    wild = {"learning_rate": 0.02, "lr_scheduler": "constant", "max_train_steps": 60, "validation_steps": 2,
+            "validation_prompts": ("a scan",), "validation_inference_steps": 1, "deliver": "best",
+            "early_stopping_patience": 2, "use_ema": False, "log_with": ("tensorboard",)}  # fmt: skip
+    job = tiny_job(tmp_path, base, named, **wild)
+    trained = Trainer(job).run()
+    rows = [row for row in trained.validations if row["step"]]
+    best = min(rows, key=lambda row: row["loss"])
+    assert trained.steps < 60 and trained.steps == best["step"] + 4 == rows[-1]["step"]
+    assert set(best["by_category"]) == {"imaging", "animation"}
+    assert np.mean(list(best["by_category"].values())) == pytest.approx(best["loss"], rel=0.2)
+    assert read_facts(job.folder) == {"step": best["step"], "loss": best["loss"]}
+    kept, delivered = (
+        load_file(job.folder / "best.safetensors"),
+        load_file(next(trained.model.glob("transformer/*.saf*"))),
+    )
+    assert kept.keys() == delivered.keys() and all(torch.equal(kept[name], delivered[name]) for name in kept)
+    assert Trainer(job).run().steps == trained.steps  # it has ended, whoever asks again
+    assert standing_of([{"step": 1, "loss": 2.0}, {"step": 2, "loss": None}, {"step": 3, "loss": 3.0}]).since == 1
+    shown = EventAccumulator(str(job.folder / "tensorboard"), size_guidance={"images": 0}).Reload().Tags()
+    assert {"loss/held_out", "held_out_by_category/imaging", "machine/samples_per_s"} <= set(shown["scalars"])
+    assert shown["images"] == ["prompt/00"] and shown["histograms"] == ["gradient/log10_norm_of_each_weight"]
+    assert list((job.folder / "medgen").rglob("events*"))  # accelerate's tracker of that name
+    with pytest.raises(TrainingStopped, match=r"nosuch.*there are.*wandb"):
+        Trainer(tiny_job(tmp_path, base, samples, log_with=("nosuch",)))
 
 
 # --- adapters ---

@@ -1,22 +1,34 @@
 """The accelerator of a training process, refused where the launch does not fit the configuration."""
 
 from datetime import timedelta
+from pathlib import Path
 
 import torch
 from accelerate import Accelerator, PartialState
 from accelerate.state import AcceleratorState
+from accelerate.tracking import LOGGER_TYPE_TO_CLASS, get_available_trackers
 from accelerate.utils import DistributedType, InitProcessGroupKwargs
 
 from models.training.config import TrainConfig
 from models.training.errors import TrainingStopped
 
 
-def make_accelerator(config: TrainConfig) -> Accelerator:
+def make_accelerator(config: TrainConfig, folder: Path) -> Accelerator:
     """The accelerator of this process.
 
+    Args:
+        folder: where trackers that write files put them.
+
     Raises:
-        TrainingStopped: the launch does not fit the configuration, or the device lacks bf16.
+        TrainingStopped: the launch does not fit the configuration, the device lacks bf16, or a tracker is missing.
     """
+    available = [str(name) for name in get_available_trackers()]
+    if missing := [name for name in config.log_with if name not in available]:
+        known = missing[0] in LOGGER_TYPE_TO_CLASS
+        advice = (
+            f"install its package {missing[0]}" if known else f"there are {', '.join(sorted(LOGGER_TYPE_TO_CLASS))}"
+        )
+        raise TrainingStopped(f"log_with={missing[0]}: no such tracker here; {advice}")
     if config.mixed_precision == "bf16" and torch.cuda.is_available() and not torch.cuda.is_bf16_supported():
         raise TrainingStopped(f"{torch.cuda.get_device_name()} has no bf16: set mixed_precision=no")
     if AcceleratorState._shared_state and PartialState().num_processes == 1:
@@ -24,6 +36,8 @@ def make_accelerator(config: TrainConfig) -> Accelerator:
     accelerator = Accelerator(
         mixed_precision=config.mixed_precision,
         cpu=not torch.cuda.is_available(),
+        log_with=list(config.log_with) or None,
+        project_dir=str(folder),
         # Others wait while the main process makes validation videos.
         kwargs_handlers=[InitProcessGroupKwargs(timeout=timedelta(hours=4))],
     )

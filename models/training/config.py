@@ -19,6 +19,8 @@ LATER: dict[str, Any] = {
     "frozen_dtype": "same",
     "attention_backend": "",
     "compile_blocks": False,
+    "deliver": "last",
+    "early_stopping_patience": 0,
 }
 SCHEDULE = ("max_train_steps", "lr_scheduler", "lr_warmup_steps", "lr_num_cycles")
 # Fields that may differ between a checkpoint and the run that goes on from it.
@@ -26,7 +28,7 @@ NOT_LEARNT = (
     "pretrained_model_name_or_path", "from_scratch", "train_batch_size", "gradient_accumulation_steps", "num_processes",
     "gradient_checkpointing", "merge_lora", "validation_steps", "validation_samples", "validation_timesteps",
     "validation_prompts", "validation_inference_steps", "guidance_scale", "extends",
-    "attention_backend", "compile_blocks",
+    "attention_backend", "compile_blocks", "deliver", "early_stopping_patience",
 )  # fmt: skip
 
 
@@ -113,6 +115,12 @@ class TrainConfig(Parameters):
     validation_inference_steps: int = Field(30, ge=1, le=10_000, description="Denoising steps of those videos.")
     guidance_scale: float = Field(5.0, ge=0, le=1000, description="Guidance of those videos; 1 or less is none.")
 
+    deliver: Literal["last", "best"] = Field(
+        "last", description="Which weights are delivered: the last ones, or those with the lowest held-out loss."
+    )
+    early_stopping_patience: int = Field(
+        0, ge=0, le=MOST_ITEMS, description="End after so many validations without a lower held-out loss; 0: never."
+    )
     extends: str = Field(
         "", description="Finished model on record (medgen:NAME) whose run goes on; also where the schedule had an end."
     )
@@ -130,6 +138,9 @@ class TrainConfig(Parameters):
     )
     blocks_to_swap: int = Field(
         0, ge=0, le=10_000, exclude=True, description="LoRA: blocks whose frozen weights wait in the CPU's memory."
+    )
+    log_with: tuple[str, ...] = Field(
+        (), exclude=True, description="Trackers beside TensorBoard, by accelerate's names, such as wandb or mlflow."
     )
     keep_checkpoint: bool = Field(
         True, exclude=True, description="Keep a finished run's last checkpoint, so that it can be extended."

@@ -18,7 +18,20 @@ GIB = 2**30
 # the feed-forward width: counted with saved-tensor hooks on diffusers' WanTransformerBlock (0.42); a test recounts.
 KEPT = {"no": (91.0, 8.0), "bf16": (71.0, 4.0)}
 KEPT_BESIDE = 1.1  # the allocator's waste, workspaces of matrix products and attention
+FITS = 0.85  # of the free memory may be asked for: estimates are off by some tenths at most
 CONTEXT_BYTES = 0.7 * GIB  # CUDA context and libraries
+
+
+# Dense bf16 tensor-core operations per second, from NVIDIA's data sheets (without sparsity).
+PEAK_FLOPS = {
+    "B200": 2250e12, "H100": 989e12, "H200": 989e12, "A100": 312e12, "A800": 312e12, "L40S": 362e12, "RTX 5090": 209e12,
+    "RTX 4090": 165e12, "RTX 3090": 71e12,
+}  # fmt: skip
+
+
+def peak_flops(device: str) -> float | None:
+    """Operations that a GPU of that name can do in a second; None where it is not known."""
+    return next((peak for name, peak in PEAK_FLOPS.items() if name in device), None)
 
 
 @dataclass(frozen=True)
@@ -214,35 +227,102 @@ def trainable_weights(a: Architecture, config: TrainConfig) -> int:
     return weights(a) if config.training == "full" else lora_weights(a, config.rank, config.lora_targets())
 
 
-def training_memory(a: Architecture, config: TrainConfig, latent: Sequence[int], *, cuda: bool) -> Memory:
-    """An estimate for one unsharded process; latents (C, F, H, W) of the largest bucket.
+def block_matrices(a: Architecture) -> int:
+    """Weights of the linear layers of one block."""
+    return 8 * a.width * a.width + 2 * a.width * a.ffn
 
-    Frozen weights of LoRA are held in bf16 under mixed precision, trained ones in float32, with a gradient, two
-    moments of AdamW and, if asked for, a moving average beside each. Under autocast a bf16 copy of each block's
-    weights lives for the length of the step.
-    """
-    trained, all_weights = trainable_weights(a, config), weights(a)
+
+# Bytes that each optimiser keeps of a trained weight; Adafactor's rows and columns are next to nothing.
+OPTIMIZER_BYTES = {"adamw": 8.0, "adamw8bit": 2.0, "adafactor": 0.1}
+EIGHT_BITS = 1.01  # bytes a weight, with the scale of its row
+
+
+def _held(a: Architecture, config: TrainConfig) -> int:
+    """Bytes of all weights, and of copies of them in bf16."""
+    half, everything = config.mixed_precision == "bf16", weights(a)
+    if config.training == "full":
+        return (6 if half else 4) * everything
+    size = 2 if half else 4
+    swapped = min(config.blocks_to_swap, a.layers)
+    in_blocks, kept = block_matrices(a), EIGHT_BITS if config.frozen_dtype != "same" else size
+    held = size * (everything - a.layers * in_blocks) + kept * in_blocks * (a.layers - swapped)
+    if swapped or config.frozen_dtype != "same":
+        held += (size + kept) * a.width * a.ffn  # the largest one, as it is fetched or made out of 8 bits
+    return int(held) + 4 * trainable_weights(a, config)
+
+
+def _activations(a: Architecture, config: TrainConfig, latent: Sequence[int]) -> int:
+    """Bytes of what is kept on the way forward, at its most."""
     half = config.mixed_precision == "bf16"
-    frozen_size = 2 if half else 4
-    held = 4 * all_weights if config.training == "full" else frozen_size * all_weights + 4 * trained
-    if config.training == "full" and half:
-        held += 2 * all_weights
     tokens = a.tokens(latent) * config.train_batch_size
     per_width, per_ffn = KEPT[config.mixed_precision]
     block = int(tokens * (per_width * a.width + per_ffn * a.ffn))
+    if not config.gradient_checkpointing:
+        return block * a.layers
     stream = tokens * a.width * (2 if half else 4)
-    activations = stream * a.layers + block if config.gradient_checkpointing else block * a.layers
+    asked = config.gradient_checkpointing_blocks
+    recomputed = a.layers if asked < 0 else min(asked, a.layers)
+    streams = min(2, recomputed) if config.offload_activations else recomputed
+    return stream * streams + block * max(1, a.layers - recomputed)
+
+
+def training_memory(a: Architecture, config: TrainConfig, latent: Sequence[int], *, cuda: bool) -> Memory:
+    """An estimate for one unsharded process; latents (C, F, H, W) of the largest bucket.
+
+    Frozen weights of LoRA are held in bf16 under mixed precision, trained ones in float32, with a gradient, what the
+    optimiser keeps and, if asked for, a moving average beside each. Under autocast a bf16 copy of each block's
+    weights lives for the length of the step.
+    """
+    trained = trainable_weights(a, config)
+    held, activations = _held(a, config), _activations(a, config, latent)
     overhead = int((KEPT_BESIDE - 1) * (held + activations)) + (int(CONTEXT_BYTES) if cuda else 0)
     return Memory(
         weights=held,
         gradients=4 * trained,
-        optimizer=8 * trained,
+        optimizer=int(OPTIMIZER_BYTES[config.optimizer] * trained),
         ema=4 * trained if config.use_ema else 0,
         activations=activations,
         overhead=overhead,
     )
 
 
+def what_fits(
+    a: Architecture, config: TrainConfig, latent: Sequence[int], free: int, *, cuda: bool
+) -> dict[str, Any] | None:
+    """Arguments that differ from the configuration and with which a step fits, of the ways that cost least time.
+
+    In order: recompute activations, keep moments in 8 bits, smaller forward passes, let activations wait, let frozen
+    weights wait, and only then keep them in 8 bits, which alone changes what is computed.
+
+    Args:
+        free: bytes.
+
+    Returns:
+        Nothing when no way helps.
+    """
+    ways: list[dict[str, Any]] = [{"gradient_checkpointing": True, "gradient_checkpointing_blocks": -1}]
+    if config.mixed_precision == "no" and cuda:
+        ways.append({"mixed_precision": "bf16"})
+    if config.training == "full":
+        ways.append({"optimizer": "adamw8bit"})
+    if config.train_batch_size > 1:
+        passes = config.gradient_accumulation_steps * config.train_batch_size
+        ways.append({"train_batch_size": 1, "gradient_accumulation_steps": passes})
+    ways.append({"offload_activations": True})
+    if config.training == "lora":
+        ways += [
+            {"blocks_to_swap": max(config.blocks_to_swap, math.ceil(a.layers * part / 4))} for part in (1, 2, 3, 4)
+        ]
+        ways.append({"frozen_dtype": "int8"})
+    changes: dict[str, Any] = {}
+    for way in ways:
+        changes |= {name: value for name, value in way.items() if getattr(config, name) != value}
+        need = training_memory(a, config.model_copy(update=changes), latent, cuda=cuda)
+        if need.total < FITS * free:
+            return changes
+    return None
+
+
 def checkpoint_bytes(a: Architecture, config: TrainConfig) -> int:
-    """Size of one checkpoint: weights, two moments, and the moving average."""
-    return trainable_weights(a, config) * 4 * (4 if config.use_ema else 3)
+    """Size of one checkpoint: weights, what the optimiser keeps, and the moving average."""
+    return int(trainable_weights(a, config) * (4 + OPTIMIZER_BYTES[config.optimizer] + 4 * config.use_ema))

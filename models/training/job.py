@@ -199,9 +199,17 @@ def memory_advice(config: TrainConfig) -> str:
             f"lower train_batch_size ({config.train_batch_size}) and raise gradient_accumulation_steps "
             f"({config.gradient_accumulation_steps}) by as much, which learns the same"
         )
+    if config.gradient_checkpointing and not config.offload_activations:
+        steps.append("set offload_activations=true")
     if config.training == "full":
+        if config.optimizer == "adamw":
+            steps.append("set optimizer=adamw8bit")
         steps.append("train an adapter (training=lora), or shard with accelerate's FSDP over several GPUs")
-    elif config.rank > 8:
+    elif not config.blocks_to_swap:
+        steps.append(
+            "let frozen weights wait in the CPU's memory (blocks_to_swap), or keep them in 8 bits (frozen_dtype)"
+        )
+    if config.training == "lora" and config.rank > 8:
         steps.append(f"lower rank ({config.rank})")
     steps.append(f"choose smaller buckets ({config.buckets}): fewer frames first")
     return "; ".join(steps) + ". Checkpoints stay: run again to go on"

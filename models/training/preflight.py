@@ -4,6 +4,7 @@ Each check has a measured value, what is expected, a verdict and advice. A `fail
 person to judge.
 """
 
+import json
 import math
 import shutil
 import time
@@ -19,7 +20,7 @@ from models.families.family import Family
 from models.families.known import family_of
 from models.generation.video_diffusion import open_pipeline, pipeline_folder
 from models.training.config import TrainConfig
-from models.training.cost import GIB, Architecture, checkpoint_bytes, training_memory, weights
+from models.training.cost import FITS, GIB, Architecture, checkpoint_bytes, training_memory, weights, what_fits
 from models.training.errors import explain_out_of_memory
 from models.training.flow_matching import loss_of_silence
 from models.training.job import (
@@ -165,8 +166,13 @@ def check_memory(
         free += torch.cuda.memory_allocated(device)  # the model itself is there already
     else:
         free, total = psutil.virtual_memory().available, psutil.virtual_memory().total
-    verdict: Verdict = "pass" if need.total < 0.85 * free else "warn" if need.total < 1.1 * free else "fail"
-    advice = "" if verdict == "pass" else memory_advice(config) + "."
+    verdict: Verdict = "pass" if need.total < FITS * free else "warn" if need.total < 1.1 * free else "fail"
+    advice = ""
+    if verdict != "pass":
+        found = what_fits(architecture, config, latent, free, cuda=cuda)
+        settings = " ".join(f"--set {name}={json.dumps(value)}" for name, value in (found or {}).items())
+        advice = f"This would fit, by the same count: {settings}. " if found else ""
+        advice += memory_advice(config) + "."
     if verdict == "fail" and config.num_processes > 1:
         verdict = "warn"
         advice = f"Counted without shards: right for FSDP over {config.num_processes} processes only. Else: {advice}"

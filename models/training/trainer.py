@@ -28,9 +28,11 @@ from medgen.errors import RunStopped
 from models.families.known import family_of
 from models.generation.video_diffusion import pipeline_folder
 from models.training.accelerator import make_accelerator
+from models.training.best import Standing, best_weights, read_facts, standing_of, write_facts
 from models.training.checkpoint import newest_checkpoint, take_part, write_checkpoint, write_weights
 from models.training.config import TrainConfig
-from models.training.curves import LOSSES, VALIDATION, Curves
+from models.training.cost import Architecture
+from models.training.curves import LOSSES, VALIDATION, Curves, Track
 from models.training.delivery import deliver_model
 from models.training.errors import TrainingStopped, explain_out_of_memory
 from models.training.flow_matching import stream_seed
@@ -43,6 +45,7 @@ from models.training.safetensors_file import StoredTensor, stored_tensors
 from models.training.samples import NothingToTrainOn, SampleSet, batch_order, read_empty
 from models.training.sampling import checked_geometry
 from models.training.sharding import fill, is_sharded, ready_to_shard
+from models.training.speed import of_step
 from models.training.transformer import add_lora
 from models.training.validation import fixed_loss
 
@@ -91,7 +94,7 @@ class Trainer:
 
     def __init__(self, job: TrainJob, report: Report = lambda facts: None, *, resume: bool = True) -> None:
         self.job, self.config = job, job.config
-        self.accelerator = make_accelerator(job.config)
+        self.accelerator = make_accelerator(job.config, job.folder)
         self.report: Report = report if self.accelerator.is_main_process else lambda facts: None
         self.base = pipeline_folder(job.base)
         self.family = family_of(self.base)
@@ -110,6 +113,8 @@ class Trainer:
         self._save_memory()
         if self.sharded:
             ready_to_shard(self.model, self.accelerator)
+        wan = self.family.transformer_class == "WanTransformer3DModel"  # whose operations are counted
+        self.architecture = Architecture.of(self.family.transformer) if wan else None
         self.empty = read_empty(job.empty)
         self._read_samples()
         self._set_up()
@@ -197,7 +202,13 @@ class Trainer:
         config = self.config
         end = config.max_train_steps
         main = self.accelerator.is_main_process
-        self.curves = Curves(self.job.folder, self.step) if main else None
+        self.curves = Curves(self.job.folder, self.step, self._track()) if main else None
+        told = [Standing()]
+        if main and (config.deliver == "last" or read_facts(self.job.folder)):  # else the best were not kept
+            told = [standing_of(read_rows(self.job.folder / VALIDATION))]
+        if self.accelerator.num_processes > 1:
+            broadcast_object_list(told)
+        self.standing = told[0]
         order = batch_order(self.train.buckets(), config.global_batch, config.seed, self.step, self.parts)
         first, reported_at = self.step, 0.0
         with ThreadPoolExecutor(1, "medgen-loader") as loader, explain_out_of_memory(config):
@@ -205,15 +216,17 @@ class Trainer:
                 self._validate()
             began = time.monotonic()
             upcoming = loader.submit(self._load, next(order), self.step)
-            while self.step < end:
+            while self.step < end and not self._exhausted():
                 batches = upcoming.result()
                 if self.step + 1 < end:
                     upcoming = loader.submit(self._load, next(order), self.step + 1)
+                stepped = time.monotonic()
                 row = self._train_step(batches)
                 self.step += 1
-                if self.curves:
-                    self.curves.add_step(row)
                 now = time.monotonic()
+                if self.curves:
+                    shape = batches[0]["latents"].shape[1:]
+                    self.curves.add_step(row, of_step(config, self.architecture, shape, now - stepped))
                 last = self.step == end
                 if now - reported_at > REPORT_EVERY_S or last:
                     reported_at = now
@@ -222,9 +235,25 @@ class Trainer:
                     self.report({"event": "step", **row, "steps": end, "steps_per_s": rate, "eta_s": left})
                 if self.step % config.validation_steps == 0 or last:
                     self._validate()
-                if self.step % config.checkpointing_steps == 0 or last:
+                if self.step % config.checkpointing_steps == 0 or last or self._exhausted():
                     self.save()
         return self._deliver()
+
+    def _exhausted(self) -> bool:
+        """Whether the loss on held-out clips has not fallen for too long."""
+        patience = self.config.early_stopping_patience
+        return bool(patience) and self.standing.since >= patience
+
+    def _track(self) -> Track:
+        """Starts the trackers that are asked for; gives what tells them of values."""
+        if not self.config.log_with:
+            return lambda values, step: None
+        facts = {
+            name: value if isinstance(value, int | float | str) else str(value)
+            for name, value in self.config.model_dump().items()
+        }
+        self.accelerator.init_trackers("medgen", facts)
+        return lambda values, step: self.accelerator.log(dict(values), step)
 
     def _load(self, indices: Sequence[int], step: int) -> list[dict[str, Tensor]]:
         """The forward passes of this process in one optimiser step."""
@@ -255,6 +284,8 @@ class Trainer:
                 f"({config.learning_rate}) or max_grad_norm ({config.max_grad_norm}), or raise lr_warmup_steps "
                 f"({config.lr_warmup_steps}); the last checkpoint is untouched"
             )
+        if (self.step + 1) % config.validation_steps == 0:
+            self._show_gradients()
         self.optimizer.step()
         self.optimizer.zero_grad(set_to_none=True)
         if self.ema:
@@ -276,6 +307,13 @@ class Trainer:
         mean = float(accelerator.reduce(torch.cat(losses).mean(), "mean"))
         return mean, float(norm.full_tensor() if isinstance(norm, DTensor) else norm)
 
+    def _show_gradients(self) -> None:
+        """A histogram of the norms of the weights' gradients; every process takes part where they are sharded."""
+        norms = [p.grad.detach().float().norm() for _, p in self.trainable() if p.grad is not None]
+        whole = [float(norm.full_tensor() if isinstance(norm, DTensor) else norm) for norm in norms]
+        if self.curves:
+            self.curves.add_gradients(torch.tensor(whole), self.step + 1)
+
     # --- validation ---
 
     def _validate(self) -> None:
@@ -284,16 +322,32 @@ class Trainer:
             how = (self.config, self.accelerator, self.family, self.expert)
             held_out = fixed_loss(self.model, self.held_out, *how)
             train = fixed_loss(self.model, self.train, *how, max(1, len(self.held_out)))
+            loss = held_out[0] if held_out else None
             row = {
                 "step": self.step,
-                "loss": held_out[0] if held_out else None,
+                "loss": loss,
                 "train_loss": train[0] if train else None,
                 "by_sigma": held_out[1] if held_out else {},
+                "by_category": held_out[2] if held_out else {},
             }
             videos = self._prompt_videos()
+            self._keep_best(loss)
         if self.curves:
-            self.curves.add_validation(row)
+            self.curves.add_validation(row, videos)
             self.report({"event": "validation", **row, "videos": [str(path) for path in videos]})
+
+    def _keep_best(self, loss: float | None) -> None:
+        """Keeps the weights that would be delivered, if none were better before."""
+        self.standing = self.standing.after(self.step, loss)
+        if self.config.deliver == "best" and self.standing.step == self.step and self.step:
+            group = dict(self.trainable())
+            folder, standing = self.job.folder, self.standing
+
+            def write() -> None:
+                write_weights(best_weights(folder), group)
+                write_facts(folder, standing)
+
+            self._main_writes(write, {"weights": group})
 
     def _prompt_videos(self) -> list[Path]:
         """The validation prompts as videos; every process takes part where weights are sharded."""
@@ -407,9 +461,13 @@ class Trainer:
         if self.accelerator.is_main_process:
             if self.curves:
                 self.curves.close()
+            for tracker in self.accelerator.trackers:
+                tracker.finish()
             self.report({"event": "delivering"})
             bare = self.accelerator.unwrap_model(self.model)
-            deliver_model(self.base, folder / "model", self.config, self.family, bare, stored_tensors(trained))
+            best = self.config.deliver == "best" and read_facts(folder)
+            delivered = stored_tensors(best_weights(folder) if best else trained)
+            deliver_model(self.base, folder / "model", self.config, self.family, bare, delivered)
             trained.unlink()
             (folder / "quarantined.json").write_text(json.dumps(quarantined, indent=1) + "\n")
         self.accelerator.wait_for_everyone()

@@ -21,8 +21,9 @@ def fixed_loss(
     family: Family,
     expert: Expert,
     most: int | None = None,
-) -> tuple[float, dict[str, float]] | None:
-    """Mean loss at fixed noise and noise levels, and by level. None without samples. All processes take part.
+) -> tuple[float, dict[str, float], dict[str, float]] | None:
+    """Mean loss at fixed noise and noise levels, by level, and by category. None without samples. All processes take
+    part.
 
     Args:
         model: as accelerate prepared it; in training mode again afterwards.
@@ -34,7 +35,10 @@ def fixed_loss(
     # Evenly over the clips, which are in order of their ids.
     chosen = [i * len(samples) // total for i in range(total)]
     sigmas = levels(config.validation_timesteps, config.flow_shift, expert.sigma)
-    sums = torch.zeros(len(sigmas) + 1, dtype=torch.float64)  # loss by level, then the number of clips
+    categories = sorted({samples.samples[index].category for index in chosen})
+    # Loss by level, and the number of clips; then loss by category, and the number of clips of each.
+    sums = torch.zeros(len(sigmas) + 1, dtype=torch.float64)
+    of_category = torch.zeros(2, len(categories), dtype=torch.float64)
     model.eval()
     with torch.no_grad():
         for turn, index in enumerate(chosen):
@@ -45,6 +49,7 @@ def fixed_loss(
             if (sample := samples.get(index)) is None:
                 continue
             clip = samples.samples[index].clip_id
+            place = categories.index(samples.samples[index].category)
             text = caption_of(sample, config.detailed_share >= 0.5)
             for level, sigma in enumerate(sigmas):
                 shape = (family.predicted_channels, *sample.latents.shape[1:])
@@ -59,11 +64,15 @@ def fixed_loss(
                     loss = float(losses_of(model, batch, accelerator.device, family))
                 if mine:
                     sums[level] += loss
+                    of_category[0, place] += loss / len(sigmas)
             sums[-1] += mine
+            of_category[1, place] += mine
     model.train()
     sums = accelerator.reduce(sums.to(accelerator.device, torch.float32), "sum").double().cpu()
+    of_category = accelerator.reduce(of_category.to(accelerator.device, torch.float32), "sum").double().cpu()
     if not sums[-1]:
         return None
     means = (sums[:-1] / sums[-1]).tolist()
     by_level = {f"{sigma:.4f}": value for sigma, value in zip(sigmas.tolist(), means, strict=True)}
-    return sum(means) / len(means), by_level
+    counted = zip(categories, *of_category.tolist(), strict=True)
+    return sum(means) / len(means), by_level, {category: total / clips for category, total, clips in counted if clips}

@@ -49,7 +49,7 @@ def materialize_samples(store: Store, folder: Path, digests: Iterable[str]) -> d
 
 def must_copy(store: Store, folder: Path) -> bool:
     """Whether the store's files can't be linked to: its folder is but a cache, or on another file system."""
-    return store.remote is not None or os.stat(store.folder).st_dev != os.stat(folder).st_dev
+    return store.remote is not None or store.folder.stat().st_dev != folder.stat().st_dev
 
 
 def check_room(store: Store, total: int, missing: int) -> Check:

@@ -28,6 +28,7 @@ from medgen.handover import Handover
 from medgen.ledger import Ledger, Outcome, Record, StepIdentity, Work, open_ledger
 from medgen.parameters import Parameters, suggestion
 from medgen.store import Artifact, Store
+from models.training.best import read_facts
 from models.training.config import TrainConfig, configured
 from models.training.job import CHECKPOINT, CHECKPOINTS, TrainJob, read_rows, split_by_video
 from models.training.presets import Preset
@@ -299,6 +300,9 @@ def _facts(
     config = job.config
     quarantined = json.loads((job.folder / "quarantined.json").read_text())
     train, away = split_by_video(job.samples, config.validation_share, config.seed)
+    best = read_facts(job.folder) if config.deliver == "best" else None
+    delivered = best["step"] if best else len(curve)
+    last = next((row for row in validations if row["step"] == delivered), validations[-1])
     return {
         "release": release,
         "base": job.base_digest,
@@ -310,8 +314,9 @@ def _facts(
         "held_out_clips": len({s.clip_id for s in away if s.name not in quarantined}),
         "held_out_videos": sorted({s.video_id for s in away}),
         "quarantined": quarantined,
-        "train_loss": [validations[0]["train_loss"], validations[-1]["train_loss"]],
-        "held_out_loss": [validations[0]["loss"], validations[-1]["loss"]],
+        "delivered_step": delivered,
+        "train_loss": [validations[0]["train_loss"], last["train_loss"]],
+        "held_out_loss": [validations[0]["loss"], last["loss"]],
     }
 
 

@@ -15,7 +15,7 @@ class TrainFacts(TypedDict):
 
     Args:
         base: digest of the model that it started from; `base_name` is what the user called it.
-        steps: optimiser steps.
+        steps: optimiser steps; `delivered_step`: after how many of them the weights were taken.
         held_out_videos: ids.
         quarantined: clip id → why it could not be used.
         train_loss, held_out_loss: at fixed noise, before and after; None when not measured.
@@ -26,6 +26,7 @@ class TrainFacts(TypedDict):
     base_name: str
     preset: str
     steps: int
+    delivered_step: int
     train_clips: int
     train_videos: int
     held_out_clips: int
