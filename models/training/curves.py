@@ -65,7 +65,7 @@ class Curves:
         for number, path in enumerate(videos):
             add_animation(self.board, f"prompt/{number:02d}", path, row["step"])
 
-    def add_gradients(self, norms: Tensor, step: int) -> None:
+    def add_gradients(self, norms: "Tensor", step: int) -> None:
         """Adds a histogram over the trained weights of the logarithm (base 10) of each one's gradient's norm."""
         self.board.add_histogram("gradient/log10_norm_of_each_weight", norms.clamp(min=1e-30).log10(), step)
 
