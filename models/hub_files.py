@@ -4,11 +4,16 @@ No pickled weights and no code of a model's own are ever fetched or read.
 """
 
 import hashlib
+import json
+import re
 from collections.abc import Sequence
 from functools import cache
 from pathlib import Path
 
 from models import ModelUnavailable
+
+SHARD = re.compile(r"(?P<stem>.+)-\d{5}-of-(?P<of>\d{5})\.safetensors")
+MOST_SHARDS = 10_000
 
 
 def model_folder(model: str, patterns: Sequence[str], label: str, without: str) -> Path:
@@ -36,14 +41,50 @@ def model_folder(model: str, patterns: Sequence[str], label: str, without: str) 
         except (OSError, ValueError) as error:
             reason = error
             continue
-        if any(folder.glob("*.safetensors")):
+        if any(folder.glob("*.safetensors")) and not missing_weights(folder):
             break
+    if folder is not None and (missing := missing_weights(folder)):
+        raise ModelUnavailable(interrupted(label, missing, reason, without))
     if folder is None:
         raise ModelUnavailable(
             f"{label} is no local folder, not in the hub's cache and not to be had from the hub "
             f"({type(reason).__name__}); {without}"
         ) from reason
     return folder
+
+
+def missing_weights(folder: Path) -> list[str]:
+    """Names of safetensors files that a model's folder should hold and does not, as after a download that was cut off.
+
+    An index lists them; without it, `…-00001-of-00004.safetensors` tells of three others. A configuration without any
+    weights lacks `*.safetensors`.
+    """
+    there = {path.name for path in folder.glob("*.safetensors") if path.exists()}  # not a link to nowhere
+    wanted: set[str] = set()
+    for index in folder.glob("*.safetensors.index.json"):
+        try:
+            wanted |= {str(name) for name in json.loads(index.read_bytes())["weight_map"].values()}
+        except (OSError, ValueError, KeyError, TypeError, AttributeError):
+            wanted.add(index.name)
+    for name in there:
+        if numbered := SHARD.fullmatch(name):
+            of = int(numbered["of"])
+            wanted |= {
+                f"{numbered['stem']}-{n:05d}-of-{of:05d}.safetensors" for n in range(1, min(of, MOST_SHARDS) + 1)
+            }
+    if not there and not wanted and (folder / "config.json").exists():
+        wanted.add("*.safetensors")
+    return sorted(wanted - there)
+
+
+def interrupted(label: str, missing: Sequence[str], reason: Exception | None, without: str) -> str:
+    """What is said of a download that was cut off and can't be finished now."""
+    more = f" and {len(missing) - 1} more" if len(missing) > 1 else ""
+    return (
+        f"the download of {label} was interrupted: {missing[0]}{more} is missing from the hub's cache, and the hub "
+        f"does not give it ({type(reason).__name__ if reason else 'nothing came'}). Run again with a connection, "
+        f"which fetches what is missing; {without}"
+    )
 
 
 def is_here(model: str) -> bool:

@@ -18,7 +18,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from medgen.canonical import digest_of
 from models import ModelUnavailable
-from models.hub_files import file_digest
+from models.hub_files import file_digest, interrupted, missing_weights
 
 if TYPE_CHECKING:
     import torch
@@ -196,19 +196,38 @@ def pipeline_folder(name: str | Path) -> Path:
     from diffusers.pipelines.pipeline_utils import DiffusionPipeline
 
     reason: Exception | None = None
-    for cached_only in (True, False):
+    missing: list[str] = []
+    for cached_only in (True, False):  # what is in the cache may be what an interrupted download left
         try:
-            folder = DiffusionPipeline.download(
-                str(name), use_safetensors=True, local_files_only=cached_only, trust_remote_code=False
+            folder = Path(
+                DiffusionPipeline.download(
+                    str(name), use_safetensors=True, local_files_only=cached_only, trust_remote_code=False
+                )
             )
-            return Path(folder)
+            missing = _missing(folder)
+            if not missing:
+                return folder
         # The hub's errors are OSErrors, for a malformed name a ValueError.
         except (OSError, ValueError) as error:
             reason = error
+    if missing:
+        otherwise = "or name a folder, or a model of this catalog as medgen:NAME"
+        raise ModelUnavailable(interrupted(f"the pipeline {str(name)!r}", missing, reason, otherwise)) from reason
     raise ModelUnavailable(
         f"the pipeline {str(name)!r} is no local folder, not in the hub's cache and not to be had from the hub "
         f"({type(reason).__name__}): name a folder, or a model of this catalog as medgen:NAME"
     ) from reason
+
+
+def _missing(folder: Path) -> list[str]:
+    """Files that a pipeline's folder lacks: whole parts, or weights of some."""
+    missing: list[str] = []
+    for part, made in json.loads((folder / INDEX).read_bytes()).items():
+        if not isinstance(made, list) or not made or made[0] not in LIBRARIES:
+            continue
+        there = [path for path in (folder / part).glob("*") if path.exists()]  # not links to nowhere
+        missing += [f"{part}/{name}" for name in missing_weights(folder / part)] if there else [f"{part}/*"]
+    return missing
 
 
 def pipeline_files(name: str | Path) -> dict[str, Path]:
