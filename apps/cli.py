@@ -22,6 +22,7 @@ from apps.generate import generate
 from apps.import_release import import_release
 from apps.judge.command import judge, sample
 from apps.metrics import metrics
+from apps.models import models
 from apps.plan import plan
 from apps.probe import probe
 from apps.refresh import parameters, refresh
@@ -47,7 +48,7 @@ app = typer.Typer(
 app.add_typer(release_app, name="release")
 app.add_typer(study_app, name="study")
 for command in (
-    audit, judge, sample, train_frames, train_text, augment, generate, evaluate, train, forget, recheck, doctor,
+    audit, judge, sample, train_frames, train_text, augment, generate, evaluate, train, models, forget, recheck, doctor,
     deploy, metrics, plan, demo, refresh, discover, parameters, status, search, show, probe, cut, gc, verify, up,
     export_lora,
 ):  # fmt: skip

@@ -59,7 +59,7 @@ def test_an_interrupted_download_is_mended_online_and_explained_offline(
 
     monkeypatch.setattr(DiffusionPipeline, "download", download)
     monkeypatch.setattr(huggingface_hub, "snapshot_download", lambda *names, allow_patterns, **o: download(*names, **o))
-    with pytest.raises(ModelUnavailable, match="was interrupted: .* is missing .*Run again with a connection"):
+    with pytest.raises(ModelUnavailable, match=r"was interrupted: .* is missing .*Run again with a connection"):
         pipeline_folder(f"some/{tmp_path.name}")
     online = True
     assert pipeline_folder(f"some/{tmp_path.name}") == cache and (cache / cut).exists()

@@ -13,7 +13,9 @@ import pyarrow.parquet as pq
 import pytest
 from sqlalchemy import select
 from sqlalchemy.orm import Session
+from typer.testing import CliRunner
 
+from apps.cli import app
 from medgen.catalog import ModelVersion, StepRun
 from medgen.errors import ItemFailed
 from medgen.gc import collect_garbage
@@ -127,6 +129,11 @@ def test_killed_and_run_again_is_the_same_model(home, tmp_path, monkeypatch):
     entered = {m["name"]: m["part"] for m in models_of(ledger, "clip-0-0")}
     assert entered[version.name] == parts["clip-0-0"] and set(entered.values()) == {parts["clip-0-0"]}
     assert models_of(ledger, "no-such-clip") == []
+
+    listed = json.loads(CliRunner().invoke(app, ["models", "--json"]).stdout)
+    (row,) = (row for row in listed if row["digest"] == killed_model)
+    assert (row["steps"], row["preset"], row["release"]) == (200, "nano", "made-1") and row["held_out_loss"] > 0
+    assert extended.detail["name"] in CliRunner().invoke(app, ["models"], terminal_width=300).stdout
 
     # the folder can be had, and nothing of it is garbage
     collect_garbage(ledger, grace_s=0, dry_run=False)
