@@ -8,13 +8,10 @@ from models.training.config import TrainConfig
 from models.training.cost import GIB, Architecture, peak_flops, training_flops
 
 
-def of_step(
-    config: TrainConfig, architecture: Architecture | None, latent: Sequence[int], seconds: float
-) -> dict[str, float]:
+def of_step(config: TrainConfig, architecture: Architecture, latent: Sequence[int], seconds: float) -> dict[str, float]:
     """What one optimiser step tells of the machine.
 
     Args:
-        architecture: None where its operations can't be counted.
         latent: shape (C, F, H, W) of its samples.
         seconds: that it took.
 
@@ -28,7 +25,7 @@ def of_step(
     told["peak_memory_gib"] = torch.cuda.max_memory_allocated() / GIB
     torch.cuda.reset_peak_memory_stats()
     peak = peak_flops(torch.cuda.get_device_name())
-    if architecture and peak:
+    if peak:
         lora = config.training == "lora"
         operations = training_flops(architecture, latent, config.max_sequence_length, lora=lora) * config.global_batch
         told["mfu"] = operations / config.num_processes / seconds / peak

@@ -113,8 +113,7 @@ class Trainer:
         self._save_memory()
         if self.sharded:
             ready_to_shard(self.model, self.accelerator)
-        wan = self.family.transformer_class == "WanTransformer3DModel"  # whose operations are counted
-        self.architecture = Architecture.of(self.family.transformer) if wan else None
+        self.architecture = Architecture.of(self.family.transformer)
         self.empty = read_empty(job.empty)
         self._read_samples()
         self._set_up()
