@@ -49,7 +49,7 @@ def prepare(folder: Path, heads: int, layers: int) -> None:
         scheduler=UniPCMultistepScheduler(prediction_type="flow_prediction", use_flow_sigmas=True, flow_shift=3.0),
         transformer=transformer,
     )
-    pipeline.save_pretrained(folder / "base")  # type: ignore[no-untyped-call]  # has no types
+    pipeline.save_pretrained(folder / "base")
     samples = []
     for number in range(4):
         path = folder / f"{number}.safetensors"

@@ -1,6 +1,6 @@
 """What training and generating cost: Wan 2.1 1.3B at true size with random weights on a GPU, or a toy on a CPU.
 
-    python -m bench.train_gpu              # needs a CUDA GPU
+    python -m bench.train_gpu              # needs a CUDA GPU; at most 8 minutes
     python -m bench.train_gpu --toy        # the same code at nano size on the CPU
     python -m bench.train_gpu --smoke      # the same once each, without compiling, only to see whether it runs
     python -m bench.train_gpu --out docs/performance.md
@@ -13,11 +13,12 @@ architecture (`models.training.cost`, without recomputation) over those that the
 import argparse
 import gc
 import json
+import math
 import platform
 import statistics
 import sys
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from itertools import starmap
 from pathlib import Path
@@ -47,9 +48,12 @@ from models.training.cost import (
     weights,
 )
 from models.training.errors import explain_out_of_memory
+from models.training.frozen import shrink_frozen
 from models.training.loss import losses_of
 from models.training.nano import TRANSFORMER as NANO_TRANSFORMER
 from models.training.nano import VAE as NANO_VAE
+from models.training.optimizers import make_optimizer, set_rate
+from models.training.recompute import recompute_blocks
 from models.training.transformer import add_lora
 
 STEPS, WARM_UP = 6, 2
@@ -63,7 +67,35 @@ WAN_TRANSFORMER = {
 
 
 ENCODE = "encode one clip, VAE in float32"
-KINDS = (("lora", True), ("lora", False), ("full", True), ("full", False))  # (training, gradient checkpointing)
+RECOMPUTED: dict[str, Any] = {"gradient_checkpointing": True}
+COMPILED = "regional torch.compile"
+# Training steps: what differs from the preset of that training. Those worth most come first, should time run out.
+WAYS: tuple[tuple[str, dict[str, Any]], ...] = (
+    ("lora", RECOMPUTED),
+    ("full", RECOMPUTED),
+    ("lora", {"gradient_checkpointing": False}),
+    ("lora", {**RECOMPUTED, "offload_activations": True}),
+    ("lora", {**RECOMPUTED, "blocks_to_swap": 10_000}),
+    ("lora", {**RECOMPUTED, "frozen_dtype": "int8"}),
+    ("lora", {**RECOMPUTED, "frozen_dtype": "fp8"}),
+    ("full", {**RECOMPUTED, "optimizer": "adamw8bit"}),
+    ("full", {**RECOMPUTED, "optimizer": "adafactor"}),
+    ("full", {"gradient_checkpointing": False}),
+    ("lora", {**RECOMPUTED, "compile_blocks": True}),
+)
+NAMES = {
+    "gradient_checkpointing": "gradient checkpointing", "offload_activations": "activations wait on the CPU",
+    "blocks_to_swap": "frozen weights wait on the CPU", "compile_blocks": COMPILED,
+}  # fmt: skip
+
+# What others published for what comes nearest, with its device and source.
+GENERATED_ELSEWHERE = (
+    "about 240 s, RTX 4090, plain (README of Wan-Video/Wan2.1); about 300 s, A6000 (modelscope/DiffSynth-Studio#503)"
+)
+LORA_ELSEWHERE = (
+    "none found of this size; 14B image-to-video, 63 frames at 480p: 120 to 180 s, A6000 (tdrussell/diffusion-pipe#152)"
+)
+NONE_FOUND = "none found"
 
 
 FastPath = Callable[[WanPipeline, torch.device], None]
@@ -73,7 +105,6 @@ def _cached(pipeline: WanPipeline, device: torch.device) -> None:
     pipeline.transformer.enable_cache(FirstBlockCacheConfig(threshold=0.05))
 
 
-COMPILED = "regional torch.compile"
 # Ways of diffusers to generate faster or in less memory.
 FAST_PATHS: dict[str, FastPath] = {
     "plain": lambda pipeline, device: None,
@@ -120,6 +151,7 @@ class Row:
     estimate_gib: float | None = None
     tflops_per_s: float | None = None
     utilisation: float | None = None
+    baseline: str = ""
     note: str = ""
 
 
@@ -134,8 +166,11 @@ class Bench:
         steps: int = STEPS,
         warm_up: int = WARM_UP,
         fast_paths: Mapping[str, FastPath] = FAST_PATHS,
+        ways: Sequence[tuple[str, dict[str, Any]]] = WAYS,
+        minutes: float = math.inf,
     ) -> None:
-        self.size, self.device = size, device
+        self.size, self.device, self.ways = size, device, ways
+        self.until = time.monotonic() + 60 * minutes
         self.steps, self.warm_up, self.fast_paths = steps, warm_up, fast_paths
         self.cuda = device.type == "cuda"
         self.rows: list[Row] = []
@@ -151,9 +186,12 @@ class Bench:
     def planned(self) -> list[Row]:
         """The rows that `run` would fill."""
         steps = [
-            Row(self.step_named(config), estimate_gib=self.estimate(config)) for config in starmap(self.config, KINDS)
+            Row(self.step_named(config), estimate_gib=self.estimate(config))
+            for config in starmap(self.config, self.ways)
         ]
         rows = [Row(ENCODE), *steps, *(Row(self.video_named(path)) for path in self.fast_paths)]
+        for row in rows:
+            row.baseline = self.published(row.what)
         return [replace(row, note=NOT_MEASURED) for row in rows]
 
     def estimate(self, config: TrainConfig) -> float:
@@ -164,7 +202,16 @@ class Bench:
         """How a training step is called in the table."""
         kind = f"LoRA rank {config.rank}" if config.training == "lora" else "full"
         precision = "float32" if config.mixed_precision == "no" else config.mixed_precision
-        return f"{kind} step, batch 1, {precision}{', gradient checkpointing' if config.gradient_checkpointing else ''}"
+        told = [name for field, name in NAMES.items() if getattr(config, field)]
+        told += [f"frozen weights in {config.frozen_dtype}"] if config.frozen_dtype != "same" else []
+        told += [config.optimizer] if config.optimizer != "adamw" else []
+        return ", ".join([f"{kind} step, batch 1, {precision}", *told])
+
+    def published(self, what: str) -> str:
+        """What others published for it; nothing of a toy."""
+        if self.size is not WAN:
+            return ""
+        return GENERATED_ELSEWHERE if "generate" in what else LORA_ELSEWHERE if "LoRA" in what else NONE_FOUND
 
     def video_named(self, path: str) -> str:
         """How making a video is called in the table."""
@@ -173,10 +220,25 @@ class Bench:
     def run(self) -> None:
         """All rows, in the order of the table. What does not fit says so and the rest goes on."""
         self.encode()
-        for training, checkpointing in KINDS:
-            self.train(training, checkpointing)
-        for name, prepare in self.fast_paths.items():
+        paths = iter(self.fast_paths.items())
+        first = next(paths, None)
+        for number, (training, changes) in enumerate(self.ways):
+            self.train(training, changes)
+            if number == 1 and first:  # plain generation is worth more than the rest
+                self.generate(*first)
+        for name, prepare in paths:
             self.generate(name, prepare)
+        order = {row.what: place for place, row in enumerate(self.planned())}
+        self.rows.sort(key=lambda row: order[row.what])
+
+    def late(self, row: Row) -> bool:
+        """Whether the time is up; the row says so then."""
+        row.baseline = self.published(row.what)
+        if time.monotonic() < self.until:
+            return False
+        row.note = "left out: the time was up"
+        self.rows.append(row)
+        return True
 
     def measure(self, row: Row, step: Callable[[], object], flops: int | None = None, steps: int | None = None) -> None:
         """Times `step` and adds the row.
@@ -211,18 +273,23 @@ class Bench:
 
     def encode(self) -> None:
         """One clip through the VAE's encoder."""
+        row = Row(ENCODE)
+        if self.late(row):
+            return
         torch.manual_seed(0)
         vae = AutoencoderKLWan(**self.size.vae).eval().to(self.device)
         shape = (self.size.frames, self.size.height, self.size.width, 3)
         frames = np.random.default_rng(0).integers(0, 255, shape, dtype=np.uint8)
-        self.measure(Row(ENCODE), lambda: encode_frames(vae, frames), steps=3)
+        self.measure(row, lambda: encode_frames(vae, frames), steps=3)
         self._clear()
 
-    def train(self, training: str, checkpointing: bool) -> None:
-        """One optimiser step at batch 1 with AdamW and a moving average, as `models.training.trainer` does it."""
-        config = self.config(training, checkpointing)
+    def train(self, training: str, changes: Mapping[str, Any]) -> None:
+        """One optimiser step at batch 1 with a moving average, as `models.training.trainer` does it."""
+        config = self.config(training, changes)
         need = self.estimate(config)
         row = Row(self.step_named(config), estimate_gib=need)
+        if self.late(row):
+            return
         available = torch.cuda.mem_get_info(self.device)[0] / GIB if self.cuda else None
         if available and need > 1.15 * available:
             row.note = f"left out: about {need:.0f} GiB needed, {available:.0f} free"
@@ -240,12 +307,12 @@ class Bench:
         self.measure(row, step, flops)
         self._clear()
 
-    def config(self, training: str, checkpointing: bool) -> TrainConfig:
+    def config(self, training: str, changes: Mapping[str, Any]) -> TrainConfig:
         """As the presets, at this size."""
         preset = configured(f"wan-1.3b-{training}")
         return preset.model_copy(
             update={
-                "gradient_checkpointing": checkpointing,
+                **changes,
                 "mixed_precision": "bf16" if self.cuda else "no",
                 "max_sequence_length": self.size.text_tokens,
                 "rank": preset.rank if self.cuda else 4,
@@ -259,11 +326,17 @@ class Bench:
         model = self.transformer(torch.bfloat16 if half and config.training == "lora" else torch.float32)
         if config.training == "lora":
             add_lora(model, config, self.family)
+        if config.training == "lora":
+            shrink_frozen(model, config.frozen_dtype, config.blocks_to_swap)
         if config.gradient_checkpointing:
-            model.enable_gradient_checkpointing()
+            recompute_blocks(model, config.gradient_checkpointing_blocks, offload=config.offload_activations)
+        if config.compile_blocks:
+            model.compile_repeated_blocks()  # type: ignore[no-untyped-call]  # has no types
+        model.to(self.device)  # type: ignore[arg-type]  # diffusers wraps it without its self
         model.train()
         trained = [p for p in model.parameters() if p.requires_grad]
-        optimizer = torch.optim.AdamW(trained, lr=1e-6)
+        optimizer = make_optimizer(config, trained, sharded=False)
+        set_rate(optimizer, 1e-6)
         ema = EMAModel(trained, decay=0.999)
         batch = {
             "latents": torch.randn(1, *self.size.latent),
@@ -295,6 +368,8 @@ class Bench:
         """One video with guidance, text already embedded."""
         size = self.size
         row = Row(self.video_named(name))
+        if self.late(row):
+            return
         try:
             dtype = torch.bfloat16 if self.cuda else torch.float32
             pipeline = WanPipeline(
@@ -344,8 +419,8 @@ class Bench:
 def table(rows: list[Row]) -> str:
     """Markdown; what was not measured says so."""
     lines = [
-        "| | s | peak GiB | estimated GiB | TFLOP/s | MFU | |",
-        "| --- | ---: | ---: | ---: | ---: | ---: | --- |",
+        "| | s | peak GiB | estimated GiB | TFLOP/s | MFU | published | |",
+        "| --- | ---: | ---: | ---: | ---: | ---: | --- | --- |",
     ]
 
     def cell(value: float | None, places: int, note: str) -> str:
@@ -355,7 +430,8 @@ def table(rows: list[Row]) -> str:
         use = f"{100 * row.utilisation:.1f} %" if row.utilisation is not None else "–"
         lines.append(
             f"| {row.what} | {cell(row.seconds, 3, row.note)} | {cell(row.peak_gib, 2, row.note)} | "
-            f"{cell(row.estimate_gib, 2, row.note)} | {cell(row.tflops_per_s, 2, row.note)} | {use} | {row.note} |"
+            f"{cell(row.estimate_gib, 2, row.note)} | {cell(row.tflops_per_s, 2, row.note)} | {use} | "
+            f"{row.baseline} | {row.note} |"
         )
     return "\n".join(lines)
 
@@ -399,6 +475,7 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--toy", action="store_true", help="nano's size on the CPU")
     parser.add_argument("--smoke", action="store_true", help="only see whether it runs: nano's size, each step once")
+    parser.add_argument("--minutes", type=float, default=8.0, help="leave out what does not fit into so much time")
     parser.add_argument("--out", type=Path, default=None, help="write the tables into this page")
     arguments = parser.parse_args()
     on_cpu = arguments.toy or arguments.smoke
@@ -406,10 +483,11 @@ def main() -> int:
         print("no CUDA GPU here: use --toy, or run on a machine that has one", file=sys.stderr)
         return 2
     size, device = (TOY, torch.device("cpu")) if on_cpu else (WAN, torch.device("cuda"))
-    bench = Bench(size, device)
+    bench = Bench(size, device, minutes=arguments.minutes)
     if arguments.smoke:
         plain = {name: path for name, path in FAST_PATHS.items() if name != COMPILED}
-        bench = Bench(SMALLEST, device, steps=1, warm_up=0, fast_paths=plain)
+        ways = [way for way in WAYS if "compile_blocks" not in way[1]]
+        bench = Bench(SMALLEST, device, steps=1, warm_up=0, fast_paths=plain, ways=ways)
     diffusers.utils.logging.set_verbosity_error()
     bench.run()
     parts = [page(Bench(WAN, torch.device("cuda"))), page(bench)] if on_cpu else [page(bench)]
