@@ -191,7 +191,10 @@ def encode_empty(work: Work, store: Store, params: EncodeParams) -> Outcome:
 
 def step(params: EncodeParams, base: Path) -> Step:
     """Encode, ready to run with the VAE of a pipeline's folder."""
-    identity = StepIdentity("encode", 2, params.of_latents(), part_digests(base, ["vae"]))
+    facts, family = params.of_latents(), family_of(base)
+    if family.channels != family.predicted_channels:  # a first frame is given beside, by the same VAE
+        facts["channels"] = family.channels
+    identity = StepIdentity("encode", 2, facts, part_digests(base, ["vae"]))
     return Step(identity, partial(encode, params=params), time_limit_s=TIME_LIMIT_S)
 
 
