@@ -84,7 +84,7 @@ def _train(parameters: TrainParameters) -> Summary:
     record = ledger.load([run_id])[run_id]
     detail = training.TRAINED.detail(record)
     is_pipeline = "model_index.json" in record.outputs
-    samples = is_pipeline and parameters.sample_videos and not family_of(base).needs_image
+    samples = parameters.sample_videos and not family_of(base).needs_image
     summary = {
         **detail,
         "validations": read_validations(ledger, record),

@@ -24,6 +24,7 @@ HUNYUAN_VIDEO = Sampling(
     flow_shift=7,
 )  # fmt: skip
 TRAINED_GUIDANCE = 1.0
+TILED_ABOVE = 544 * 960  # pixels of a frame that the VAE sees in tiles, as its authors do: whole, 720p fills a GPU
 
 
 class HunyuanVideo(Family):
@@ -68,6 +69,8 @@ class HunyuanVideo(Family):
         """See Family: the mode of the posterior times `scaling_factor`."""
         import torch
 
+        if frames.shape[1] * frames.shape[2] > TILED_ABOVE:
+            vae.enable_tiling()
         first = next(vae.parameters())
         video = torch.from_numpy(np.ascontiguousarray(frames)).permute(3, 0, 1, 2)[None]
         with torch.inference_mode():

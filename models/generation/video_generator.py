@@ -164,18 +164,21 @@ def image_to_video_class(folder: Path, name: str) -> type["DiffusionPipeline"]:
     return cast("type[DiffusionPipeline]", cls)
 
 
-def sampling_settings(cls: type["DiffusionPipeline"], folder: Path, asked: Mapping[str, Any]) -> dict[str, Any]:
+def sampling_settings(
+    cls: type["DiffusionPipeline"], folder: Path, asked: Mapping[str, Any], trained: Sampling | None = None
+) -> dict[str, Any]:
     """All sampling settings of a model: what was asked for, else its folder's own, its authors', its class's defaults.
 
     Args:
         asked: num_frames, height, width, num_inference_steps, guidance_scale, negative_prompt (`none` for none),
             max_sequence_length, flow_shift, fps; only those that somebody asked for.
+        trained: how an adapter beside the model wants to be sampled, which goes before the model's own.
 
     Raises:
         OptionUnavailable: a setting that the pipeline does not take.
     """
     takes = inspect.signature(cls.__call__).parameters
-    own = sampling_defaults(folder)
+    own = trained or sampling_defaults(folder)
     if unknown := [name for name in asked if name not in ("fps", "flow_shift", *takes)]:
         raise OptionUnavailable(f"{cls.__name__} takes no {', '.join(unknown)}: leave it out")
     settings: dict[str, Any] = {}

@@ -41,6 +41,7 @@ def deliver_model(
     try:
         if config.training == "lora":
             _write_adapter(making, family, expert, model, _read(weights))
+        (making / SAMPLING).write_text(sampling_of(config, base).to_json(), encoding="utf-8")
         if config.training == "full" or config.merge_lora:
             _write_pipeline(base, making, config, family, expert, weights)
         making.rename(target)
@@ -79,7 +80,6 @@ def _write_pipeline(
         if not name.startswith(f"{part}/"):
             (folder / name).parent.mkdir(parents=True, exist_ok=True)
             shutil.copyfile(path, folder / name)
-    (folder / SAMPLING).write_text(sampling_of(config, base).to_json(), encoding="utf-8")
     dtype = stored_dtype(base, part)
     transformer = family.load_transformer(base, torch.float32, part)
     if config.training == "lora":

@@ -29,6 +29,7 @@ from models import ModelUnavailable
 from models.encoders import shown_name
 from models.generation.lora import Lora, parse_lora
 from models.generation.prompt_set import Prompt
+from models.generation.video_diffusion import read_sampling
 from models.generation.video_generator import (
     GeneratorOptions,
     OptionUnavailable,
@@ -187,7 +188,8 @@ def plan(ledger: Ledger, params: GenerateParams) -> Plan:
     if params.guidance_scale >= 0:
         asked["guidance_scale"] = params.guidance_scale
     options = GeneratorOptions(**{name: getattr(params, name) for name in GeneratorOptions.model_fields}).resolved()
-    settings = sampling_settings(cls, folder, asked)
+    trained = read_sampling(loras[0][0].path.parent) if adapter else None
+    settings = sampling_settings(cls, folder, asked, trained)
     if loras:
         settings["lora"] = [{"sha256": lora.sha256, "weight": lora.weight} for lora, _ in loras]
     if image:
