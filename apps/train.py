@@ -17,7 +17,7 @@ def train(
         list[str],
         typer.Argument(
             metavar="RELEASE[=WEIGHT]...",
-            help="Release to train on; see `medgen release list`. Several are mixed by their weights.",
+            help="Release to train on, or a published set by its path; several are mixed by their weights.",
         ),
     ],
     preset: Annotated[
@@ -61,7 +61,7 @@ def train(
         rest = [text for text in settings or [] if text.partition("=")[0] not in about]
         overrides = [*rest, *([f"pretrained_model_name_or_path={json.dumps(base)}"] if base else [])]
         arguments: dict[str, Any] = {
-            "release": ",".join(release),
+            "release": ",".join(_imported(one, as_json) for one in release),
             "preset": preset,
             "overrides": overrides,
             "accelerate_config": str(accelerate_config.resolve()) if accelerate_config else "",
@@ -74,6 +74,21 @@ def train(
             print_json(summary)
             return
         print_training(summary)
+
+
+def _imported(text: str, quiet: bool) -> str:
+    """RELEASE[=WEIGHT]; a published set, which is named by its path, is imported and gives way to its release."""
+    if "/" not in text:
+        return text
+    from apps.run_flow import run_flow
+
+    place, equals, weight = text.rpartition("=")
+    if not equals or not weight.replace(".", "", 1).isdigit():
+        place, equals, weight = text, "", ""
+    summary = run_flow("import_release", {"source": place}, quiet=quiet)
+    if not quiet:
+        err.print(f"imported {summary['clips']} clips: {summary['release']}", highlight=False, soft_wrap=True)
+    return f"{summary['release']}{equals}{weight}"
 
 
 # Arguments of the flow, not fields of a preset, that --set sets all the same.

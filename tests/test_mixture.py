@@ -3,16 +3,20 @@
 import pyarrow.parquet as pq
 import pytest
 from sqlalchemy.orm import Session
+from starlette.testclient import TestClient
 
+from apps.audit.application import create_site
 from medgen.catalog import Release
 from medgen.errors import ItemFailed
 from medgen.ledger import Work, open_ledger
+from medgen.verify import verify
 from models.training.config import configured
 from models.training.holdout import held_out, held_out_videos
 from tasks.operations.takedown import take_down
 from tasks.training.job_folder import LATENTS, materialize_job
 from tasks.training.mixture import is_mixture, mixed_release, read_mixture, weights_of
 from tasks.training.released import released_clips
+from tasks.training.webdataset import export_webdataset
 from tests.made_release import made_release
 
 
@@ -49,6 +53,12 @@ def test_releases_are_mixed_and_a_takedown_reaches_the_mixture(home, tmp_path) -
     )  # fmt: skip
     assert job.weights == {"ours-1": 0.75, "theirs-1": 0.25} and job.samples[0].parts == ("ours-1", "theirs-1")
     assert job.facts() != job.model_copy(update={"weights": {"ours-1": 0.5, "theirs-1": 0.5}}).facts()
+
+    with TestClient(create_site(), base_url="http://localhost") as site:
+        page = site.get(f"/releases/{name}")
+        assert page.status_code == 200 and "ours-1" in page.text
+    assert export_webdataset(ledger, name, tmp_path / "shards", shard_bytes=10**6).clips == 2
+    assert not [fault for fault in verify(ledger, home / "releases", artifacts=False) if name in fault]
 
     (report,) = take_down(ledger, {"v2": "https://example.org/v2"}, "asked")
     assert report.releases == {name: 1, "ours-1": 1}

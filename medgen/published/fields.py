@@ -15,6 +15,7 @@ from medgen.published.layout import SPLITS
 MAX_CAPTION = 20_000  # characters
 MAX_PATH = 1_024
 MAX_SHORT = 500  # characters of a category, a licence and the like; longer ones are cut
+MAX_NUMBER = 1e15  # the catalog gives larger ones back in another form
 MAX_GIVEN = 64  # further numbers of a row
 # Field → what sets call it, in order of preference. Among them MedVideoCap-55K's, as its paper lists them.
 ALIASES: dict[str, tuple[str, ...]] = {
@@ -153,7 +154,7 @@ def published_row(values: Mapping[str, Any], mapping: Mapping[str, str]) -> Publ
         start_s=_number("start_s", values.get(columns.get("start_s", ""))),
         scores=_scores(values, columns, used),
         claims=_claims(values, known, used),
-        columns={name: str(column)[:MAX_SHORT] for name, column in columns.items()},
+        columns={name: storable_text(column)[:MAX_SHORT] for name, column in columns.items()},
     )  # fmt: skip
 
 
@@ -215,7 +216,9 @@ def _scores(values: Mapping[str, Any], columns: Mapping[str, str], used: set[str
 def _claims(values: Mapping[str, Any], known: Mapping[str, str], used: set[str]) -> dict[str, float | str]:
     found = ((name, values[known[name]]) for name in CLAIMS if name in known and known[name] not in used)
     return {
-        name: value if isinstance(value, int | float) and math.isfinite(value) else storable_text(value)[:MAX_SHORT]
+        name: value + 0.0
+        if isinstance(value, int | float) and abs(value) < MAX_NUMBER
+        else storable_text(value)[:MAX_SHORT]
         for name, value in found
         if not _is_nothing(value) and not isinstance(value, list | dict)
     }
@@ -228,6 +231,13 @@ def _number(name: str, value: Any) -> float | None:
         number = float(value)
     except (TypeError, ValueError, OverflowError):
         number = math.nan
-    if not math.isfinite(number):
-        raise ItemFailed("bad_row", f"{name[:100]} is not a number: {str(value)[:50]!r}")
-    return number
+    if not abs(number) < MAX_NUMBER:
+        raise ItemFailed("bad_row", f"{storable_text(name)[:100]} is not a number that is meant: {_shown(value)}")
+    return number + 0.0  # no -0.0: the catalog has none
+
+
+def _shown(value: Any) -> str:
+    try:
+        return repr(storable_text(value)[:50])
+    except ValueError:  # an integer of more digits than Python writes
+        return "too many digits"

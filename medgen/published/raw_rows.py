@@ -17,9 +17,10 @@ import pyarrow.parquet as pq
 
 from medgen.errors import ItemFailed, SourceUnreadable
 from medgen.listings.sources import VIDEO_SUFFIXES
+from medgen.listings.text_blocks import MAX_LINE_BYTES
 from medgen.published.layout import PublishedFile
 
-MAX_ROW_BYTES = 4 << 20  # of a row of text
+MAX_ROW_BYTES = MAX_LINE_BYTES  # of a row of text
 MAX_COLUMNS = 1_000
 MAX_TEXT_MEMBER = 1 << 20  # bytes of a .json or .txt in a shard
 MAX_HEADER = 1 << 20  # bytes of the headers of one member of a tar
