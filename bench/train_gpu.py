@@ -1,4 +1,5 @@
-"""What training and generating cost: Wan 2.1 1.3B at true size with random weights on a GPU, or a toy on a CPU.
+"""What training and generating cost: Wan 2.1 1.3B, then adapters of 14B at 720p, HunyuanVideo and TI2V-5B, at true size
+with random weights on a GPU, or a toy on a CPU.
 
     python -m bench.train_gpu              # needs a CUDA GPU; at most 8 minutes
     python -m bench.train_gpu --toy        # the same code at nano size on the CPU
@@ -31,10 +32,11 @@ import torch
 # From the modules that define them: what `diffusers` itself offers are stand-ins to a type checker.
 from diffusers.hooks.first_block_cache import FirstBlockCacheConfig
 from diffusers.models.autoencoders.autoencoder_kl_wan import AutoencoderKLWan
-from diffusers.models.transformers.transformer_wan import WanTransformer3DModel
 from diffusers.pipelines.wan.pipeline_wan import WanPipeline
 from diffusers.schedulers.scheduling_unipc_multistep import UniPCMultistepScheduler
 
+from models.families.family import Family
+from models.families.hunyuan_video import HunyuanVideo
 from models.families.wan import Wan
 from models.generation.video_diffusion import encode_frames
 from models.training.config import TrainConfig, configured
@@ -128,17 +130,54 @@ class Size:
     width: int
     text_tokens: int
     inference_steps: int
+    family: type[Family] = Wan
+    preset: str = "wan-1.3b"  # beginning of the presets' names
+    ways: tuple[tuple[str, dict[str, Any]], ...] = WAYS
+    whole: bool = True  # encoding and generation too
 
     @property
     def latent(self) -> tuple[int, int, int, int]:
         """(C, F, H, W) of one video."""
         frames = (self.frames - 1) // self.vae.get("scale_factor_temporal", 4) + 1
-        return self.transformer["in_channels"], frames, self.height // 8, self.width // 8
+        factor = self.vae.get("scale_factor_spatial", 8)
+        return self.transformer["in_channels"], frames, self.height // factor, self.width // factor
 
 
 WAN = Size("Wan 2.1 1.3B, random weights", WAN_TRANSFORMER, {}, 81, 480, 832, 512, 50)
 TOY = Size("nano, random weights", NANO_TRANSFORMER, NANO_VAE, 17, 64, 96, 64, 4)
 SMALLEST = replace(TOY, frames=5, height=32, width=32, inference_steps=2)
+# LoRA alone, as one GPU of 80 GB can.
+BIG_WAYS: tuple[tuple[str, dict[str, Any]], ...] = (
+    ("lora", {**RECOMPUTED, "offload_activations": True}),
+    ("lora", {**RECOMPUTED, "offload_activations": True, "blocks_to_swap": 20}),
+    ("lora", {**RECOMPUTED, "offload_activations": True, "frozen_dtype": "int8"}),
+    ("lora", RECOMPUTED),
+)
+WAN_14B_TRANSFORMER = {**WAN_TRANSFORMER, "num_attention_heads": 40, "ffn_dim": 13824, "num_layers": 40}
+TI2V_TRANSFORMER = {
+    **WAN_TRANSFORMER, "num_attention_heads": 24, "in_channels": 48, "out_channels": 48, "ffn_dim": 14336,
+}  # fmt: skip
+WAN_14B = Size(
+    "Wan 2.1 14B, random weights", WAN_14B_TRANSFORMER, {}, 81, 720, 1280, 512, 50, Wan, "wan-14b-720p", BIG_WAYS, False
+)
+TI2V = Size(
+    "Wan 2.2 TI2V-5B, random weights", TI2V_TRANSFORMER, {"scale_factor_spatial": 16}, 121, 704, 1280, 512, 50, Wan,
+    "wan2.2-5b", BIG_WAYS, False,
+)  # fmt: skip
+# Its class's own defaults are the published size.
+HUNYUAN = Size(
+    "HunyuanVideo, random weights", {"in_channels": 16}, {}, 129, 544, 960, 256, 50, HunyuanVideo, "hunyuan", BIG_WAYS,
+    False,
+)  # fmt: skip
+TINY_HUNYUAN = replace(
+    HUNYUAN, name="HunyuanVideo's classes, toy", frames=5, height=32, width=32, ways=BIG_WAYS[1:3],
+    transformer={
+        "in_channels": 4, "out_channels": 4, "num_attention_heads": 2, "attention_head_dim": 16, "num_layers": 1,
+        "num_single_layers": 1, "num_refiner_layers": 1, "text_embed_dim": 16, "pooled_projection_dim": 8,
+        "rope_axes_dim": (4, 6, 6),
+    },
+)  # fmt: skip
+SIZES = (WAN, WAN_14B, HUNYUAN, TI2V)  # in the order in which they are worth the time
 
 
 @dataclass
@@ -166,18 +205,20 @@ class Bench:
         steps: int = STEPS,
         warm_up: int = WARM_UP,
         fast_paths: Mapping[str, FastPath] = FAST_PATHS,
-        ways: Sequence[tuple[str, dict[str, Any]]] = WAYS,
-        minutes: float = math.inf,
+        ways: Sequence[tuple[str, dict[str, Any]]] | None = None,
+        until: float = math.inf,
     ) -> None:
-        self.size, self.device, self.ways = size, device, ways
-        self.until = time.monotonic() + 60 * minutes
-        self.steps, self.warm_up, self.fast_paths = steps, warm_up, fast_paths
+        self.size, self.device, self.until = size, device, until
+        self.ways = size.ways if ways is None else ways
+        self.steps, self.warm_up = steps, warm_up
+        self.fast_paths = fast_paths if size.whole else {}
         self.cuda = device.type == "cuda"
         self.rows: list[Row] = []
+        self.transformer_class: Any = getattr(diffusers, size.family.transformer_class)
         with torch.device("meta"):
-            structure = WanTransformer3DModel(**size.transformer).config
+            structure = self.transformer_class(**size.transformer).config
         self.architecture = Architecture.of(structure)
-        self.family = Wan({}, structure, size.vae)
+        self.family = size.family({}, structure, size.vae)
         self.device_name = platform.processor() or platform.machine()
         if self.cuda and torch.cuda.is_available():
             self.device_name = torch.cuda.get_device_name(device)
@@ -189,7 +230,11 @@ class Bench:
             Row(self.step_named(config), estimate_gib=self.estimate(config))
             for config in starmap(self.config, self.ways)
         ]
-        rows = [Row(ENCODE), *steps, *(Row(self.video_named(path)) for path in self.fast_paths)]
+        rows = [
+            *([Row(ENCODE)] if self.size.whole else []),
+            *steps,
+            *(Row(self.video_named(path)) for path in self.fast_paths),
+        ]
         for row in rows:
             row.baseline = self.published(row.what)
         return [replace(row, note=NOT_MEASURED) for row in rows]
@@ -209,7 +254,7 @@ class Bench:
 
     def published(self, what: str) -> str:
         """What others published for it; nothing of a toy."""
-        if self.size is not WAN:
+        if self.size not in SIZES:
             return ""
         return GENERATED_ELSEWHERE if "generate" in what else LORA_ELSEWHERE if "LoRA" in what else NONE_FOUND
 
@@ -219,7 +264,8 @@ class Bench:
 
     def run(self) -> None:
         """All rows, in the order of the table. What does not fit says so and the rest goes on."""
-        self.encode()
+        if self.size.whole:
+            self.encode()
         paths = iter(self.fast_paths.items())
         first = next(paths, None)
         for number, (training, changes) in enumerate(self.ways):
@@ -309,7 +355,7 @@ class Bench:
 
     def config(self, training: str, changes: Mapping[str, Any]) -> TrainConfig:
         """As the presets, at this size."""
-        preset = configured(f"wan-1.3b-{training}")
+        preset = configured(f"{self.size.preset}-{training}", {"offload_activations": False, "blocks_to_swap": 0})
         return preset.model_copy(
             update={
                 **changes,
@@ -331,8 +377,8 @@ class Bench:
         if config.gradient_checkpointing:
             recompute_blocks(model, config.gradient_checkpointing_blocks, offload=config.offload_activations)
         if config.compile_blocks:
-            model.compile_repeated_blocks()  # type: ignore[no-untyped-call]  # has no types
-        model.to(self.device)  # type: ignore[arg-type]  # diffusers wraps it without its self
+            model.compile_repeated_blocks()
+        model.to(self.device)
         model.train()
         trained = [p for p in model.parameters() if p.requires_grad]
         optimizer = make_optimizer(config, trained, sharded=False)
@@ -342,7 +388,9 @@ class Bench:
             "latents": torch.randn(1, *self.size.latent),
             "noise": torch.randn(1, *self.size.latent),
             "sigma": torch.tensor([0.5]),
-            "texts": torch.randn(1, self.size.text_tokens, self.size.transformer["text_dim"]),
+            **self.family.text_inputs(
+                [torch.randn(self.size.text_tokens + 1, self.family.text_width)], self.size.text_tokens
+            ),
         }
 
         def step() -> None:
@@ -356,13 +404,15 @@ class Bench:
 
         return step
 
-    def transformer(self, dtype: torch.dtype) -> WanTransformer3DModel:
-        """At random initialisation."""
+    def transformer(self, dtype: torch.dtype) -> Any:
+        """At random initialisation, made in the dtype that it is wanted in."""
         torch.manual_seed(0)
-        with torch.device(self.device):
-            model: WanTransformer3DModel = WanTransformer3DModel(**self.size.transformer)
-        model.to(dtype)  # type: ignore[arg-type]  # diffusers wraps it without its self
-        return model
+        torch.set_default_dtype(dtype)
+        try:
+            with torch.device(self.device):
+                return self.transformer_class(**self.size.transformer)
+        finally:
+            torch.set_default_dtype(torch.float32)
 
     def generate(self, name: str, prepare: FastPath) -> None:
         """One video with guidance, text already embedded."""
@@ -482,15 +532,24 @@ def main() -> int:
     if not on_cpu and not torch.cuda.is_available():
         print("no CUDA GPU here: use --toy, or run on a machine that has one", file=sys.stderr)
         return 2
-    size, device = (TOY, torch.device("cpu")) if on_cpu else (WAN, torch.device("cuda"))
-    bench = Bench(size, device, minutes=arguments.minutes)
+    diffusers.utils.logging.set_verbosity_error()
+    cpu, until = torch.device("cpu"), time.monotonic() + 60 * arguments.minutes
     if arguments.smoke:
         plain = {name: path for name, path in FAST_PATHS.items() if name != COMPILED}
         ways = [way for way in WAYS if "compile_blocks" not in way[1]]
-        bench = Bench(SMALLEST, device, steps=1, warm_up=0, fast_paths=plain, ways=ways)
-    diffusers.utils.logging.set_verbosity_error()
-    bench.run()
-    parts = [page(Bench(WAN, torch.device("cuda"))), page(bench)] if on_cpu else [page(bench)]
+        benches = [
+            Bench(SMALLEST, cpu, steps=1, warm_up=0, fast_paths=plain, ways=ways),
+            Bench(TINY_HUNYUAN, cpu, steps=1, warm_up=0),
+        ]
+    elif arguments.toy:
+        benches = [Bench(TOY, cpu, until=until)]
+    else:
+        benches = [Bench(size, torch.device("cuda"), until=until) for size in SIZES]
+    for bench in benches:
+        bench.run()
+    parts = [page(bench) for bench in benches]
+    if on_cpu:
+        parts = [page(Bench(size, torch.device("cuda"))) for size in SIZES] + parts
     print("\n".join(parts))
     if arguments.out:
         write_page(arguments.out, parts)

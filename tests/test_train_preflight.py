@@ -18,6 +18,7 @@ from models.training.cost import (
     lora_weights,
     training_flops,
     training_memory,
+    waiting_memory,
     weights,
     what_fits,
 )
@@ -116,6 +117,8 @@ def test_memory_grows_with_what_it_should():
     found = what_fits(big, plain, tall, int(80e9), cuda=True)
     assert found is not None and found["offload_activations"] and "frozen_dtype" not in found
     assert training_memory(big, plain.model_copy(update=found), tall, cuda=True).total < 0.85 * 80e9
+    assert waiting_memory(big, preset, tall) == pytest.approx(2 * (20 * block_matrices(big) + 40 * 75_600 * 5120))
+    assert waiting_memory(big, plain, tall) == 0
     int8 = plain.model_copy(update={"frozen_dtype": "int8"})
     saved = training_memory(big, plain, tall, cuda=True).weights - training_memory(big, int8, tall, cuda=True).weights
     assert saved == pytest.approx(40 * block_matrices(big), rel=0.04)

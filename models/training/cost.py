@@ -266,6 +266,16 @@ def _activations(a: Architecture, config: TrainConfig, latent: Sequence[int]) ->
     return stream * streams + block * max(1, a.layers - recomputed)
 
 
+def waiting_memory(a: Architecture, config: TrainConfig, latent: Sequence[int]) -> int:
+    """Bytes of the CPU's memory in which frozen weights and activations of one process wait."""
+    size = 2 if config.mixed_precision == "bf16" else 4
+    each = EIGHT_BITS if config.frozen_dtype != "same" else size
+    waiting = each * block_matrices(a) * min(config.blocks_to_swap, a.layers)
+    if config.gradient_checkpointing and config.offload_activations:
+        waiting += size * a.tokens(latent) * config.train_batch_size * a.width * a.layers
+    return int(waiting)
+
+
 def training_memory(a: Architecture, config: TrainConfig, latent: Sequence[int], *, cuda: bool) -> Memory:
     """An estimate for one unsharded process; latents (C, F, H, W) of the largest bucket.
 

@@ -20,7 +20,16 @@ from models.families.family import Family
 from models.families.known import family_of
 from models.generation.video_diffusion import open_pipeline, pipeline_folder
 from models.training.config import TrainConfig
-from models.training.cost import FITS, GIB, Architecture, checkpoint_bytes, training_memory, weights, what_fits
+from models.training.cost import (
+    FITS,
+    GIB,
+    Architecture,
+    checkpoint_bytes,
+    training_memory,
+    waiting_memory,
+    weights,
+    what_fits,
+)
 from models.training.errors import explain_out_of_memory
 from models.training.flow_matching import loss_of_silence
 from models.training.job import (
@@ -173,6 +182,14 @@ def check_memory(
         settings = " ".join(f"--set {name}={json.dumps(value)}" for name, value in (found or {}).items())
         advice = f"This would fit, by the same count: {settings}. " if found else ""
         advice += memory_advice(config) + "."
+    waiting = waiting_memory(architecture, config, latent) * config.num_processes
+    room = psutil.virtual_memory().available
+    if cuda and verdict == "pass" and waiting > FITS * room:
+        verdict = "warn"
+        advice = (
+            f"{waiting / GIB:.0f} GiB wait in the CPU's memory, if all processes run on this machine, and "
+            f"{room / GIB:.0f} are free: lower blocks_to_swap ({config.blocks_to_swap})."
+        )
     if verdict == "fail" and config.num_processes > 1:
         verdict = "warn"
         advice = f"Counted without shards: right for FSDP over {config.num_processes} processes only. Else: {advice}"
