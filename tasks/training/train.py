@@ -138,13 +138,23 @@ def prepare(
         facts["extends"] = extended.digest
         if extended.step_run_id is not None:
             parents["extends"] = extended.step_run_id
-    # Only what differs from how models were delivered before, so that their records stand.
-    if sampling := sampling_of(config, base).model_dump(
-        mode="json", exclude_defaults=True, include={"flow_shift", "negative_prompt"}
-    ):
+    if sampling := _sampling_facts(config, base):
         facts["sampling"] = sampling
     identity = StepIdentity(TRAIN, 1, facts, {"base": base_digest})
     return identity, Work(release, inputs, parents=parents, access={"base": str(base)})
+
+
+def _sampling_facts(config: TrainConfig, base: Path) -> dict[str, Any]:
+    """How the model will want to be sampled, but only what differs from how models were delivered before: with the
+    steps and the guidance of the validation videos. So their records stand."""
+    sampling = sampling_of(config, base)
+    facts = sampling.model_dump(mode="json", exclude_defaults=True, include={"flow_shift", "negative_prompt"})
+    before = {
+        "num_inference_steps": config.validation_inference_steps,
+        "guidance_scale": config.guidance_scale,
+        "guidance_scale_2": None,
+    }
+    return facts | {name: getattr(sampling, name) for name, value in before.items() if getattr(sampling, name) != value}
 
 
 def train(
