@@ -248,11 +248,13 @@ def test_processes_do_not_change_the_curve(tmp_path, base, samples):
         (tmp_path / name).mkdir()
     changes = {"training": "lora", "max_train_steps": 6, "gradient_accumulation_steps": 2, "checkpointing_steps": 4}
     one = Trainer(tiny_job(tmp_path / "one", base, samples, **changes)).run()
-    two = tiny_job(tmp_path / "two", base, samples, **changes, num_processes=2, train_batch_size=2)
+    # Both share the tokens of each sample, which is the same batch.
+    two = tiny_job(tmp_path / "two", base, samples, **changes, num_processes=2, context_parallel_degree=2)
+    assert two.config.global_batch == 8
     command = training_command(two, "")
-    launched(two, command[1:-1])
+    launched(two, ["tests.shared_tokens_job" if part == "models.training" else part for part in command[1:-1]])
     as_alone(one, two)
-    # The same with weights, gradients and moments in shards (FSDP 2), from where the one process had got to.
+    # Each has half of the batch, and weights, gradients and moments are in shards (FSDP 2), from where one had got to.
     sharded = tiny_job(tmp_path / "sharded", base, samples, **changes, num_processes=2, train_batch_size=2)
     left_out = shutil.ignore_patterns("model", "checkpoint-00000006", ".lock")
     shutil.copytree(one.model.parent, sharded.folder, ignore=left_out)

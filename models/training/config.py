@@ -28,7 +28,7 @@ NOT_LEARNT = (
     "pretrained_model_name_or_path", "from_scratch", "train_batch_size", "gradient_accumulation_steps", "num_processes",
     "gradient_checkpointing", "merge_lora", "validation_steps", "validation_samples", "validation_timesteps",
     "validation_prompts", "validation_inference_steps", "guidance_scale", "extends",
-    "attention_backend", "compile_blocks", "deliver", "early_stopping_patience",
+    "context_parallel_degree", "attention_backend", "compile_blocks", "deliver", "early_stopping_patience",
 )  # fmt: skip
 
 
@@ -67,6 +67,9 @@ class TrainConfig(Parameters):
     num_processes: int = Field(1, ge=1, le=100_000, description="Processes; with accelerate, one per GPU.")
     optimizer: Literal["adamw", "adamw8bit", "adafactor"] = Field(
         "adamw", description="adamw8bit: a quarter of AdamW's memory; adafactor: next to none, relative learning rate."
+    )
+    context_parallel_degree: int = Field(
+        1, ge=1, le=1024, description="Processes that share the tokens of each sample (Ulysses); divides num_processes."
     )
     learning_rate: float = Field(1e-4, gt=0, le=1000, description="Peak learning rate.")
     lr_scheduler: Literal[
@@ -158,6 +161,9 @@ class TrainConfig(Parameters):
         if self.lr_warmup_steps > self.max_train_steps:
             raise ValueError(f"lr_warmup_steps={self.lr_warmup_steps} exceeds max_train_steps={self.max_train_steps}")
         read_geometries(self.buckets)
+        if self.num_processes % self.context_parallel_degree:
+            degree = self.context_parallel_degree
+            raise ValueError(f"context_parallel_degree={degree} does not divide num_processes={self.num_processes}")
         if self.training == "full" and (self.blocks_to_swap or self.frozen_dtype != "same"):
             raise ValueError("blocks_to_swap and frozen_dtype are of frozen weights, which only training=lora has")
         return self
@@ -165,7 +171,8 @@ class TrainConfig(Parameters):
     @property
     def global_batch(self) -> int:
         """Samples per optimiser step over all processes."""
-        return self.train_batch_size * self.gradient_accumulation_steps * self.num_processes
+        groups = self.num_processes // self.context_parallel_degree
+        return self.train_batch_size * self.gradient_accumulation_steps * groups
 
     def identity(self) -> dict[str, Any]:
         """What of the configuration decides the result, as JSON facts; later fields only where they are set."""

@@ -254,7 +254,7 @@ def _held(a: Architecture, config: TrainConfig) -> int:
 def _activations(a: Architecture, config: TrainConfig, latent: Sequence[int]) -> int:
     """Bytes of what is kept on the way forward, at its most."""
     half = config.mixed_precision == "bf16"
-    tokens = a.tokens(latent) * config.train_batch_size
+    tokens = a.tokens(latent) * config.train_batch_size // config.context_parallel_degree
     per_width, per_ffn = KEPT[config.mixed_precision]
     block = int(tokens * (per_width * a.width + per_ffn * a.ffn))
     if not config.gradient_checkpointing:
@@ -272,7 +272,9 @@ def waiting_memory(a: Architecture, config: TrainConfig, latent: Sequence[int]) 
     each = EIGHT_BITS if config.frozen_dtype != "same" else size
     waiting = each * block_matrices(a) * min(config.blocks_to_swap, a.layers)
     if config.gradient_checkpointing and config.offload_activations:
-        waiting += size * a.tokens(latent) * config.train_batch_size * a.width * a.layers
+        waiting += (
+            size * a.tokens(latent) * config.train_batch_size * a.width * a.layers / config.context_parallel_degree
+        )
     return int(waiting)
 
 

@@ -84,7 +84,8 @@ def preflight(job: TrainJob) -> Iterator[Check]:
     if job.probe_clip is not None:
         yield check_vae(job.base, job.probe_clip, str(device), family)
     if fits is not None and (fits.verdict == "pass" or (fits.verdict == "warn" and job.config.num_processes == 1)):
-        alone = job.model_copy(update={"config": job.config.model_copy(update={"num_processes": 1})})
+        by_itself = {"num_processes": 1, "context_parallel_degree": 1}
+        alone = job.model_copy(update={"config": job.config.model_copy(update=by_itself)})
         yield from check_learning(Trainer(alone, resume=False))
 
 

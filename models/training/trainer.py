@@ -31,6 +31,7 @@ from models.training.accelerator import make_accelerator
 from models.training.best import Standing, best_weights, read_facts, standing_of, write_facts
 from models.training.checkpoint import newest_checkpoint, take_part, write_checkpoint, write_weights
 from models.training.config import TrainConfig
+from models.training.context_parallel import check_divides, scaled, share_tokens
 from models.training.cost import Architecture
 from models.training.curves import LOSSES, VALIDATION, Curves, Track
 from models.training.delivery import deliver_model
@@ -113,6 +114,9 @@ class Trainer:
         self._save_memory()
         if self.sharded:
             ready_to_shard(self.model, self.accelerator)
+        self.degree = job.config.context_parallel_degree
+        if self.degree > 1:
+            share_tokens(self.model, self.degree, self.accelerator)
         self.architecture = Architecture.of(self.family.transformer)
         self.empty = read_empty(job.empty)
         self._read_samples()
@@ -163,6 +167,9 @@ class Trainer:
             )
         self.parts = self.train.parts(self.job.weights)
         for shape in self.train.buckets():
+            tokens = math.prod(size // patch for size, patch in zip(shape[1:], family.patch, strict=True))
+            heads = int(family.transformer["num_attention_heads"])
+            check_divides(self.degree, tokens=tokens, heads=heads)
             if any(size % patch for size, patch in zip(shape[1:], family.patch, strict=True)):
                 raise TrainingStopped(
                     f"latents of {shape[1]} x {shape[2]} x {shape[3]} can't be cut into {family.name}'s patches of "
@@ -256,8 +263,8 @@ class Trainer:
 
     def _load(self, indices: Sequence[int], step: int) -> list[dict[str, Tensor]]:
         """The forward passes of this process in one optimiser step."""
-        config, rank = self.config, self.accelerator.process_index
-        size, processes = config.train_batch_size, self.accelerator.num_processes
+        config, rank = self.config, self.accelerator.process_index // self.degree
+        size, processes = config.train_batch_size, self.accelerator.num_processes // self.degree
         batches = []
         for turn in range(config.gradient_accumulation_steps):
             start = (turn * processes + rank) * size
@@ -300,7 +307,7 @@ class Trainer:
             last = turn == len(batches) - 1
             with nullcontext() if last else accelerator.no_sync(self.model), accelerator.autocast():
                 loss = losses_of(self.model, batch, accelerator.device, self.family)
-                accelerator.backward(loss.mean() / len(batches))
+                accelerator.backward(scaled(loss.mean() / len(batches), self.degree))
             losses.append(loss.detach())
         norm = accelerator.clip_grad_norm_([p for _, p in self.trainable()], config.max_grad_norm)
         mean = float(accelerator.reduce(torch.cat(losses).mean(), "mean"))
@@ -350,7 +357,7 @@ class Trainer:
 
     def _prompt_videos(self) -> list[Path]:
         """The validation prompts as videos; every process takes part where weights are sharded."""
-        sharded = self.sharded
+        sharded = self.sharded or self.degree > 1
         videos: list[Path] = []
         if self.config.validation_prompts and (self.accelerator.is_main_process or sharded):
             from models.training.validation_videos import PromptVideos

@@ -43,9 +43,11 @@ def fixed_loss(
     with torch.no_grad():
         for turn, index in enumerate(chosen):
             # All processes must make the same number of forward passes when weights are sharded.
-            mine = turn % accelerator.num_processes == accelerator.process_index
-            if not mine and accelerator.distributed_type != DistributedType.FSDP:
+            group, place_in_group = divmod(accelerator.process_index, config.context_parallel_degree)
+            of_group = turn % (accelerator.num_processes // config.context_parallel_degree) == group
+            if not of_group and accelerator.distributed_type != DistributedType.FSDP:
                 continue
+            mine = of_group and place_in_group == 0
             if (sample := samples.get(index)) is None:
                 continue
             clip = samples.samples[index].clip_id
