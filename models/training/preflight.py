@@ -25,6 +25,7 @@ from models.training.cost import (
     GIB,
     Architecture,
     checkpoint_bytes,
+    trainable_weights,
     training_memory,
     waiting_memory,
     weights,
@@ -153,6 +154,8 @@ def check_disk(config: TrainConfig, architecture: Architecture, folder: Path) ->
     model = 4 * weights(architecture)
     # One more checkpoint than is kept while it is written; the model in the working folder and again in the store.
     needed = (config.checkpoints_total_limit + 1) * checkpoint_bytes(architecture, config) + 2 * model
+    # What was trained, before it becomes the model, and the best of it so far.
+    needed += 4 * trainable_weights(architecture, config) * (2 if config.deliver == "best" else 1)
     folder.mkdir(parents=True, exist_ok=True)
     free = shutil.disk_usage(folder).free
     verdict: Verdict = "pass" if free > 1.2 * needed else "warn" if free > needed else "fail"
