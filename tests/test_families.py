@@ -272,6 +272,9 @@ def test_a_model_wants_to_be_sampled_as_its_base_and_as_it_was_trained(run: Run)
     assert of_base["flow_shift"] == {
         "wan-2.2-ti2v": 5, "wan-2.2-i2v": 5, "wan-2.2-a14b": 12, "hunyuan-video": 7,
     }.get(run.name, 3)  # fmt: skip
+    cls = getattr(diffusers, run.family.pipeline)
+    assert sampling_settings(cls, run.base, {"guidance_scale": authors.guidance_scale}) == of_base
+    assert "guidance_scale_2" not in sampling_settings(cls, run.base, {"guidance_scale": 9.0})
     assert of_base.get("guidance_scale_2") == {"wan-2.2-a14b": 3, "wan-2.2-i2v": 3.5}.get(run.name)
 
 

@@ -199,9 +199,9 @@ def sampling_settings(
     if (shift := _flow_shift(folder, cls.__name__, asked, own)) is not None:
         settings["flow_shift"] = shift
     settings["fps"] = float(asked.get("fps") or (own.fps if own else FPS.get(cls.__name__, OTHER_FPS)))
-    # Who asks for a guidance means it for both of two experts.
-    if own and own.guidance_scale_2 is not None and "guidance_scale_2" in takes and "guidance_scale" not in asked:
-        settings["guidance_scale_2"] = own.guidance_scale_2
+    # Who asks for another guidance means it for both of two experts.
+    if own and "guidance_scale_2" in takes and settings["guidance_scale"] == own.guidance_scale:
+        settings |= {} if own.guidance_scale_2 is None else {"guidance_scale_2": own.guidance_scale_2}
     if "frame_rate" in takes:
         settings["frame_rate"] = settings["fps"]
     return settings
