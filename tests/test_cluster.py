@@ -186,9 +186,8 @@ def test_three_machines_make_the_release_of_one_though_one_is_killed(
     assert summary["digest"] == reference
     survivors = [home for home in homes if home != watch.killed]
     assert sum(any(home.glob("store/??/*")) for home in homes) >= 2  # the work was spread
-    for home in homes:
-        assert watch.most[home] <= 2
-    if engine is dask:  # Ray has several processes for tasks, each with its own
+    if engine is dask:  # Ray has several processes for tasks, each with one more that only probes files
+        assert max(watch.most.values()) <= 2
         for home in survivors:
             assert len(watch.seen[home]) <= 2  # models were loaded once
     assert json.loads(medgen("verify", "--json", home=tmp_path / "flow", **shared).stdout)["clean"]

@@ -7,6 +7,7 @@ from pathlib import Path
 from sqlalchemy import select
 from sqlalchemy.orm import Session
 
+from medgen.among import among
 from medgen.canonical import digest_of
 from medgen.catalog import Clip, ModelVersion, ReleaseClip, StepRun, Tombstone
 from medgen.errors import ItemFailed
@@ -119,7 +120,7 @@ def models_on_record(ledger: Ledger) -> list[ModelVersion]:
     """All text-to-video models on record, and adapters for such, newest first."""
     with Session(ledger.engine) as session:
         query = select(ModelVersion).where(
-            ModelVersion.kind.in_((KIND, ADAPTER)), ModelVersion.checkpoint_sha256.is_not(None)
+            among(ModelVersion.kind, (KIND, ADAPTER)), ModelVersion.checkpoint_sha256.is_not(None)
         )
         versions = session.scalars(query.order_by(ModelVersion.created_at.desc(), ModelVersion.name)).all()
         session.expunge_all()
