@@ -41,7 +41,7 @@ class Good:
             self.transcript,
             "clinical_practice",
             0.9,
-            "static_camera",
+            "static",
             8.0,
             960,
             540,

@@ -74,7 +74,7 @@ DEFECTS: tuple[tuple[float, dict[str, float]], ...] = (
 )
 GOOD: Mapping[str, float] = {
     "words": 2, "overlay_words": 0, "imaging_words": 0, "scene_words": 1, "overlay_share": 0.01, "motion_change": 9.2,
-    "motion_moving_fraction": 0.31, "camera_shift": 0.001, "short_side": HEIGHT, "identifiers": 0, "sharpness": 81,
+    "motion_moving_fraction": 0.31, "short_side": HEIGHT, "identifiers": 0, "sharpness": 81,
     "freeze_share": 0, "black_share": 0, "flashes_per_s": 0, "combing": 0, "blockiness": 1.05, "noise": 1.5,
     "technical": 44, "aesthetic": 4.9, "faces": 0, "face_frames": 0,
 }  # fmt: skip
@@ -374,7 +374,7 @@ def quality(work: Work, store: Store, params: QualityParams, world: World) -> Ou
         found["aesthetic"], found["technical"] = chance.uniform(4.1, 6), chance.uniform(20, 59)
         found["overlay_words"] = float(chance.choices((0, 3, 9, 17), (60, 22, 13, 5))[0])
         motion = {
-            "mean_change": 9.2, "max_change": 14.1, "moving_fraction": 0.31, "camera_shift": 0.001,
+            "mean_change": 9.2, "max_change": 14.1, "moving_fraction": 0.31,
             "unexplained_change": 0.9, "speed_change": 0.6,
         }  # fmt: skip
         fault = _fault(chance)
@@ -391,6 +391,7 @@ def quality(work: Work, store: Store, params: QualityParams, world: World) -> Ou
         face = {"x": 100, "y": 80, "width": 60, "height": 70, "score": 0.97}
         detail = {
             "motion": motion,
+            "camera": {"pan": 0.001, "tilt": 0.0, "zoom": 0.0, "roll": 0.0, "shake": 0.002, "following": 0.0},
             "text": [{"text": "LV 24 fps", "kind": "imaging", "box": (10, 10, 90, 22), "frames": 5}],
             "identifiers": named,
             "faces": [[face] * faces for _ in range(5)],

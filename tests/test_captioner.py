@@ -12,6 +12,7 @@ from contextlib import contextmanager
 from dataclasses import replace
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from itertools import pairwise
+from typing import get_args
 
 import cv2
 import numpy as np
@@ -25,7 +26,7 @@ from medgen.ledger import Work
 from medgen.store import open_store
 from medgen.video.pictures import evenly_spaced
 from models import ModelUnavailable
-from models.captioning.captioner import CaptionRejected, CaptionUnavailable, Evidence
+from models.captioning.captioner import CaptionRejected, CaptionUnavailable, Evidence, MotionType
 from models.captioning.chat import ChatCaptioner, load_prompts
 from models.captioning.checks import CaptionLimits
 from models.captioning.loading import captioner_digest, load_captioner
@@ -43,7 +44,7 @@ EVIDENCE = Evidence(
     transcript="Now grasp the needle holder.",
     category="medical_teaching",
     category_probability=0.91,
-    motion_type="static_camera",
+    motion_type="static",
     duration_s=8.0,
     width=720,
     height=480,
@@ -516,7 +517,7 @@ def test_template_says_what_is_not_on_record():
     assert "no category" in caption.brief
 
 
-@given(st.text(), st.text(), st.text(), st.sampled_from(["still", "static_camera", "moving_camera"]))
+@given(st.text(), st.text(), st.text(), st.sampled_from(get_args(MotionType)))
 @example("#sh\u200dorts", "", "", "still")  # what can't be seen hides no hashtag
 @example("#A\ud7fc0", "", "", "still")
 def test_template_passes_the_checks_whatever_the_metadata(title, description, transcript, motion):

@@ -15,7 +15,7 @@ GOOD = {
     "technical": 40.0, "sharpness": 60.0, "freeze_share": 0.0, "black_share": 0.0, "flashes_per_s": 0.0,
     "combing": 0.0, "blockiness": 0.0, "noise": 1.0,
 }  # fmt: skip
-MOVING = {"mean_change": 5.0, "max_change": 9.0, "moving_fraction": 0.4, "camera_shift": 0.0}
+MOVING = {"mean_change": 5.0, "max_change": 9.0, "moving_fraction": 0.4}
 
 
 @pytest.fixture
@@ -32,7 +32,7 @@ def decided(
 ) -> Outcome:
     context = {
         "scores": GOOD | (scores or {}), "technical_lower_is_better": True, "aesthetic_lower_is_better": False,
-        "motion": MOVING | (motion or {}), "kind": border[0], "cropped": border[1],
+        "motion": MOVING | (motion or {}), "camera": {}, "kind": border[0], "cropped": border[1],
     }  # fmt: skip
     return decide(Work("clip", context=context), store, DecideParams(**params))
 

@@ -23,7 +23,8 @@ DEFAULT_PROMPTS = "v1"
 
 FRAMES_SENT = 8
 
-MotionType = Literal["still", "static_camera", "moving_camera"]
+MotionType = Literal["still", "static", "pan", "tilt", "zoom_in", "zoom_out", "roll", "handheld", "tracking"]
+"""As `models.quality.motion` names it."""
 CaptionerKind = Literal["vision_language_model", "template"]
 """Whether a captioner looks at pictures, or only words what is on record: an offline stand-in."""
 

@@ -11,7 +11,7 @@ from models.captioning.checks import CaptionLimits, check
 from models.captioning.untrusted_text import clean, quoted, visible, without_instructions, without_promotion, words
 from models.relevance.dictionary import dictionary_digest, load_medical_dictionary
 
-TEMPLATE_VERSION = "v3"  # of the sentences below: raise it when their wording changes
+TEMPLATE_VERSION = "v4"  # of the sentences below: raise it when their wording changes
 MAX_TITLE_CHARS = 120
 MAX_TITLE_WORDS = 10  # in the brief caption, which has at most 20 words besides
 MAX_TERMS_NAMED = 12
@@ -20,13 +20,25 @@ DETAILED_MIN_WORDS = 80
 
 _CAMERA_SENTENCES: dict[str, str] = {
     "still": "The picture stands still for the whole clip.",
-    "static_camera": "The camera stands still while something in the picture moves.",
-    "moving_camera": "The camera itself moves during the clip.",
+    "static": "The camera stands still while something in the picture moves.",
+    "pan": "The camera pans sideways during the clip.",
+    "tilt": "The camera tilts up or down during the clip.",
+    "zoom_in": "The camera comes closer during the clip.",
+    "zoom_out": "The camera draws back during the clip.",
+    "roll": "The camera turns about its axis during the clip.",
+    "handheld": "The camera moves as if held in a hand.",
+    "tracking": "The camera follows something that moves.",
 }
 _CAMERA_PHRASES: dict[str, str] = {
     "still": "a still picture",
-    "static_camera": "a static camera",
-    "moving_camera": "a moving camera",
+    "static": "a static camera",
+    "pan": "a panning camera",
+    "tilt": "a tilting camera",
+    "zoom_in": "a camera that comes closer",
+    "zoom_out": "a camera that draws back",
+    "roll": "a camera that rolls",
+    "handheld": "a handheld camera",
+    "tracking": "a camera that follows something",
 }
 
 

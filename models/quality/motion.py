@@ -1,4 +1,4 @@
-"""Does the picture move, and is it the scene or the camera?
+"""Does the picture move? How the camera does, `models.quality.camera_motion` says.
 
 Works on small grey frames, so that noise of the codec is mostly averaged away. Thresholds were measured on
 short medical and everyday videos at 4 frames per second and 160 pixels of width.
@@ -12,18 +12,13 @@ import cv2
 import numpy as np
 
 from medgen.canonical import rounded
+from models.quality.camera_motion import CameraMotion, CameraPath, camera_motion
 
-MotionType = Literal["still", "static_camera", "moving_camera"]
+MotionType = Literal["still"] | CameraMotion
 
 MIN_SIDE = 16
 # Grey levels, after a 3x3 mean. Held pictures stay below it through H.264; an echocardiogram does not.
 NOISE_FLOOR = 8.0
-# A shift counts as the camera's when undoing it removes at least a tenth of the change. Phase correlation
-# always names some shift, and in a CT sweep or a beating heart most of what it names explains nothing.
-EXPLAINED_RATIO = 0.9
-# Mean shift per step, as a fraction of the width. Fixed cameras measured 0 to 0.0035, moving ones 0.006 to 0.05.
-# Whatever fills the frame and slides counts as the camera: a car close by (0.013), a conveyor belt (0.065).
-MOVING_CAMERA_FROM = 0.005
 # Default for `motion_type`. A held picture measured 0, the calmest live video (an ultrasound phantom) 0.011.
 STILL_BELOW = 0.005
 # A slow pan or zoom over a photograph ("Ken Burns effect"): a shift, turn and scaling of the whole picture leaves at
@@ -43,8 +38,6 @@ class Motion:
         max_change: the largest such difference of one pair of neighbours, 0..255.
         moving_fraction: share of pixels more than `NOISE_FLOOR` away from the first frame, averaged over
             the later frames, 0..1. Slow drift adds up in it, where neighbours would hardly differ.
-        camera_shift: mean length of the shift of the whole picture per step, as a fraction of its width, 0
-            and up. Steps in which no common shift explains the change count as 0.
         unexplained_change: share of the pixels changed over a second (`PHOTO_STEPS`) that stays changed when the
             best similarity transform of the whole picture is undone, 0..1; 1 when nothing moves or no transform
             was found.
@@ -55,7 +48,6 @@ class Motion:
     mean_change: float
     max_change: float
     moving_fraction: float
-    camera_shift: float
     unexplained_change: float = 1.0
     speed_change: float = 1.0
 
@@ -65,7 +57,7 @@ def measure_motion(gray: np.ndarray) -> Motion:
 
     Args:
         gray: uint8 (T, h, w), T >= 1, frames at even distances in time (4 per second, 160 pixels wide).
-            Change and shift are per step, so values compare only between clips sampled alike.
+            Change is per step, so values compare only between clips sampled alike.
 
     Raises:
         ValueError: for another dtype or shape, or a side below 16 pixels.
@@ -73,34 +65,25 @@ def measure_motion(gray: np.ndarray) -> Motion:
     if gray.dtype != np.uint8 or gray.ndim != 3 or len(gray) == 0 or min(gray.shape[1:]) < MIN_SIDE:
         raise ValueError(f"need uint8 frames (T >= 1, h >= {MIN_SIDE}, w >= {MIN_SIDE}), got {gray.dtype} {gray.shape}")
     if len(gray) == 1:
-        return Motion(0.0, 0.0, 0.0, 0.0)
+        return Motion(0.0, 0.0, 0.0)
     # One by one: cv2 would take the frames of a stack for the channels of one picture.
     smooth = np.stack([cv2.blur(frame.astype(np.float32), (3, 3)) for frame in gray])
     changes = [float(cv2.absdiff(a, b).mean()) for a, b in itertools.pairwise(gray)]
     departed = [float((np.abs(frame - smooth[0]) > NOISE_FLOOR).mean()) for frame in smooth[1:]]
-    window = cv2.createHanningWindow((gray.shape[2], gray.shape[1]), cv2.CV_32F)
-    shifts = [_common_shift(a, b, window) for a, b in itertools.pairwise(smooth)]
     unexplained, speed_change = _photograph(gray, smooth)
     return Motion(
         mean_change=rounded(float(np.mean(changes))),
         max_change=rounded(max(changes)),
         moving_fraction=rounded(float(np.mean(departed))),
-        camera_shift=rounded(float(np.mean(shifts)) / gray.shape[2]),
         unexplained_change=rounded(unexplained),
         speed_change=rounded(speed_change),
     )
 
 
-def motion_type(motion: Motion, still_below: float = STILL_BELOW) -> MotionType:
-    """Name the motion.
-
-    "still": the same picture all the time (`moving_fraction` < `still_below`, 0..1). "static_camera": only the scene
-    moves. "moving_camera": the picture shifts as a whole, as it also does in a pan over a photograph (see
-    `is_panned_photograph`).
-    """
-    if motion.moving_fraction < still_below:
-        return "still"
-    return "moving_camera" if motion.camera_shift >= MOVING_CAMERA_FROM else "static_camera"
+def motion_type(motion: Motion, camera: CameraPath, still_below: float = STILL_BELOW) -> MotionType:
+    """Names the motion: "still", the same picture all the time (`moving_fraction` < `still_below`, 0..1), or what the
+    camera does. A pan over a photograph is one too (see `is_panned_photograph`)."""
+    return "still" if motion.moving_fraction < still_below else camera_motion(camera)
 
 
 def is_panned_photograph(motion: Motion) -> bool:
@@ -154,22 +137,3 @@ def _similarity(before: np.ndarray, after: np.ndarray) -> np.ndarray | None:
         corners[kept], moved[kept], method=cv2.RANSAC, ransacReprojThreshold=0.5
     )[0]
     return transform
-
-
-def _common_shift(before: np.ndarray, after: np.ndarray, window: np.ndarray) -> float:
-    """Pixels by which the whole picture moved (phase correlation, Kuglin and Hines 1975); 0 if it did not."""
-    if not np.any(before != after):
-        return 0.0
-    # Copies: where no padding is needed (90 x 160, for one) OpenCV multiplies its inputs by the window in place.
-    (dx, dy), _ = cv2.phaseCorrelate(before.copy(), after.copy(), window)
-    height, width = before.shape
-    # More than half a picture away there is too little overlap to check the claim.
-    if not np.isfinite([dx, dy]).all() or (width - abs(dx)) * (height - abs(dy)) < 0.5 * width * height:
-        return 0.0
-    back = np.array([[1, 0, -dx], [0, 1, -dy]], np.float32)
-    undone = cv2.warpAffine(after, back, (width, height))
-    inside = cv2.warpAffine(np.ones_like(after), back, (width, height)) > 0.999
-    if not inside.any():
-        return 0.0
-    change = np.abs(after - before)[inside].mean()
-    return float(np.hypot(dx, dy)) if np.abs(undone - before)[inside].mean() < EXPLAINED_RATIO * change else 0.0

@@ -16,6 +16,7 @@ from medgen.ledger import Outcome, StepIdentity, Work
 from medgen.parameters import MOST_PIXELS_A_SIDE, Parameters
 from medgen.shard import Item, Past, Step
 from medgen.store import Store
+from models.quality.camera_motion import CameraPath
 from models.quality.defects import (
     MAX_BLACK_SHARE,
     MAX_BLOCKINESS,
@@ -29,7 +30,7 @@ from models.quality.motion import STILL_BELOW, Motion, MotionType, is_panned_pho
 from tasks.curation import thresholds
 from tasks.curation.curation_step import CurationStep
 from tasks.curation.cut import CUT
-from tasks.curation.quality import QUALITY, MotionFacts, QualityDetail, QualityParams, QualityScores
+from tasks.curation.quality import QUALITY, CameraFacts, MotionFacts, QualityDetail, QualityParams, QualityScores
 
 
 class DecideParams(Parameters):
@@ -142,6 +143,7 @@ class DecideContext(TypedDict):
     technical_lower_is_better: bool
     aesthetic_lower_is_better: bool
     motion: MotionFacts
+    camera: CameraFacts
     kind: str
     cropped: bool
 
@@ -153,6 +155,7 @@ class Facts:
     technical_lower_is_better: bool
     aesthetic_lower_is_better: bool
     motion: Motion
+    camera: CameraPath
     uncropped_border: bool
 
     @classmethod
@@ -162,6 +165,7 @@ class Facts:
             measured["technical_lower_is_better"],
             measured["aesthetic_lower_is_better"],
             Motion(**measured["motion"]),
+            CameraPath(**measured["camera"]),
             border != "none" and not cropped,
         )
 
@@ -173,7 +177,7 @@ def decide(work: Work, store: Store, params: DecideParams) -> Outcome:
     compared = checks(context["scores"], facts, params)
     detail: DecideDetail = {
         "checks": [cast(CheckFacts, vars(check)) for check in compared],
-        "motion_type": motion_type(facts.motion, params.still_below),
+        "motion_type": motion_type(facts.motion, facts.camera, params.still_below),
     }
     failed = [check for check in compared if not check.passed]
     if not failed:
@@ -217,7 +221,7 @@ def checks(scores: QualityScores, facts: Facts, params: DecideParams) -> list[Ch
     panned = _check("panned_photograph", "panned_photograph", photograph, 0.0, "at most")
     moving = facts.motion.moving_fraction
     still = _check("still_picture", "motion_moving_fraction", moving, params.still_below, "more than")
-    if motion_type(facts.motion, params.still_below) != "still":
+    if motion_type(facts.motion, facts.camera, params.still_below) != "still":
         still = replace(still, passed=True)
     return [*compared, still, panned, *defects, *both]
 
@@ -238,7 +242,7 @@ def _side(lower_is_better: bool) -> Literal["at least", "at most"]:
 def step(params: DecideParams) -> Step:
     """Decide, ready to run."""
     return Step(
-        StepIdentity("decide", 3, params.model_dump(mode="json"), {}),
+        StepIdentity("decide", 4, params.model_dump(mode="json"), {}),
         partial(decide, params=params),
         work_of=work_of,
         runs_in="inline",
@@ -255,6 +259,7 @@ def work_of(item: Item, past: Past) -> Work:
         "technical_lower_is_better": measured["technical_lower_is_better"],
         "aesthetic_lower_is_better": measured["aesthetic_lower_is_better"],
         "motion": measured["motion"],
+        "camera": measured["camera"],
         "kind": borders["kind"],
         "cropped": borders["cropped"],
     }

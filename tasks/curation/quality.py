@@ -29,6 +29,7 @@ from models.privacy.faces import ServedFaces, faces_digest
 from models.privacy.identifiers import IDENTIFIERS, identifiers
 from models.quality.aesthetic import OFFLINE_CHOICE as ENTROPY
 from models.quality.aesthetic import aesthetic_digest, served_aesthetic
+from models.quality.camera_motion import measure_camera
 from models.quality.defects import defects_digest, measure_defects
 from models.quality.dover import ServedDover, dover_digest
 from models.quality.motion import measure_motion
@@ -75,9 +76,19 @@ class MotionFacts(TypedDict):
     mean_change: float
     max_change: float
     moving_fraction: float
-    camera_shift: float
     unexplained_change: float
     speed_change: float
+
+
+class CameraFacts(TypedDict):
+    """The fields of `models.quality.camera_motion.CameraPath`."""
+
+    pan: float
+    tilt: float
+    zoom: float
+    roll: float
+    shake: float
+    following: float
 
 
 class TextFacts(TypedDict):
@@ -103,6 +114,7 @@ class QualityDetail(TypedDict):
     """What quality puts on record: facts behind the scores. Faces are per frame; None when none were looked for."""
 
     motion: MotionFacts
+    camera: CameraFacts
     text: list[TextFacts]
     identifiers: list[IdentifierFacts]
     faces: list[list[dict[str, Any]]] | None
@@ -123,7 +135,6 @@ class QualityScores(TypedDict):
     overlay_share: float
     motion_change: float
     motion_moving_fraction: float
-    camera_shift: float
     short_side: float
     detail: float
     identifiers: float
@@ -181,7 +192,7 @@ class QualityAnalyzer:
     Scores: words (the paper's count), overlay_words, imaging_words, scene_words (over five frames), overlay_share (of
     the picture's area, 0..1), technical, aesthetic (means of five frames, or DOVER's, on the scale of their model,
     which the detail names), dover_overall, dover_technical, dover_aesthetic (0..1, where DOVER is asked), motion_change
-    (0..255), motion_moving_fraction (0..1), camera_shift (fraction of the width per step), the fields of
+    (0..255), motion_moving_fraction (0..1), the fields of
     `models.quality.defects.Defects`, detail (see `models.quality.spatial_detail`), short_side (pixels), identifiers
     (text boxes that name a patient, over five frames), faces (most on one frame), face_frames (of five).
     """
@@ -227,7 +238,6 @@ class QualityAnalyzer:
             "overlay_share": text.overlay_share,
             "motion_change": rounded(motion.mean_change),
             "motion_moving_fraction": rounded(motion.moving_fraction),
-            "camera_shift": rounded(motion.camera_shift),
             "short_side": float(min(self.sharp[0].shape[:2])),
             "detail": measure_spatial_detail(self.sharp),
             "identifiers": float(sum(identifier.strong for identifier in named)),
@@ -239,6 +249,7 @@ class QualityAnalyzer:
         models |= dict.fromkeys(asdict(defects), defects_digest()) | {"detail": SPATIAL_DETAIL}
         detail: dict[str, Any] = {
             "motion": asdict(motion),
+            "camera": asdict(measure_camera(small[::every], self.fps / every)),
             "text": [asdict(line) for line in text.lines[:MOST_ON_RECORD]],
             "identifiers": [asdict(identifier) for identifier in dict.fromkeys(named)],
             "faces": None,
@@ -336,7 +347,7 @@ def step(params: QualityParams) -> Step:
     if params.face_model != "none":
         models["faces"] = faces_digest()
     return Step(
-        StepIdentity("quality", 2, params.model_dump(mode="json"), models),
+        StepIdentity("quality", 3, params.model_dump(mode="json"), models),
         partial(quality, params=params),
         work_of=work_of,
         time_limit_s=params.quality_limit_s,
