@@ -80,7 +80,7 @@ def main(
     scratch = Path(tempfile.mkdtemp(prefix="medgen-kill-"))
     atexit.register(shutil.rmtree, scratch, ignore_errors=True)  # after the catalogs' servers, which leave first
     if smoke:
-        folder, kills = medical_folder(scratch / "videos", seconds=3), 2
+        folder, kills = medical_folder(scratch / "videos", seconds=3), 1
     if folder is None:
         raise typer.BadParameter("name a folder of videos, or --smoke")
     moments, settings = random.Random(seed), SMOKE if smoke else ()
