@@ -32,10 +32,11 @@ from models.generation.video_generator import (
 from models.training.config import configured
 from models.training.cost import Architecture, forward_flops, lora_weights, weights
 from models.training.flow_matching import draw_sigma, generator, levels
-from models.training.job import LORA_FILE, Sample, check_geometry
+from models.training.job import LORA_FILE, Sample, TrainJob, check_geometry
 from models.training.presets import PRESETS
 from models.training.trainer import Trained, Trainer
 from tests.conftest import ROOT
+from tests.test_trainer import as_alone, launched, on_shards
 from tests.tiny_families import TINY
 from tests.tiny_wan import tiny_job
 
@@ -57,6 +58,7 @@ class Run:
     name: str
     base: Path
     family: Family
+    job: TrainJob
     trained: Trained
     bucket: tuple[int, int, int]
 
@@ -94,13 +96,14 @@ def run(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory
     frames, height, width = map(int, bucket.split("x"))
     samples, empty = encoded(folder / "samples", base, family, (frames, height, width))
     job = tiny_job(
-        folder, base, samples, training="lora", buckets=bucket, max_train_steps=3, validation_steps=3, use_ema=False,
+        folder, base, samples, training="lora", buckets=bucket, max_train_steps=3, checkpointing_steps=2,
+        validation_steps=3, use_ema=False,
         learning_rate=2e-2, rank=4, lora_alpha=2, max_sequence_length=40, **OF_FAMILY[request.param],
     ).model_copy(update={"empty": empty})  # fmt: skip
     trained = Trainer(job).run()
     torch.set_num_threads(before)
     assert tuple(load_file(samples[0].path)["latents"].shape) == shape
-    return Run(request.param, base, family, trained, (frames, height, width))
+    return Run(request.param, base, family, job, trained, (frames, height, width))
 
 
 def test_golden_curves(run: Run) -> None:
@@ -114,6 +117,24 @@ def test_golden_curves(run: Run) -> None:
         GOLDEN.write_text(json.dumps(golden, indent=1) + "\n")
     np.testing.assert_allclose(found["loss"], golden[run.name]["loss"], rtol=1e-3)
     np.testing.assert_allclose(found["held_out"], golden[run.name]["held_out"], rtol=1e-3)
+
+
+def test_a_killed_run_goes_on_by_one_process_or_two(run: Run, tmp_path: Path) -> None:
+    """From the checkpoint of its second step; by two, on shards, where the blocks are of several classes."""
+    for number, processes in enumerate((1, 2) if run.name == "hunyuan-video" else (1,)):
+        left_out = shutil.ignore_patterns("model", "checkpoint-00000003", ".lock")
+        folder = shutil.copytree(run.job.folder, tmp_path / str(number), ignore=left_out)
+        batch = run.job.config.train_batch_size // processes
+        config = run.job.config.model_copy(update={"num_processes": processes, "train_batch_size": batch})
+        job = run.job.model_copy(update={"folder": folder, "config": config})
+        if processes == 1:
+            resumed = Trainer(job).run()
+            assert resumed.resumed_from == 2 and resumed.curve == run.trained.curve
+            for name in (LORA_FILE, "sampling.json"):
+                assert (resumed.model / name).read_bytes() == (run.trained.model / name).read_bytes()
+        else:
+            assert b'"resumed_from": 2' in launched(job, on_shards(job))
+            as_alone(run.trained, job)
 
 
 def picture(height: int, width: int) -> Image.Image:

@@ -243,6 +243,12 @@ def launched(job: TrainJob, command: Sequence[str]) -> bytes:
     return said
 
 
+def on_shards(job: TrainJob) -> list[str]:
+    """The command by which the processes of a job hold its weights in shards, on a CPU."""
+    command = training_command(job, "")
+    return ["tests.sharded_job" if part == "models.training" else part for part in command[1:-1]]
+
+
 def test_processes_do_not_change_the_curve(tmp_path, base, samples):
     for name in ("one", "two", "sharded"):
         (tmp_path / name).mkdir()
@@ -258,8 +264,7 @@ def test_processes_do_not_change_the_curve(tmp_path, base, samples):
     sharded = tiny_job(tmp_path / "sharded", base, samples, **changes, num_processes=2, train_batch_size=2)
     left_out = shutil.ignore_patterns("model", "checkpoint-00000006", ".lock")
     shutil.copytree(one.model.parent, sharded.folder, ignore=left_out)
-    on_shards = ["tests.sharded_job" if part == "models.training" else part for part in command[1:-1]]
-    assert b'"resumed_from": 4' in launched(sharded, on_shards)
+    assert b'"resumed_from": 4' in launched(sharded, on_shards(sharded))
     as_alone(one, sharded)
 
 

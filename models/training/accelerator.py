@@ -56,3 +56,18 @@ def make_accelerator(config: TrainConfig, folder: Path) -> Accelerator:
             f"set num_processes={accelerator.num_processes}, so that the global batch is on record as it is"
         )
     return accelerator
+
+
+def shard_by_blocks(accelerator: Accelerator, model: torch.nn.Module) -> None:
+    """Shards go by those blocks of a model that diffusers names, unless accelerate's config file names others.
+
+    accelerate itself wants every name to be in the model, and diffusers lists HunyuanVideo's variants too.
+    """
+    if accelerator.distributed_type != DistributedType.FSDP:
+        return
+    plugin = accelerator.state.fsdp_plugin
+    if plugin.transformer_cls_names_to_wrap is None:
+        there = {type(module).__name__ for module in model.modules()}
+        plugin.transformer_cls_names_to_wrap = [
+            name for name in getattr(model, "_no_split_modules", None) or () if name in there
+        ]

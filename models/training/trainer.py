@@ -27,7 +27,7 @@ from torch.distributed.tensor import DTensor
 from medgen.errors import RunStopped
 from models.families.known import family_of
 from models.generation.video_diffusion import pipeline_folder
-from models.training.accelerator import make_accelerator
+from models.training.accelerator import make_accelerator, shard_by_blocks
 from models.training.best import Standing, best_weights, read_facts, standing_of, write_facts
 from models.training.checkpoint import newest_checkpoint, take_part, write_checkpoint, write_weights
 from models.training.config import TrainConfig
@@ -184,6 +184,7 @@ class Trainer:
         self.optimizer = make_optimizer(config, trainable, sharded=self.sharded)
         self.lr_factor = lr_schedule(config)
         self.model.train()
+        shard_by_blocks(self.accelerator, self.model)
         self.model, self.optimizer = self.accelerator.prepare(self.model, self.optimizer)
         self.ema = (
             EMAModel([p for _, p in self.trainable()], decay=config.ema_decay, foreach=False)
