@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 
 from models.quality import defects
+from models.quality.camera_motion import CameraPath
 from models.quality.defects import defects_digest, measure_defects
 from models.quality.motion import is_panned_photograph, measure_motion, motion_type
 
@@ -137,13 +138,13 @@ def panned(frame: np.ndarray, kind: str) -> np.ndarray:
 def test_an_even_pan_over_a_photograph_is_told_from_a_film(film) -> None:
     for kind, photograph in {"zoom": True, "pan": True, "hand": False}.items():
         motion = measure_motion(panned(film[20], kind))
-        assert motion_type(motion) != "still"
+        assert motion_type(motion, CameraPath()) != "still"
         assert is_panned_photograph(motion) == photograph, (kind, motion)
     filmed = measure_motion(small(film)[::6])
     assert not is_panned_photograph(filmed)
     assert filmed.unexplained_change > 0.3
     held = measure_motion(np.repeat(small(film)[:1], 10, axis=0))
-    assert motion_type(held) == "still"
+    assert motion_type(held, CameraPath()) == "still"
     assert not is_panned_photograph(held)
 
 
