@@ -19,7 +19,6 @@ NO_SCRIPTS = {
     "rehearsal_work",
     "rehearsed_installation",
     "search_in_memory",
-    "shard_memory",  # tests/test_trainer.py shards in the same way
     "smallest",
     "through_cut",
 }  # with those of `bench.judgement`'s sections, see there

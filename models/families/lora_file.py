@@ -13,7 +13,6 @@ the ranks: the downward matrices one below the other, the upward ones as blocks.
 
 import json
 import re
-import struct
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -26,6 +25,7 @@ from torch import Tensor
 
 from models import ModelUnavailable
 from models.families.lora_names import ModuleNames
+from models.training.safetensors_file import sorted_header
 
 LoraFormat = Literal["diffusers", "original", "musubi"]
 FORMATS: tuple[LoraFormat, ...] = get_args(LoraFormat)
@@ -242,14 +242,3 @@ def _written(tensors: Mapping[str, Tensor], header: Mapping[str, str]) -> bytes:
     # Cloned: what was one matrix of the authors has one downward matrix for several modules.
     whole = {name: tensors[name].clone(memory_format=torch.contiguous_format) for name in sorted(tensors)}
     return sorted_header(save(whole, dict(header)))
-
-
-def sorted_header(written: bytes, further: Mapping[str, str] | None = None) -> bytes:
-    """A safetensors file with its header in one order, and with further entries."""
-    (length,) = struct.unpack("<Q", written[:8])
-    facts = json.loads(written[8 : 8 + length])
-    if further:
-        facts["__metadata__"] = {**facts.get("__metadata__", {}), **further}
-    head = json.dumps(facts, sort_keys=True, separators=(",", ":")).encode()
-    head += b" " * (-len(head) % 8)
-    return struct.pack("<Q", len(head)) + head + written[8 + length :]

@@ -8,10 +8,12 @@ import io
 import json
 import logging
 import math
+import os
 import re
+import threading
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
-from tempfile import NamedTemporaryFile
 from typing import Any
 from zipfile import BadZipFile
 
@@ -85,12 +87,14 @@ class Patterns:
             negative=self.negative,
             matcher=np.frombuffer(hyperscan.dumpb(self.matcher), np.uint8),
         )
+        part = path.with_name(f"{path.name}.{os.getpid()}-{threading.get_ident()}")
         try:
             path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
-            with NamedTemporaryFile(dir=path.parent, prefix=f"{path.name}.", delete=False) as part:
-                part.write(content.getbuffer())
-            Path(part.name).replace(path)
+            part.write_bytes(content.getbuffer())
+            part.replace(path)
         except OSError as error:
+            with suppress(OSError):
+                part.unlink(missing_ok=True)
             log.info("the compiled medical dictionary is not kept: %s", error)
 
     @classmethod

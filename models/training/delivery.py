@@ -11,12 +11,12 @@ from peft.utils import get_peft_model_state_dict
 from torch import Tensor
 
 from models.families.family import Expert, Family
-from models.families.lora_file import EXPERT, sorted_header
+from models.families.lora_file import EXPERT
 from models.generation.video_diffusion import SAMPLING, pipeline_files
 from models.training.config import TrainConfig
 from models.training.errors import TrainingStopped
 from models.training.job import LORA_FILE
-from models.training.safetensors_file import StoredTensor
+from models.training.safetensors_file import StoredTensor, sorted_header
 from models.training.sampling import sampling_of
 from models.training.transformer import merge_lora, stored_dtype
 

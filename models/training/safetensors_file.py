@@ -89,3 +89,14 @@ def stored_tensors(path: Path) -> dict[str, StoredTensor]:
             name: StoredTensor(path, name, tuple(file.get_slice(name).get_shape()))
             for name in file.keys()  # noqa: SIM118 no mapping
         }
+
+
+def sorted_header(written: bytes, further: Mapping[str, str] | None = None) -> bytes:
+    """A safetensors file with its header, written in random order, in one; and further entries."""
+    (length,) = struct.unpack("<Q", written[:8])
+    facts = json.loads(written[8 : 8 + length])
+    if further:
+        facts["__metadata__"] = {**facts.get("__metadata__", {}), **further}
+    head = json.dumps(facts, sort_keys=True, separators=(",", ":")).encode()
+    head += b" " * (-len(head) % 8)
+    return struct.pack("<Q", len(head)) + head + written[8 + length :]

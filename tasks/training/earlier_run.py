@@ -53,10 +53,14 @@ def go_on_from_earlier(ledger: Ledger, job: TrainJob) -> Path | None:
         if job.config.extends:
             raise ItemFailed("nothing_to_extend", f"{job.config.extends}: {_why_not(ledger, job, wanted)}")
         return None
-    step, newest = max(found)
-    _take_over(newest, own, facts)
-    log.info("going on from step %d of the run in %s", step, newest.parent.parent)
-    return newest.parent.parent
+    for step, newest in sorted(found, reverse=True):
+        try:
+            _take_over(newest, own, facts)
+        except FileNotFoundError:  # a run that is under way makes room for newer ones
+            continue
+        log.info("going on from step %d of the run in %s", step, newest.parent.parent)
+        return newest.parent.parent
+    return None
 
 
 def _take_over(checkpoint: Path, own: Path, facts: Mapping[str, Any]) -> None:

@@ -4,8 +4,6 @@ once per clip's captions and text encoder, whatever the geometry.
 Training reads these files many times over and never sees a pixel or a word again.
 """
 
-import json
-import struct
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
@@ -388,16 +386,12 @@ def _one_thread() -> Iterator[None]:
 
 
 def _safetensors(tensors: Mapping[str, np.ndarray], metadata: Mapping[str, str], dtype: Dtype) -> bytes:
-    """The same bytes for the same content: the library writes metadata in random order, so the head is written anew."""
+    """The same bytes for the same content."""
     import torch
     from safetensors.torch import save
 
+    from models.training.safetensors_file import sorted_header
+
     kept = getattr(torch, dtype)
-    written = save({name: torch.from_numpy(np.ascontiguousarray(rows)).to(kept) for name, rows in tensors.items()})
-    (length,) = struct.unpack("<Q", written[:8])
-    head = json.loads(written[8 : 8 + length])
-    if metadata:
-        head["__metadata__"] = dict(metadata)
-    new = json.dumps(head, sort_keys=True, separators=(",", ":")).encode()
-    new += b" " * (-len(new) % 8)
-    return struct.pack("<Q", len(new)) + new + written[8 + length :]
+    tensors_kept = {name: torch.from_numpy(np.ascontiguousarray(rows)).to(kept) for name, rows in tensors.items()}
+    return sorted_header(save(tensors_kept), metadata)
