@@ -114,7 +114,8 @@ def _print_sampling(sampling: Any) -> None:
     rows = sampling_rows(sampling)
     table = Table(title="How the videos were made", title_justify="left")
     for name in rows[0]:
-        table.add_column(name, overflow="fold")
+        long = name == "negative prompt"  # Wan's has 110 signs; the report shows it whole
+        table.add_column(name, overflow="ellipsis" if long else "fold", no_wrap=long)
     for row in rows:
         table.add_row(*(escape(value) for value in row.values()))
     out.print(table)
