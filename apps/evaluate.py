@@ -115,7 +115,7 @@ def _print_sampling(sampling: Any) -> None:
     table = Table(title="How the videos were made", title_justify="left")
     for name in rows[0]:
         long = name == "negative prompt"  # Wan's has 110 signs; the report shows it whole
-        table.add_column(name, overflow="ellipsis" if long else "fold", no_wrap=long)
+        table.add_column(name, overflow="ellipsis" if long else "fold", no_wrap=long, max_width=20 if long else None)
     for row in rows:
         table.add_row(*(escape(value) for value in row.values()))
     out.print(table)
