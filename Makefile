@@ -32,8 +32,9 @@ fast-checks:
 types:
 	@$(BIN)/mypy
 
+# Tests wait for servers and other processes for a quarter of their time: three at once keep two cores busy.
 tests:
-	@$(BIN)/python -m pytest --numprocesses 2 --dist loadfile --no-loadscope-reorder
+	@$(BIN)/python -m pytest --numprocesses 3 --dist loadfile --no-loadscope-reorder
 
 format: setup ## bring the code into the house format
 	@$(BIN)/ruff format

@@ -13,6 +13,8 @@ import typer
 from pydantic import ValidationError
 from rich.console import Console
 from rich.markup import escape
+from rich.panel import Panel
+from rich.table import Table
 
 from medgen.parameters import complaints
 
@@ -26,7 +28,30 @@ PLACE_ADVICE = {
     errno.EPERM: _RIGHT,
 }
 
-out = Console()
+_WIDE = 100_000  # columns of a table that goes to a file or another program
+
+
+class _WholeTables(Console):
+    """A console whose tables cut nothing short: what does not fit goes on in the next line; where no terminal limits
+    the width, each row is one line, so that ids and digests can be searched for and copied."""
+
+    def print(self, *objects: Any, **options: Any) -> None:
+        """As rich's."""
+        for column in (column for thing in objects if isinstance(thing, Table) for column in thing.columns):
+            if column.overflow == "ellipsis" and not column.no_wrap:  # rich's choice, nobody's here
+                column.overflow = "fold"
+        if self.is_terminal or not any(isinstance(thing, Table | Panel) for thing in objects):
+            super().print(*objects, **options)
+            return
+        width = self.width
+        self.width = _WIDE
+        try:
+            super().print(*objects, **options)
+        finally:
+            self.width = width
+
+
+out = _WholeTables()
 err = Console(stderr=True)
 
 Json = Annotated[bool, typer.Option("--json", help="Print facts as JSON for machines.")]

@@ -10,6 +10,7 @@ from uuid import UUID
 
 import yaml
 
+from flows.release_choices import offer_releases
 from medgen.errors import RunStopped
 from medgen.parameters import Parameters
 from medgen.settings import current
@@ -77,6 +78,7 @@ def register(limits: Mapping[str, int]) -> None:
                 },
             )
         _register_automations(client, names)
+    offer_releases()
 
 
 def strict_schema(schema: Mapping[str, Any], conflicts: Sequence[Mapping[str, Any]] = ()) -> dict[str, Any]:

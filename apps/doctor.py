@@ -4,16 +4,16 @@ import typer
 from rich.markup import escape
 from rich.table import Table
 
-from apps.console import Json, out, print_json, report_expected_errors
+from apps.console import Json, err, out, print_json, report_expected_errors
 
 COLOURS = {"ok": "green", "weak": "yellow", "broken": "red"}
 
 
 def doctor(as_json: Json = False) -> None:
     """Check database, store, disk, Prefect, models, codecs: green, or what to do. Exit 1 when one is broken."""
-    from tasks.operations.health import findings
+    with report_expected_errors(), err.status("looking at everything"):
+        from tasks.operations.health import findings
 
-    with report_expected_errors():
         checks = list(findings())
     if as_json:
         print_json([vars(finding) for finding in checks])

@@ -8,6 +8,7 @@ from sqlalchemy import or_, select
 from sqlalchemy.orm import Session
 
 from medgen.among import among
+from medgen.ancestry import ancestry
 from medgen.catalog import (
     Caption,
     Clip,
@@ -15,17 +16,17 @@ from medgen.catalog import (
     Release,
     ReleaseClip,
     Score,
-    StepInput,
     StepOutput,
     StepRun,
     Tombstone,
     Video,
 )
 from medgen.ledger import Ledger
+from medgen.model_lineage import models_of
+from medgen.notes import NOTE
 from medgen.store import ArtifactLost
 from medgen.takedown import IMPORT, IMPORT_LIST, stamp
 from tasks.curation.vanished import RECHECK, vanished
-from tasks.training.model_lineage import models_of
 
 MAX_NAME = 8192  # characters
 
@@ -151,7 +152,7 @@ def verdict(history: Mapping[str, Any]) -> str:
     """Why the subject was kept or not, in a sentence."""
     if takedown := history["forgotten"]:
         return f"Taken down {takedown['forgotten_at'][:19]}: {takedown['reason']}. Its bytes and words are gone."
-    current = [step for step in history["steps"] if not step["superseded"] and step["step"] != RECHECK]
+    current = [step for step in history["steps"] if not step["superseded"] and step["step"] not in (RECHECK, NOTE)]
     if [step["step"] for step in current] in ([], ["discover"], [IMPORT_LIST]):
         return "Listed; nothing was done with it yet."
     last = current[-1]
@@ -182,13 +183,7 @@ def _ancestry(session: Session, clip: Clip | None, video: Video) -> list[StepRun
         wanted = {*session.scalars(select(StepRun.id).where(StepRun.subject == video.id)), *session.scalars(imported)}
     else:
         wanted = set(session.scalars(select(StepRun.id).where(StepRun.subject == clip.id))) | {clip.step_run_id}
-    known: set[int] = set()
-    while wanted - known:
-        fresh = wanted - known
-        known |= fresh
-        parents = session.scalars(select(StepInput.parent_id).where(among(StepInput.step_run_id, fresh)))
-        wanted |= {parent for parent in parents if parent is not None}
-    return list(session.scalars(select(StepRun).where(among(StepRun.id, known)).order_by(StepRun.id)))
+    return ancestry(session, wanted)
 
 
 def _listing(session: Session, ledger: Ledger, video: Video) -> list[StepRun]:

@@ -8,7 +8,7 @@ import typer
 from prometheus_client import CollectorRegistry, make_asgi_app
 from prometheus_client.core import GaugeMetricFamily, Metric
 from prometheus_client.registry import Collector
-from sqlalchemy import Engine, text
+from sqlalchemy import Connection, Engine, text
 
 from apps.console import out, report_expected_errors
 from apps.host_check import AllowHost, HostCheck
@@ -24,6 +24,14 @@ _RELEASES = """SELECT DISTINCT ON (prefix) left(name, -13) AS prefix, clips, ext
 FROM release ORDER BY prefix, created_at DESC"""
 _MODELS = "SELECT kind, count(*) FROM model_version GROUP BY kind"
 _ARTIFACTS = "SELECT count(*), coalesce(sum(bytes), 0) FROM artifact"
+# The last run of each flow that has ended, and how long it took; those of killed runs never end.
+_RUNS = """SELECT DISTINCT ON (flow) flow, outcome = 'completed', extract(epoch FROM ended_at),
+extract(epoch FROM ended_at - started_at) FROM flow_run WHERE ended_at IS NOT NULL ORDER BY flow, started_at DESC"""
+_OPEN = "SELECT flow, extract(epoch FROM max(started_at)) FROM flow_run WHERE ended_at IS NULL GROUP BY flow"
+# Of the last hour, among the newest records only: there may be millions.
+_HOUR = """SELECT step, count(*), coalesce(sum(extract(epoch FROM finished_at - started_at)), 0) FROM step_run
+WHERE id > (SELECT coalesce(max(id), 0) - 100000 FROM step_run) AND finished_at > now() - interval '1 hour'
+GROUP BY step"""
 _LAST = "SELECT coalesce(extract(epoch FROM max(finished_at)), 0) FROM step_run"
 
 
@@ -58,7 +66,8 @@ class InstallationCollector(Collector):
                 models.add_metric([kind], count)
             objects, size = connection.execute(text(_ARTIFACTS)).one()
             last = connection.scalar(text(_LAST))
-        yield from (runs, failures, clips, made, models)
+            flows = list(_flows(connection))
+        yield from (runs, failures, clips, made, models, *flows)
         yield GaugeMetricFamily("medgen_artifacts", "Artifacts on record", value=objects)
         yield GaugeMetricFamily("medgen_artifact_bytes", "Bytes of the artifacts on record", value=float(size))
         yield GaugeMetricFamily("medgen_last_step_timestamp_seconds", "When the last step run ended", value=float(last))
@@ -84,6 +93,30 @@ class InstallationCollector(Collector):
             if one.seconds is not None:
                 seconds.add_metric([one.step, "measured" if one.here else "shipped"], one.seconds)
         yield from (waiting, seconds)
+
+
+def _flows(connection: Connection) -> Iterable[Metric]:
+    """How the last run of each flow went, what is under way, and what the last hour did."""
+    ok = GaugeMetricFamily("medgen_run_ok", "1 if the last run of a flow that ended completed, else 0", labels=["flow"])
+    ended = GaugeMetricFamily("medgen_run_ended_timestamp_seconds", "When that run ended", labels=["flow"])
+    took = GaugeMetricFamily("medgen_run_duration_seconds", "How long that run took", labels=["flow"])
+    for flow, completed, when, seconds in connection.execute(text(_RUNS)):
+        ok.add_metric([flow], float(completed))
+        ended.add_metric([flow], float(when))
+        took.add_metric([flow], float(seconds))
+    began = GaugeMetricFamily(
+        "medgen_run_open_timestamp_seconds", "When the newest run of a flow that has no end began", labels=["flow"]
+    )
+    for flow, when in connection.execute(text(_OPEN)):
+        began.add_metric([flow], float(when))
+    done = GaugeMetricFamily("medgen_step_runs_last_hour", "Step runs that ended in the last hour", labels=["step"])
+    seconds_of = GaugeMetricFamily(
+        "medgen_step_seconds_last_hour", "Seconds that these took, added up", labels=["step"]
+    )
+    for step, count, seconds in connection.execute(text(_HOUR)):
+        done.add_metric([step], count)
+        seconds_of.add_metric([step], float(seconds))
+    return (ok, ended, took, began, done, seconds_of)
 
 
 def registry(engine: Engine, home: str) -> CollectorRegistry:

@@ -213,6 +213,7 @@ def _started(folder: Path, port: int | None) -> RecordedProcess:
     url, auth = f"{origin}/api", auth_string(folder)
     environment = os.environ | {
         "PREFECT_SERVER_UI_API_URL": url,
+        "PREFECT_UI_URL": origin,  # of links in messages
         "PREFECT_SERVER_API_AUTH_STRING": auth,
         "PREFECT_API_AUTH_STRING": auth,
         "PREFECT_SERVER_CORS_ALLOWED_ORIGINS": origin,

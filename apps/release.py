@@ -8,12 +8,17 @@ import typer
 from rich.markup import escape
 from rich.table import Table
 
-from apps.console import Json, out, print_json, report_expected_errors, stop
+from apps.console import Json, out, print_json, report_expected_errors
 from apps.funnel import print_funnel
 from apps.progress import stage_bars
+from medgen.counted import counted
 
 if TYPE_CHECKING:  # loaded when a command needs it
     from medgen.ledger import Ledger
+
+Named = Annotated[
+    str, typer.Argument(help="Its name, `latest`, or the first part of a name for the newest that begins so.")
+]
 
 release_app = typer.Typer(help="Look at releases.", no_args_is_help=True)
 
@@ -33,12 +38,14 @@ def release_list(as_json: Json = False) -> None:
 
 
 @release_app.command("show")
-def release_show(name: str, as_json: Json = False) -> None:
+def release_show(name: Named, as_json: Json = False) -> None:
     """Show a release: its policy, funnel, clips and folder."""
+    from medgen.ledger import open_ledger
+    from medgen.releases import named_release
+
     with report_expected_errors():
-        release = next((row for row in _releases() if row["name"] == name), None)
-        if release is None:
-            stop(f"no release goes by {name!r}; see `medgen release list`")
+        name = named_release(open_ledger(), name)
+        release = next(row for row in _releases() if row["name"] == name)
         release |= _contents(release)
         if as_json:
             print_json(release)
@@ -67,7 +74,7 @@ def release_approve(
 
 @release_app.command("export")
 def release_export(
-    name: str,
+    name: Named,
     folder: Annotated[Path, typer.Argument(help="Where the shards go; made if it is not there.")],
     form: Annotated[Literal["webdataset"], typer.Option("--format", help="webdataset: tar files for trainers.")],
     shard_size: Annotated[int, typer.Option(min=1, max=10**6, help="Most megabytes of a shard.")] = 1000,
@@ -76,12 +83,13 @@ def release_export(
 ) -> None:
     """Write a release as WebDataset shards; run it again to go on, or after a takedown."""
     from medgen.ledger import open_ledger
+    from medgen.releases import named_release
     from tasks.training.webdataset import export_webdataset
 
     with report_expected_errors(), stage_bars(quiet=as_json) as show:
         made = export_webdataset(
             open_ledger(),
-            name,
+            named_release(open_ledger(), name),
             folder,
             shard_bytes=shard_size * 10**6,
             caption=caption,
@@ -91,13 +99,14 @@ def release_export(
             print_json(vars(made))
             return
         out.print(
-            f"{made.shards} shards of {made.clips} clips, {made.bytes / 1e6:,.1f} MB, {made.written} written now, in "
+            f"{counted(made.shards, 'shard')} of {counted(made.clips, 'clip')}, {made.bytes / 1e6:,.1f} MB, "
+            f"{made.written} written now, in "
             f"{escape(str(made.folder))}",
             soft_wrap=True,
             highlight=False,
         )
         if made.left_out:
-            out.print(f"{made.left_out} clips were taken down and are left out", highlight=False)
+            out.print(f"left out, because taken down: {counted(made.left_out, 'clip')}", highlight=False)
 
 
 def clips_of(release: str) -> list[str]:
@@ -139,7 +148,6 @@ def _contents(release: dict[str, Any]) -> dict[str, Any]:
     """Folder, funnel, clips and takedowns of a release."""
     from medgen.errors import ItemFailed
     from medgen.ledger import open_ledger
-    from tasks.curation.release import read_funnel
     from tasks.curation.release_files import materialize
 
     ledger, name = open_ledger(), release["name"]
@@ -151,7 +159,8 @@ def _contents(release: dict[str, Any]) -> dict[str, Any]:
             raise
         folder = "awaits approval"
     taken_down = _taken_down(ledger, name, record.outputs["manifest"])
-    return {"folder": folder, "funnel": read_funnel(record), "clip_ids": clips_of(name), "taken_down": taken_down}
+    funnel = json.loads(ledger.store.read(record.outputs["funnel"]))
+    return {"folder": folder, "funnel": funnel, "clip_ids": clips_of(name), "taken_down": taken_down}
 
 
 def _taken_down(ledger: "Ledger", release: str, manifest: str) -> dict[str, Any] | None:
@@ -170,12 +179,13 @@ def _taken_down(ledger: "Ledger", release: str, manifest: str) -> dict[str, Any]
 
 def _print_release(release: dict[str, Any]) -> None:
     out.print(
-        f"[bold]{release['name']}[/]  {release['clips']} clips\nsha256 {release['digest']}\n{escape(release['folder'])}"
+        f"[bold]{release['name']}[/]  {counted(release['clips'], 'clip')}\nsha256 {release['digest']}\n"
+        f"{escape(release['folder'])}"
     )
     for takedown in release["taken_down"]["takedowns"] if release["taken_down"] else ():
         out.print(
             f"[red]taken down[/] {takedown['forgotten_at'][:19]}: video {takedown['video_id']}, "
-            f"{len(takedown['clips'])} clips: {escape(takedown['reason'])}",
+            f"{counted(len(takedown['clips']), 'clip')}: {escape(takedown['reason'])}",
             soft_wrap=True,
         )
     print_funnel(release["funnel"])

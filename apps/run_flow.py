@@ -2,7 +2,6 @@
 
 import importlib
 import logging
-import os
 from collections.abc import Callable
 from typing import Any
 
@@ -18,6 +17,7 @@ from rich.progress import (
 
 from apps.console import err, fault_of_the_place
 from medgen.errors import ItemFailed, RunStopped
+from medgen.native_threads import limit_native_threads
 from medgen.settings import current
 from models import ModelUnavailable
 
@@ -42,8 +42,7 @@ def run_flow(
     """
     from apps.prefect_server import prefect_server
 
-    for variable in ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS"):
-        os.environ.setdefault(variable, "1")  # workers share the cores by processes, not by threads
+    limit_native_threads(1)  # workers share the cores by processes, not by threads
     with (
         err.status("starting the Prefect server") as state,
         prefect_server(current().home) as server,

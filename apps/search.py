@@ -8,6 +8,7 @@ from rich.markup import escape
 from rich.table import Table
 
 from apps.console import Json, err, out, print_json, report_expected_errors
+from medgen.counted import counted
 
 if TYPE_CHECKING:
     from medgen.ledger import Ledger
@@ -68,7 +69,7 @@ def _update(ledger: "Ledger", index: "VectorIndex", encoder: str) -> None:
     frames = fill_frames(ledger, index)
     loaded = load_text_encoder(encoder)
     texts = fill_texts(ledger, index, encoder, loaded.embed)
-    err.print(f"indexed {frames} clips by their frames, {texts} by their words", highlight=False)
+    err.print(f"indexed {counted(frames, 'clip')} by their frames, {texts} by their words", highlight=False)
 
 
 def _print(rows: Sequence[dict[str, Any]], by: str, indexed: int) -> None:

@@ -7,8 +7,9 @@ import typer
 from rich.markup import escape
 from rich.table import Table
 
-from apps.console import Json, out, print_json, print_json_with, report_expected_errors
+from apps.console import Json, err, out, print_json, print_json_with, report_expected_errors
 from apps.funnel import print_funnel
+from medgen.counted import counted
 
 ROWS = 5_000  # of one table
 
@@ -17,14 +18,15 @@ def status(
     every: Annotated[bool, typer.Option("--all", help="List the verdict on every item.")] = False, as_json: Json = False
 ) -> None:
     """Show the funnel of all that is on record, and failures by reason."""
-    from apps.verdicts import imports, missing, totals, verdicts
-    from medgen.among import pages
-    from medgen.ledger import open_ledger
-    from tasks.operations.failures import failures
-
     with report_expected_errors():
-        ledger = open_ledger()
-        funnel, gone, failed = totals(ledger), missing(ledger), failures(ledger)
+        with err.status("counting"):
+            from apps.verdicts import imports, missing, totals, verdicts
+            from medgen.among import pages
+            from medgen.ledger import open_ledger
+            from tasks.operations.failures import failures
+
+            ledger = open_ledger()
+            funnel, gone, failed = totals(ledger), missing(ledger), failures(ledger)
         if as_json:
             facts = {"funnel": funnel, "failures": failed, "imported": imports(ledger)} | gone
             if every:
@@ -35,16 +37,19 @@ def status(
         print_funnel(funnel)
         for row in imports(ledger):
             out.print(
-                f"imported of {escape(row['source'])}: {row['kept']} clips, {row['rejected'] + row['failed']} left out",
+                f"imported of {escape(row['source'])}: {counted(row['kept'], 'clip')}, "
+                f"{row['rejected'] + row['failed']} left out",
                 highlight=False,
             )
         if failed:
             _print_failures(failed)
         if gone["taken_down"]:
-            out.print(f"taken down: {gone['taken_down']} videos (`medgen forget --list`)", highlight=False)
+            out.print(f"taken down: {counted(gone['taken_down'], 'video')} (`medgen forget --list`)", highlight=False)
         if gone["vanished"]:
             names = ", ".join([*gone["vanished"]][:10]) + (", …" if len(gone["vanished"]) > 10 else "")
-            out.print(f"vanished from their source: {len(gone['vanished'])} videos: {names}", highlight=False)
+            out.print(
+                f"vanished from their source: {counted(len(gone['vanished']), 'video')}: {names}", highlight=False
+            )
         if every:
             for items in pages(verdicts(ledger), ROWS):
                 _print_verdicts(items)
@@ -67,6 +72,6 @@ def _print_verdicts(items: Sequence[Mapping[str, Any]]) -> None:
         table.add_column(column, overflow="fold")
     for item in items:
         name = item["title"] or item["url"] or f"{item['source']} row {item['row']}"
-        kept = f"kept ({item['clips']} clips)" if item["clips"] else item["status"]
+        kept = f"kept ({counted(item['clips'], 'clip')})" if item["clips"] else item["status"]
         table.add_row(*(escape(str(v or "")) for v in (name, kept, item["step"], item["reason"], item["message"])))
     out.print(table)

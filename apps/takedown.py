@@ -12,6 +12,7 @@ from rich.progress import Progress
 from rich.table import Table
 
 from apps.console import err, out, print_json
+from medgen.counted import counted
 
 if TYPE_CHECKING:  # loaded when a command needs them: they bring yt-dlp and Prefect along
     from medgen.catalog import Tombstone
@@ -47,6 +48,9 @@ def forget(
     ] = None,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Only say what would be removed.")] = False,
     yes: Annotated[bool, typer.Option("--yes", "-y", help="Don't ask.")] = False,
+    retention_ended: Annotated[
+        bool, typer.Option("--retention-ended", help="The videos whose source's retention has ended (`medgen source`).")
+    ] = False,
     list_all: Annotated[bool, typer.Option("--list", help="List what was taken down.")] = False,
     as_json: Annotated[bool, typer.Option("--json", help="Print facts as JSON for machines.")] = False,
 ) -> None:
@@ -57,6 +61,7 @@ def forget(
     from apps.console import report_expected_errors
     from apps.history import Unknown
     from medgen.ledger import open_ledger
+    from medgen.source_terms import retention_ended as ended
     from tasks.operations import takedown
 
     with report_expected_errors(NotTakenDown, Unknown):
@@ -68,6 +73,11 @@ def forget(
             raise NotTakenDown(f"a reason is one line of 1 to {MAX_REASON} characters")
         ledger = open_ledger()
         urls = dict(locate(ledger, name) for name in names or ())
+        if retention_ended:
+            urls |= {video_id: url for video_id, url, _ in ended(ledger.engine)}
+            if not urls:
+                out.print("no video's retention has ended")
+                return
         if with_copies and block is False:
             raise NotTakenDown("either copies go too (--with-copies), or they may stay (--allow-copies)")
         if not urls:
@@ -179,7 +189,8 @@ def _print(reports: "Sequence[Takedown]", as_json: bool, *, done: bool) -> None:
         elif not report.artifacts:
             out.print("nothing of it is in the store; its tombstone keeps it from ever being taken")
         out.print(
-            f"{word} {report.artifacts} artifacts, {report.bytes} bytes, {len(report.clips)} clips", highlight=False
+            f"{word} {report.artifacts} artifacts, {report.bytes} bytes, {counted(len(report.clips), 'clip')}",
+            highlight=False,
         )
         if report.copy_of:
             out.print(f"as a copy of {', '.join(report.copy_of)}", soft_wrap=True)
@@ -197,9 +208,13 @@ def advice(report: "Takedown") -> list[str]:
         others = ", ".join(subjects)
         lines.append(f"artifact {digest[:12]} stays, because {others} has the same bytes: forget that too if need be")
     for name, clips in report.releases.items():
-        what = f"held {clips} clips of it" if clips else "listed it among the rejected"
+        what = f"held {counted(clips, 'clip')} of it" if clips else "listed it among the rejected"
         lines.append(f"release {name} {what}: copies that were handed on must be recalled; make a new release")
     lines += [f"model {name} was trained on it: withdraw the model, or train it again" for name in report.models]
+    lines += [
+        f"creation {name} was made by a model that learned from it: recall copies that were handed on"
+        for name in report.creations
+    ]
     lines += _advice_on_copies(report)
     lines += [f"step run {run_id} was altered even before: see `medgen verify`" for run_id in report.altered]
     return lines

@@ -10,6 +10,7 @@ from rich.markup import escape
 from rich.table import Table
 
 from apps.console import Json, err, out, parse_settings, print_json, report_expected_errors
+from medgen.counted import counted
 
 
 def train(
@@ -17,7 +18,8 @@ def train(
         list[str],
         typer.Argument(
             metavar="RELEASE[=WEIGHT]...",
-            help="Release to train on, or a published set by its path; several are mixed by their weights.",
+            help="Release to train on: its name, `latest`, or the first part of names for the newest such one, or "
+            "a published set by its path. Several are mixed by their weights.",
         ),
     ],
     preset: Annotated[
@@ -60,6 +62,7 @@ def train(
         about = _about_the_run(settings or [])
         rest = [text for text in settings or [] if text.partition("=")[0] not in about]
         overrides = [*rest, *([f"pretrained_model_name_or_path={json.dumps(base)}"] if base else [])]
+        _check(release, preset, overrides)
         arguments: dict[str, Any] = {
             "release": ",".join(_imported(one, as_json) for one in release),
             "preset": preset,
@@ -76,6 +79,23 @@ def train(
         print_training(summary)
 
 
+def _check(releases: list[str], preset: str, overrides: list[str]) -> None:
+    """What can be told at once, before a server is started for the run.
+
+    Raises:
+        ItemFailed: unknown_release.
+        ValueError: no such preset or field, or a bad value.
+    """
+    from medgen.ledger import open_ledger
+    from medgen.releases import named_release
+    from models.training.config import configured
+
+    configured(preset, parse_settings(overrides))
+    for text in releases:
+        if "/" not in text:
+            named_release(open_ledger(), text.partition("=")[0])
+
+
 def _imported(text: str, quiet: bool) -> str:
     """RELEASE[=WEIGHT]; a published set, which is named by its path, is imported and gives way to its release."""
     if "/" not in text:
@@ -87,7 +107,9 @@ def _imported(text: str, quiet: bool) -> str:
         place, equals, weight = text, "", ""
     summary = run_flow("import_release", {"source": place}, quiet=quiet)
     if not quiet:
-        err.print(f"imported {summary['clips']} clips: {summary['release']}", highlight=False, soft_wrap=True)
+        err.print(
+            f"imported {counted(summary['clips'], 'clip')}: {summary['release']}", highlight=False, soft_wrap=True
+        )
     return f"{summary['release']}{equals}{weight}"
 
 
@@ -149,7 +171,7 @@ def print_training(summary: dict[str, Any]) -> None:
         err.print(f"left out {escape(clip)}: {escape(reason)}", highlight=False, soft_wrap=True)
     out.print(
         f"{'known already' if summary['reused_model'] else 'trained'}: [bold]{escape(summary['name'])}[/] "
-        f"on {summary['train_clips']} clips, {summary['held_out_clips']} held out\n"
+        f"on {counted(summary['train_clips'], 'clip')}, {summary['held_out_clips']} held out\n"
         f"{summary['model']}\n{escape(str(summary['folder'] or ''))}\n"
         f'use it with medgen generate --model medgen:{escape(summary["name"])} "PROMPT"',
         soft_wrap=True,

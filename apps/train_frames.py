@@ -13,9 +13,12 @@ from apps.progress import stage_bars
 
 
 def train_frames(
-    folder: Annotated[
-        Path,
-        typer.Argument(help="Folder of videos with a MANIFEST.csv: file, source, is_medical; kind, licence, sha256."),
+    folders: Annotated[
+        list[Path],
+        typer.Argument(
+            help="Folders of videos or pictures, each with a MANIFEST.csv: file, source, is_medical; kind, made, "
+            "licence, sha256."
+        ),
     ],
     encoder: Annotated[
         str, typer.Option(help="mobilenet_v2, or a CLIP-class model by hub name or folder.")
@@ -33,7 +36,7 @@ def train_frames(
         ledger = open_ledger()
         with stage_bars(quiet=as_json) as show:
             record, reused = step.train_frames(
-                ledger, folder, encoder, lambda stage, done, total, item: show(stage, done, total)
+                ledger, folders, encoder, lambda stage, done, total, item: show(stage, done, total)
             )
         files = step.export(ledger.store, record.outputs, target)
         left_out = json.loads(ledger.store.read(record.outputs["data_list"]))["left_out"]

@@ -2,11 +2,12 @@
 
 import signal
 import time
+from contextlib import ExitStack
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from apps.console import out, report_expected_errors, stop
+from apps.console import err, out, report_expected_errors, stop
 from apps.deployments import tag_limits
 from medgen.settings import current
 
@@ -19,19 +20,22 @@ def up(
     worker_limit: Annotated[int, typer.Option(help="Flow runs at once.")] = 1,
 ) -> None:
     """Start Prefect's server, UI and a worker with the deployments of prefect.yaml. Ctrl-C stops them."""
-    from apps.prefect_server import LOOK_S, prefect_server
-    from apps.worker import worker
-
     signal.signal(signal.SIGTERM, signal.default_int_handler)  # ends like Ctrl-C, from the first moment on
-    with report_expected_errors(), prefect_server(current().home, port) as server:
-        from medgen.catalog import open_catalog
+    with report_expected_errors(), ExitStack() as opened:
+        with err.status("starting Prefect's server, Postgres and a worker"):
+            from apps.prefect_server import LOOK_S, prefect_server
+            from apps.worker import worker
 
-        open_catalog()  # flow runs share its embedded Postgres, which stays up between them
-        with worker(current().home, server, worker_limit, tag_limits()) as process:
-            _tell(server)
-            while process.poll() is None:
-                server.revive()
-                time.sleep(LOOK_S)
+            server = opened.enter_context(prefect_server(current().home, port))
+            from medgen.catalog import open_catalog
+
+            open_catalog()  # flow runs share its embedded Postgres, which stays up between them
+            process = opened.enter_context(worker(current().home, server, worker_limit, tag_limits()))
+        _tell(server)
+        while process.poll() is None:
+            server.revive()
+            time.sleep(LOOK_S)
+        opened.close()
         stop("the worker ended by itself")
 
 

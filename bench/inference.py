@@ -25,6 +25,7 @@ from typing import Annotated, Any
 
 import numpy as np
 import typer
+from pebble import ProcessPool
 
 from bench.train_gpu import write_page
 from medgen.inference import ask, close_inference
@@ -38,7 +39,6 @@ from models.quality.pyiqa_metric import PyiqaMetric
 
 MARKERS = ("<!-- bench.inference: begin -->", "<!-- bench.inference: end -->")
 HEIGHT, WIDTH = 480, 854  # pixels: of the frames that segment keeps
-ASKERS = 4  # worker processes
 BUSY_EVERY_S = 0.05
 CAPTION_TOKENS = 128
 WORDS = ("patient", "heart", "valve", "probe", "surgeon", "needle", "scan", "shows")
@@ -47,13 +47,14 @@ NOT_MEASURED = "not yet measured"
 
 @dataclass(frozen=True)
 class Size:
-    """What is measured: shapes of the models and how much they are asked."""
+    """What is measured: shapes of the models and how much they are asked, by how many worker processes."""
 
     vision: dict[str, int]
     text: dict[str, int]
     frames: int
     clips: int
     captions: int
+    askers: int
 
 
 TRUE = Size(
@@ -61,14 +62,14 @@ TRUE = Size(
      "image_size": 224, "patch_size": 14},
     {"hidden_size": 2048, "intermediate_size": 5632, "num_hidden_layers": 22, "num_attention_heads": 32,
      "num_key_value_heads": 4},
-    frames=8192, clips=64, captions=32,
+    frames=8192, clips=64, captions=32, askers=4,
 )  # fmt: skip
 TOY = Size(
     {"hidden_size": 16, "intermediate_size": 32, "num_hidden_layers": 1, "num_attention_heads": 2,
      "image_size": 28, "patch_size": 14},
     {"hidden_size": 16, "intermediate_size": 32, "num_hidden_layers": 1, "num_attention_heads": 2,
      "num_key_value_heads": 2},
-    frames=64, clips=2, captions=2,
+    frames=64, clips=2, captions=2, askers=2,
 )  # fmt: skip
 
 
@@ -184,18 +185,13 @@ def ask_captioner(folder: str, seed: int, captions: int) -> int:
     return captions
 
 
-def together(ask_it: Callable[[str, int, int], int], where: str, count: int) -> float:
-    """Units a second when `ASKERS` worker processes ask for so many units in all."""
-    pool = worker_pool(ASKERS)
-    try:
-        for share in (1, max(1, count // ASKERS)):  # the first is the warm-up: imports, loading, first kernels
-            began = time.perf_counter()
-            done = [pool.schedule(ask_it, args=(where, 1000 * asker, share)) for asker in range(ASKERS)]
-            units = sum(future.result() for future in as_completed(done))
-            seconds = time.perf_counter() - began
-    finally:
-        pool.stop()  # type: ignore[no-untyped-call]  # pebble says so itself
-        pool.join()
+def together(pool: ProcessPool, askers: int, ask_it: Callable[[str, int, int], int], where: str, count: int) -> float:
+    """Units a second when so many worker processes of a pool ask for so many units in all."""
+    for share in (1, max(1, count // askers)):  # the first is the warm-up: imports, loading, first kernels
+        began = time.perf_counter()
+        done = [pool.schedule(ask_it, args=(where, 1000 * asker, share)) for asker in range(askers)]
+        units = sum(future.result() for future in as_completed(done))
+        seconds = time.perf_counter() - began
     return units / seconds
 
 
@@ -247,11 +243,20 @@ def measured(folder: Path, size: Size, device: str, dover: str) -> list[dict[str
     if dover:
         kinds.append((DOVER_ROW, ask_dover, dover, size.clips))
     rows = []
+    pool = worker_pool(size.askers)
     try:
         for what, ask_it, where, count in kinds:
             with Busy(device) as busy:
-                rows.append({"what": what, "a_second": round(together(ask_it, where, count), 3), "busy": busy.share})
+                rows.append(
+                    {
+                        "what": what,
+                        "a_second": round(together(pool, size.askers, ask_it, where, count), 3),
+                        "busy": busy.share,
+                    }
+                )
     finally:
+        pool.stop()  # type: ignore[no-untyped-call]  # pebble says so itself
+        pool.join()
         close_inference()
     return rows
 
@@ -262,7 +267,7 @@ def page(rows: dict[str, Sequence[dict[str, Any]]], name: str, *, toy: bool) -> 
     lines = [
         "## Models in inference processes, random weights" + (", toy" if toy else ""),
         "",
-        f"{name}; asked by {ASKERS} worker processes at once, frames of {WIDTH} × {HEIGHT}."
+        f"{name}; asked by {(TOY if toy else TRUE).askers} worker processes at once, frames of {WIDTH} × {HEIGHT}."
         + (" At this size the figures show that all of it runs, no more." if toy else ""),
         "",
         f"| a second | {' | '.join(f'{device} | busy' for device in devices)} |",

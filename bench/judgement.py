@@ -2,7 +2,8 @@
 
     python -m bench.judgement FOLDER [--out docs/judgement.md] [--only captions]
 
-FOLDER holds labelled videos, see `medgen judge --help`. One thread; costs are processor time where a method runs alone.
+FOLDER holds labelled videos, see `medgen judge --help`; labelled pictures in a folder `frames` beside it are judged
+with them where frames are. One thread; costs are processor time where a method runs alone.
 """
 
 import os
@@ -23,7 +24,16 @@ from apps.judge.folder import measure_all
 from apps.judge.labels import Label, read_labels
 from apps.judge.measure import JudgeParameters, measure_file
 from apps.judge.score import Answer, score
-from bench import judge_borders_text, judge_captions, judge_duplicates, judge_frames, judge_privacy, judge_quality
+from bench import (
+    judge_borders_text,
+    judge_captions,
+    judge_duplicates,
+    judge_frames,
+    judge_listings,
+    judge_privacy,
+    judge_quality,
+    judge_shots,
+)
 from bench.curate import make_video
 from bench.smallest import labelled_folder
 from medgen.errors import ItemFailed
@@ -186,6 +196,26 @@ def _frames(path: Path) -> tuple[list[np.ndarray], list[float]]:
     return frames, times
 
 
+def _made(folder: Path) -> Iterator[str]:
+    """On clips made from the pictures in a folder `frames` beside the videos.
+
+    Half of their sources were in view when thresholds were chosen, the other half was kept aside. More fonts are looked
+    for in a folder `fonts` beside.
+    """
+    beside = folder.parent / "frames"
+    if not (beside / "MANIFEST.csv").is_file():
+        yield "Not measured: no folder of pictures beside the videos."
+        return
+    yield "Shots. Sources of the tuning part were in view when thresholds were chosen, those held out were not."
+    yield from judge_shots.tables(beside, folder)
+    yield "Borders."
+    yield from judge_borders_text.made_border_tables(beside)
+    yield "Overlay text."
+    yield judge_borders_text.made_text_table(beside, folder.parent / "fonts")
+    yield "Faces, on pictures that were looked at; detectors and scores were chosen with them in view."
+    yield "\n".join(judge_privacy.labelled_faces(beside))
+
+
 def _detector(make: Callable[[], ContentDetector]) -> Method:
     def run(frames: Sequence[np.ndarray], fps: float) -> list[int]:
         detector, cuts = make(), []
@@ -221,14 +251,11 @@ SECTIONS = {
         ),
     ),
     "frames": Section(
-        "Medical frames: methods",
-        lambda folder, _: (
-            "\n".join(judge_frames.table(folder)),
-            "Each video is judged by a head that saw none of its sources. The last one is the choice: where\n"
-            "accuracies are alike its probabilities are the best (log loss).",
-        ),
+        "Medical frames and categories",
+        lambda folder, _: judge_frames.paragraphs(folder, judge_frames.pictures_beside(folder)),
     ),
     "borders-text": Section("Borders and overlay text: methods", _borders_text),
+    "made": Section("Made clips: shots, borders, overlay text, faces", lambda folder, _: _made(folder)),
     "quality": Section("Quality: measures", lambda folder, _: (judge_quality.table(folder),)),
     "duplicates": Section(
         "Duplicates: methods",
@@ -250,6 +277,7 @@ SECTIONS = {
             "themselves are not labelled. The choices are rapidocr with rules, and the higher score.",
         ),
     ),
+    "listings": Section("Listings: languages", lambda *_: judge_listings.paragraphs()),
     "captions": Section("Captions: checks", lambda *_: judge_captions.paragraphs()),
 }
 

@@ -33,7 +33,10 @@ from medgen.postgres import embedded_url
 STARTING_SHARE = 0.15  # of the kills: before the run has stored anything
 LEAST_S = 1.0  # of work is taken to be left, at least
 LOOK_S = 0.1
-SMOKE = ("min_duration_s=2", "min_clip_s=2", "dissolves=false")  # settings that make the work of a refresh short
+SMOKE = (  # settings that make the work of a refresh short
+    "min_duration_s=2", "min_clip_s=2", "dissolves=false", "text_model=tesseract", "face_model=none",
+    "search_index=false",
+)  # fmt: skip
 ROOT = Path(__file__).resolve().parent.parent
 
 out = Console()
@@ -119,7 +122,7 @@ def main(
 def undisturbed(folder: Path, home: Path, settings: tuple[str, ...]) -> tuple[dict[str, Any], float, float]:
     """(summary of a refresh that nobody kills, its seconds until the first artifact, its seconds from there on)."""
     began = time.monotonic()
-    process = start(folder, home, settings)
+    process = start(folder, home, settings, any_server=settings == SMOKE)
     while process.poll() is None and not artifacts(home):
         time.sleep(LOOK_S)
     first = time.monotonic()
@@ -170,16 +173,21 @@ def artifacts(home: Path) -> int:
 
 
 def take_prefect_database(reference: Path, home: Path) -> None:
-    """Spares an installation the migrations of its Prefect server: it gets a copy of another's database."""
+    """Spares an installation the migrations of its Prefect server: it gets a copy of another's database, if there is
+    one in this process's own installation or in the reference."""
+    places = [Path(os.environ.get("MEDGEN_HOME", reference)), reference]
+    databases = [file for folder in places if (file := folder / "prefect" / "prefect.db").is_file()]
+    if not databases:
+        return
     place = home / "prefect"
     place.mkdir(mode=0o700, parents=True)
     home.chmod(0o700)
-    known, copy = sqlite3.connect(reference / "prefect" / "prefect.db"), sqlite3.connect(place / "prefect.db")
+    known, copy = sqlite3.connect(databases[0]), sqlite3.connect(place / "prefect.db")
     with closing(known), closing(copy):
         known.backup(copy)
 
 
-def start(folder: Path, home: Path, settings: tuple[str, ...]) -> subprocess.Popen[str]:
+def start(folder: Path, home: Path, settings: tuple[str, ...], *, any_server: bool = False) -> subprocess.Popen[str]:
     """Starts a refresh in a session of its own."""
     home.mkdir(mode=0o700, parents=True, exist_ok=True)
     command = [sys.executable, "-m", "apps.cli", "refresh", "--source", str(folder.resolve()), "--json"]
@@ -188,7 +196,7 @@ def start(folder: Path, home: Path, settings: tuple[str, ...]) -> subprocess.Pop
         return subprocess.Popen(
             command,
             cwd=ROOT,
-            env=environment(home),
+            env=environment(home, any_server=any_server),
             stdin=subprocess.DEVNULL,
             stdout=stdout,
             stderr=stderr,
@@ -197,9 +205,13 @@ def start(folder: Path, home: Path, settings: tuple[str, ...]) -> subprocess.Pop
         )
 
 
-def environment(home: Path) -> dict[str, str]:
-    """This process's environment, with an installation of its own and no servers of others."""
-    others = ("PREFECT_", "MEDGEN_DATABASE", "MEDGEN_S3")
+def environment(home: Path, *, any_server: bool = False) -> dict[str, str]:
+    """This process's environment, with an installation of its own and no servers of others.
+
+    Args:
+        any_server: but for a Prefect server, if this process is led to one: each start takes long.
+    """
+    others = ("MEDGEN_DATABASE", "MEDGEN_S3", *(() if any_server else ("PREFECT_",)))
     return {k: v for k, v in os.environ.items() if not k.startswith(others)} | {"MEDGEN_HOME": str(home)}
 
 
@@ -295,21 +307,36 @@ def compare(summary: dict[str, Any], reference: dict[str, Any], actual: State, e
 
 def verified(home: Path) -> list[str]:
     """What `medgen verify` finds, before and after `medgen gc` has swept what the kills left."""
+    command = [sys.executable, "-m", "bench.kill", "verify"]
+    done = subprocess.run(command, cwd=ROOT, env=environment(home), capture_output=True, text=True, check=False)
+    if done.returncode:
+        return [f"verifying exited {done.returncode}: {done.stderr[-2000:]}"]
+    faults: list[str] = json.loads(done.stdout)
+    return faults
+
+
+def print_faults() -> None:
+    """What `verified` reads: the commands run in this process one after the other, behind one catalog."""
+    from typer.testing import CliRunner
+
+    from apps.cli import app
+
     faults: list[str] = []
     for arguments in (["verify"], ["gc", "--grace-minutes", "0"], ["verify"]):
-        command = [sys.executable, "-m", "apps.cli", *arguments, "--json"]
-        done = subprocess.run(command, cwd=ROOT, env=environment(home), capture_output=True, text=True, check=False)
+        done = CliRunner().invoke(app, [*arguments, "--json"])
         try:
             answer = json.loads(done.stdout)
         except ValueError:
-            faults.append(f"medgen {arguments[0]} exited {done.returncode}: {done.stderr[-2000:]}")
+            faults.append(f"medgen {arguments[0]} exited {done.exit_code}: {done.output[-2000:]} {done.exception!r}")
             continue
         faults += answer.get("faults", [])
-    return faults
+    sys.stdout.write(json.dumps(faults))
 
 
 if __name__ == "__main__":
     if sys.argv[1:] == ["state"]:
         print_state()
+    elif sys.argv[1:] == ["verify"]:
+        print_faults()
     else:
         typer.run(main)

@@ -27,10 +27,11 @@ import typer
 from medgen.canonical import canonical_json
 from medgen.catalog import Clip, Release, ReleaseClip, Source, Video, now
 from medgen.ledger import Ledger, Outcome, StepIdentity, Work, open_ledger
+from medgen.model_lineage import LATENTS
 from medgen.store import Artifact
 from models.training.config import configured
 from tasks.curation.release_content import METADATA
-from tasks.training.job_folder import LATENTS, materialize_job
+from tasks.training.job_folder import materialize_job
 from tasks.training.released import stream_clips
 from tasks.training.webdataset import export_webdataset
 
@@ -121,8 +122,8 @@ def put_release(ledger: Ledger, digests: list[str]) -> None:
         )  # fmt: skip
         table.append(
             {
-                "file": f"clips/{clip}.mp4", "clip_id": clip, "clip_sha256": digest, "video_id": video, "fps": 25.0,
-                "resolution": "854x480", "duration": 8.0, "category": "imaging", "title": f"Case {number}",
+                "file_name": f"clips/{clip}.mp4", "clip_id": clip, "clip_sha256": digest, "video_id": video,
+                "fps": 25.0, "resolution": "854x480", "duration": 8.0, "category": "imaging", "title": f"Case {number}",
                 "brief_caption": "A heart beats in an ultrasound.", "detailed_caption": "A heart beats. " * 40,
             }
         )  # fmt: skip

@@ -6,7 +6,7 @@ encoding, which real texts would not profit from. The same arguments give the sa
 """
 
 import csv
-from concurrent.futures import ProcessPoolExecutor
+from concurrent.futures import ProcessPoolExecutor, ThreadPoolExecutor
 from dataclasses import dataclass
 from multiprocessing import get_context
 from pathlib import Path
@@ -51,10 +51,10 @@ def read_words(folder: Path) -> Words:
 
 
 def make_listings(words: Words, folder: Path, rows: int, shard_rows: int, medical_share: float, workers: int) -> None:
-    """Writes shards that are not there yet."""
+    """Writes shards that are not there yet, in so many processes, or in this one for 0."""
     folder.mkdir(parents=True, exist_ok=True)
     sizes = [min(shard_rows, rows - start) for start in range(0, rows, shard_rows)]
-    with ProcessPoolExecutor(workers, get_context("spawn")) as pool:
+    with ProcessPoolExecutor(workers, get_context("spawn")) if workers else ThreadPoolExecutor(1) as pool:
         made = [
             pool.submit(_shard, words, folder / f"part-{number:05d}.parquet", number, size, medical_share)
             for number, size in enumerate(sizes)

@@ -118,9 +118,14 @@ def refresh(folders: list[Path], min_height: int) -> None:
     with prefect_server(Path(os.environ["MEDGEN_HOME"])):
         from tasks.curation.curation_step import steps  # they import Prefect, which must find the server
 
-        for step in steps():
-            object.__setattr__(step, "step", partial(_with_clock, make=step.step))
-        run_flow("refresh", {"sources": [*map(str, folders)], "min_height": min_height}, quiet=True)
+        plain = [(step, step.step) for step in steps()]
+        for step, make in plain:
+            object.__setattr__(step, "step", partial(_with_clock, make=make))
+        try:
+            run_flow("refresh", {"sources": [*map(str, folders)], "min_height": min_height}, quiet=True)
+        finally:
+            for step, make in plain:
+                object.__setattr__(step, "step", make)
 
 
 def _with_clock(params: Any, make: Callable[[Any], Step]) -> Step:
@@ -177,7 +182,7 @@ def discovered(titles: Path, rows: int, scratch: Path) -> StepRate:
     from tasks.curation.list_feed import ListParams
     from tasks.curation.list_sources import list_source
 
-    make_listings(read_words(titles), scratch / "listings", rows, max(1, rows // SHARDS), MEDICAL_SHARE, 1)
+    make_listings(read_words(titles), scratch / "listings", rows, max(1, rows // SHARDS), MEDICAL_SHARE, 0)
     params = DiscoverParams()
     listing = list_source.fn("titles", str(scratch / "listings"), ListParams())
     store = open_store()

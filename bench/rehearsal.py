@@ -231,7 +231,7 @@ def rehearse(
         facts = recovers(home, videos, kills, seed)
         sys.stdout.write(json.dumps(facts, indent=1) + "\n")
         raise typer.Exit(bool(facts["faults"]))
-    rehearsal = Rehearsal(home, videos, rows_per_video, seed)
+    rehearsal = Rehearsal(home, videos, rows_per_video, seed, any_server=smoke)
     for phase in chosen:
         err.print(f"{time.strftime('%H:%M:%S')} {phase}", highlight=False)
         rehearsal.keep(phase, PHASES[phase](rehearsal))

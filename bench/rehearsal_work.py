@@ -83,8 +83,9 @@ def counts() -> dict[str, Any]:
 def training(release: str) -> dict[str, Any]:
     """Lays out a training job over a release: each clip's own file stands for its latents."""
     from medgen.ledger import Work, open_ledger
+    from medgen.model_lineage import LATENTS
     from models.training.config import configured
-    from tasks.training.job_folder import LATENTS, materialize_job, working_folder
+    from tasks.training.job_folder import materialize_job, working_folder
     from tasks.training.released import stream_clips
 
     ledger = open_ledger()

@@ -37,12 +37,14 @@ class Rehearsal:
     Args:
         home: its data folder.
         rows_per_video: rows of the listing for each video that discover keeps.
+        any_server: it may use a Prefect server of others, whose costs are not counted.
     """
 
     home: Path
     videos: int
     rows_per_video: int = 3
     seed: int = 1
+    any_server: bool = False
     figures: dict[str, dict[str, Any]] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
@@ -85,7 +87,7 @@ class Rehearsal:
             return subprocess.Popen(
                 [sys.executable, "-m", *command],
                 cwd=ROOT,
-                env=environment(self.home),
+                env=environment(self.home, any_server=self.any_server),
                 stdin=subprocess.DEVNULL,
                 stdout=stdout,
                 stderr=stderr,

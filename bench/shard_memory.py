@@ -1,7 +1,7 @@
 """What loading and saving a model in shards (FSDP 2) takes of each process' memory, on the CPU.
 
     python -m bench.shard_memory           # two processes, a model of 270 MB
-    python -m bench.shard_memory --smoke   # the same with a toy, only to see whether it runs
+    python -m bench.shard_memory --smoke   # the same with a toy and forked processes, only to see whether it runs
 
 accelerate shards over GPUs only, so the processes are shown to it as ones with a GPU; the rest is what it is on GPUs.
 Peaks are of resident memory, above what a process held before; a copy is all weights in float32. Training all weights,
@@ -11,9 +11,11 @@ the optimiser keeps two more copies and the moving average another, in shards.
 import argparse
 import json
 import os
+import socket
 import subprocess
 import sys
 import tempfile
+from multiprocessing import get_context
 from pathlib import Path
 from typing import Any
 
@@ -143,16 +145,50 @@ def main() -> int:
     if arguments.work:
         work(arguments.work)
         return 0
+    if arguments.smoke:
+        os.environ |= FSDP  # before the libraries read them
     with tempfile.TemporaryDirectory() as made:
         prepare(Path(made), *SIZES["smoke" if arguments.smoke else "full"])
-        command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(PROCESSES)]
-        told = subprocess.run(
-            [*command, "-m", "bench.shard_memory", "--work", str(Path(made) / "job.json")],
-            env=os.environ | FSDP, stdout=subprocess.PIPE, text=True, check=True,
-        )  # fmt: skip
-    rows = [json.loads(line) for line in told.stdout.splitlines() if line.startswith("{") and '"rank"' in line]
+        told = (forked if arguments.smoke else launched)(Path(made) / "job.json")
+    rows = [json.loads(line) for line in told.splitlines() if line.startswith("{") and '"rank"' in line]
     print(table(sorted(rows, key=lambda row: row["rank"])))
     return 0
+
+
+def launched(job_file: Path) -> str:
+    """What the processes print, each started by PyTorch's launcher."""
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(PROCESSES)]
+    done = subprocess.run(
+        [*command, "-m", "bench.shard_memory", "--work", str(job_file)],
+        env=os.environ | FSDP, stdout=subprocess.PIPE, text=True, check=True,
+    )  # fmt: skip
+    return done.stdout
+
+
+def forked(job_file: Path) -> str:
+    """What the processes print, each a fork of this one, as imports take longer than the toy. Peaks mean nothing."""
+    import models.training.trainer  # noqa: F401 for all of them
+
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    forks, told = get_context("fork"), job_file.with_name("told")
+    processes = [forks.Process(target=_fork, args=(job_file, told, rank, port)) for rank in range(PROCESSES)]
+    for process in processes:
+        process.start()
+    for process in processes:
+        process.join()
+    if any(process.exitcode for process in processes):
+        raise RuntimeError(f"the processes ended with {[process.exitcode for process in processes]}")
+    return told.read_text(encoding="utf-8")
+
+
+def _fork(job_file: Path, told: Path, rank: int, port: int) -> None:
+    place = {"RANK": rank, "LOCAL_RANK": rank, "WORLD_SIZE": PROCESSES, "LOCAL_WORLD_SIZE": PROCESSES}
+    os.environ |= {name: str(value) for name, value in place.items()}
+    os.environ |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
+    with told.open("a", encoding="utf-8") as sys.stdout:
+        work(job_file)
 
 
 if __name__ == "__main__":

@@ -35,7 +35,7 @@ def labelled_folder(folder: Path) -> Path:
         writer = csv.writer(file)
         writer.writerow(columns)
         for name, (frames, labels) in videos.items():
-            _write(folder / name, frames)
+            _write(folder / name, frames, seconds=1)
             writer.writerow((name, *labels))
     return folder
 
@@ -79,7 +79,7 @@ def _film(name: str) -> Frames:
 def _write(path: Path, frames: Frames, size: tuple[int, int] = SIZE, fps: int = 4, seconds: int = 2) -> None:
     """H.264, the frames played again as often as needed."""
     with av.open(str(path), "w") as out:
-        stream = out.add_stream("libx264", rate=fps)
+        stream = out.add_stream("libx264", rate=fps, options={"preset": "veryfast"})
         stream.width, stream.height, stream.pix_fmt = *size, "yuv420p"
         for index in range(fps * seconds):
             frame = av.VideoFrame.from_ndarray(np.ascontiguousarray(frames[index % len(frames)]), format="rgb24")

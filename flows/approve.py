@@ -4,6 +4,7 @@ from prefect import get_run_logger
 from pydantic import ConfigDict, Field
 
 from flows.make_flow import Summary, make_flow
+from flows.release_choices import offer_releases
 from medgen.ledger import open_ledger
 from medgen.parameters import Parameters
 from tasks.curation import approve as step
@@ -22,6 +23,7 @@ class ApproveParameters(Parameters):
 def _approve(parameters: ApproveParameters) -> Summary:
     """Puts the approval on record and lays the release out for use."""
     record, folder = step.approve(open_ledger(), parameters.release, parameters.approved_by, parameters.note)
+    offer_releases()
     get_run_logger().info("%s approved by %s; it lies in %s", parameters.release, record.detail["by"], folder)
     return {"release": parameters.release, "by": record.detail["by"], "folder": str(folder), "step_run": record.id}
 

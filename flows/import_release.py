@@ -13,6 +13,7 @@ from pydantic import ConfigDict, Field
 
 from flows.flow_signature import subset
 from flows.make_flow import Summary, make_flow
+from flows.release_choices import offer_releases
 from flows.run_name import run_name
 from flows.shards_in_flight import bridging_outages, gather
 from medgen.among import pages
@@ -104,6 +105,7 @@ def _import_release(parameters: ImportParameters) -> Summary:
         "funnel": funnel,
         "left_out": _reasons(counts),
     }
+    offer_releases()
     create_table_artifact(table_rows(funnel), key="funnel", description="What was taken of the set, and why not all.")
     log.info("executed %d, reused %d; release %s", summary["executed"], summary["reused"], summary["release"])
     return summary

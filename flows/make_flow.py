@@ -10,6 +10,7 @@ from prefect.states import Failed
 from pydantic import ValidationError
 
 from flows.flow_signature import flow_signature
+from flows.run_record import on_record
 from flows.runner import check_cluster, task_runner
 from medgen.errors import ItemFailed, RunStopped
 from medgen.parameters import Parameters, complaints
@@ -63,7 +64,7 @@ def make_flow(
         run_name: template or function for the names of runs.
         first: parameters that come first in the form.
     """
-    run = _reporting_expected_errors(function, parameters)
+    run = _reporting_expected_errors(function, parameters, name)
     run.__name__ = run.__qualname__ = name
     run.__module__ = function.__module__
     run.__doc__ = function.__doc__
@@ -81,8 +82,9 @@ def make_flow(
     return made
 
 
-def _reporting_expected_errors(function: Callable[[P], Summary], parameters: type[P]) -> Callable[..., Any]:
-    """Makes an expected error the message of the run's state, as it is, and the first thing that its log says of it.
+def _reporting_expected_errors(function: Callable[[P], Summary], parameters: type[P], flow: str) -> Callable[..., Any]:
+    """Puts each run on record; makes an expected error the message of the run's state, as it is, and the first thing
+    that its log says of it.
 
     By itself Prefect writes ``Flow run encountered an exception: CLASS: …`` and, in the log, the error as Python's
     repr. The traceback stays in the log, below the message. Who called the flow gets the error itself.
@@ -90,8 +92,9 @@ def _reporting_expected_errors(function: Callable[[P], Summary], parameters: typ
 
     def run(**arguments: Any) -> Any:
         try:
-            check_cluster()
-            return function(_checked(parameters, arguments))
+            with on_record(flow):
+                check_cluster()
+                return function(_checked(parameters, arguments))
         except (RunStopped, ItemFailed, ModelUnavailable) as error:
             if FlowRunContext.get() is None:
                 raise

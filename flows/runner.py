@@ -10,6 +10,7 @@ from prefect.settings import PREFECT_API_URL
 from prefect.task_runners import TaskRunner, ThreadPoolTaskRunner
 from prefect.tasks import Task
 
+from flows.dask_profiler import stop_profiler
 from flows.ray_inference import use_inference_owner
 from medgen.errors import RunStopped
 from medgen.installation import Installation, require_same, require_shared, this_installation
@@ -29,9 +30,9 @@ def task_runner() -> TaskRunner[Any]:
         from prefect_dask.task_runners import DaskTaskRunner
 
         # Steps start worker processes of their own, which daemonic Dask workers may not.
-        dask.config.set({"distributed.worker.daemon": False})
+        dask.config.set({"distributed.worker.daemon": False, "distributed.worker.profile.enabled": False})
         if settings.runner_address:
-            return _submitting(DaskTaskRunner, on_a_cluster=True)(address=settings.runner_address)
+            return _submitting(DaskTaskRunner, on_a_cluster=True, ready=stop_profiler)(address=settings.runner_address)
         # One of Dask's own here: several would take turns with them.
         local = {"n_workers": 1, "threads_per_worker": settings.workers + settings.download_workers}
         dask_runner: TaskRunner[Any] = DaskTaskRunner(cluster_kwargs=local)
@@ -40,8 +41,10 @@ def task_runner() -> TaskRunner[Any]:
         from prefect_ray.task_runners import RayTaskRunner
 
         if settings.runner_address:
-            return _submitting(RayTaskRunner, on_a_cluster=True, on_ray=True)(address=settings.runner_address)
-        return _submitting(RayTaskRunner, on_a_cluster=False, on_ray=True)(address="local")
+            return _submitting(RayTaskRunner, on_a_cluster=True, ready=use_inference_owner)(
+                address=settings.runner_address
+            )
+        return _submitting(RayTaskRunner, on_a_cluster=False, ready=use_inference_owner)(address="local")
     return ThreadPoolTaskRunner(max_workers=settings.workers + settings.download_workers)
 
 
@@ -60,17 +63,21 @@ def check_cluster() -> None:
 
 
 def _submitting(
-    runner: type[TaskRunner[Any]], *, on_a_cluster: bool, on_ray: bool = False
+    runner: type[TaskRunner[Any]], *, on_a_cluster: bool, ready: Callable[[], None]
 ) -> Callable[..., TaskRunner[Any]]:
-    """The class of a runner whose tasks run on the machines of a cluster that is there already, or on this one."""
+    """The class of a runner whose tasks run on the machines of a cluster that is there already, or on this one.
+
+    Args:
+        ready: called where a task runs, before it.
+    """
 
     class PreparingTaskRunner(runner):  # type: ignore[valid-type,misc]
-        """Each task first looks whether it runs for the installation whose run it belongs to, and where models are."""
+        """Each task first looks whether it runs for the installation whose run it belongs to, and makes ready."""
 
         def submit(self, task: Task[..., Any], *arguments: Any, **named: Any) -> Any:
             """As the runner's own."""
             installation = _installation() if on_a_cluster else None
-            prepared = _prepared(task, installation, on_ray=on_ray)
+            prepared = _prepared(task, installation, ready)
             return super().submit(prepared, *arguments, **named)
 
     return PreparingTaskRunner
@@ -81,15 +88,14 @@ def _installation() -> Installation:
     return this_installation()
 
 
-def _prepared(task: Task[..., Any], installation: Installation | None, *, on_ray: bool) -> Task[..., Any]:
+def _prepared(task: Task[..., Any], installation: Installation | None, ready: Callable[[], None]) -> Task[..., Any]:
     function = task.fn
 
     @wraps(function)
     def run(*arguments: Any, **named: Any) -> Any:
         if installation:
             require_same(installation)
-        if on_ray:
-            use_inference_owner()
+        ready()
         return function(*arguments, **named)
 
     prepared = copy.copy(task)

@@ -8,6 +8,7 @@ from pydantic import ConfigDict, Field, field_validator
 
 from flows.flow_signature import subset
 from flows.make_flow import Summary, make_flow
+from flows.run_name import run_name
 from medgen.inference import close_inference
 from medgen.ledger import Ledger, Record, open_ledger
 from medgen.parameters import MOST_ITEMS
@@ -22,7 +23,7 @@ from tasks.training import base_model
 from tasks.training import train as training
 from tasks.training.artifacts import show_checks, show_model, show_not_encoded
 from tasks.training.encode import TEXT, EncodeParams, bytes_to_encode, empty_text, encode_shard
-from tasks.training.mixture import is_mixture, mix, read_mixture
+from tasks.training.mixture import is_mixture, mix, named_releases, read_mixture
 from tasks.training.model_files import model_folder
 from tasks.training.released import stream_clips
 from tasks.training.sample_files import check_room
@@ -36,9 +37,15 @@ class TrainParameters(TrainParams):
     model_config = ConfigDict(frozen=True, extra="forbid")
 
     release: str = Field(
+        "latest",
         min_length=1,
-        description="Release to train on; see `medgen release list`. Several are mixed, each with its weight: "
-        "NAME=2,NAME=1.",
+        description="Release to train on: its name, `latest`, or the first part of a name for the newest that begins "
+        "so. Several are mixed, each with its weight: NAME=2,NAME=1.",
+    )
+    max_train_steps: int = Field(0, ge=0, le=MOST_ITEMS, exclude=True, description="Optimiser steps; 0: the preset's.")
+    learning_rate: float = Field(0.0, ge=0, le=1, exclude=True, description="Largest learning rate; 0: the preset's.")
+    train_batch_size: int = Field(
+        0, ge=0, le=MOST_ITEMS, exclude=True, description="Samples per process and step; 0: the preset's."
     )
     base_seed: int = Field(0, ge=0, lt=2**63, description="nano: seed of its weights and of the VAE's training.")
     vae_steps: int = Field(
@@ -61,11 +68,22 @@ class TrainParameters(TrainParams):
         return text
 
 
+# Fields of a preset that the form has by themselves; the others are set by `overrides`.
+IN_FORM = ("max_train_steps", "learning_rate", "train_batch_size")
+
+
 def _train(parameters: TrainParameters) -> Summary:
     """Base model, encode, pre-flight, train: the model, its curves and its card go on record."""
+    ledger = open_ledger()
+    set_here = tuple(f"{name}={value}" for name in IN_FORM if (value := getattr(parameters, name)))
+    parameters = parameters.model_copy(
+        update={
+            "release": named_releases(ledger, parameters.release),
+            "overrides": (*parameters.overrides, *set_here),
+        }
+    )
     params = subset(parameters, TrainParams)
     config = params.config()
-    ledger = open_ledger()
     if is_mixture(parameters.release):
         mixed = mix.submit("mixture", parameters.release).result()
         parameters = parameters.model_copy(update={"release": mixed})
@@ -165,7 +183,7 @@ train = make_flow(
     _train,
     TrainParameters,
     "train",
-    "train-{release}-{preset}",
-    first=("release", "preset", "overrides"),
+    run_name("train", "release", "preset"),
+    first=("release", "preset", "max_train_steps", "learning_rate", "train_batch_size", "overrides"),
 )
 PARAMETERS = TrainParameters

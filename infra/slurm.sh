@@ -23,6 +23,7 @@ export MEDGEN_HOME=$disk/medgen-$SLURM_JOB_ID
 export MEDGEN_WORKERS=$SLURM_CPUS_PER_TASK
 export MEDGEN_RUNNER=dask MEDGEN_RUNNER_ADDRESS=tcp://$(hostname):8786
 export DASK_DISTRIBUTED__WORKER__DAEMON=false # steps start processes of their own
+export DASK_DISTRIBUTED__WORKER__PROFILE__ENABLED=false # with Python before 3.11.8 it can stop a worker for good
 
 "$bin/dask" scheduler --port 8786 --no-dashboard &
 srun --kill-on-bad-exit=0 "$bin/dask" worker "$MEDGEN_RUNNER_ADDRESS" --nworkers 1 --nthreads 8 --no-dashboard \

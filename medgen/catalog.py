@@ -37,7 +37,7 @@ from medgen import __version__
 from medgen.home import private_home
 from medgen.settings import current
 
-Sha256 = String(64)
+Sha256: String = String(64)
 
 
 class CatalogUnreachable(RuntimeError):
@@ -69,6 +69,19 @@ class Source(Base):
     kind: Mapped[str]
     uri: Mapped[str]
     added_at: Mapped[datetime] = mapped_column(default=now)
+
+
+class SourceTerms(Base):
+    """On what terms videos of a source are kept, as somebody stated it. The newest of a source counts."""
+
+    __tablename__ = "source_terms"
+    id: Mapped[int] = mapped_column(BigInteger, primary_key=True, autoincrement=True)
+    source_name: Mapped[str] = mapped_column(ForeignKey("source.name"), index=True)
+    legal_basis: Mapped[str]
+    retain_days: Mapped[int | None]  # after a video was listed; None: no end
+    contact: Mapped[str]
+    stated_by: Mapped[str]
+    stated_at: Mapped[datetime] = mapped_column(default=now)
 
 
 class SourceIdentity(Base):
@@ -304,7 +317,7 @@ class StudyRater(Base):
 
 
 class StudyAnswer(Base):
-    """What a rater answered on a pair: first, second or neither, in terms of the pair and not of the screen.
+    """What a rater answered on a pair: first, second, neither or both, in terms of the pair and not of the screen.
 
     In a study of errors: the level of the worst error in the video, 0 to 3.
     """
@@ -426,6 +439,29 @@ class Claim(Base):
     __table_args__ = {"prefixes": ["UNLOGGED"]}  # noqa: RUF012  (SQLAlchemy reads it from the class)
     key: Mapped[str] = mapped_column(Sha256, primary_key=True)  # of a step run
     claimant: Mapped[int] = mapped_column(BigInteger)
+
+
+class FlowRun(Base):
+    """A run of a flow: what it is called, when it began and how it ended. Step runs name it; no record rests on it."""
+
+    __tablename__ = "flow_run"
+    id: Mapped[str] = mapped_column(primary_key=True)  # Prefect's
+    flow: Mapped[str]
+    name: Mapped[str]
+    started_at: Mapped[datetime]
+    ended_at: Mapped[datetime | None]  # None: it is under way, or was killed
+    outcome: Mapped[str | None]  # completed | failed
+    __table_args__ = (Index("ix_flow_run_flow", "flow", "started_at"),)
+
+
+class RetryRequest(Base):
+    """Somebody wants failures of a reason to be tried again, see `medgen.retries`."""
+
+    __tablename__ = "retry_request"
+    id: Mapped[int] = mapped_column(BigInteger, primary_key=True)
+    reason: Mapped[str]
+    step: Mapped[str]  # empty: any
+    asked_at: Mapped[datetime]
 
 
 class ByteAccount(Base):

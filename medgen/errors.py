@@ -34,6 +34,7 @@ Each stands below its base class, beside the module that defines it:
         OutOfMemory                 models.generation.video_generator
         RunStopped                  medgen.errors
             CannotAugment           tasks.augmentation.labelled_videos
+            CannotSign              medgen.content_credentials
             CheckpointNotWritten    models.training.checkpoint
             DatabaseUnusable        medgen.postgres_programs
             DeploymentRefused       apps.deployments
@@ -41,14 +42,19 @@ Each stands below its base class, beside the module that defines it:
             FunnelDeparted          tasks.curation.funnel_guard
             HomeUnusable            medgen.home
             ImportFailed            flows.import_release
+            KeyUnusable             apps.evidence.signature
             NoPlan                  tasks.operations.plan
             NoSuchDevice            medgen.devices
             NotOfTheInstallation    medgen.installation
             NothingToTrainOn        models.training.samples
+            PackWrong               apps.evidence.archive
+            PeopleUnusable          apps.audit.people
             PreflightFailed         models.training.job
             RecordsDamaged          flows.verify
             RefreshFailed           flows.refresh
             ServerDidNotStart       apps.prefect_server
+            SignatureWrong          apps.evidence.signature
+            TermsUnusable           medgen.source_terms
             TrainingEnded           tasks.training.process
             TrainingStopped         models.training.errors
                 OutOfMemory         models.training.errors

@@ -17,8 +17,8 @@ log = logging.getLogger(__name__)
 OTHERS = stat.S_IRWXG | stat.S_IRWXO
 EVERY = frozenset({"store", "tmp"})  # in every installation, since its first command
 OURS = EVERY | {
-    "demo", "demo-train", "embeddings", "evaluations", "fingerprints", "locks", "models", "postgres", "postgres.lock",
-    "postgres.users", "prefect", "releases", "training",
+    "audit", "creations", "credentials", "demo", "demo-train", "embeddings", "evaluations", "evidence", "fingerprints",
+    "locks", "models", "postgres", "postgres.lock", "postgres.users", "prefect", "releases", "training",
 }  # fmt: skip
 
 

@@ -33,6 +33,7 @@ from filelock import FileLock
 
 from medgen.devices import CPU, SERVED_ELSEWHERE, devices, gpus, is_inference_process, this_device
 from medgen.errors import ItemFailed
+from medgen.forks import fork_context
 from medgen.home import private_home
 from medgen.inference_process import ALIGNED, Loaded, Request, Served, main, next_batch
 from medgen.settings import current
@@ -289,16 +290,22 @@ class _Owner:
                 self._keep(listening)
 
     def _keep(self, listening: socket.socket) -> None:
-        # spawn: this process has threads, which a fork would copy in mid-flight.
-        context = multiprocessing.get_context("spawn")
+        # Not a fork on a GPU: what was imported before might have touched CUDA.
+        context = fork_context() if self.device == CPU else multiprocessing.get_context("spawn")
         while not self._over.is_set():
             if not select([listening], [], [], POLL_S)[0]:
                 continue
             level = logging.getLogger().getEffectiveLevel()
-            arguments = (listening, _key(), self.device, current().workers, os.getpid(), level)
-            self._process = context.Process(target=main, args=arguments, name=f"inference {self.device}", daemon=True)
-            self._process.start()
-            self._process.join()
+            arguments = (listening, _key(), self.device, dict(os.environ), current().workers, level)
+            process = context.Process(target=main, args=arguments, name=f"inference {self.device}", daemon=True)
+            try:
+                process.start()
+            except (OSError, EOFError) as error:  # no room for one, or what forks it was killed just now
+                log.warning("the inference process of %s does not start: %s", self.device, error or "it ended")
+                self._over.wait(POLL_S)
+                continue
+            self._process = process
+            process.join()
 
 
 _owners: list[_Owner] = []

@@ -13,7 +13,7 @@ import sys
 import threading
 import time
 from collections import deque
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import Future
 from contextlib import suppress
 from dataclasses import dataclass, field
@@ -26,6 +26,7 @@ from tqdm import tqdm
 
 from medgen.devices import stand_for
 from medgen.errors import ItemFailed
+from medgen.forks import parent_ended, take_over
 
 T = TypeVar("T")
 
@@ -127,9 +128,9 @@ class InferenceProcess:
         self._batch: list[_Asked] = []
         self._ends_at: float | None = None
 
-    def run(self, parent: int) -> None:
-        """Runs until the process `parent` is gone."""
-        threading.Thread(target=self._watch, args=(parent,), daemon=True).start()
+    def run(self) -> None:
+        """Runs until the process that started this one is gone."""
+        threading.Thread(target=self._watch, args=(os.getppid(),), daemon=True).start()
         threading.Thread(target=self._accept, daemon=True).start()
         while True:
             self._work(self._next())
@@ -228,12 +229,11 @@ class InferenceProcess:
                 self._news.notify_all()
             return held.loaded
 
-    def _watch(self, parent: int) -> None:
-        while os.getppid() == parent:
+    def _watch(self, forked_by: int) -> None:
+        while not parent_ended(forked_by, WATCH_S):
             ends_at, batch = self._ends_at, self._batch
             if ends_at is not None and time.monotonic() > ends_at:
                 self._end_for_time(batch)
-            time.sleep(WATCH_S)
         os._exit(1)
 
     def _end_for_time(self, batch: Sequence[_Asked]) -> None:
@@ -322,24 +322,26 @@ def free_memory(device: str) -> str:
     return f"; {free / 2**30:.1f} of {total / 2**30:.1f} GiB are free"
 
 
-def main(listening: socket.socket, key: bytes, device: str, threads: int, parent: int, level: int) -> None:
+def main(
+    listening: socket.socket, key: bytes, device: str, environment: Mapping[str, str], threads: int, level: int
+) -> None:
     """What the process runs.
 
     Args:
-        threads: of PyTorch on a CPU.
-        parent: process id.
+        environment: of the process that starts it.
+        threads: of native libraries on a CPU.
         level: of the log, which goes to standard error.
     """
+    on_gpu = device.startswith("cuda")
+    if not on_gpu:
+        take_over(environment, threads)
     logging.basicConfig(stream=sys.stderr, level=level, format="%(levelname)s %(name)s: %(message)s")
     # Libraries' progress bars share a lock between processes, which this one would leave behind: it is ended at once.
     tqdm.set_lock(threading.RLock())
     stand_for(device)
-    if device.startswith("cuda"):
+    if on_gpu:
         import torch
 
         torch.cuda.set_device(device)  # what asks for "cuda" gets this one
         log.info("models run on %s (%s)%s", device, torch.cuda.get_device_name(device), free_memory(device))
-    else:
-        for variable in ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS"):
-            os.environ.setdefault(variable, str(threads))
-    InferenceProcess(listening, key, device).run(parent)
+    InferenceProcess(listening, key, device).run()

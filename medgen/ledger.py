@@ -32,6 +32,7 @@ from medgen.catalog import Artifact as ArtifactRow
 from medgen.catalog import Base, Caption, Score, StepInput, StepOutput, StepRun, now, open_catalog
 from medgen.errors import ItemFailed
 from medgen.insert_rows import column_values, insert_rows
+from medgen.retries import wanted_again
 from medgen.store import Artifact, Store, open_store
 from medgen.takedown import TAKEDOWN_STEP, TAKEN_DOWN, referenced, taken_down_subjects
 
@@ -189,8 +190,13 @@ class Ledger:
             return taken_down_subjects(session, subjects)
 
     def done(self, records: Mapping[str, Record]) -> dict[str, Record]:
-        """Those of `records` (by key) that stand: decided, or quarantined, with their outputs still in the store."""
+        """Those of `records` (by key) that stand: decided, or quarantined and not wanted again, with their outputs
+        still in the store."""
         settled = {key: r for key, r in records.items() if r.status != "failed" or not r.transient}
+        if failed := {r.id for r in settled.values() if r.status == "failed"}:
+            with Session(self.engine) as session:
+                again = wanted_again(session, failed)
+            settled = {key: r for key, r in settled.items() if r.id not in again}
         lost = self.missing({sha for r in settled.values() for sha in r.outputs.values()})
         return {key: r for key, r in settled.items() if not lost.intersection(r.outputs.values())}
 

@@ -1,5 +1,6 @@
 """Markdown for people: cards and reports from templates, tables, and the text of others made harmless."""
 
+import unicodedata
 from collections.abc import Mapping, Sequence
 from functools import cache
 from typing import Any
@@ -39,8 +40,13 @@ def table(rows: Sequence[Mapping[str, object]], align: str = "") -> str:
 
 
 def cell(value: object, punctuation: str = NAME) -> str:
-    """Text of others with nothing that means something in Markdown: letters, digits and some punctuation."""
-    return "".join(c if c.isalnum() or c in punctuation else " " for c in str(value)).strip()
+    """Text of others with nothing that means something in Markdown: letters with their marks, digits and some
+    punctuation."""
+    return "".join(c if c.isalnum() or c in punctuation or _is_mark(c) else " " for c in str(value)).strip()
+
+
+def _is_mark(char: str) -> bool:
+    return unicodedata.category(char) in ("Mn", "Mc")  # vowels of Devanagari, for example
 
 
 def _line(cells: Sequence[object]) -> str:

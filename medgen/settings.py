@@ -54,6 +54,10 @@ class Settings(BaseSettings):
     log_format: Literal["text", "json"] = Field("text", description="json: one object a line, on standard error.")
     caption_base_url: str | None = Field(None, description="OpenAI-compatible endpoint for captions.")
     caption_api_key: SecretStr | None = None
+    c2pa_certificate: Path | None = Field(
+        None, description="Certificates (PEM, own first) for content credentials; the installation's own if unset."
+    )
+    c2pa_key: Path | None = Field(None, description="Private key (PEM, PKCS #8, no password) of that certificate.")
     yt_dlp_cookies: Path | None = Field(None, description="Netscape cookie file handed to yt-dlp.")
     yt_dlp_proxy: SecretStr | None = Field(None, description="Proxy URL handed to yt-dlp.")
 
@@ -86,12 +90,19 @@ class Settings(BaseSettings):
         self.home = self.home.expanduser().resolve()
         if self.s3_endpoint and not (self.s3_access_key and self.s3_secret_key):
             raise ValueError("MEDGEN_S3_ENDPOINT needs MEDGEN_S3_ACCESS_KEY and MEDGEN_S3_SECRET_KEY")
+        if bool(self.c2pa_certificate) != bool(self.c2pa_key):
+            raise ValueError("MEDGEN_C2PA_CERTIFICATE and MEDGEN_C2PA_KEY belong together: set both or none")
         return self
 
     @property
     def store_folder(self) -> Path:
         """Local content-addressed folder."""
         return self.home / "store"
+
+    @property
+    def caption_key(self) -> str | None:
+        """`caption_api_key` as the endpoint wants it."""
+        return self.caption_api_key.get_secret_value() if self.caption_api_key else None
 
     @property
     def releases_folder(self) -> Path:

@@ -35,7 +35,9 @@ _STALE = text(
     FROM shard_result AS stored CROSS JOIN unnest(stored.runs) AS of_item (id) JOIN step_run AS run USING (id)
     WHERE stored.key = ANY(:keys) AND (
       run.superseded
-      OR run.status = 'failed' AND (run.transient OR :retry_quarantined)
+      OR run.status = 'failed' AND (run.transient OR :retry_quarantined OR EXISTS (
+        SELECT FROM retry_request AS asked
+        WHERE asked.reason = run.reason AND asked.step IN ('', run.step) AND asked.asked_at > run.finished_at))
       OR EXISTS (SELECT FROM step_output JOIN lost_artifact ON sha256 = artifact_sha256 WHERE step_run_id = run.id)
       OR run.reason IS DISTINCT FROM :taken_down AND (
         split_part(run.subject, '/', 1) IN (SELECT video_id FROM tombstone)

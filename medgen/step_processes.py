@@ -40,6 +40,8 @@ class _Pool:
         """The pool, which stays until all its users have left. May have to wait for this process's turn."""
         own_inference()  # the run may have ended the inference processes since the pool was made
         with self._guard:
+            if self._pool is not None and not self._users and not self._pool.active:
+                self._close()  # what forks them was killed, and asked for another at that very moment
             if self._pool is None:
                 self._turn = _turn() if in_cluster() else None
                 if self._turn:

@@ -126,6 +126,7 @@ class Takedown(BaseModel):
     clips: list[str] = []
     releases: dict[str, int] = {}  # name → how many clips of the video it held; 0: only a row of its rejected ones
     models: list[str] = []  # trained on such a release
+    creations: list[str] = []  # videos for a use that such a model made
     sealed: dict[str, str] = {}  # id of a blanked step run → its seal
     altered: list[int] = []  # step runs that were not as they were written even before they were blanked
     looked_to: int = 0  # newest step run whose tables were looked through

@@ -3,19 +3,18 @@
 Foreign files are decoded nowhere else: FFmpeg is large, and they may be made to break it.
 """
 
-import multiprocessing
 import os
 import threading
-import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from functools import cache
 from typing import Any, TypeVar
 
 from pebble import ProcessExpired, ProcessPool
 
 from medgen.errors import ItemFailed
+from medgen.forks import fork_context, parent_ended, take_over
 from medgen.inference import never_own, own_inference
-from medgen.memory_limit import EXIT_CODE, leave_if_above
+from medgen.memory_limit import EXIT_CODE, leave_if_above, private_bytes
 from medgen.settings import current
 
 MEMORY_LIMIT = "memory_limit"  # reason of an item that needed more than its worker may take
@@ -31,12 +30,11 @@ def worker_pool(workers: int) -> ProcessPool:
     This process owns the inference processes that they may ask, unless another of the installation does.
     """
     own_inference()
-    # spawn: the parent has threads (Prefect's), which a fork would copy in mid-flight.
     return ProcessPool(
         max_workers=workers,
-        context=multiprocessing.get_context("spawn"),
+        context=fork_context(),
         initializer=_prepare_worker,
-        initargs=(os.getpid(), current().worker_memory_bytes),
+        initargs=(dict(os.environ), current().worker_memory_bytes),
     )
 
 
@@ -63,6 +61,8 @@ def decoded_apart(function: Callable[..., _T], *arguments: Any, time_limit_s: fl
         ItemFailed: as `function`; as `failure_of`.
     """
     with _starting:
+        if not _decoders().active:  # what forks them was killed, and asked for another at that very moment
+            _decoders.cache_clear()
         pool = _decoders()
     try:
         return pool.schedule(function, args=arguments, timeout=time_limit_s).result()
@@ -88,15 +88,15 @@ def close_decoders() -> None:
             _decoders.cache_clear()
 
 
-def _prepare_worker(parent: int, memory_bytes: int) -> None:
+def _prepare_worker(environment: Mapping[str, str], memory_bytes: int) -> None:
+    forked_by = os.getppid()
+    take_over(environment, 1, overrule=True)
     never_own()
-    for variable in ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS"):
-        os.environ[variable] = "1"
+    limit = memory_bytes + private_bytes()  # what was there before the fork is there once for all workers
 
     def watch() -> None:
-        while os.getppid() == parent:
-            leave_if_above(memory_bytes)
-            time.sleep(WATCH_S)
+        while not parent_ended(forked_by, WATCH_S):
+            leave_if_above(limit)
         os._exit(1)
 
     threading.Thread(target=watch, daemon=True).start()

@@ -6,10 +6,12 @@ from urllib.parse import quote
 
 PLACES = (
     "/", "/items", "/items.csv", "/clips/{}", "/clips/{}/prov.json", "/clips/{}/openlineage.json", "/videos/{}",
-    "/releases/{}", "/releases/{}/croissant.json", "/releases/{}/{}", "/models/{}", "/runs/{}", "/steps/{}",
+    "/releases/{}", "/releases/{}/croissant.json", "/releases/{}/{}", "/models/{}",
+    "/creations", "/creations/{}", "/runs/{}", "/steps/{}",
     "/lineage/{}/{}", "/lineage/clip/{}", "/lineage/evaluation/{}", "/lineage/source/{}", "/takedowns/{}",
     "/takedowns/{}.json", "/media/clips/{}.mp4", "/media/outputs/{}/video.mp4", "/posters/clips/{}.jpg",
-    "/posters/videos/{}.jpg", "/static/{}", "/suggest/{}", "/compare", "/similar", "/sources", "/{}", "/{}/{}",
+    "/posters/videos/{}.jpg", "/static/{}", "/suggest/{}", "/compare", "/leaderboard", "/listed", "/similar",
+    "/sources", "/{}", "/{}/{}",
 )  # fmt: skip
 NAMES = (
     "..", "../../etc/passwd", "..%2f..%2fetc%2fpasswd", "%2e%2e/%2e%2e/", "....//", "\\..\\", "/etc/passwd", "a" * 190,

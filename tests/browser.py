@@ -4,7 +4,9 @@ import shutil
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 
-from playwright.sync_api import Browser, Page, sync_playwright
+from playwright.sync_api import Browser, Page, expect, sync_playwright
+
+PATIENCE_MS = 60_000  # no test depends on how fast the machine is
 
 
 @contextmanager
@@ -18,6 +20,7 @@ def chromium(*names: str, options: Sequence[str] = ()) -> Iterator[Browser]:
     assert program, "the tests need chromium"
     ours = "".join(f"MAP {name} 127.0.0.1, " for name in names)
     rules = f"--host-resolver-rules={ours}MAP * ~NOTFOUND, EXCLUDE 127.0.0.1"
+    expect.set_options(timeout=PATIENCE_MS)
     with sync_playwright() as playwright:
         browser = playwright.chromium.launch(executable_path=program, args=["--no-sandbox", rules, *options])
         yield browser

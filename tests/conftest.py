@@ -17,6 +17,7 @@ from contextlib import contextmanager, suppress
 from dataclasses import replace
 from fractions import Fraction
 from functools import cache
+from multiprocessing.util import get_temp_dir
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -31,6 +32,7 @@ if TYPE_CHECKING:
     from medgen.shard_results import ShardReference
     from tasks.curation.discover import DiscoverParams
     from tasks.curation.list_sources import Listing
+    from tests.warm_process import WarmProcess
 
 os.environ["PREFECT_SERVER_ALLOW_EPHEMERAL_MODE"] = "false"  # a stray server start must fail at once
 os.environ["COLUMNS"] = "200"  # tables are not cut
@@ -40,16 +42,26 @@ os.environ.setdefault("MEDGEN_WORKERS", "1")
 # the work.
 os.environ.setdefault("OMP_WAIT_POLICY", "passive")
 os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")  # it has no such choice
+os.environ.setdefault("OMP_NUM_THREADS", "1")  # of tests' small models a second thread costs half as much
 os.environ.setdefault("XDG_RUNTIME_DIR", f"/tmp/medgen-tests-{os.getuid()}")
 
 ROOT = Path(__file__).resolve().parent.parent
-FLOW_COMMANDS = ("refresh", "discover", "import", "train", "evaluate", "augment")  # those that need a Prefect server
+FLOW_COMMANDS = (
+    "refresh",
+    "discover",
+    "import",
+    "train",
+    "evaluate",
+    "augment",
+    "create",
+)  # those that need a Prefect server
 ACCESS_KEY, SECRET_KEY = "medgen-test", "medgen-test-secret"
 SHARED = "MEDGEN_TESTS_SHARED"  # folder of what all test processes of a session use
-# With two processes, a long file that begins last would leave one of them idle.
+# A long file that begins last would leave the other processes idle.
 LONG = (
-    "test_refresh", "test_prefect", "test_nightly", "test_trainer", "test_audit", "test_augment", "test_train_flow",
-    "test_docs", "test_bench", "test_train_step", "test_evaluate", "test_discover",
+    "test_prefect", "test_bench", "test_refresh", "test_nightly", "test_cluster", "test_augment", "test_takedown",
+    "test_train_flow", "test_rehearsal", "test_docs", "test_audit", "test_trainer", "test_train_step", "test_generate",
+    "test_contributing", "test_bad_input", "test_evaluate", "test_discover", "test_video_kinds", "test_study",
 )  # fmt: skip
 
 
@@ -64,11 +76,14 @@ def pytest_configure() -> None:
         atexit.register(shutil.rmtree, os.environ[SHARED], ignore_errors=True)
     os.environ.pop("PYTHONDONTWRITEBYTECODE", None)
     sys.dont_write_bytecode = False
+    get_temp_dir()  # multiprocessing's, for the whole session: a test may set another folder, and remove it
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """The longest files first; within a file nothing changes."""
-    items.sort(key=lambda item: LONG.index(item.path.stem) if item.path.stem in LONG else len(LONG))
+    """The longest files first; within a file nothing changes. Last comes what finds then, as a rule, what the type
+    checker beside the tests has learnt."""
+    places = {name: place for place, name in enumerate(LONG)} | {"test_types": len(LONG) + 1}
+    items.sort(key=lambda item: places.get(item.path.stem, len(LONG)))
 
 
 # No test depends on how fast the machine is.
@@ -287,8 +302,8 @@ with prefect_server(Path(sys.argv[1])):
 
 @cache
 def shared_prefect() -> dict[str, str]:
-    """Variables that lead to a Prefect server which the commands of this process's tests share: each start costs."""
-    folder = with_prefect_database(Path(tempfile.mkdtemp(prefix="mt-")))
+    """Variables that lead to a Prefect server which all tests of a session share: each start costs."""
+    folder = made_once("prefect-home", with_prefect_database)
     holder = subprocess.Popen(
         [sys.executable, "-c", HOLD_PREFECT, str(folder)],
         cwd=ROOT,
@@ -298,11 +313,7 @@ def shared_prefect() -> dict[str, str]:
         text=True,
     )
 
-    def end() -> None:
-        holder.communicate()
-        shutil.rmtree(folder, ignore_errors=True)
-
-    atexit.register(end)
+    atexit.register(holder.communicate)  # the last one of the test processes stops the server
     assert holder.stdout
     variables: dict[str, str] = json.loads(holder.stdout.readline())
     return variables
@@ -314,22 +325,47 @@ def command_environment(command: str, home: Path, own_server: bool) -> dict[str,
     return clean_environment() | server | {"MEDGEN_HOME": str(home)}
 
 
+@cache
+def warm_process() -> "WarmProcess":
+    """A process that forks for the commands of this process's tests."""
+    from tests.warm_process import WarmProcess
+
+    folder = Path(tempfile.mkdtemp(prefix="mt-"))
+    warm = WarmProcess(folder, clean_environment() | shared_prefect())
+
+    def end() -> None:
+        warm.end()
+        shutil.rmtree(folder, ignore_errors=True)
+
+    atexit.register(end)
+    return warm
+
+
 def medgen(
-    *arguments: str, home: Path, check: bool = True, own_server: bool = False, **environment: str
+    *arguments: str,
+    home: Path,
+    check: bool = True,
+    own_server: bool = False,
+    anew: bool = False,
+    inline: bool = False,
+    **environment: str,
 ) -> subprocess.CompletedProcess[str]:
-    """Runs the command line as a user does, in a process of its own.
+    """Runs the command line in a process of its own.
 
     Args:
-        own_server: start a Prefect server of the installation, as happens where there is none.
+        own_server: start a Prefect server of the installation, as happens where there is none. Else it shares one.
+        anew: start the process from nothing, as `own_server` does. Else it is forked from one that has imported
+            everything.
+        inline: its steps run in its process, where worker processes are not what is tested.
     """
-    done = subprocess.run(
-        [sys.executable, "-m", "apps.cli", *arguments],
-        cwd=ROOT,
-        env=command_environment(arguments[0], home, own_server) | environment,
-        capture_output=True,
-        text=True,
-        check=False,
-    )
+    set_to = command_environment(arguments[0], home, own_server) | environment
+    if own_server or anew:
+        command = [sys.executable, "-m", "apps.cli", *arguments]
+        done = subprocess.run(command, cwd=ROOT, env=set_to, capture_output=True, text=True, check=False)
+    else:
+        with tempfile.TemporaryDirectory(prefix="mt-") as folder:
+            code, told, complained = warm_process().run(list(arguments), set_to, Path(folder), inline=inline)
+        done = subprocess.CompletedProcess(arguments, code, told, complained)
     if check and done.returncode:
         raise AssertionError(f"medgen {' '.join(arguments)} exited {done.returncode}\n{done.stdout}\n{done.stderr}")
     return done

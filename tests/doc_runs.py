@@ -37,10 +37,13 @@ def main() -> None:
         release = json.loads(made.stdout)
         clips = sorted(clip.stem for clip in (Path(release["folder"]) / "clips").glob("*.mp4"))
         names = {"RELEASE": release["release"], "CLIP": clips[0], CLIP_IN_README: clips[0][:8], "URL": UNKNOWN}
+        names["RELEASE.evidence.zip"] = f"{release['release']}.evidence.zip"
         for words in commands:
             words = [names.get(word, word) for word in words]
             done = runner.invoke(app, words)
             told = done.output
+            if words[:2] == ["evidence", "key"]:
+                names["PUBLIC_KEY"] = done.stdout.strip()
             if done.exception and not isinstance(done.exception, SystemExit):
                 told += "".join(traceback.format_exception(done.exception))
             found.append([done.exit_code, told])

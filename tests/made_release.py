@@ -61,20 +61,20 @@ def made_release(ledger: Ledger, folder: Path, clips: dict[str, str], name: str 
                 "brief_caption": f"A scan of the heart, number {place}.",
                 "detailed_caption": f"A bright block moves over a plain ground, number {place}.",
                 "resolution": f"{SIZE[1]}x{SIZE[0]}", "fps": float(FPS), "duration": FRAMES / FPS,
-                "file": f"clips/{clip}.mp4", "captioner": "evidence_template",
+                "file_name": f"clips/{clip}.mp4", "captioner": "evidence_template",
             }
         )  # fmt: skip
     out = io.BytesIO()
     columns = list(
         ("clip_id", "clip_sha256", "video_id", "category", "title", "brief_caption", "detailed_caption", "resolution",
-         "fps", "duration", "file", "captioner")
+         "fps", "duration", "file_name", "captioner")
     )  # fmt: skip
     kinds = [pa.float64() if c in ("fps", "duration") else pa.string() for c in columns]
     pq.write_table(pa.Table.from_pylist(table, pa.schema(list(zip(columns, kinds, strict=True)))), out)
     metadata = ledger.store.put_bytes(out.getvalue(), "application/vnd.apache.parquet")
     digest = metadata.sha256
     files = [
-        {"path": row["file"], "sha256": row["clip_sha256"], "bytes": digests[f"clip:{row['clip_id']}"].bytes}
+        {"path": row["file_name"], "sha256": row["clip_sha256"], "bytes": digests[f"clip:{row['clip_id']}"].bytes}
         for row in table
     ]
     files.append({"path": "metadata.parquet", "sha256": digest, "bytes": metadata.bytes})

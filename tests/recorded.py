@@ -159,8 +159,9 @@ class Recorder:
         rows = [
             {
                 "clip_id": clip, "category": "imaging", "duration": 7.2, "aesthetic_score": 4.0 + k, "licence": "CC0",
-                "technical_score": 30.0 + k, "video_id": lineage["download"].subject, "file": f"clips/{clip}.mp4",
-                "clip_sha256": lineage["cut"].outputs["clip"],
+                "technical_score": 30.0 + k, "video_id": lineage["download"].subject, "file_name": f"clips/{clip}.mp4",
+                "clip_sha256": lineage["cut"].outputs["clip"], "brief_caption": "A clip.",
+                "detailed_caption": f"A clip, {clip}.",
             }
             for k, (clip, lineage) in enumerate(sorted(clips.items()))
         ]  # fmt: skip
@@ -175,13 +176,20 @@ class Recorder:
             pq.write_table(table, scratch)
             outputs[role] = store.put_file(Path(scratch), "application/vnd.apache.parquet")
         funnel = [
-            {"step": "discover", "unit": "listed rows", "in": 9, "kept": 9, "rejected": {}, "failed": {}},
+            {
+                "step": "discover",
+                "unit": "listed rows",
+                "in": 12,
+                "kept": 9,
+                "rejected": {"no_medical_term": 3},
+                "failed": {},
+            },
             {"step": "decide", "unit": "clips", "in": 9, "kept": 7, "rejected": {"overlay_text": 2}, "failed": {}},
         ]
         outputs["funnel"] = store.put_bytes(canonical_json(funnel), "application/json")
         outputs["card"] = store.put_bytes(b"# A card\n", "text/markdown")
         manifest = {"format": 1, "policy": dict(policy), "files": [
-            {"path": row["file"], "sha256": row["clip_sha256"], "bytes": 1} for row in rows]}  # fmt: skip
+            {"path": row["file_name"], "sha256": row["clip_sha256"], "bytes": 1} for row in rows]}  # fmt: skip
         outputs["manifest"] = store.put_bytes(canonical_json(manifest), "application/json")
         digest = outputs["manifest"].sha256
         members = [

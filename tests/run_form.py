@@ -49,8 +49,20 @@ class RunForm:
         field.locator("input:not([type=checkbox]), textarea").last.fill(str(value))
         return self
 
+    def choose_on_record(self, title: str, value: str) -> list[str]:
+        """As `choose`, in a field that takes any text, too, and shows the choice as such."""
+        self.field(title).get_by_role("button", name="On record").click()
+        offered = self._chosen(title, value)
+        expect(self.field(title).locator("textarea")).to_have_value(value)
+        return offered
+
     def choose(self, title: str, value: str) -> list[str]:
         """Chooses from a drop-down and gives what there was to choose from."""
+        offered = self._chosen(title, value)
+        expect(self.field(title)).to_contain_text(value)
+        return offered
+
+    def _chosen(self, title: str, value: str) -> list[str]:
         control = self.field(title).locator(".p-select-button__control")
         control.evaluate("element => element.scrollIntoView({block: 'center'})")  # it closes where it has no room
         control.press("ArrowDown")
@@ -58,7 +70,6 @@ class RunForm:
         expect(options.first).to_be_visible()
         offered = options.all_inner_texts()
         options.get_by_text(value, exact=True).click()
-        expect(self.field(title)).to_contain_text(value)
         return offered
 
     def start(self) -> dict[str, Any]:

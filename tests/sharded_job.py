@@ -1,13 +1,15 @@
-"""`models.training` with FSDP 2 on CPUs: `python -m torch.distributed.run -m tests.sharded_job JOB.json`.
+"""`models.training` with FSDP 2 on CPUs: `python -m torch.distributed.run -m tests.sharded_job JOB.json [JOB.json …]`.
 
 accelerate shards over GPUs only, so the processes are shown to it as ones with a GPU. The rest is what it is on GPUs:
-accelerate's own wrapping, PyTorch's shards and collectives (over gloo).
+accelerate's own wrapping, PyTorch's shards and collectives (over gloo). Several jobs run one after the other: to start
+the processes takes longer than a tiny job.
 """
 
 import os
 import sys
 
 from accelerate import PartialState
+from accelerate.state import AcceleratorState, GradientState
 from accelerate.utils import DistributedType
 
 from models.training.__main__ import main
@@ -24,5 +26,9 @@ FSDP = {
 if __name__ == "__main__":
     os.environ |= FSDP
     PartialState(cpu=True)
-    PartialState._shared_state["distributed_type"] = DistributedType.MULTI_GPU
-    sys.exit(main())
+    for job in sys.argv[1:]:
+        PartialState._shared_state["distributed_type"] = DistributedType.MULTI_GPU
+        if code := main([job]):
+            sys.exit(code)
+        AcceleratorState._reset_state()
+        GradientState._reset_state()

@@ -1,22 +1,28 @@
 """The audit site in a browser, over a real refresh: what an auditor does, from a rejected clip to a model and back."""
 
+import io
 import json
 import shutil
+import subprocess
 import time
 import urllib.request
+import zipfile
 from collections.abc import Callable, Iterator
 from contextlib import suppress
 from pathlib import Path
 
+import axe_playwright_python
 import prov.model
+import pyarrow.parquet as pq
 import pytest
+from minisign import KeyPair
 from playwright.sync_api import Browser, Page, expect
 from sqlalchemy import create_engine
 
 from medgen.ledger import Ledger
 from medgen.postgres import embedded_url
 from medgen.settings import Settings
-from medgen.store import Store
+from medgen.store import Store, file_digest
 from tests.browser import chromium
 from tests.conftest import demo_corpus, free_port, medgen, medgen_here, medgen_running
 from tests.recorded import Recorder
@@ -37,7 +43,7 @@ def installation(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, list[s
     home = tmp_path_factory.mktemp("audited") / "home"
     releases = []
     for settings in (("--set", "max_overlay_words=100000", "--set", "near_duplicates=keep"), ()):
-        done = medgen("refresh", "--source", f"films={source}", "--json", *settings, home=home, MEDGEN_WORKERS="1")
+        done = medgen("refresh", "--source", f"films={source}", "--json", *settings, home=home, inline=True)
         releases.append(json.loads(done.stdout)["release"])
     # Training is another matter than auditing: a record of a model is enough here.
     engine = create_engine(embedded_url(home / "postgres"))
@@ -114,7 +120,7 @@ def test_a_kept_clip_plays_and_leads_to_its_release_and_model_and_back(
     _, releases, digest = installation
     page.goto(f"/items?kind=clip&status=kept&release={releases[1]}")
     page.locator("table.rows tbody a").first.click()
-    clip = page.url
+    clip = page.url.partition("?")[0]
     video = page.locator("video")
     video.evaluate("video => video.play()")
     _wait(lambda: video.evaluate("video => video.currentTime") > 0.2)
@@ -137,14 +143,38 @@ def test_a_kept_clip_plays_and_leads_to_its_release_and_model_and_back(
     page.wait_for_url(f"**/lineage/release/{releases[1]}")
     page.locator(f"svg.graph a[href$='{clip.rsplit('/', 1)[1]}']").click()
     page.get_by_role("link", name="Open the page of this clip").click()
-    assert page.url == clip
+    assert page.url.partition("?")[0] == clip
+
+
+def test_results_are_put_in_order_shown_and_gone_through(page: Page, installation: tuple[Path, list[str], str]) -> None:
+    page.goto("/items?kind=clip")
+    rows = page.locator("table.rows tbody tr")
+    newest = rows.locator("code").all_inner_texts()
+    assert len(newest) >= 2
+    with page.expect_response(lambda r: "sort=oldest" in r.url):
+        page.get_by_label("Order").select_option("oldest")
+    expect(page.locator("#results")).to_contain_text("oldest decision first")
+    _wait(lambda: rows.locator("code").all_inner_texts() == newest[::-1])
+    pictures = page.locator("table.rows img.thumbnail")
+    pictures.last.scroll_into_view_if_needed()
+    _wait(lambda: all(picture.evaluate("p => p.complete && p.naturalWidth > 0") for picture in pictures.all()))
+    rows.first.get_by_role("link").first.click()
+    here = page.url.partition("?")[0]
+    page.get_by_role("link", name="next in results").click()
+    page.wait_for_url(lambda url: url.partition("?")[0] != here)
+    page.get_by_role("link", name="before in results").click()
+    page.wait_for_url(lambda url: url.partition("?")[0] == here)
+    page.goto("/leaderboard")
+    expect(page.locator("#content")).to_contain_text("nano-tested")
+    page.locator("thead a").first.click()
+    expect(page.locator("th[aria-sort]")).to_have_count(1)
 
 
 def test_lineage_is_valid_prov_and_openlineage(page: Page, installation: tuple[Path, list[str], str]) -> None:
     _, releases, digest = installation
     page.goto(f"/items?kind=clip&status=kept&release={releases[1]}")
     page.locator("table.rows tbody a").first.click()
-    clip = page.url.rsplit("/", 1)[1]
+    clip = page.url.partition("?")[0].rsplit("/", 1)[1]
     with page.expect_download() as download:
         page.get_by_role("link", name="PROV").click()
     document = prov.model.ProvDocument.deserialize(download.value.path(), format="json")
@@ -176,9 +206,7 @@ def test_lineage_is_valid_prov_and_openlineage(page: Page, installation: tuple[P
     about = page.request.get(f"/releases/{releases[1]}/croissant.json").json()
     metadata = next(one for one in about["distribution"] if one["name"] == "metadata.parquet")
     assert len(metadata["sha256"]) == 64 and about["license"]
-    assert {"clips-metadata/clip_id", "clips-metadata/brief_caption"} <= {
-        f["@id"] for f in about["recordSet"][0]["field"]
-    }
+    assert {"clips/clip_id", "clips/brief_caption"} <= {f["@id"] for f in about["recordSet"][0]["field"]}
     assert page.request.get(f"/releases/{releases[1]}/card.md").text().startswith("---")
 
 
@@ -212,17 +240,18 @@ def test_pages_fit_and_can_be_read_and_reached_by_keyboard(
     clip = next(one["name"] for one in listed[1]["inputs"]).removeprefix("clip/")
     addresses = (
         "/", "/items", f"/clips/{clip}", f"/releases/{releases[1]}", f"/compare?a={releases[0]}&b={releases[1]}",
-        f"/models/{digest}", f"/lineage/clip/{clip}", "/runs", "/takedowns",
+        f"/models/{digest}", f"/lineage/clip/{clip}", "/runs", "/takedowns", "/listed", "/leaderboard",
     )  # fmt: skip
     for scheme in ("light", "dark"):
         for name, size in SIZES.items():
-            context = browser.new_context(viewport=size, color_scheme=scheme, base_url=site)
+            context = browser.new_context(viewport=size, color_scheme=scheme, base_url=site, bypass_csp=True)
             opened = context.new_page()
             for number, address in enumerate(addresses):
                 opened.goto(address)
                 assert opened.evaluate("document.documentElement.scrollWidth") <= size["width"], (address, name)
                 assert opened.evaluate(FAINT) == [], (address, scheme)
                 assert opened.evaluate(UNNAMED) == [], address
+                assert _found_by_axe(opened) == [], (address, name, scheme)
                 if name == "phone" or number < 5:
                     opened.screenshot(path=tmp_path / f"{number}-{scheme}-{name}.png")
             opened.goto("/items")
@@ -231,6 +260,13 @@ def test_pages_fit_and_can_be_read_and_reached_by_keyboard(
             opened.keyboard.press("Enter")
             assert opened.evaluate("document.activeElement.id") == "content"
             context.close()
+
+
+def _found_by_axe(page: Page) -> list[str]:
+    """What axe-core has against a page, a line each: rule and the first element."""
+    page.evaluate((Path(axe_playwright_python.__file__).parent / "axe.min.js").read_text())
+    found = page.evaluate("async () => (await axe.run()).violations.map(v => `${v.id}: ${v.nodes[0].html}`)")
+    return [str(one) for one in found]
 
 
 def _wait(holds: Callable[[], bool]) -> None:
@@ -268,3 +304,61 @@ UNNAMED = """() => {
   const all = 'input:not([type=hidden]), select, button, a[href], img, svg[role=img], video';
   const named = e => e.labels?.length || e.getAttribute('aria-label') || e.textContent.trim() || e.hasAttribute('alt');
   return [...document.querySelectorAll(all)].filter(e => !named(e)).map(e => e.outerHTML.slice(0, 80)) }"""
+
+
+def test_an_evidence_pack_can_be_checked_by_anybody(installation: tuple[Path, list[str], str], tmp_path: Path) -> None:
+    home, (_, release), _ = installation
+    packed = json.loads(
+        medgen_here("evidence", "pack", release, "--out", str(tmp_path / "r.zip"), "--json", home=home).stdout
+    )
+    assert (packed["kind"], packed["faults"]) == ("release", [])
+    assert (home / "evidence" / "minisign.key").stat().st_mode & 0o777 == 0o600
+    with zipfile.ZipFile(tmp_path / "r.zip") as archive:
+        manifest = json.loads(archive.read("r/data/manifest.json"))
+        described = pq.read_table(io.BytesIO(archive.read("r/data/metadata.parquet"))).to_pylist()
+        lineage = json.loads(archive.read("r/data/prov.json"))
+    assert manifest and len(lineage["hadMember"]) == len(described)
+
+    clip = described[0]["clip_id"]
+    asked = ("evidence", "pack", clip[:12], "--media", "--out", str(tmp_path / "c.zip"), "--json")
+    packed = json.loads(medgen_here(*asked, home=home).stdout)
+    assert (packed["kind"], packed["id"], packed["faults"]) == ("clip", clip, [])
+    with zipfile.ZipFile(tmp_path / "c.zip") as archive:
+        archive.extractall(tmp_path)
+    folder = tmp_path / "c"
+    # As its README says, with other tools.
+    for sums in ("tagmanifest-sha256.txt", "manifest-sha256.txt"):
+        subprocess.run(["sha256sum", "--check", "--quiet", sums], cwd=folder, check=True)
+    history = json.loads((folder / "data" / "history.json").read_text())
+    steps = [step["step"] for step in history["steps"]]
+    assert steps[:3] == ["discover", "download", "segment"] and {"classify", "quality", "decide"} <= set(steps)
+    assert "licence" in history["video"]
+    (media,) = (folder / "data" / "media").iterdir()
+    assert media.stem == described[0]["clip_sha256"] == file_digest(media)[0]
+
+    def checked(file: str, *more: str) -> tuple[int, str]:
+        done = medgen_here("evidence", "check", str(tmp_path / file), *more, home=home, check=False)
+        return done.returncode, " ".join((done.stdout + done.stderr).split())
+
+    own = packed["public_key"]
+    assert medgen_here("evidence", "key", home=home).stdout.strip() == own
+    assert checked("c.zip", "--key", own)[0] == 0
+    assert "only with --key" in checked("c.zip")[1]
+    stranger = KeyPair.generate()
+    code, said = checked("c.zip", "--key", stranger.public_key.to_base64().decode())
+    assert code == 1 and "is not by the key" in said
+    # Whoever changes a file must change both lists of digests, and then the signature is wrong.
+    told = folder / "data" / "history.json"
+    told.write_text(told.read_text().replace('"kept"', '"lost"'))
+    for name, sums in (("one.zip", ()), ("all.zip", ("manifest-sha256.txt", "tagmanifest-sha256.txt"))):
+        for listed in sums:
+            lines = [line.split(maxsplit=1)[1] for line in (folder / listed).read_text().splitlines()]
+            digests = [f"{file_digest(folder / line)[0]}  {line}\n" for line in lines]
+            (folder / listed).write_text("".join(digests))
+        with zipfile.ZipFile(tmp_path / name, "w") as archive:
+            for path in folder.rglob("*"):
+                archive.write(path, path.relative_to(tmp_path))
+        code, said = checked(name, "--key", own)
+        assert code == 1 and ("history.json" in said if not sums else "signature" in said), said
+    (tmp_path / "no.zip").write_bytes(b"PK\x03\x04 and no more")
+    assert checked("no.zip")[0] == 1 and "no evidence pack" in checked("no.zip")[1]

@@ -18,7 +18,10 @@ from sqlalchemy.exc import SQLAlchemyError
 from starlette.testclient import TestClient
 
 from apps.audit import search
+from apps.audit.access import Visitors
+from apps.audit.access_log import AccessLog
 from apps.audit.application import create_site
+from apps.audit.people import People, PeopleUnusable
 from apps.audit.reading import TooSlow
 from apps.audit.search import Filters
 from medgen.catalog import ItemStatus
@@ -161,7 +164,7 @@ def test_a_clip_is_given_in_any_range_that_makes_sense(client: TestClient, hosti
 
 
 def test_only_those_who_know_the_token_may_look(hostile: Ledger) -> None:
-    site = create_site("a-long-token", listening="0.0.0.0", allowed=("audit.example",))
+    site = create_site(Visitors("a-long-token"), listening="0.0.0.0", allowed=("audit.example",))
     with TestClient(site, base_url="http://audit.example") as client:
         assert client.get("/").status_code == 401 and "knee" not in client.get("/items").text
         assert client.get("/static/medgen.css").status_code == 200
@@ -180,6 +183,54 @@ def test_only_those_who_know_the_token_may_look(hostile: Ledger) -> None:
         assert client.get("/", headers={"Host": "127.0.0.1:4300"}).status_code == 200
         with pytest.raises(SQLAlchemyError), client.app.state.site.engine.begin() as connection:  # type: ignore[attr-defined]
             connection.execute(text("DELETE FROM caption"))
+
+
+def test_who_looked_at_what_is_on_record_by_name(hostile: Ledger, tmp_path: Path) -> None:
+    people = People(tmp_path / "people.json")
+    tokens = {name: people.add(name) for name in ("Dr A", "Dr B")}
+    assert not any(token in people.path.read_text() for token in tokens.values())
+    assert people.path.stat().st_mode & 0o777 == 0o600
+    log = AccessLog(tmp_path / "log")
+    visitors = Visitors(people=people, named_by="X-Forwarded-User", proxies=("10.0.0.1",), log=log)
+    site = create_site(visitors, listening="0.0.0.0", allowed=("audit.example",))
+
+    def asking(address: str = "192.0.2.7") -> TestClient:
+        return TestClient(site, base_url="http://audit.example", client=(address, 5000))
+
+    with asking() as client:
+        assert client.get("/items?q=secret").status_code == 401
+        assert client.get("/", headers={"X-Forwarded-User": "Dr A"}).status_code == 401  # who says so is no proxy
+        entered = client.get(f"/items?q=knee&token={tokens['Dr A']}")
+        assert entered.status_code == 200 and entered.url.query == b"q=knee"
+        assert client.get("/takedowns/none.json").status_code == 404
+        # Nothing that is on file lets anybody in.
+        for kept in people.by_digest():
+            assert asking().get("/", headers={"Cookie": f"medgen_audit={kept}"}).status_code == 401
+        people.remove("Dr A")
+        assert client.get("/items").status_code == 401
+        assert asking().get("/", headers={"Authorization": f"Bearer {tokens['Dr B']}"}).status_code == 200
+    with asking("10.0.0.1") as client:
+        seen = {"X-Forwarded-User": "Dr C", "X-Forwarded-For": "203.0.113.1, 203.0.113.9"}
+        assert client.get("/items?q=echo", headers=seen).status_code == 200
+        assert client.get("/").status_code == 401
+    (file,) = (tmp_path / "log").iterdir()
+    rows = [json.loads(line) for line in file.read_text().splitlines()]
+    looked = [(row["person"], row["from"], row["asked"], row["status"]) for row in rows if row["person"]]
+    assert looked == [
+        ("Dr A", "192.0.2.7", "/items?q=knee", 303),
+        ("Dr A", "192.0.2.7", "/items?q=knee", 200),
+        ("Dr A", "192.0.2.7", "/takedowns/none.json", 404),
+        ("Dr B", "192.0.2.7", "/", 200),
+        ("Dr C", "203.0.113.9", "/items?q=echo", 200),
+    ]
+    assert {row["status"] for row in rows if not row["person"]} == {401}
+    assert not any(token in file.read_text() for token in tokens.values())
+    for wrong in ("", "a\nb", "x" * 81):
+        with pytest.raises(PeopleUnusable, match="is no name"):
+            people.add(wrong)
+    people.path.write_text("[]")
+    with pytest.raises(PeopleUnusable, match="no list of people"):
+        people.names()
 
 
 def test_every_row_is_on_one_page_of_a_search(hostile: Ledger, monkeypatch: pytest.MonkeyPatch) -> None:

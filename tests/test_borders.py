@@ -99,6 +99,33 @@ def test_content_is_not_a_border(frames) -> None:
         assert borders.inner == (0, 0, width, height)
 
 
+def test_sides_filled_with_a_blurred_copy_are_a_border(frames) -> None:
+    clip = []
+    for frame in frames:
+        inner = np.ascontiguousarray(frame[:, 438:842])
+        fill = cv2.GaussianBlur(cv2.resize(inner, (1280, 2280))[780:1500], (0, 0), 25)
+        fill[:, 438:842] = inner
+        clip.append(compressed(fill))
+    borders = detect_borders(clip)
+    assert borders.kind == "pillarbox"
+    assert max(abs(borders.left - 438), abs(borders.right - 438)) <= 4
+    soft = np.clip(1.4 - np.abs(np.linspace(-2, 2, 1280)), 0, 1)[None, :, None]
+    shallow = [(f * soft + cv2.GaussianBlur(f, (0, 0), 12) * (1 - soft)).astype(np.uint8) for f in frames]
+    assert detect_borders(shallow).kind == "none"
+
+
+def test_dark_bars_show_over_a_dark_picture_and_axes_are_content(frames) -> None:
+    dark = [compressed(framed((f * 0.2 + 3).astype(np.uint8), 0, 90, 0, 90, 0)) for f in frames]
+    assert detect_borders(dark).kind == "letterbox"
+    plots = []
+    for step in range(8):
+        plot = np.full((720, 1280, 3), 255, np.uint8)
+        cv2.rectangle(plot, (130, 60), (1200, 640), (30, 30, 30), 2)
+        curve = np.stack([np.arange(130, 1200), 350 + 200 * np.sin(np.arange(130, 1200) / 90 + step)], 1)
+        plots.append(cv2.polylines(plot, [curve.astype(np.int32)], False, (200, 60, 30), 4))
+    assert detect_borders(plots).kind == "none"
+
+
 def test_borders_refuse_what_are_no_frames(frames) -> None:
     for wrong in ([], [frames[0], frames[0][:-2]], [frames[0][..., 0]], [frames[0].astype(float)]):
         with pytest.raises(ValueError):

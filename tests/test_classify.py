@@ -1,5 +1,6 @@
 """The temporal rule: stretches and pieces, as properties; categories, and what decides them."""
 
+import csv
 import itertools
 from dataclasses import dataclass
 from pathlib import Path
@@ -10,8 +11,11 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from models.segmentation.category import CATEGORIES, category
-from tasks.curation.classify import Stretch, pieces, stretches
+from models.segmentation.category import CATEGORIES, CategoryWeights, Words, category
+from models.segmentation.evidence import words_beside
+from models.segmentation.frames import load_frame_model
+from tasks.curation.classify import ClassifyParams, decide_doubts, in_doubt
+from tasks.curation.stretches import Stretch, pieces, stretches
 
 FPS = 5
 
@@ -151,38 +155,95 @@ def test_pieces_are_6_to_10_s_and_do_not_overlap(fps: float, length_s: float, of
 
 
 SURGERY = {"clinical practice": 0.7, "medical animation": 0.1, "medical imaging": 0.1, "non-medical": 0.1}
-SCAN = {"clinical practice": 0.05, "medical animation": 0.05, "medical imaging": 0.8, "non-medical": 0.1}
-DOUBTFUL_SCAN = {"clinical practice": 0.3, "medical animation": 0.1, "medical imaging": 0.5, "non-medical": 0.1}
+SCAN = {
+    "medical teaching": 0.02, "clinical practice": 0.02, "popular science": 0.02, "medical animation": 0.02,
+    "medical imaging": 0.82, "non-medical": 0.1,
+}  # fmt: skip
 STREET = {"clinical practice": 0.3, "medical animation": 0.05, "medical imaging": 0.05, "non-medical": 0.6}
+EVEN = CategoryWeights(1.0, 1.0, (0.0,) * 5)
 
 
 @pytest.mark.parametrize(
     ("picture", "title", "name", "by"),
     [
-        (SURGERY, "Laparoscopic cholecystectomy, operating room 3", "clinical practice", "picture"),
+        (SURGERY, "Laparoscopic cholecystectomy procedure, live surgery", "clinical practice", "picture"),
         (SURGERY, "Laparoscopic suturing techniques: a tutorial for residents", "medical teaching", "text"),
         (SURGERY, "Appendicitis: symptoms, causes and when to see a doctor", "popular science", "text"),
-        (SCAN, "Radiology lecture for students", "medical imaging", "picture"),
-        (DOUBTFUL_SCAN, "Radiology lecture for students", "medical teaching", "text"),
+        (SURGERY, "Kurs für Medizinstudenten: Untersuchung des Abdomens", "medical teaching", "text"),
+        (SURGERY, "医学生课程 腹部解剖 第三讲", "medical teaching", "text"),
+        (SURGERY, "Curso de enfermería, lección 2: introducción", "medical teaching", "text"),
+        (SURGERY, "Cours de cardiologie pour étudiants en médecine", "medical teaching", "text"),
+        (SCAN, "Radiology", "medical imaging", "picture"),
         (STREET, "Nursing skills lesson", "non-medical", "picture"),
     ],
 )
-def test_clear_pictures_outweigh_words_and_words_outweigh_the_rest(
+def test_words_of_any_language_and_the_picture_are_weighed_together(
     picture: dict[str, float], title: str, name: str, by: str
 ) -> None:
-    found = category(picture, title)
+    found = category(picture, words_beside(title), EVEN)
     assert (found.name, found.by) == (name, by)
-    assert name in (*CATEGORIES, "non-medical")
+    assert name in (*CATEGORIES, "non-medical") and 0 <= found.probability <= 1
     assert bool(found.words) == (by == "text")
     assert all(word in title.lower() for word in found.words)
     assert found.picture_probability == max(picture.values())
 
 
-def test_a_title_outweighs_the_description_and_words_are_whole() -> None:
-    assert category(SURGERY, "Signs of stroke", description="A lecture for students.").name == "popular science"
-    assert category(SURGERY, "Stroke", description="A lecture for students.").name == "medical teaching"
-    assert category(SURGERY, "Assigned newsletter, factory tipsy").by == "picture"
-    assert category({"medical": 0.9, "non-medical": 0.1}, "Stroke").name == "medical"
+def test_without_words_the_picture_decides_and_without_kinds_the_words() -> None:
+    assert words_beside(" ") is None
+    assert category(SCAN, None, EVEN).name == "medical imaging"
+    unknown = {"medical": 0.9, "non-medical": 0.1}
+    assert category(unknown, None, EVEN).name == "medical"
+    assert category(unknown, words_beside("Signs of stroke you should know"), EVEN).name == "popular science"
+    assert category(STREET, None, EVEN, medical=0.8).name == "clinical practice"  # what other evidence made medical
+
+
+@given(shares=st.lists(st.floats(0, 1), min_size=5, max_size=5), said=st.lists(st.floats(0, 1), min_size=5, max_size=5))
+def test_a_category_is_the_likeliest_by_both_evidences(shares: list[float], said: list[float]) -> None:
+    total = sum(shares) + 0.01
+    picture = {name: share / total for name, share in zip(CATEGORIES, shares, strict=True)} | {"non-medical": 0.0}
+    words = Words(dict(zip(CATEGORIES, said, strict=True)), {name: () for name in CATEGORIES})
+    found = category(picture, words, EVEN)
+    alone = category(picture, Words(dict.fromkeys(CATEGORIES, 0.2), words.evidence), EVEN)
+    weights = {name: max(picture[name] / max(sum(shares) / total, 1e-9), 0.01) for name in CATEGORIES}
+    assert weights[alone.name] == pytest.approx(max(weights.values()))  # of equal ones rounding picks
+    assert 0.2 - 1e-6 <= found.probability <= 1 + 1e-6
+
+
+def test_titles_in_eight_languages_are_told_by_their_words() -> None:
+    """Written before the phrases that trained the classifier, by the same hand: not a figure for others' titles."""
+    with (Path(__file__).parents[1] / "bench" / "category_titles.csv").open(encoding="utf-8", newline="") as file:
+        rows = list(csv.DictReader(file))
+    right: dict[str, list[bool]] = {}
+    for row in rows:
+        words = words_beside(row["title"])
+        assert words is not None
+        found = max(CATEGORIES, key=lambda name: words.shares[name])
+        right.setdefault(row["language"], []).append(found == row["category"])
+    assert len(right) == 8 and len(rows) >= 300
+    assert min(np.mean(hits) for hits in right.values()) >= 0.85
+
+
+def test_doubts_are_kept_rejected_or_decided_by_the_words() -> None:
+    medical = np.array([0.02, 0.3, 0.6, 0.97])
+    model = load_frame_model()
+    low, high = model.unsure
+    assert 0 < low < 0.5 < high < 1
+    unsure = in_doubt(model, np.array([low / 2, (low + high) / 2, high]), 0.5)
+    assert unsure.tolist() == [False, True, False]
+    assert not in_doubt(model, medical, 0.0)[medical > high].any()
+    doubts = np.array([False, True, True, False])
+
+    def verdicts(policy: str, said: float | None) -> list[bool]:
+        found = decide_doubts(medical, doubts, said, ClassifyParams.model_validate({"unsure": policy}))[1]
+        return [bool(one) for one in found]
+
+    assert verdicts("keep", None) == [False, True, True, True]
+    assert verdicts("reject", None) == [False, False, False, True]
+    assert verdicts("ask_the_title", None) == [False, False, True, True]  # no words: the picture
+    assert verdicts("ask_the_title", 0.99) == [False, True, True, True]
+    assert verdicts("ask_the_title", 0.01) == [False, False, False, True]
+    everything = ClassifyParams(medical_threshold=0.0)
+    assert decide_doubts(medical, in_doubt(model, medical, 0.0), 0.01, everything)[1].all()
 
 
 def test_classify_of_a_video_records_category_and_samples(home: Path) -> None:
@@ -196,7 +257,7 @@ def test_classify_of_a_video_records_category_and_samples(home: Path) -> None:
     from medgen.store import open_store
     from models.encoders import encoder_digest, load_encoder
     from models.retrieval.vector_index import unpack
-    from tasks.curation.classify import ClassifyParams, classify
+    from tasks.curation.classify import classify
     from tasks.curation.segment import FRAMES, SAMPLES
 
     heart = pixel_array(get_testdata_file("examples_ybr_color.dcm"))[0]

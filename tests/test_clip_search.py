@@ -109,10 +109,10 @@ def test_a_large_space_is_searched_by_hnsw_and_misses_little(home, monkeypatch):
         made = connection.exec_driver_sql("SELECT indexdef FROM pg_indexes WHERE tablename = 'clip_vector'").scalars()
         assert any("hnsw" in line for line in made)
     right = 0
-    for wanted in vectors_of(20, 9):
+    for wanted in vectors_of(20, 9):  # of other heaps: a search from outside, as of words among pictures
         best = {f"c{n:05d}" for n in np.argsort(-(rows @ wanted))[:10]}
         right += len(best & {n.clip for n in index.nearest(space, wanted, 10)})
-    assert right >= 180
+    assert right >= 190
 
 
 def test_what_is_packed_is_read_back_and_nothing_else():

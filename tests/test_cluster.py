@@ -7,14 +7,19 @@ import json
 import subprocess
 import sys
 import threading
+import time
 from collections import defaultdict
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager, suppress
+from dataclasses import dataclass, field
 from pathlib import Path
 
+import psutil
 import psycopg
 import pytest
+from distributed import Client, LocalCluster
 
+from flows.dask_profiler import stop_profiler
 from medgen.postgres import embedded_url
 from tests.conftest import (
     ROOT,
@@ -40,42 +45,51 @@ LOOSE = [
 BOUNDS = {"MEDGEN_WORKERS": "1", "MEDGEN_DOWNLOAD_WORKERS": "1"}  # of a machine
 
 
-def machine(home: Path, shared: dict[str, str]) -> dict[str, str]:
-    """Environment of the processes of a machine. Of Prefect's server it knows nothing: that comes with the run."""
-    return clean_environment() | shared | BOUNDS | {"MEDGEN_HOME": str(home)}
+@dataclass
+class Cluster:
+    """What runs the tasks.
+
+    Args:
+        address: of Dask's scheduler or Ray's head.
+        machines: home → its process, of which the others of that machine come. Ray's are told apart by their
+            environment.
+    """
+
+    address: str
+    machines: dict[Path, psutil.Process] = field(default_factory=dict)
+
+    def step_processes(self, home: Path) -> set[int]:
+        """Ids of a machine's processes that work on items or probe files: forks of one that does nothing else."""
+        if home in self.machines:
+            machine = self.machines[home]
+            with suppress(psutil.Error):
+                return {child.pid for child in machine.children(recursive=True) if child.ppid() != machine.pid}
+            return set()
+        parents, mine = {}, f"MEDGEN_HOME={home}".encode()
+        for process in Path("/proc").glob("[0-9]*"):
+            with suppress(OSError):
+                forks = b"multiprocessing.forkserver" in (process / "cmdline").read_bytes()
+                if forks and mine in (process / "environ").read_bytes().split(b"\0"):
+                    parents[int(process.name)] = int((process / "stat").read_text().rpartition(")")[2].split()[1])
+        return {process for process, parent in parents.items() if parent in parents}
+
+    def kill(self, home: Path) -> None:
+        """kill -9 for all processes of a machine."""
+        if home not in self.machines:
+            kill_everything(home)
+            return
+        for process in (self.machines[home], *self.machines[home].children(recursive=True)):
+            with suppress(psutil.NoSuchProcess):
+                process.kill()
 
 
 @contextmanager
-def started(*commands: tuple[list[str], dict[str, str]]) -> Iterator[None]:
-    """Runs (command, environment) meanwhile."""
-    quiet = {"cwd": ROOT, "stdout": subprocess.DEVNULL, "stderr": subprocess.DEVNULL}
-    processes = [subprocess.Popen(command, env=environment, **quiet) for command, environment in commands]
-    try:
-        yield
-    finally:
-        for process in processes:
-            process.kill()
-            process.wait()
-
-
-@contextmanager
-def dask(homes: list[Path], shared: dict[str, str]) -> Iterator[str]:
-    """Address of Dask's scheduler; each machine has one worker."""
-    port = str(free_port())
-    command = [sys.executable, "-m", "dask"]
-    scheduler = [*command, "scheduler", "--host", "127.0.0.1", "--port", port, "--no-dashboard"]
-    worker = [*command, "worker", f"tcp://127.0.0.1:{port}", "--no-nanny", "--nthreads", "3", "--no-dashboard"]
-    with started((scheduler, clean_environment()), *((worker, machine(home, shared)) for home in homes)):
-        yield f"tcp://127.0.0.1:{port}"
-
-
-@contextmanager
-def ray(homes: list[Path], shared: dict[str, str]) -> Iterator[str]:
-    """Address of Ray's head; each machine has one node."""
+def holding(module: str, *arguments: str, environment: dict[str, str]) -> Iterator[str]:
+    """The first line of what `python -m MODULE` prints, which runs meanwhile, until its standard input ends."""
     holder = subprocess.Popen(
-        [sys.executable, "-m", "tests.ray_nodes", "2", *map(str, homes)],
+        [sys.executable, "-m", module, *arguments],
         cwd=ROOT,
-        env=clean_environment() | shared | BOUNDS | {"RAY_USAGE_STATS_ENABLED": "0"},
+        env=environment,
         stdin=subprocess.PIPE,
         stdout=subprocess.PIPE,
         stderr=subprocess.DEVNULL,
@@ -83,11 +97,37 @@ def ray(homes: list[Path], shared: dict[str, str]) -> Iterator[str]:
     )
     try:
         assert holder.stdout
-        address = holder.stdout.readline().strip()
-        assert address, "Ray did not start"
-        yield address
+        told = holder.stdout.readline().strip()
+        assert told, f"{module} did not start"
+        yield told
     finally:
         holder.communicate()
+
+
+@contextmanager
+def dask(homes: list[Path], shared: dict[str, str]) -> Iterator[Cluster]:
+    """Each machine has one worker."""
+    port = str(free_port())
+    command = [sys.executable, "-m", "dask", "scheduler", "--host", "127.0.0.1", "--port", port, "--no-dashboard"]
+    address = f"tcp://127.0.0.1:{port}"
+    quiet = {"stdout": subprocess.DEVNULL, "stderr": subprocess.DEVNULL}
+    scheduler = subprocess.Popen(command, env=clean_environment(), **quiet)
+    # Of Prefect's server the machines know nothing: that comes with the run.
+    environment = clean_environment() | shared | BOUNDS | {"DASK_DISTRIBUTED__WORKER__PROFILE__ENABLED": "false"}
+    try:
+        with holding("tests.dask_machines", address, *map(str, homes), environment=environment) as told:
+            yield Cluster(address, dict(zip(homes, map(psutil.Process, json.loads(told)), strict=True)))
+    finally:
+        scheduler.kill()
+        scheduler.wait()
+
+
+@contextmanager
+def ray(homes: list[Path], shared: dict[str, str]) -> Iterator[Cluster]:
+    """Each machine has one node."""
+    environment = clean_environment() | shared | BOUNDS | {"RAY_USAGE_STATS_ENABLED": "0"}
+    with holding("tests.ray_nodes", "1", *map(str, homes), environment=environment) as address:
+        yield Cluster(address)
 
 
 @pytest.fixture(scope="module")
@@ -95,7 +135,7 @@ def videos(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A folder of short videos."""
     folder = tmp_path_factory.mktemp("cluster") / "videos"
     folder.mkdir()
-    for number in range(4):
+    for number in range(3):
         numbered_video(folder / f"{number}.mp4", 155 + number)
     return folder
 
@@ -104,7 +144,7 @@ def videos(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def reference(videos: Path) -> str:
     """Digest of the release that one machine makes."""
     home = videos.parent / "reference"
-    done = medgen("refresh", "--source", str(videos), "--json", *LOOSE, home=home, **BOUNDS)
+    done = medgen("refresh", "--source", str(videos), "--json", *LOOSE, home=home, inline=True, **BOUNDS)
     return str(json.loads(done.stdout)["digest"])
 
 
@@ -127,11 +167,11 @@ class Watch:
         most: machine → most processes at once; seen: → all process ids.
     """
 
-    def __init__(self, homes: list[Path]) -> None:
-        self.homes = homes
+    def __init__(self, cluster: Cluster, homes: list[Path]) -> None:
+        self.cluster, self.homes = cluster, homes
         self.killed: Path | None = None
         self.most: defaultdict[Path, int] = defaultdict(int)
-        self.seen: defaultdict[Path, set[str]] = defaultdict(set)
+        self.seen: defaultdict[Path, set[int]] = defaultdict(set)
         self._over = threading.Event()
         self._thread = threading.Thread(target=self._look_on)
 
@@ -146,29 +186,29 @@ class Watch:
     def _look_on(self) -> None:
         while not self._over.wait(0.1):
             for home in self.homes:
-                now = step_processes(home)
+                now = self.cluster.step_processes(home)
                 self.most[home] = max(self.most[home], len(now))
                 self.seen[home] |= now
                 # The first only probes files. The second has just been started, for a shard that waits for it.
                 if len(now) > 1 and not self.killed:
                     self.killed = home
-                    kill_everything(home)
+                    self.cluster.kill(home)
 
 
-def step_processes(home: Path) -> set[str]:
-    """Ids of a machine's processes that work on items or probe files."""
-    found, mine = set(), f"MEDGEN_HOME={home}".encode()
-    for process in Path("/proc").glob("[0-9]*"):
-        with suppress(OSError):
-            spawned = b"spawn_main" in (process / "cmdline").read_bytes()
-            if spawned and mine in (process / "environ").read_bytes().split(b"\0"):
-                found.add(process.name)
-    return found
+def test_dasks_profiler_ends_with_the_first_task() -> None:
+    with LocalCluster(n_workers=1, processes=False, dashboard_address=":0") as cluster, Client(cluster) as client:
+        (worker,) = cluster.workers.values()
+        assert worker.periodic_callbacks["profile"].is_running()
+        client.submit(stop_profiler).result()
+        deadline = time.monotonic() + 60
+        while worker.periodic_callbacks["profile"].is_running():
+            assert time.monotonic() < deadline
+            time.sleep(0.01)
 
 
 @pytest.mark.parametrize("engine", [dask, ray])
 def test_three_machines_make_the_release_of_one_though_one_is_killed(
-    engine: Callable[[list[Path], dict[str, str]], AbstractContextManager[str]],
+    engine: Callable[[list[Path], dict[str, str]], AbstractContextManager[Cluster]],
     videos: Path,
     reference: str,
     shared: dict[str, str],
@@ -176,8 +216,8 @@ def test_three_machines_make_the_release_of_one_though_one_is_killed(
 ) -> None:
     homes = [tmp_path / f"machine{number}" for number in range(MACHINES)]
     arguments = ("refresh", "--source", str(videos), "--json", *LOOSE)
-    with engine(homes, shared) as address, Watch(homes) as watch:
-        settings = shared | BOUNDS | {"MEDGEN_RUNNER": engine.__name__, "MEDGEN_RUNNER_ADDRESS": address}
+    with engine(homes, shared) as cluster, Watch(cluster, homes) as watch:
+        settings = shared | BOUNDS | {"MEDGEN_RUNNER": engine.__name__, "MEDGEN_RUNNER_ADDRESS": cluster.address}
         with medgen_running(*arguments, home=tmp_path / "flow", **settings) as running:
             output, _ = running.communicate()
         assert running.returncode == 0, output

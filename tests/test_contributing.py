@@ -22,14 +22,29 @@ LOOSE = (
     "keep_uncropped_borders=true", "near_duplicates=keep",
     "min_duration_s=2", "min_clip_s=2", "dissolves=false",
 )  # fmt: skip
-# What a visitor of the audit site sees.
-VISIT = """
+# Commands, and what a visitor of the audit site sees, in one process of the changed sources: each would import all.
+RUNS = """
 import json, sys
-from starlette.testclient import TestClient
-from apps.audit.application import create_site
+import pytest
+from typer.testing import CliRunner
+from apps.cli import app
+from tests.conftest import inline
 
-client = TestClient(create_site(token=None), base_url="http://127.0.0.1")
-print(json.dumps({address: client.get(address).text for address in sys.argv[1:]}))
+told = []
+with pytest.MonkeyPatch.context() as patch:
+    inline(patch)
+    for words in json.load(sys.stdin):
+        if words[0] == "visit":
+            from starlette.testclient import TestClient
+            from apps.audit.application import create_site
+
+            told.append(TestClient(create_site(), base_url="http://127.0.0.1").get(words[1]).text)
+            continue
+        done = CliRunner().invoke(app, words)
+        if done.exit_code:
+            raise SystemExit(done.output)
+        told.append(done.stdout)
+print("\\n" + json.dumps(told))
 """
 
 
@@ -62,32 +77,37 @@ def darkened(source: Path, target: Path) -> None:
         out.mux(stream.encode(None))
 
 
-def run(checkout: Path, home: Path, *arguments: str) -> str:
+def run(checkout: Path, home: Path, *commands: tuple[str, ...]) -> list[str]:
+    """What commands print, and pages of the audit site (`visit`, address) hold."""
+    paths = f"{checkout}:{ROOT}"  # the changed sources first, then the tests
     done = subprocess.run(
-        [sys.executable, *arguments],
+        [sys.executable, "-c", RUNS],
         cwd=checkout,
-        env=clean_environment() | shared_prefect() | {"MEDGEN_HOME": str(home), "PYTHONPATH": str(checkout)},
+        env=clean_environment() | shared_prefect() | {"MEDGEN_HOME": str(home), "PYTHONPATH": paths},
+        input=json.dumps(commands),
         capture_output=True,
         text=True,
         check=False,
     )
-    assert done.returncode == 0, done.stderr
-    return done.stdout
+    assert done.returncode == 0, done.stdout + done.stderr
+    told: list[str] = json.loads(done.stdout.splitlines()[-1])
+    return told
 
 
 @pytest.fixture(scope="module")
-def refreshed(checkout: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, dict[str, Any], dict[str, Any]]:
-    """(home, summary of a refresh of a video and of the same in the dark, summary of the same again)."""
+def refreshed(checkout: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Any, Any, str]:
+    """(home, summary of a refresh of a video and of the same in the dark, summary of the same again, parameters)."""
     source, home = tmp_path_factory.mktemp("videos"), tmp_path_factory.mktemp("installation") / "home"
     darkened(numbered_video(source / "bright.mp4", 75), source / "dark.mp4")
     settings = [part for setting in (*LOOSE, "min_brightness=40") for part in ("--set", setting)]
-    command = ("-m", "apps.cli", "refresh", "--source", str(source), *settings, "--json")
-    return home, *(json.loads(run(checkout, home, *command)) for _ in range(2))  # type: ignore[return-value]
+    command = ("refresh", "--source", str(source), *settings, "--json")
+    first, again, parameters = run(checkout, home, command, command, ("parameters",))
+    return home, json.loads(first), json.loads(again), parameters
 
 
-def test_the_step_is_part_of_the_pipeline(checkout: Path, refreshed: Any) -> None:
-    home, summary, again = refreshed
-    assert "min_brightness" in run(checkout, home, "-m", "apps.cli", "parameters")
+def test_the_step_is_part_of_the_pipeline(refreshed: Any) -> None:
+    _, summary, again, parameters = refreshed
+    assert "min_brightness" in parameters
     (entry,) = [entry for entry in summary["funnel"] if entry["step"] == "brightness"]
     assert (entry["unit"], entry["in"], entry["kept"], entry["rejected"]) == ("clips", 2, 1, {"too_dark": 1})
     steps = [entry["step"] for entry in summary["funnel"]]
@@ -95,25 +115,19 @@ def test_the_step_is_part_of_the_pipeline(checkout: Path, refreshed: Any) -> Non
     assert again["executed"] == 0 and again["release"] == summary["release"]
 
 
-def test_releases_and_records_know_it(checkout: Path, refreshed: Any) -> None:
-    home, summary, _ = refreshed
+def test_releases_records_and_the_audit_site_know_it(checkout: Path, refreshed: Any) -> None:
+    home, summary, _, _ = refreshed
     (row,) = pq.read_table(Path(summary["folder"]) / "metadata.parquet").to_pylist()
-    history = json.loads(run(checkout, home, "-m", "apps.cli", "show", row["clip_id"], "--json"))
-    (step,) = [step for step in history["steps"] if step["step"] == "brightness"]
-    assert step["key"] == row["brightness_key"]
     (dropped,) = pq.read_table(Path(summary["folder"]) / "rejected.parquet").to_pylist()
     assert (dropped["step"], dropped["reason"], dropped["metric"]) == ("brightness", "too_dark", "brightness")
     assert dropped["score"] < dropped["threshold"] == 40
-    assert json.loads(run(checkout, home, "-m", "apps.cli", "verify", "--json"))["clean"]
-
-
-def test_the_audit_site_finds_and_shows_it(checkout: Path, refreshed: Any) -> None:
-    home, summary, _ = refreshed
-    (dropped,) = pq.read_table(Path(summary["folder"]) / "rejected.parquet").to_pylist()
     clip = dropped["subject"]
     addresses = ["/items?step=brightness", "/items?reason=too_dark", "/items?step=quality", f"/clips/{clip}"]
-    pages = json.loads(run(checkout, home, "-c", VISIT, *addresses))
-    assert clip in pages["/items?step=brightness"] and clip in pages["/items?reason=too_dark"]
-    assert clip not in pages["/items?step=quality"]
-    assert 'value="brightness"' in pages["/items?step=quality"]  # it can be chosen in the form
-    assert "too dark" in pages[f"/clips/{clip}"] and "brightness" in pages[f"/clips/{clip}"]
+    visits = [("visit", address) for address in addresses]
+    history, verified, *pages = run(checkout, home, ("show", row["clip_id"], "--json"), ("verify", "--json"), *visits)
+    (step,) = [step for step in json.loads(history)["steps"] if step["step"] == "brightness"]
+    assert step["key"] == row["brightness_key"] and json.loads(verified)["clean"]
+    of_step, of_reason, of_quality, of_clip = pages
+    assert clip in of_step and clip in of_reason and clip not in of_quality
+    assert 'value="brightness"' in of_quality  # it can be chosen in the form
+    assert "too dark" in of_clip and "brightness" in of_clip

@@ -148,7 +148,7 @@ def test_killed_discovery_goes_on_at_the_shard_and_ends_with_the_same_rows(
             time.sleep(0.005)
         os.killpg(process.pid, signal.SIGKILL)
     before = done_shards(database["MEDGEN_DATABASE_URL"])
-    resumed = json.loads(medgen(*command, home=other, **database).stdout)
+    resumed = json.loads(medgen(*command, home=other, inline=True, **database).stdout)
     assert resumed["digest"] == digest_of(sorted([r.subject, r.status, sorted(r.outputs.values())] for r in records))
     assert (resumed["rows"], resumed["kept"]) == (SHARDS * ROWS, SHARDS * ROWS // 10)
     assert (resumed["executed"], resumed["reused"]) == (SHARDS - before, before)

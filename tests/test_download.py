@@ -19,6 +19,7 @@ from hypothesis import strategies as st
 from sqlalchemy import func, select, text
 from sqlalchemy.orm import Session
 
+from apps.evidence.pack import copy_source_page
 from apps.verdicts import newest, verdicts
 from medgen.catalog import open_catalog
 from medgen.ledger import Record, open_ledger
@@ -445,6 +446,34 @@ def test_how_long_a_server_asks_to_wait() -> None:
 def test_credentials_never_stay_in_a_text(secret: str, rest: str) -> None:
     assert without_credentials(f"GET https://{secret}@host/{rest} failed") == f"GET https://host/{rest} failed"
     assert without_credentials("mail a@b.example about //host/path@2x") == "mail a@b.example about //host/path@2x"
+
+
+def test_the_page_of_a_video_is_kept_as_it_was_where_that_is_wanted(home: Path, tmp_path: Path, site: Site) -> None:
+    paths = ("page", "page-html5", "good-0.mp4", "stream.m3u8")
+    rows = [row for row in site.listing() if row["url"].rsplit("/", 1)[1] in paths]
+    found = discovered(listing_of(rows, tmp_path))
+    assert len(DOWNLOAD_STEP.run(found, DownloadParams(**site.parameters)).kept) == len(paths)
+    assert not any("page" in record.outputs for record in records().values())
+    assert "keep_page" not in DownloadParams().model_dump(mode="json")  # so that downloads keep their keys
+    DOWNLOAD_STEP.run(found, DownloadParams(**site.parameters, keep_page=True))
+    got = {url.rsplit("/", 1)[1]: record for url, record in records().items()}
+    store = open_store()
+    for path in ("page", "page-html5"):
+        kept = store.path(got[path].outputs["page"])
+        assert b"/embedded-" in kept.read_bytes()
+        facts = got[path].detail["page"]
+        assert facts["url"].endswith(f"/{path}") and "problem" not in facts
+        since = datetime.now(UTC) - datetime.fromisoformat(facts["fetched_at"])
+        assert timedelta() <= since < timedelta(hours=1)
+        outputs = [{"role": role, "sha256": digest} for role, digest in got[path].outputs.items()]
+        copy_source_page(store, [{"step": "download", "superseded": False, "outputs": outputs}], tmp_path / "page.html")
+        assert (tmp_path / "page.html").read_bytes() == kept.read_bytes()
+    gone = {"step": "download", "superseded": False, "outputs": [{"role": "page", "sha256": "0" * 64}]}
+    copy_source_page(store, [gone], tmp_path / "gone.html")  # after a takedown a pack is made all the same
+    assert not (tmp_path / "gone.html").exists()
+    for path in ("good-0.mp4", "stream.m3u8"):  # a file's own address has no page
+        assert got[path].status == "kept" and "page" not in got[path].outputs
+        assert got[path].detail["page"]["problem"]
 
 
 def test_all_extractors_of_yt_dlp_are_there() -> None:

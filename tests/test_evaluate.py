@@ -31,11 +31,12 @@ from models.metrics.statistics import (
     share_interval,
     sign_flip_p,
 )
+from models.metrics.terms import TERM_MEAN
 from tasks.evaluation import mllm_judge
 from tasks.evaluation.evaluate import put_on_record
 from tasks.evaluation.evaluate import report as evaluation_report
 from tasks.evaluation.evaluation_report import page
-from tasks.evaluation.leaderboard import TERM_MEAN, compare, metric_family, with_terms
+from tasks.evaluation.leaderboard import compare, metric_family, with_terms
 from tasks.evaluation.measure_video import MeasureParams, Video, measure_shard, unpacked
 from tasks.evaluation.measured import Measured, System, measured_videos
 from tasks.evaluation.sampling import sampling_of
@@ -329,9 +330,9 @@ def test_the_command_compares_systems_and_a_second_run_does_nothing(
     report = tmp_path / "out" / "report.html"
     calls = ["--videos", f"Calm={systems / 'calm'}", "--videos", f"shaken={systems / 'shaken'}", "--baseline", "shaken"]
     calls += ["--against", "made-1", "--report", str(report), "--json", "--set", "metric_fid=mobilenet_v2"]
-    first = json.loads(medgen("evaluate", *calls, home=home, **database).stdout)
+    first = json.loads(medgen("evaluate", *calls, home=home, inline=True, **database).stdout)
     content, html = report.with_suffix(".json").read_bytes(), report.read_text()
-    again = json.loads(medgen("evaluate", *calls, home=home, **database).stdout)
+    again = json.loads(medgen("evaluate", *calls, home=home, inline=True, **database).stdout)
     assert again["executed"] == 0 and again["reused"] == first["executed"] + first["reused"] > 0
     assert report.with_suffix(".json").read_bytes() == content and report.read_text() == html
 

@@ -3,7 +3,9 @@
 import json
 import os
 import shutil
+from collections.abc import Callable
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -85,10 +87,18 @@ def _saved(path: Path, tensors: dict[str, torch.Tensor]) -> Path:
     return path
 
 
+@pytest.fixture(scope="module")
+def runs(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Run]:
+    return cache(lambda name: trained(name, tmp_path_factory.mktemp(name)))
+
+
 @pytest.fixture(scope="module", params=list(TINY))
-def run(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Run:
-    make, bucket, shape = TINY[request.param]
-    folder = tmp_path_factory.mktemp(request.param)
+def run(request: pytest.FixtureRequest, runs: Callable[[str], Run]) -> Run:
+    return runs(request.param)
+
+
+def trained(name: str, folder: Path) -> Run:
+    make, bucket, shape = TINY[name]
     before = torch.get_num_threads()
     torch.set_num_threads(1)
     base = make(folder / "base" / "pipeline")
@@ -98,12 +108,12 @@ def run(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory
     job = tiny_job(
         folder, base, samples, training="lora", buckets=bucket, max_train_steps=3, checkpointing_steps=2,
         validation_steps=3, use_ema=False,
-        learning_rate=2e-2, rank=4, lora_alpha=2, max_sequence_length=40, **OF_FAMILY[request.param],
+        learning_rate=2e-2, rank=4, lora_alpha=2, max_sequence_length=40, **OF_FAMILY[name],
     ).model_copy(update={"empty": empty})  # fmt: skip
-    trained = Trainer(job).run()
+    end = Trainer(job).run()
     torch.set_num_threads(before)
     assert tuple(load_file(samples[0].path)["latents"].shape) == shape
-    return Run(request.param, base, family, job, trained, (frames, height, width))
+    return Run(name, base, family, job, end, (frames, height, width))
 
 
 def test_golden_curves(run: Run) -> None:
@@ -119,22 +129,26 @@ def test_golden_curves(run: Run) -> None:
     np.testing.assert_allclose(found["held_out"], golden[run.name]["held_out"], rtol=1e-3)
 
 
-def test_a_killed_run_goes_on_by_one_process_or_two(run: Run, tmp_path: Path) -> None:
-    """From the checkpoint of its second step; by two, on shards, where the blocks are of several classes."""
-    for number, processes in enumerate((1, 2) if run.name == "hunyuan-video" else (1,)):
-        left_out = shutil.ignore_patterns("model", "checkpoint-00000003", ".lock")
-        folder = shutil.copytree(run.job.folder, tmp_path / str(number), ignore=left_out)
-        batch = run.job.config.train_batch_size // processes
-        config = run.job.config.model_copy(update={"num_processes": processes, "train_batch_size": batch})
-        job = run.job.model_copy(update={"folder": folder, "config": config})
-        if processes == 1:
-            resumed = Trainer(job).run()
-            assert resumed.resumed_from == 2 and resumed.curve == run.trained.curve
-            for name in (LORA_FILE, "sampling.json"):
-                assert (resumed.model / name).read_bytes() == (run.trained.model / name).read_bytes()
-        else:
-            assert b'"resumed_from": 2' in launched(job, on_shards(job))
-            as_alone(run.trained, job)
+def after_a_kill(run: Run, folder: Path, processes: int) -> TrainJob:
+    """The run's job by so many processes, as far as its checkpoint of the second step."""
+    shutil.copytree(run.job.folder, folder, ignore=shutil.ignore_patterns("model", "checkpoint-00000003", ".lock"))
+    batch = run.job.config.train_batch_size // processes
+    config = run.job.config.model_copy(update={"num_processes": processes, "train_batch_size": batch})
+    return run.job.model_copy(update={"folder": folder, "config": config})
+
+
+def test_a_killed_run_goes_on(run: Run, tmp_path: Path) -> None:
+    resumed = Trainer(after_a_kill(run, tmp_path / "again", processes=1)).run()
+    assert resumed.resumed_from == 2 and resumed.curve == run.trained.curve
+    for name in (LORA_FILE, "sampling.json"):
+        assert (resumed.model / name).read_bytes() == (run.trained.model / name).read_bytes()
+
+
+def test_two_processes_on_shards_go_on_with_every_family(runs: Callable[[str], Run], tmp_path: Path) -> None:
+    jobs = [after_a_kill(runs(name), tmp_path / name, processes=2) for name in TINY]
+    assert launched(*jobs, command=on_shards(jobs[0])) == {2}
+    for name, job in zip(TINY, jobs, strict=True):
+        as_alone(runs(name).trained, job)
 
 
 def picture(height: int, width: int) -> Image.Image:

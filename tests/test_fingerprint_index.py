@@ -132,6 +132,18 @@ def test_any_number_of_nights_give_what_a_fresh_index_gives(
                 assert verdicts(fresh, living) == found
 
 
+def test_entries_are_found_in_whatever_order_their_ids_come(tmp_path: Path) -> None:
+    ids = np.random.default_rng(0).permutation(60)
+    with open_index(tmp_path) as made:
+        for some in (ids[:1], ids[1:5], ids[5:5], ids[5:40], np.sort(ids[40:]), np.arange(60, 70)):
+            made.add(Entry(n, str(n), (0.0, 0.0, 0.0), clip_of(0)) for n in some.tolist())
+        held = np.arange(70)
+        assert made.ids[made.places(held)].tolist() == held.tolist()
+        assert made.holds(np.array([70, 3]), np.array([b"70", b"3"])).tolist() == [False, True]
+    with open_index(tmp_path) as again:
+        assert again.ids[again.places(held)].tolist() == held.tolist()
+
+
 def test_verdicts_are_those_of_the_search_in_memory(tmp_path: Path) -> None:
     living = {n: Entry(n, f"c{n}", (float(n * 7 % 20), 0.0, 0.0), clip_of(n)) for n in range(20)}
     with open_index(tmp_path) as made:

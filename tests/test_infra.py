@@ -2,6 +2,7 @@
 
 import importlib
 import io
+import json
 import os
 import re
 import shutil
@@ -9,6 +10,8 @@ import subprocess
 import sys
 from importlib.util import find_spec
 from pathlib import Path
+from types import SimpleNamespace
+from uuid import uuid4
 
 import psycopg
 import pytest
@@ -19,8 +22,14 @@ from minio.credentials import StaticProvider
 from minio.error import MinioAdminException
 from minio.minioadmin import MinioAdmin
 from prefect.client.schemas.schedules import CronSchedule
+from prefect.server.events.jinja_filters import all_filters
+from prefect.server.schemas.core import Flow, FlowRun
+from prefect.server.schemas.states import State
+from prefect.server.utilities.user_templates import register_user_template_filters, render_user_template_sync
+from prefect.settings import PREFECT_UI_URL, temporary_settings
 
-from apps.deployments import HEARTBEAT_S
+from apps.cli import app
+from apps.deployments import AUTOMATIONS, HEARTBEAT_S
 from medgen.migrations import upgrade
 from medgen.postgres import embedded_url
 from medgen.settings import Settings
@@ -38,6 +47,7 @@ SECRETS = {
     "WORKER_S3_SECRET_KEY": "made0up5",
     "PREFECT_API_AUTH_STRING": "somebody:made0up2",
 }
+WHY = "shards failed: quality list-1: no space left. What was done stays done: run again to go on."
 RUN_ONCE = {"database-roles", "s3-user", "deploy"}
 
 
@@ -327,6 +337,40 @@ def test_automations_name_deployments_that_exist():
             assert action.get("deployment", "doctor/health") in names
         watched = automation["trigger"].get("match_related", {}).get("prefect.resource.name", [])
         assert set(watched) <= flows | {"train", "evaluate", "augment"} and "doctor" not in watched
+
+
+def test_a_message_of_a_failed_run_names_run_reason_and_page():
+    register_user_template_filters(all_filters)
+    (failed,) = (one for one in yaml.safe_load(AUTOMATIONS.read_text()) if one["name"] == "medgen: runs that failed")
+    run = FlowRun(flow_id=uuid4(), name="refresh-medgen+list.jsonl-2026-11-29", state=State(type="FAILED", message=WHY))
+    with temporary_settings({PREFECT_UI_URL: "http://127.0.0.1:4200"}):
+        told = render_user_template_sync(failed["message"], {"flow": Flow(name="refresh"), "flow_run": run})
+    assert told.startswith("refresh failed: refresh-medgen+list.jsonl-2026-11-29\n") and f"Reason: {WHY}\n" in told
+    assert f"http://127.0.0.1:4200/runs/flow-run/{run.id}\n" in told
+    departed = yaml.safe_load(AUTOMATIONS.read_text())[-1]["message"]
+    resource = SimpleNamespace(id="medgen.release.night")
+    event = SimpleNamespace(resource=resource, payload={"departures": ["cut: 3 of 90"]})
+    assert "medgen.release.night:\ncut: 3 of 90\n" in render_user_template_sync(departed, {"event": event})
+
+
+def test_dashboard_and_alerts_ask_for_metrics_that_there_are():
+    """And alert rules tell of every one that is worth it by an expression that balances."""
+    known = set(re.findall(r'"(medgen_[a-z_]+)"', (ROOT / "apps" / "metrics.py").read_text()))
+    dashboard = json.loads((ROOT / "infra" / "grafana" / "dashboard.json").read_text())
+    shown = [target["expr"] for panel in dashboard["panels"] for target in panel["targets"]]
+    rules = yaml.safe_load((ROOT / "infra" / "grafana" / "alerts.yaml").read_text())["groups"][0]["rules"]
+    asked = {
+        name for text in [*shown, *(rule["expr"] for rule in rules)] for name in re.findall(r"medgen_[a-z_]+", text)
+    }
+    assert asked == known
+    assert len({panel["id"] for panel in dashboard["panels"]}) == len(dashboard["panels"])
+    places = [(p["gridPos"]["x"] + p["gridPos"]["w"], p["gridPos"]["y"]) for p in dashboard["panels"]]
+    assert len(set(places)) == len(places) and max(right for right, _ in places) <= 24
+    for rule in rules:
+        assert rule["expr"].count("(") == rule["expr"].count(")")
+        assert {"summary", "description"} <= rule["annotations"].keys()
+    commands = re.findall(r"`medgen ([a-z]+)", (ROOT / "infra" / "grafana" / "alerts.yaml").read_text())
+    assert set(commands) <= {command.name or command.callback.__name__ for command in app.registered_commands}
 
 
 def test_the_job_of_slurm_parses_and_names_the_setting_that_misses():

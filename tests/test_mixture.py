@@ -8,12 +8,13 @@ from starlette.testclient import TestClient
 from apps.audit.application import create_site
 from medgen.catalog import Release
 from medgen.errors import ItemFailed
+from medgen.holdout import held_out, held_out_videos
 from medgen.ledger import Work, open_ledger
+from medgen.model_lineage import LATENTS
 from medgen.verify import verify
 from models.training.config import configured
-from models.training.holdout import held_out, held_out_videos
 from tasks.operations.takedown import take_down
-from tasks.training.job_folder import LATENTS, materialize_job
+from tasks.training.job_folder import materialize_job
 from tasks.training.mixture import is_mixture, mixed_release, read_mixture, weights_of
 from tasks.training.released import released_clips
 from tasks.training.webdataset import export_webdataset

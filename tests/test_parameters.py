@@ -58,7 +58,20 @@ def test_a_refresh_has_the_parameters_of_all_its_steps() -> None:
 
 
 SCHEMA = strict_schema(refresh.parameters.model_dump_for_openapi(), RefreshParameters.conflict_schemas())
-FLOWS = ("refresh", "discover", "recheck", "gc", "verify", "doctor", "approve", "train", "evaluate", "augment")
+FLOWS = (
+    "refresh",
+    "discover",
+    "recheck",
+    "gc",
+    "verify",
+    "doctor",
+    "approve",
+    "train",
+    "evaluate",
+    "augment",
+    "create",
+    "approve_creation",
+)
 
 
 def all_parameters() -> list[type[Parameters]]:

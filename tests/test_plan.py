@@ -4,6 +4,7 @@ import hashlib
 import json
 import math
 from dataclasses import replace
+from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +18,7 @@ from typer.testing import CliRunner
 
 from apps.cli import app
 from apps.metrics import registry
-from medgen.catalog import Artifact, Clip, Source, StepRun, Video, now, open_catalog
+from medgen.catalog import Artifact, Clip, FlowRun, Source, StepRun, Video, now, open_catalog
 from tasks.curation.curation_step import steps
 from tasks.curation.steps import STEP_NAMES
 from tasks.operations.plan import PLACES, STEPS, SUMS, NoPlan, Plan, Scope, plan
@@ -264,13 +265,24 @@ def test_what_is_left_is_what_waits_for_each_step(home: Path) -> None:
     )
     unknown = [replace(one, here=False, seconds=None if one.step == "download" else one.seconds) for one in left]
     assert "downloads, whose time is not known yet" in told_of(unknown) and "shipped rates: segment" in told_of(unknown)
+    runs = [
+        FlowRun(id=outcome, flow="refresh", name=outcome, started_at=now() - timedelta(hours=hours),
+                ended_at=now() - timedelta(hours=hours - 1), outcome=outcome)
+        for hours, outcome in ((30, "completed"), (6, "failed"))
+    ]  # fmt: skip
+    with Session(open_catalog()) as session, session.begin():
+        session.add_all([*runs, FlowRun(id="open", flow="train", name="open", started_at=now())])
     figures = {
-        (sample.name, sample.labels.get("step", "")): sample.value
+        (sample.name, sample.labels.get("step", sample.labels.get("flow", ""))): sample.value
         for family in registry(open_catalog(), str(home.parent)).collect()
         for sample in family.samples
     }
     assert figures["medgen_items_waiting", "cut"] == 3
     assert figures["medgen_seconds_left", "segment"] > 0
+    assert figures["medgen_run_ok", "refresh"] == 0 and ("medgen_run_ok", "train") not in figures
+    assert figures["medgen_run_duration_seconds", "refresh"] == pytest.approx(3600, abs=5)
+    assert figures["medgen_run_open_timestamp_seconds", "train"] == pytest.approx(now().timestamp(), abs=60)
+    assert figures["medgen_step_runs_last_hour", "segment"] > 0
 
 
 def _run(subject: str, step: str, status: str, detail: dict[str, Any]) -> StepRun:

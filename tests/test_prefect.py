@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import shutil
 import signal
 import subprocess
@@ -15,6 +16,7 @@ from dataclasses import dataclass, field
 from datetime import datetime
 from functools import cached_property
 from importlib.util import find_spec
+from itertools import groupby
 from pathlib import Path
 from typing import Any
 
@@ -34,7 +36,7 @@ from apps.prefect_access import LOG_IN_PATH, auth_string, log_in_link, proves_it
 from apps.prefect_server import RecordedProcess, Server, running_server
 from flows.refresh import FIRST, RefreshParameters
 from tests.browser import chromium, look_away
-from tests.conftest import free_port, medgen, medgen_running
+from tests.conftest import free_port, medgen, medgen_running, with_prefect_database
 from tests.foreign_page import REBOUND, SITE, SOCKET, foreign_page, read_by, try_all
 from tests.run_form import SCREEN, RunForm, failure_on_screen
 from tests.test_foreign_pages import served
@@ -151,7 +153,7 @@ def running(home: Path) -> Iterator[Up]:
             return any("Prefect UI" in line for line in up.output)
 
         try:
-            until(ready, 120, "no sign of life")
+            until(ready, 300, "no sign of life")
             yield up
         finally:
             process.terminate()
@@ -162,7 +164,7 @@ def running(home: Path) -> Iterator[Up]:
 @pytest.fixture(scope="module")
 def up(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Up]:
     """The installation that all tests here share."""
-    with running(tmp_path_factory.mktemp("installation") / "home") as installation:
+    with running(with_prefect_database(tmp_path_factory.mktemp("installation") / "home")) as installation:
         yield installation
 
 
@@ -211,7 +213,8 @@ def videos(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def first(up: Up, videos: Path, logged_in: Page) -> dict[str, Any]:
     """A night that was asked for in the form, whose release awaits approval."""
     form = RunForm(logged_in, up.url, up.deployment["id"])
-    form.fill("Sources", videos).fill("Release prefix", "uitest").fill("Min height", 240).fill("Shard size", 1)
+    form.fill("Sources", videos).fill("Release prefix", "uitest")
+    form.fill("Download: Min height", 240).fill("Release: Shard size", 1)
     assert form.choose("Approval", "required") == ["none", "required"]
     return up.wait(form.start()["id"])
 
@@ -287,20 +290,29 @@ def test_what_is_no_number_is_refused_before_any_run(up: Up, value: str) -> None
 def test_form_refuses_what_is_wrong_before_any_run(up: Up, browser_page: Page) -> None:
     form = RunForm(browser_page, up.url, up.deployment["id"])
     assert form.titles()[: len(FIRST)] == [name.replace("_", " ").capitalize() for name in FIRST]
-    expect(form.field("Medical threshold").locator("input")).to_have_value("0.5")
-    expect(form.field("Medical threshold")).to_contain_text("A frame with this probability is medical.")
-    expect(form.field("Text model")).to_contain_text("rapidocr")  # a drop-down, which shows its default
-    form.fill("Medical threshold", 7).submit.click()
+    groups = [title.partition(": ")[0] for title in form.titles() if ": " in title]
+    assert [group for group, _ in groupby(groups)] == sorted(set(groups), key=groups.index)  # each stands together
+    assert {"Download", "Classify", "Quality", "Decide", "Caption"} <= set(groups)
+    expect(form.field("Classify: Medical threshold").locator("input")).to_have_value("0.5")
+    expect(form.field("Classify: Medical threshold")).to_contain_text("A frame with this probability is medical.")
+    expect(form.field("Quality: Text model")).to_contain_text("rapidocr")  # a drop-down, which shows its default
+    form.fill("Classify: Medical threshold", 7).submit.click()
     told = "Validation failed for field 'medical_threshold'. Failure reason: 7 is greater than the maximum of 1"
     expect(browser_page.get_by_text(told).first).to_be_in_viewport(timeout=30_000)
     # The form sends every default, of which two are another metric's.
-    form.fill("Medical threshold", 0.5).fill("Aesthetic model", "laion_aes").submit.click()
-    for title, meant in (("Aesthetic threshold", 3), ("Mediocre aesthetic", 4)):
+    form.fill("Classify: Medical threshold", 0.5).fill("Quality: Aesthetic model", "laion_aes").submit.click()
+    for title, meant in (("Decide: Aesthetic threshold", 3), ("Decide: Mediocre aesthetic", 4)):
         told = f"this aesthetic_model runs from 1 (worst) to 10 (best): set {meant}"
         expect(form.field(title)).to_contain_text(told, timeout=30_000)
-    form = RunForm(browser_page, up.url, up.deployment_named("model")["id"])
+    form = RunForm(browser_page, up.url, up.deployment_named("published")["id"])
     form.submit.click()
-    expect(form.field("Release")).to_contain_text("'release' is a required property", timeout=30_000)
+    expect(form.field("Source")).to_contain_text("'source' is a required property", timeout=30_000)
+    # Training has the release to choose and its usual settings as fields, and text only for the rest.
+    form = RunForm(browser_page, up.url, up.deployment_named("model")["id"])
+    assert form.titles()[:6] == [
+        "Release", "Preset", "Max train steps", "Learning rate", "Train batch size", "Overrides"
+    ]  # fmt: skip
+    expect(form.field("Release").locator("input, textarea").first).to_have_value("latest")
     assert all(run["auto_scheduled"] for run in up.listed("flow_runs"))
 
 
@@ -315,7 +327,7 @@ def test_night_is_scheduled(up: Up) -> None:
 
 def test_run_shows_every_shard_and_step(up: Up, first: dict[str, Any]) -> None:
     assert first["state"]["name"] == "Completed", first["state"]
-    assert first["name"] == "refresh-uitest"
+    assert first["name"].startswith("refresh-uitest+")
     wanted = {f"{step}-{shard}": tag for step, tag in STEPS.items() for shard in SHARDS}
     wanted |= TOGETHER | {"list-videos": "network", "discover-videos": "cpu", "release-uitest": "cpu"}
 
@@ -335,7 +347,7 @@ def test_run_shows_funnel_release_and_progress(up: Up, first: dict[str, Any]) ->
     assert table["type"] == "table"
     assert '"step": "classify"' in table["data"]
     text, digest = release_artifact(up, first)
-    assert "1 clips" in text
+    assert "1 clip, digest" in text
     assert executed(text)[0] > 0
     assert medgen("release", "list", "--json", home=up.home).stdout.count(digest) == 1
     progress = [a for a in artifacts if a["type"] == "progress"]
@@ -354,7 +366,7 @@ def test_log_of_the_run_is_kept(up: Up, first: dict[str, Any]) -> None:
 
 def test_pages(up: Up, first: dict[str, Any], browser_page: Page) -> None:
     browser_page.goto(f"{up.url}/runs/flow-run/{first['id']}")
-    expect(browser_page.get_by_text("refresh-uitest").first).to_be_visible()
+    expect(browser_page.get_by_text(first["name"]).first).to_be_visible()
     expect(browser_page.get_by_text("Completed").first).to_be_visible()
     browser_page.goto(f"{up.url}/deployments/deployment/{up.deployment['id']}")
     expect(browser_page.get_by_text("nightly").first).to_be_visible()
@@ -373,9 +385,14 @@ def test_each_deployment_runs_from_its_form(up: Up, first: dict[str, Any], listi
             form.fill(title.replace("_", " "), value)
         return form.start()["id"]
 
+    def approve() -> str:
+        form = RunForm(browser_page, up.url, up.deployment_named("release")["id"])
+        assert form.choose_on_record("Release", release) == [release]  # what awaits it
+        return form.fill("Approved by", "Dr A").start()["id"]
+
     foreseen = {
         start("model", Release=release): (
-            f"train-{release}-nano",
+            f"train-{release}+nano",
             f"release_not_approved: the release {release} awaits approval: `medgen release approve`",
         ),
         start("leaderboard"): ("evaluate", "nothing to evaluate: name models, or folders of videos as NAME=FOLDER"),
@@ -383,7 +400,7 @@ def test_each_deployment_runs_from_its_form(up: Up, first: dict[str, Any], listi
     }
     for run_id, (name, message) in foreseen.items():
         run = up.wait(run_id)
-        assert (run["name"], run["state"]["name"], run["state"]["message"]) == (name, "Failed", message)
+        assert (undated(run["name"]), run["state"]["name"], run["state"]["message"]) == (name, "Failed", message)
         log, details = failure_on_screen(browser_page, up.url, run_id)
         assert message in log
         assert message[:60] in details  # Prefect shows a long one up to "See More"
@@ -391,8 +408,8 @@ def test_each_deployment_runs_from_its_form(up: Up, first: dict[str, Any], listi
     (doctor,) = until(lambda: after_failures(up), 60, "no doctor came after the failed runs")
 
     ran = {
-        start("release", Release=release, Approved_by="Dr A"): f"approve-{release}",
-        start("listings", Sources=listing, Allowed_hosts="127.0.0.1"): "discover-cardiology.csv",
+        approve(): f"approve-{release}",
+        start("listings", Sources=listing, **{"Web: Allowed hosts": "127.0.0.1"}): "discover-cardiology.csv",
         start("sources", Most_videos=7): "recheck-at-most-7-videos",
         start("sweep", Grace_minutes=90): "gc-older-than-90.0-min",
         start("records"): "verify-all",
@@ -401,10 +418,16 @@ def test_each_deployment_runs_from_its_form(up: Up, first: dict[str, Any], listi
     }
     for run_id, name in ran.items():
         run = up.wait(run_id)
-        assert (run["name"], run["state"]["name"]) == (name, "Completed"), run["state"]
+        assert (undated(run["name"]), run["state"]["name"]) == (name, "Completed"), run["state"]
     assert list(up.home.rglob(f"releases/{release}/metadata.parquet"))
     again = medgen("release", "approve", release, "--by", "Dr A", home=up.home).stdout
     assert f"{release} approved by Dr A" in again
+    # Now trainings may have it: by name, or by any text.
+    form = RunForm(browser_page, up.url, up.deployment_named("model")["id"])
+    expect(form.field("Release").locator("textarea")).to_have_value("latest")
+    assert form.choose_on_record("Release", release) == ["latest", release]
+    form.field("Release").locator("textarea").press_sequentially("=2")
+    expect(form.field("Release").locator("textarea")).to_have_value(f"{release}=2")
 
 
 def test_guard_stops_a_release_when_the_text_filter_is_set_absurdly(up: Up, listing: Path) -> None:
@@ -427,6 +450,11 @@ def test_guard_stops_a_release_when_the_text_filter_is_set_absurdly(up: Up, list
     warned = up.run(**night, keyword_threshold=1000, funnel_guard="warn")
     assert warned["state"]["name"] == "Completed", warned["state"]
     assert f"**Departs from its history**: {departure}" in release_artifact(up, warned)[0]
+
+
+def undated(name: str) -> str:
+    """The name of a run without its day."""
+    return re.sub(r"-\d{4}-\d\d-\d\d$", "", name)
 
 
 def after_failures(up: Up) -> list[dict[str, Any]]:
@@ -561,7 +589,8 @@ def test_who_asks_for_a_run_chooses_its_parameters_alone(up: Up, chosen: dict[st
 def test_the_secret_is_for_its_owner_alone(up: Up) -> None:
     folder = up.home / "prefect"
     assert (folder / "auth").stat().st_mode & 0o777 == 0o600
-    assert (folder / "prefect.db").stat().st_mode & 0o077 == 0
+    (server,) = (pid for pid, command in processes(up.home).items() if "apps.prefect_app" in command)
+    assert "Umask:\t0077\n" in Path(f"/proc/{server}/status").read_text()  # its database is nobody else's to read
     assert up.auth not in "".join(up.output)  # which is no terminal
 
 

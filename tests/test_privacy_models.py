@@ -8,7 +8,7 @@ from av.video.frame import VideoFrame
 
 from models.privacy.faces import load_faces
 from models.privacy.identifiers import STRONG, identifiers, kind_of
-from models.privacy.redaction import CELLS, Region, redact, regions_over_time
+from models.privacy.redaction import CELLS, Region, redact, regions_over_time, tracked
 from models.quality.text_reader import TextBox
 
 
@@ -90,6 +90,15 @@ def test_gaps_between_finds_are_covered() -> None:
     assert [bool(regions) for regions in covered] == [True] * 6 + [False] * 2
     wide = face.widened(0.5)
     assert (wide.x, wide.y, wide.width, wide.height) == (0, 0, 20, 20)
+
+
+def test_a_face_that_was_lost_is_covered_on_its_way() -> None:
+    found = [[Region(0, 0, 20, 20)], [], [], [Region(12, 6, 20, 20), Region(200, 90, 20, 20)], []]
+    filled = tracked(found, most_gap=3)
+    assert filled[1] == [Region(4, 2, 20, 20)]
+    assert filled[2] == [Region(8, 4, 20, 20)]
+    assert filled[3:] == found[3:]
+    assert tracked(found, most_gap=1) == found
 
 
 def test_everyday_and_medical_pictures_without_faces_have_none() -> None:

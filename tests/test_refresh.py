@@ -18,6 +18,7 @@ from medgen.postgres import embedded_url
 from medgen.video.limits import Limits
 from medgen.video.pictures import pictures
 from tasks.curation.steps import STEP_NAMES
+from tests import loaders
 from tests.conftest import S3Server, demo_corpus, frame_number, medgen, medgen_here, medgen_running, numbered_video
 
 
@@ -35,10 +36,10 @@ def corpus(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-def refresh(corpus: Path, home: Path, *settings: str, **environment: str) -> dict[str, Any]:
-    """Runs the refresh to its end and gives its summary."""
+def refresh(corpus: Path, home: Path, *settings: str, inline: bool = True, **environment: str) -> dict[str, Any]:
+    """Runs the refresh to its end and gives its summary; see `medgen`."""
     pairs = [part for setting in settings for part in ("--set", setting)]
-    done = medgen("refresh", "--source", str(corpus), "--json", *pairs, home=home, **environment)
+    done = medgen("refresh", "--source", str(corpus), "--json", *pairs, home=home, inline=inline, **environment)
     assert "Traceback" not in done.stderr
     return json.loads(done.stdout)
 
@@ -47,7 +48,7 @@ def refresh(corpus: Path, home: Path, *settings: str, **environment: str) -> dic
 def reference(corpus: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Path, dict[str, Any]]]:
     """An undisturbed run: its installation and summary."""
     home = tmp_path_factory.mktemp("reference") / "home"
-    yield home, refresh(corpus, home, MEDGEN_WORKERS="2")
+    yield home, refresh(corpus, home, inline=False, MEDGEN_WORKERS="2")
 
 
 def test_every_item_gets_a_verdict_and_the_release_holds_what_it_says(
@@ -67,7 +68,7 @@ def test_every_item_gets_a_verdict_and_the_release_holds_what_it_says(
     rows = pq.read_table(folder / "metadata.parquet").to_pylist()
     assert len(rows) == summary["clips"] == len(list((folder / "clips").glob("*.mp4"))) >= 1
     for row in rows:
-        frames = sum(1 for _ in pictures(folder / row["file"], Limits()))
+        frames = sum(1 for _ in pictures(folder / row["file_name"], Limits()))
         assert frames == row["end_frame"] - row["start_frame"] and 6 <= row["duration"] <= 10
         assert row["brief_caption"] and row["detailed_caption"] and row["category"] != "non-medical"
         story = json.loads(medgen_here("show", row["clip_id"], "--json", home=home).stdout)
@@ -76,6 +77,14 @@ def test_every_item_gets_a_verdict_and_the_release_holds_what_it_says(
         assert [release["name"] for release in story["releases"]] == [summary["release"]]
     assert (folder / "funnel.png").read_bytes().startswith(b"\x89PNG")
     assert json.loads((folder / "funnel.json").read_text()) == summary["funnel"]
+
+
+def test_the_release_loads_in_the_tools_of_others(reference: tuple[Path, dict[str, Any]], tmp_path: Path) -> None:
+    """As it lies: Hugging Face's `datasets`, WebDataset after an export, Croissant, and two video readers."""
+    home, summary = reference
+    shards = tmp_path / "shards"
+    medgen_here("release", "export", summary["release"], str(shards), "--format", "webdataset", home=home)
+    loaders.check_all(Path(summary["folder"]), shards, tmp_path)
 
 
 def test_again_does_nothing_and_is_clean(corpus: Path, reference: tuple[Path, dict[str, Any]]) -> None:
@@ -200,7 +209,7 @@ def test_clips_never_cross_a_cut_and_start_and_end_with_the_promised_frames(corp
     summary = refresh(source, tmp_path / "home", *loose, "crop_borders=false", "keep_uncropped_borders=true")
     folder = Path(summary["folder"])
     (row,) = pq.read_table(folder / "metadata.parquet").to_pylist()
-    numbers = [frame_number(picture.rgb()) for picture in pictures(folder / row["file"], Limits())]
+    numbers = [frame_number(picture.rgb()) for picture in pictures(folder / row["file_name"], Limits())]
     assert (row["start_frame"], row["end_frame"]) == (30, 200)
     assert numbers == list(range(30, 200))
 

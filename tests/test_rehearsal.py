@@ -8,13 +8,12 @@ import json
 import subprocess
 import sys
 from collections.abc import Iterator
-from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 
 import pytest
 
-from tests.conftest import ROOT, clean_environment, with_prefect_database
+from tests.conftest import ROOT, clean_environment, shared_prefect
 
 MOST_PARAMETERS = 64  # of one statement: several hundred items go through each
 
@@ -23,11 +22,10 @@ MOST_PARAMETERS = 64  # of one statement: several hundred items go through each
 def phases() -> Iterator[dict[str, dict[str, Any]]]:
     """Phase → its figures, of the smallest rehearsal."""
     with TemporaryDirectory(prefix="mr-") as scratch:  # short: a socket's address has room for 107 bytes
-        home = with_prefect_database(Path(scratch) / "home")
         done = subprocess.run(
-            [sys.executable, "-m", "bench.rehearsal", "--smoke", "--home", str(home), "--json"],
+            [sys.executable, "-m", "bench.rehearsal", "--smoke", "--home", f"{scratch}/home", "--json"],
             cwd=ROOT,
-            env=clean_environment() | {"TMPDIR": scratch},
+            env=clean_environment() | shared_prefect() | {"TMPDIR": scratch},
             capture_output=True,
             text=True,
             check=False,

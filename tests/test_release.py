@@ -25,7 +25,7 @@ def store(tmp_path):
 
 def clip(name: str, **facts: Any) -> dict[str, Any]:
     return {
-        "name": name, "clip_id": name, "file": f"clips/{name}.mp4", "clip_sha256": name[-1] * 64, "bytes": 1000,
+        "name": name, "clip_id": name, "file_name": f"clips/{name}.mp4", "clip_sha256": name[-1] * 64, "bytes": 1000,
         "duration": 7.2, "licence": "CC0", "category": "medical_imaging", "captioner": "evidence_template",
         "captioner_kind": "template", "technical_model": "piqe", "aesthetic_model": "entropy_stand_in",
         "video_id": "v1", "step_run_id": 1,

@@ -14,7 +14,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from models.relevance.build_dictionary import build, curated, write
+from models.relevance.build_dictionary import build, curated, term_of, write
 from models.relevance.dictionary import (
     FIELD_WEIGHTS,
     MAX_TEXT_CHARS,
@@ -38,7 +38,11 @@ def table(*terms, negative=(), language="en"):
     return pa.Table.from_pylist(
         [
             dict(
-                zip(TERMS_SCHEMA.names, (fold(text), text, language, "disease", weight, "test", "1", role), strict=True)
+                zip(
+                    TERMS_SCHEMA.names,
+                    (term_of(text), text, language, "disease", weight, "test", "1", role),
+                    strict=True,
+                )
             )
             for text, weight, role in rows
         ],
@@ -81,6 +85,7 @@ def passes(dictionary, title, description="", tags=""):
         ("注射", "zh", "皮下注射法"),
         ("ct检查", "zh", "做CT 检查"),
         ("हड्डी", "hi", "हड्डी रोग"),
+        ("قلب", "ar", "جراحة القلب"),
     ],
 )
 def test_spellings_of_one_term(term, language, text):
@@ -90,6 +95,24 @@ def test_spellings_of_one_term(term, language, text):
 def test_a_term_is_not_found_inside_a_longer_word():
     dictionary = small("ent", "nerve", "ct检查", "हड्डी")
     assert dictionary.match("patient, nerves2, innerve, oct检查, हड्डीयाँ") == []
+
+
+@pytest.mark.parametrize(
+    ("term", "text"),
+    [("kardiolog-", "oddział kardiologiczny"), ("-ectomie", "Appendectomie"), ("-외과-", "심장외과의사")],
+)
+def test_a_word_may_go_on_where_a_hyphen_stands(term, text):
+    assert small(term).judge(pa.array([text, f"x{text}x"]), *[pa.array(["", ""])] * 2).terms(0) == [term]
+
+
+def test_of_parts_of_words_the_longest_counts_once_and_captions_name_whole_words():
+    dictionary = small("-ectomy", "chole-", "cholecyst-", "gastritis", "-itis", "cyst-")
+    (score,) = dictionary.judge(pa.array(["Cholecystectomy, gastritis"]), NONE, NONE).score
+    assert score == 3  # cholecyst-, -ectomy, gastritis
+    assert dictionary.match("Cholecystectomy, gastritis") == ["gastritis"]
+    assert dictionary.evidence(["", "arthritis", "a b"]).tolist()[1][2] == 1
+    with pytest.raises(ValueError, match="one letter"):
+        small("-a")
 
 
 def test_score_sums_distinct_terms_in_their_best_field():

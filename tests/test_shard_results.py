@@ -1,26 +1,30 @@
 """Results of shards: what stands is not looked at again, what no longer stands is, item by item."""
 
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
 from sqlalchemy import insert
+from sqlalchemy.orm import Session
 
 from medgen.catalog import LostArtifact, open_catalog
 from medgen.errors import ItemFailed
 from medgen.ledger import Outcome, StepIdentity, Work, open_ledger
 from medgen.lost_artifacts import note_lost_artifacts
+from medgen.retries import request_retry
 from medgen.shard import Item, Step
 from medgen.shard_results import ShardReference, ShardResults, run_stored
 from medgen.store import Store, open_store
 from medgen.takedown import create_tombstones
+from tasks.operations.failures import failures
 
 worked_on: list[str] = []
 
 
-def note(work: Work, store: Store, down: set[str]) -> Outcome:
+def note(work: Work, store: Store, down: set[str], for_good: bool = False) -> Outcome:
     worked_on.append(work.subject)
     if work.subject in down:
-        raise ItemFailed("not_now", "asked to wait", transient=True, later=True)
+        raise ItemFailed("not_now", "asked to wait", transient=not for_good, later=not for_good)
     return Outcome("kept", outputs={"note": store.put_bytes(work.subject.encode(), "text/plain")})
 
 
@@ -57,6 +61,20 @@ def test_only_what_no_longer_stands_is_done_again(home: Path) -> None:
     worked_on.clear()
     made = run_stored(step, items)
     assert ([item.subject for item in results.items(made)], worked_on) == ([*"abcd"], [])
+    # What failed for good stays so until somebody asks for it, once.
+    down.add("a")
+    open_store().remove(digests["a"])
+    waiting = replace(step, function=partial(note, down=down, for_good=True))
+    step = waiting
+    assert night()[1:] == ([*"bcd"], ["a"]) and night()[1:] == ([*"bcd"], [])
+    with Session(open_catalog()) as session, session.begin():
+        assert request_retry(session, "not_now", "other") == 0 and request_retry(session, "not_now") == 1
+    assert failures(open_ledger())[0]["retried"]
+    assert night()[1:] == ([*"bcd"], ["a"]) and night()[1:] == ([*"bcd"], [])
+    down.clear()
+    with Session(open_catalog()) as session, session.begin():
+        request_retry(session, "not_now", "note")
+    assert night()[1:] == ([*"abcd"], ["a"]) and night()[1:] == ([*"abcd"], [])
     create_tombstones(open_catalog(), {"c": "http://videos.example/c"}, "asked", {})
     made, kept, worked = night()
     assert (kept, worked, made.ended) == ([*"abd"], [], 1)

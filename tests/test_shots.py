@@ -164,6 +164,31 @@ def test_light_hands_and_motion_are_no_boundaries(
     assert {r.why for r in detector.discarded} <= why
 
 
+def test_a_window_that_opens_is_no_cut_and_another_screen_is(bunny: np.ndarray, bikes: np.ndarray) -> None:
+    screen, other = (np.full((HEIGHT, WIDTH, 3), ground, np.uint8) for ground in (250, 20))
+    for line in range(12, 130, 12):
+        cv2.putText(screen, "terms and conditions of use", (6, line), cv2.FONT_HERSHEY_SIMPLEX, 0.4, (30, 30, 30))
+        cv2.putText(other, "$ make setup, make test", (40, line), cv2.FONT_HERSHEY_SIMPLEX, 0.4, (200, 220, 200))
+    opened = screen.copy()
+    opened[40:110, 110:230] = cv2.resize(bikes[100], (120, 70))
+    shown = np.concatenate([np.stack([picture] * 40) for picture in (screen, opened, screen, other)])
+    detector = detected(noisy(shown))
+    assert [b.frame for b in detector.boundaries()] == [120]
+    assert {change.why for change in detector.discarded} <= {"part of the picture", "unconfirmed", "occlusion"}
+
+
+def test_fades_from_black_and_to_black_at_the_ends_are_gradual(bunny: np.ndarray) -> None:
+    frames = bunny[:110].astype(np.float32)
+    ramp = np.linspace(0, 1, 20)[:, None, None, None]
+    frames[:20] *= ramp
+    frames[-20:] *= ramp[::-1]
+    dark = np.zeros((12, HEIGHT, WIDTH, 3))
+    found = detected(np.concatenate([dark, frames, dark]).astype(np.uint8), gradual=False).boundaries()
+    assert [b.kind for b in found] == ["gradual", "gradual"]
+    assert 12 <= found[0].start <= 16 and 28 <= found[0].end <= 34
+    assert 100 <= found[1].start <= 106 and 116 <= found[1].end <= 122
+
+
 def test_discarded_changes_can_be_looked_up(bunny: np.ndarray) -> None:
     detector = detected(lit(50, 100, 0.02)(bunny[:120]))
     detector.boundaries()

@@ -3,13 +3,17 @@
 The model answers gibberish, but never the same to two different sounds.
 """
 
+import hashlib
 import json
 import shutil
+import struct
 import threading
 import wave
 from concurrent.futures import ThreadPoolExecutor
 from fractions import Fraction
+from importlib.util import find_spec
 from pathlib import Path
+from typing import Any
 
 import av
 import numpy as np
@@ -18,19 +22,21 @@ import pytest
 from flows.refresh import RefreshFailed, RefreshParameters, check_models
 from medgen.audio import decode_audio
 from medgen.errors import ItemFailed
-from medgen.ledger import Work, open_ledger
+from medgen.ledger import Outcome, Work, open_ledger
 from medgen.shard import Item
 from medgen.store import open_store
 from medgen.video.limits import Limits
 from medgen.video.pictures import pictures
 from models import ModelUnavailable
-from models.captioning import speech
+from models.captioning import packaged_whisper, speech
 from models.captioning.speech import RATE, Whisper, speech_digest
 from tasks.curation import caption as caption_step
 from tasks.curation.caption import CaptionParams
 from tasks.curation.download import STEP as DOWNLOAD_STEP
 from tasks.curation.download_policy import DownloadParams
+from tasks.operations.health import Finding, findings
 from tests.conftest import discover_source, forget_installation, numbered_video
+from tests.recorded import Recorder
 from tests.test_bad_input import Answer, Server
 from tests.test_captioner import EVIDENCE
 
@@ -224,7 +230,9 @@ def test_digest_follows_the_files_and_missing_models_are_named(
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path))
     parameters = RefreshParameters(speech_model="no-such-owner/no-such-whisper", with_audio=True)
-    with pytest.raises(ModelUnavailable, match=r"no-such-owner/no-such-whisper is no local folder.*hub.*leave speech"):
+    with pytest.raises(
+        ModelUnavailable, match=r"no-such-owner/no-such-whisper is no local folder.*hub.*leave it empty"
+    ):
         check_models(parameters)
     with pytest.raises(RefreshFailed, match="with_audio=true"):
         check_models(parameters.model_copy(update={"with_audio": False}))
@@ -234,7 +242,7 @@ def test_digest_follows_the_files_and_missing_models_are_named(
     with pytest.raises(ModelUnavailable, match="safetensors"):
         Whisper(str(other))
     (other / "model.safetensors").write_bytes(b"no tensors")
-    with pytest.raises(ModelUnavailable, match=r"speech model other in .*cannot be loaded.*leave speech_model empty"):
+    with pytest.raises(ModelUnavailable, match=r"speech model other in .*cannot be loaded.*leave it empty"):
         Whisper(str(other)).ensure_available()
 
 
@@ -357,3 +365,89 @@ def _inputs(downloaded, listen: bool) -> dict[str, str]:
         "quality": Record(step="quality", detail={"text": []}),
     }
     return dict(caption_step.work_of(Item("c1"), past, listen=listen).inputs)
+
+
+# --- the packaged one
+
+
+def as_ctranslate2(model: Any) -> bytes:
+    """A Whisper of transformers as CTranslate2 writes it."""
+    state = {name.removeprefix("model."): value.detach().numpy() for name, value in model.state_dict().items()}
+    arrays: dict[str, np.ndarray] = {"decoder/scale_embeddings": np.zeros((), np.int8)}
+    for side in ("encoder", "decoder"):
+        for name in [name for name in state if name.startswith(f"{side}.") and ".layers." not in name]:
+            last = {"layer_norm.weight": "layer_norm/gamma", "layer_norm.bias": "layer_norm/beta",
+                    "embed_tokens.weight": "embeddings/weight",
+                    "embed_positions.weight": "position_encodings/encodings"}.get(name.partition(".")[2])  # fmt: skip
+            arrays[f"{side}/{last or name.partition('.')[2].replace('.', '/')}"] = state[name]
+        for number in range(2):
+            for part, pieces in packaged_whisper.PARTS.items():
+                own = f"{side}.layers.{number}"
+                if f"{own}.{pieces[0]}.weight" not in state:
+                    continue
+                for ours, theirs in (("weight", "gamma" if "norm" in part else "weight"),
+                                     ("bias", "beta" if "norm" in part else "bias")):  # fmt: skip
+                    width = len(state[f"{own}.{pieces[0]}.weight"])
+                    values = [state.get(f"{own}.{piece}.{ours}", np.zeros(width, np.float32)) for piece in pieces]
+                    arrays[f"{side}/layer_{number}/{part}/{theirs}"] = np.concatenate(values)
+
+    def word(text: str) -> bytes:
+        return struct.pack("<H", len(text) + 1) + text.encode() + b"\0"
+
+    parts = [struct.pack("<I", 6), word("WhisperSpec"), struct.pack("<II", 3, len(arrays))]
+    for name, array in arrays.items():
+        kind = 1 if array.dtype == np.int8 else 0
+        shape = struct.pack(f"<B{array.ndim}I", array.ndim, *array.shape)
+        parts += [word(name), shape, struct.pack("<BI", kind, array.nbytes), array.tobytes()]
+    return b"".join(parts)
+
+
+def test_the_packaged_whisper_is_laid_out_as_transformers_has_it(
+    tiny_whisper: Path, trusting: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from transformers import WhisperForConditionalGeneration
+
+    content = as_ctranslate2(WhisperForConditionalGeneration.from_pretrained(tiny_whisper))
+    config = json.loads((tiny_whisper / "generation_config.json").read_text())
+    tokenizer = json.loads((tiny_whisper / "tokenizer.json").read_text())
+    tokens = tokenizer["model"]["vocab"] | {row["content"]: row["id"] for row in tokenizer["added_tokens"]}
+    folders = []
+    for number, part in enumerate((content[:1000], content[1000:]), 1):
+        folders.append(tmp_path / f"part{number}" / "data")
+        folders[-1].mkdir(parents=True)
+        (folders[-1] / f"model.bin.part{number}").write_bytes(part)
+    (folders[1] / "vocabulary.json").write_text(json.dumps(sorted(tokens, key=tokens.__getitem__)))
+    facts = {"suppress_ids": [], "suppress_ids_begin": [], "lang_ids": list(config["lang_to_id"].values())}
+    (folders[1] / "config.json").write_text(json.dumps(facts))
+    (folders[1] / "tokenizer.json").write_text(json.dumps(tokenizer))
+    monkeypatch.setattr(packaged_whisper, "user_cache_path", lambda name: tmp_path / "cache")
+    monkeypatch.setattr(packaged_whisper, "HEAD_WIDTH", 16)
+    monkeypatch.setattr(packaged_whisper, "_package", lambda name: folders[int(name[-1]) - 1].parent)
+    with pytest.raises(ModelUnavailable, match="other weights"):
+        packaged_whisper.packaged_whisper()
+    monkeypatch.setattr(packaged_whisper, "WEIGHTS_SHA256", hashlib.sha256(content).hexdigest())
+    laid_out = packaged_whisper.packaged_whisper()
+    assert laid_out == packaged_whisper.packaged_whisper() and speech.speech_digest("whisper_base")
+    sound = [noise(3.0)]
+    heard = speech.LoadedWhisper(laid_out, "packaged", "cpu").hear(sound)
+    assert heard == speech.LoadedWhisper(tiny_whisper, "tiny", "cpu").hear(sound) and heard[0]
+    with pytest.raises(ModelUnavailable, match="no weights of CTranslate2"):
+        dict(packaged_whisper.variables_of(content[:-7]))
+    monkeypatch.undo()
+    if find_spec(packaged_whisper.PACKAGES[0]) is None:
+        with pytest.raises(ModelUnavailable, match="extra `speech`"):
+            packaged_whisper.packaged_whisper()
+
+
+def test_the_doctor_says_when_videos_have_no_transcript(home: Path) -> None:
+    def found() -> Finding:
+        return next(finding for finding in findings() if finding.name == "transcripts")
+
+    assert found().found == "no clip is captioned yet"
+    recorder = Recorder(open_ledger())
+    for number, source in enumerate(("subtitles", "none", "subtitles", "none", "none")):
+        recorder.step("caption", f"clip{number}", Outcome("kept", detail={"transcript_source": source}))
+        if number == 2:
+            assert found().verdict == "ok"
+    assert (found().verdict, found().found) == ("weak", "of the 5 clips captioned last 3 have no transcript")
+    assert "whisper_base" in found().advice

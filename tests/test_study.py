@@ -55,7 +55,7 @@ from tests.browser import chromium
 from tests.conftest import free_port, medgen_running
 
 SYSTEMS = ("SecretAlpha", "SecretBeta")
-SIDE = {"left": "1", "right": "2", "neither": "3"}  # the key for each
+SIDE = {"left": "1", "right": "2", "neither": "3", "both": "4"}  # the key for each
 
 
 def tiny_video(path: Path, seed: int, *, codec: str = "libx264", frames: int = 4, comment: str = "") -> Path:
@@ -132,8 +132,8 @@ class Simulated:
         self.plan: dict[int, dict[str, str]] = {}
         for number, (kind, expected) in kinds.items():
             common, own = random.Random(number), random.Random(f"{rater}/{number}")
-            liked = {axis: common.choice(("first", "first", "second", "neither")) for axis in AXES}
-            other = {axis: own.choice(("first", "second", "neither")) for axis in AXES}
+            liked = {axis: common.choice(("first", "first", "second", "neither", "both")) for axis in AXES}
+            other = {axis: own.choice(("first", "second", "neither", "both")) for axis in AXES}
             self.plan[number] = {axis: liked[axis] if own.random() < 0.7 else other[axis] for axis in AXES}
             if kind == "check":
                 wrong = "first" if expected == "second" else "second"
@@ -141,7 +141,7 @@ class Simulated:
 
     def sides(self, position: int) -> dict[str, str]:
         """axis → left, right or neither at a position."""
-        turn = {"first": "left", "second": "right", "neither": "neither"}
+        turn = {"first": "left", "second": "right", "neither": "neither", "both": "both"}
         if self.swapped[position - 1]:
             turn |= {"first": "right", "second": "left"}
         return {axis: turn[choice] for axis, choice in self.plan[self.pairs[position - 1]].items()}
@@ -167,6 +167,31 @@ def expected_kappa(votes: list[list[str]]) -> float:
     agreement = sum((sum(v * v for v in Counter(item).values()) - n) / (n * (n - 1)) for item in votes) / len(votes)
     chance = sum((count / (n * len(votes))) ** 2 for count in total.values())
     return (agreement - chance) / (1 - chance)
+
+
+def both_videos_go_by_one_hand(page: Page) -> None:
+    """One slider, frame by frame, slow motion, and the width of a desktop."""
+    videos = page.locator("video")
+    page.get_by_role("slider").fill("0.2")
+    page.keyboard.press("Tab")  # off the slider, whose keys are its own
+    for video in videos.all():
+        expect(video).to_have_js_property("paused", True)
+        expect(video).to_have_js_property("currentTime", 0.2)
+    page.get_by_role("button", name="Frame forward").click()
+    times = [video.evaluate("video => video.currentTime") for video in videos.all()]
+    assert times[0] == times[1] and 0.2 < times[0] < 0.41
+    page.get_by_role("button", name="Frame back").click()
+    assert videos.first.evaluate("video => video.currentTime") == pytest.approx(0.2, abs=1e-3)
+    page.get_by_role("button", name="Speed: full").click()
+    for video in videos.all():
+        expect(video).to_have_js_property("playbackRate", 0.5)
+    page.set_viewport_size({"width": 1440, "height": 900})
+    left, right = (video.bounding_box() for video in videos.all())
+    assert left and right and left["width"] == right["width"] > 600 and left["y"] == right["y"]
+    page.get_by_role("button", name="Full width").click()
+    left, right = (video.bounding_box() for video in videos.all())
+    assert left and right and left["width"] == right["width"] > 1300 and left["y"] < right["y"]
+    expect(page.get_by_label("Equally good")).to_have_count(3)
 
 
 def test_a_study_of_20_pairs_with_3_raters_through_the_browser(home: Path, tmp_path: Path, chromium: Browser) -> None:
@@ -196,6 +221,7 @@ def test_a_study_of_20_pairs_with_3_raters_through_the_browser(home: Path, tmp_p
         for video in page.locator("video").all():
             expect(video).to_have_js_property("videoWidth", 64)  # waits; a function to wait for is against the policy
         expect(page.locator("fieldset.current")).to_have_count(1)
+        both_videos_go_by_one_hand(page)
         page.keyboard.press("1")  # not saved: the page is closed before Enter
         context.close()
         context = chromium.new_context()
@@ -254,12 +280,14 @@ def test_a_study_of_20_pairs_with_3_raters_through_the_browser(home: Path, tmp_p
                 assert rate["value"] == flat[choice] / (20 * len(raters))
                 assert rate["low"] <= rate["value"] <= rate["high"]
             assert facts["both_lose"]["value"] == flat["neither"] / (20 * len(raters))
+            assert facts["equally_good"]["value"] == flat["both"] / (20 * len(raters))
             assert facts["fleiss_kappa"]["value"] == pytest.approx(expected_kappa(votes), abs=1e-12)
             for row, (a, b) in zip(facts["cohen_kappa"], itertools.combinations(raters, 2), strict=True):
                 mine, theirs = ([people[r].plan[pair][axis] for pair in rated] for r in (a, b))
                 assert row["raters"] == [a, b] and row["pairs"] == 20
                 assert row["value"] == pytest.approx(cohen_kappa_score(mine, theirs), abs=1e-12)
-            odds = (flat["first"] + flat["neither"] / 2 + 0.5) / (flat["second"] + flat["neither"] / 2 + 0.5)
+            even = (flat["neither"] + flat["both"]) / 2
+            odds = (flat["first"] + even + 0.5) / (flat["second"] + even + 0.5)
             strengths = {row["system"]: row["log_strength"]["value"] for row in facts["bradley_terry"]}
             assert strengths[SYSTEMS[0]] - strengths[SYSTEMS[1]] == pytest.approx(np.log(odds), abs=1e-6)
     assert [row["checks_failed"] for row in found["raters"]] == [0, 0, 2]
@@ -276,6 +304,7 @@ def test_a_study_of_20_pairs_with_3_raters_through_the_browser(home: Path, tmp_p
     assert json.loads((tmp_path / "out" / "results.json").read_text()) == found
     shown = CliRunner().invoke(app, ["study", "results", "knots"])
     assert shown.exit_code == 0 and "failed the attention checks" in shown.output
+    assert "rater 1, rater 2" in shown.output and "equally good" in shown.output
 
 
 def urls_of(html: str) -> list[str]:

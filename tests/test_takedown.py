@@ -11,6 +11,7 @@ from dataclasses import dataclass, replace
 from datetime import timedelta
 from pathlib import Path
 from typing import Any
+from urllib.parse import quote
 
 import av
 import cv2
@@ -34,7 +35,7 @@ from medgen.ledger import Outcome, StepIdentity, Work, open_ledger
 from medgen.postgres import embedded_url
 from medgen.settings import current
 from medgen.shard import ShardResult
-from medgen.store import Store, _name, open_store
+from medgen.store import Store, _name, file_digest, open_store
 from medgen.takedown import NAME, NOTICE, PLAIN, blanked, taken_down_digests
 from medgen.verify import verify
 from medgen.video.limits import Limits
@@ -45,6 +46,7 @@ from tasks.curation.discover import video_id
 from tasks.curation.download_policy import DownloadParams
 from tasks.curation.takedown_block import takedown_block
 from tasks.curation.vanished import vanished
+from tasks.operations.health import CHECKS
 from tasks.operations.recheck import RecheckParams, due, recheck_videos
 from tasks.operations.takedown import finish, take_down
 from tests.conftest import ROOT, S3Server, discover_source, forget_installation, inline, numbered_video, stored
@@ -302,7 +304,12 @@ def test_what_is_forgotten_is_gone_everywhere_and_stays_gone(
     for _ in range(2):
         notice = json.loads((made.folder / NOTICE).read_text())
         assert [(t["video_id"], t["reason"], t["clips"]) for t in notice["takedowns"]] == [(gone, "asked", [clip])]
-        assert {file["path"] for file in notice["files"]} == {f"clips/{clip}.mp4", "metadata.parquet"}
+        assert {file["path"] for file in notice["files"]} == {
+            f"clips/{clip}.mp4", "metadata.parquet", "croissant.json",
+        }  # fmt: skip
+        described = json.loads((made.folder / "croissant.json").read_text())["distribution"]
+        digests = {one["@id"]: one["sha256"] for one in described if "sha256" in one}
+        assert digests["metadata.parquet"] == file_digest(made.folder / "metadata.parquet")[0]
         rows = pq.read_table(made.folder / "metadata.parquet").to_pylist()
         assert {row["video_id"] for row in rows} == {made.id("left"), made.id("right")}
         assert {path.stem for path in (made.folder / "clips").iterdir()} == {row["clip_id"] for row in rows}
@@ -801,3 +808,28 @@ def test_blanking_keeps_the_shape_and_no_word(value: Any) -> None:
 
     compare(value, blanked(value), "")
     assert blanked(blanked(value)) == blanked(value)
+
+
+def test_what_was_stated_of_a_source_is_on_record_and_its_retention_ends(made: Made) -> None:
+    (name,) = {row["name"] for row in facts("source")}
+    assert facts("source")[0]["legal_basis"] is None
+    assert "must be given" in medgen("source", name, "--legal-basis", "consent", code=1)
+    assert "there is no source" in medgen("source", "nobody", "--legal-basis", "consent", "--by", "Dr A", code=1)
+    assert "not between" in medgen("source", name, "--legal-basis", "x", "--retain-days", "-1", "--by", "A", code=1)
+    medgen("source", name, "--legal-basis", "CC BY 4.0 <b>", "--retain-days", "30", "--by", "Dr A")
+    medgen("source", name, "--contact", "dpo@example.org", "--by", "Dr B")
+    (row,) = facts("source", name)
+    assert (row["legal_basis"], row["retain_days"], row["stated_by"]) == ("CC BY 4.0 <b>", 30, "Dr B")
+    assert row["retention_ended"] == 0 and "no video's retention has ended" in medgen("forget", "--retention-ended")
+    with open_catalog().begin() as connection:
+        aged = "UPDATE video SET discovered_at = discovered_at - interval '31 days' WHERE id = :id"
+        connection.execute(text(aged), {"id": made.id("gone")})
+    assert facts("source", name)[0]["retention_ended"] == 1
+    weak = CHECKS["retention"]()
+    assert weak.verdict == "weak" and f"1 of {name}" in weak.found
+    with TestClient(create_site(), base_url="http://localhost") as site:
+        page = site.get(f"/sources?name={quote(name)}").text
+        assert "CC BY 4.0 &lt;b&gt;" in page and "30 days" in page and "before that" in page
+    (told,) = facts("forget", "--retention-ended", "--reason", "retention ended", "--yes")
+    assert told["video_id"] == made.id("gone") and taken_down_videos() == {made.id("gone")}
+    assert facts("source", name)[0]["retention_ended"] == 0 and faults(made) == []

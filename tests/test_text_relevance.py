@@ -73,6 +73,15 @@ def test_plain_cases_and_no_words_at_all(classifier: Any) -> None:
         classifier.probability(["a", "b"], [""], ["", ""])
 
 
+def test_titles_of_many_languages_and_bare_terms(classifier: Any) -> None:
+    medical = ["Total Hip Replacement", "Nephron", "CAT Scans", "膝关节解剖", "Operacja zaćmy krok po kroku"]
+    medical += ["تشريح القلب محاضرة", "복강경 담낭절제술", "УЗИ щитовидной железы", "Beyin MR yorumlama"]
+    other = ["苹果蛋糕的做法", "自転車の修理方法", "기타 강좌 초급", "أجمل أهداف الدوري", "Обзор нового телефона"]
+    other += ["Przepis na szarlotkę", "Học guitar cơ bản", "Elmalı kek tarifi", "Fietsband plakken"]
+    assert (judged(classifier, medical) >= classifier.threshold).all()
+    assert (judged(classifier, other) < classifier.threshold).all()
+
+
 def test_a_description_supports_a_title_and_does_not_drown_it(classifier: Any) -> None:
     vague = ["Part 3: the second case"] * 2
     about = ["Surgery of the gallbladder: laparoscopic view, anatomy of the cystic duct.", "Let's play, level 7."]

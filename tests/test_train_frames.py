@@ -17,13 +17,17 @@ from sqlalchemy.orm import Session
 from typer.testing import CliRunner
 
 from apps.train_frames import train_frames
+from medgen.canonical import rounded
 from medgen.catalog import ModelVersion, open_catalog
 from medgen.errors import SourceUnreadable
 from models.encoders import MOBILENET
 from models.segmentation.frames import load_frame_model, medical_probability
-from models.segmentation.manifest import LabelledFile, read_manifest
-from models.segmentation.train_head import calibration_error, judge_videos_leave_one_source_out, validate
+from models.segmentation.heads import likeness
+from models.segmentation.kernel_machine import GAMMA, fit, fit_projection
+from models.segmentation.manifest import LabelledFile, read_manifest, read_manifests
+from models.segmentation.train_head import judge_videos_leave_one_source_out, train, validate
 from models.segmentation.training_frames import LabelledVideo, sampled_frames
+from models.segmentation.validation import Judged, balanced, bounds_of_doubt, calibration_error, interval_by_source
 
 COLUMNS = ("file", "source", "is_medical", "kind", "sha256")
 
@@ -140,6 +144,63 @@ def test_validation_shows_what_can_be_known_and_no_more() -> None:
     assert validate(noisy_videos(6.0)).scores["balanced_accuracy_by_video"] == 1.0
     blind = validate(noisy_videos(0.0, sources=40)).scores
     assert 0.2 < blind["balanced_accuracy_by_video"] < 0.75
+
+
+def test_what_was_left_out_is_judged_as_by_a_machine_fitted_without_it() -> None:
+    random = np.random.default_rng(3)
+    features = random.normal(size=(50, 8)).astype(np.float32)
+    weight = random.uniform(0.5, 2, 50)
+    targets = np.sign(features[:, :2] + random.normal(size=(50, 2))).astype(np.float64)
+    vectors = fit_projection(features, weight / weight.sum(), (5, 3))(features)
+    group = np.arange(10, 25)
+    rest = np.setdiff1d(np.arange(50), group)
+    found = fit(vectors, weight, targets, 0.2).left_out(group[:4], group)
+    without = fit(
+        [part[rest] for part in vectors], weight[rest], targets[rest], 0.2 * weight.mean() / weight[rest].mean()
+    )
+    alike = likeness([part[group[:4]] for part in vectors], [part[rest] for part in vectors], GAMMA)
+    assert np.allclose(found, alike @ without.duals + without.bias, atol=1e-8)
+
+
+def test_pictures_train_beside_videos_and_derived_ones_stay_with_their_original(labelled: Path, tmp_path: Path) -> None:
+    """A second folder, of pictures, with the other names of columns; a made one trains and is not judged."""
+    from PIL import Image
+
+    rows = []
+    for number, (repository, medical, made, path) in enumerate(
+        [
+            ("Org/Scans", "yes", "", "a.png"),
+            ("Org/Views", "no", "", "b.png"),
+            ("derived:gen.py", "no", "derived here", "org/views: b.png"),
+        ]
+    ):
+        Image.fromarray(np.full((40, 60, 3), 60 * number, np.uint8)).save(tmp_path / f"{number}.png")
+        row = {"file": f"{number}.png", "repository": repository, "is_medical": medical, "made": made, "path": path}
+        rows.append(row | {"category": "medical teaching" if medical == "yes" else "non-medical"})
+    write_manifest(tmp_path, rows, ("file", "repository", "is_medical", "category", "made", "path"))
+    files, _ = read_manifests([labelled, tmp_path])
+    pictures = [file for file in files if file.path.suffix == ".png"]
+    assert [file.sources for file in pictures] == [{"org/scans"}, {"org/views"}, {"org/views"}]
+    assert [file.kind for file in pictures] == ["medical teaching", "non-medical", "non-medical"]
+    trained = train([labelled, tmp_path])
+    assert "medical teaching" in trained.scores["classes"]
+    judged = {judged["file"].rpartition("/")[2] for judged in trained.scores["judged"]}
+    assert judged == {"heart.mp4", "heart_mirrored.mp4", "street.mp4", "rabbit.mp4", "0.png", "1.png"}
+    assert len(trained.data_list["videos"]) == 7
+
+
+def test_doubt_lies_where_both_sides_meet() -> None:
+    random = np.random.default_rng(0)
+    items = [
+        Judged(str(n), "", n % 2 == 0, rounded(p), (rounded(p),), None, {"medical": p}, frozenset({str(n)}))
+        for n, p in enumerate(np.clip(np.where(np.arange(400) % 2 == 0, 0.7, 0.3) + random.normal(0, 0.2, 400), 0, 1))
+    ]
+    low, high = bounds_of_doubt(items, np.full(400, 1 / 400))
+    assert np.mean([i.probability < low for i in items if i.medical]) <= 0.05
+    assert np.mean([i.probability > high for i in items if not i.medical]) <= 0.05 and low < 0.5 < high
+    right = np.array([(item.probability >= 0.5) == item.medical for item in items])
+    lower, upper = interval_by_source(items, right)
+    assert lower < balanced(right, np.array([item.medical for item in items])) < upper < lower + 0.1
 
 
 def test_calibration_error_is_the_distance_between_promise_and_truth() -> None:

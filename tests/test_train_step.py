@@ -20,6 +20,7 @@ from medgen.catalog import ModelVersion, StepRun
 from medgen.errors import ItemFailed
 from medgen.gc import collect_garbage
 from medgen.ledger import open_ledger
+from medgen.model_lineage import models_of
 from medgen.verify import verify
 from models.training.config import TrainConfig
 from models.training.job import read_rows
@@ -27,7 +28,7 @@ from models.training.trainer import Trainer
 from tasks.training import train
 from tasks.training.job_folder import working_folder
 from tasks.training.model_files import model_folder
-from tasks.training.model_lineage import models_of, trained_by
+from tasks.training.model_lineage import trained_by
 from tasks.training.process import TrainingEnded
 from tests.conftest import ROOT
 from tests.made_release import made_release, put_encoded
@@ -70,7 +71,7 @@ def arrange(ledger, folder: Path, overrides):
 def test_killed_and_run_again_is_the_same_model(home, tmp_path, monkeypatch):
     monkeypatch.setenv("OMP_NUM_THREADS", "1")
     ledger = open_ledger()
-    changes = ["max_train_steps=200", "validation_steps=100"]
+    changes = ["max_train_steps=80", "validation_steps=40"]
     identity, work, params = arrange(ledger, tmp_path, changes)
     folder = working_folder(identity.key(work))
     process = subprocess.Popen(
@@ -98,17 +99,17 @@ def test_killed_and_run_again_is_the_same_model(home, tmp_path, monkeypatch):
     # Another cadence goes on from the end; a longer run, whose cosine ends later, only where that is said.
     told = []
     monkeypatch.setattr(train, "launch", lambda job, config, report: Trainer(job, report).run())  # in this process
-    identity, work, more = arrange(ledger, tmp_path, [*changes, "validation_steps=40"])
+    identity, work, more = arrange(ledger, tmp_path, [*changes, "validation_steps=20"])
     again, _ = train.train(ledger, identity, work, more, told.append)
     assert again.outputs[TRANSFORMER] == record.outputs[TRANSFORMER]
-    assert [facts["step"] for facts in told if facts["event"] == "resumed"] == [200]
-    longer = ["max_train_steps=203", f"extends=medgen:{again.detail['name']}"]
+    assert [facts["step"] for facts in told if facts["event"] == "resumed"] == [80]
+    longer = ["max_train_steps=83", f"extends=medgen:{again.detail['name']}"]
     identity, work, more = arrange(ledger, tmp_path, [*changes, *longer])
     extended, _ = train.train(ledger, identity, work, more, told.append)
-    assert extended.detail["steps"] == 203
-    assert [facts["step"] for facts in told if facts["event"] == "resumed"] == [200, 200]
+    assert extended.detail["steps"] == 83
+    assert [facts["step"] for facts in told if facts["event"] == "resumed"] == [80, 80]
     losses = pq.read_table(ledger.store.path(extended.outputs["curve/losses.parquet"])).to_pylist()
-    assert [row["step"] for row in losses] == list(range(1, 204))
+    assert [row["step"] for row in losses] == list(range(1, 84))
     identity, work, more = arrange(ledger, tmp_path, [*changes, *longer, "learning_rate=0.01"])
     with pytest.raises(ItemFailed, match="trained with other configuration"):
         train.train(ledger, identity, work, more)
@@ -132,7 +133,7 @@ def test_killed_and_run_again_is_the_same_model(home, tmp_path, monkeypatch):
 
     listed = json.loads(CliRunner().invoke(app, ["models", "--json"]).stdout)
     (row,) = (row for row in listed if row["digest"] == killed_model)
-    assert (row["steps"], row["preset"], row["release"]) == (200, "nano", "made-1") and row["held_out_loss"] > 0
+    assert (row["steps"], row["preset"], row["release"]) == (80, "nano", "made-1") and row["held_out_loss"] > 0
     assert extended.detail["name"] in CliRunner().invoke(app, ["models"], terminal_width=300).stdout
 
     # the folder can be had, and nothing of it is garbage

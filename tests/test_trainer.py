@@ -68,12 +68,13 @@ def files(folder: Path) -> dict[str, bytes]:
     return {p.relative_to(folder).as_posix(): p.read_bytes() for p in sorted(folder.rglob("*")) if p.is_file()}
 
 
-def start(job: TrainJob, *command: str) -> subprocess.Popen:
+def start(*jobs: TrainJob, command: Sequence[str] = ("-m", "models.training")) -> subprocess.Popen:
     """The job in a process of its own."""
-    job.folder.mkdir(parents=True, exist_ok=True)
-    job.write(job.folder / "job.json")
+    for job in jobs:
+        job.folder.mkdir(parents=True, exist_ok=True)
+        job.write(job.folder / "job.json")
     environment = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT), "ACCELERATE_USE_CPU": "true"}
-    launch = [sys.executable, *(command or ("-m", "models.training")), str(job.folder / "job.json")]
+    launch = [sys.executable, *command, *(str(job.folder / "job.json") for job in jobs)]
     return subprocess.Popen(launch, cwd=ROOT, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
 
 
@@ -234,13 +235,14 @@ def as_alone(one: Trained, job: TrainJob) -> None:
         torch.testing.assert_close(theirs[name], tensor, rtol=1e-2, atol=1e-4)
 
 
-def launched(job: TrainJob, command: Sequence[str]) -> bytes:
-    """What the processes of a job tell, to their end."""
-    process = start(job, *command)
-    said, errors = process.communicate(timeout=300)
-    assert process.returncode == 0, errors.decode()[-3000:]
-    assert b'"trained"' in said
-    return said
+def launched(*jobs: TrainJob, command: Sequence[str]) -> set[int]:
+    """Runs the processes of jobs to their end. Returns the steps that each process of each job went on from."""
+    process = start(*jobs, command=command)
+    said, errors = process.communicate(timeout=600)
+    assert process.returncode == 0, errors.decode()[-6000:]
+    ends = [json.loads(line) for line in said.splitlines() if b'"trained"' in line]
+    assert len(ends) == sum(job.config.num_processes for job in jobs)
+    return {end["resumed_from"] for end in ends}
 
 
 def on_shards(job: TrainJob) -> list[str]:
@@ -258,13 +260,14 @@ def test_processes_do_not_change_the_curve(tmp_path, base, samples):
     two = tiny_job(tmp_path / "two", base, samples, **changes, num_processes=2, context_parallel_degree=2)
     assert two.config.global_batch == 8
     command = training_command(two, "")
-    launched(two, ["tests.shared_tokens_job" if part == "models.training" else part for part in command[1:-1]])
+    shared = ["tests.shared_tokens_job" if part == "models.training" else part for part in command[1:-1]]
+    assert launched(two, command=shared) == {0}
     as_alone(one, two)
     # Each has half of the batch, and weights, gradients and moments are in shards (FSDP 2), from where one had got to.
     sharded = tiny_job(tmp_path / "sharded", base, samples, **changes, num_processes=2, train_batch_size=2)
     left_out = shutil.ignore_patterns("model", "checkpoint-00000006", ".lock")
     shutil.copytree(one.model.parent, sharded.folder, ignore=left_out)
-    assert b'"resumed_from": 4' in launched(sharded, on_shards(sharded))
+    assert launched(sharded, command=on_shards(sharded)) == {4}
     as_alone(one, sharded)
 
 

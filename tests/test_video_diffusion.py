@@ -15,6 +15,7 @@ from sqlalchemy.orm import Session
 
 from medgen.catalog import ModelVersion, StepInput
 from medgen.errors import ItemFailed
+from medgen.holdout import held_out
 from medgen.ledger import open_ledger
 from medgen.shard import close_pools
 from models import ModelUnavailable
@@ -30,7 +31,6 @@ from models.generation.video_diffusion import (
     read_sampling,
 )
 from models.training.clip_frames import Geometry, best_fit, read_frames, read_geometries
-from models.training.holdout import held_out
 from models.training.nano import FRAMES, HEIGHT, MAX_TOKENS, SAMPLING, VAE, WIDTH, save_untrained
 from models.training.nano_vae import TrainedVae, psnr, train_vae
 from tasks.training.base_model import BaseModelParams, base_model

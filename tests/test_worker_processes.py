@@ -1,8 +1,12 @@
 """What crashes, hangs or grows in a worker process ends there, and the others go on."""
 
+import multiprocessing.forkserver
 import os
+import signal
+from contextlib import suppress
 from pathlib import Path
 
+import psutil
 import pytest
 
 from medgen.errors import ItemFailed
@@ -54,6 +58,34 @@ def test_what_is_decoded_beside_the_steps_hurts_only_its_item(one_small_worker: 
         assert decoded_apart(end, "well", time_limit_s=60.0) != os.getpid()
     finally:
         close_decoders()
+
+
+def test_workers_end_with_the_process_that_forked_them_and_others_follow(home: Path) -> None:
+    forks = multiprocessing.forkserver._forkserver  # type: ignore[attr-defined]  # the stubs leave it out
+    try:
+        worker = decoded_apart(end, "well", time_limit_s=60.0)
+        os.kill(forks._forkserver_pid, signal.SIGKILL)
+        psutil.wait_procs([psutil.Process(worker)], timeout=60)
+        assert not psutil.pid_exists(worker)
+        for _ in range(3):  # the first may hear of the end
+            with suppress(ItemFailed):
+                assert decoded_apart(end, "well", time_limit_s=60.0) != worker
+                break
+        else:
+            pytest.fail("no worker follows")
+    finally:
+        close_decoders()
+
+
+def test_a_long_temporary_folder_costs_time_and_nothing_else(
+    home: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr("medgen.forks.get_temp_dir", lambda: "/" + "t" * 90)
+    try:
+        assert decoded_apart(end, "well", time_limit_s=60.0) != os.getpid()
+    finally:
+        close_decoders()
+    assert "too long for a socket" in caplog.text
 
 
 def test_a_worker_may_take_its_share_of_the_memory_that_there_is(

@@ -9,6 +9,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from fastapi import FastAPI, Request
 from fastapi.exceptions import RequestValidationError
+from fastapi.routing import APIRoute
 from fastapi.staticfiles import StaticFiles
 from jinja2 import ChainableUndefined, Environment, FileSystemLoader
 from sqlalchemy.exc import DataError, OperationalError, SQLAlchemyError
@@ -19,9 +20,12 @@ from apps.audit import (
     charts,
     clip_page,
     compare_page,
+    creation_page,
     exports,
     home_page,
+    leaderboard_page,
     lineage_page,
+    listed_page,
     media,
     model_page,
     release_page,
@@ -32,13 +36,15 @@ from apps.audit import (
     takedown_page,
     video_page,
 )
-from apps.audit.access import Access
+from apps.audit.access import Access, Visitors
 from apps.audit.reading import TooSlow, read_only_engine
 from apps.audit.reasons import in_words
+from apps.audit.search_page import within
 from apps.audit.site import Site, query, site_of
 from apps.history import Unknown
 from apps.host_check import HostCheck
 from medgen import __version__
+from medgen.counted import counted
 from medgen.errors import ItemFailed
 from medgen.ledger import Ledger
 from medgen.store import open_store
@@ -48,13 +54,13 @@ log = logging.getLogger(__name__)
 
 FOLDER = Path(__file__).parent
 PAGES = (
-    home_page, search_page, similar_page, clip_page, video_page, release_page, compare_page, model_page, run_page,
-    lineage_page, takedown_page, exports, media,
+    home_page, search_page, listed_page, similar_page, clip_page, video_page, release_page, compare_page, model_page,
+    leaderboard_page, creation_page, run_page, lineage_page, takedown_page, exports, media,
 )  # fmt: skip
 
 
 def create_site(
-    token: str | None = None,
+    visitors: Visitors | None = None,
     *,
     listening: str = "127.0.0.1",
     allowed: Iterable[str] = (),
@@ -63,7 +69,7 @@ def create_site(
     """The site over this installation's catalog and store.
 
     Args:
-        token: as `Access`.
+        visitors: who may look.
         listening, allowed: as `HostCheck`.
         encoders: by which words that are searched for are embedded.
     """
@@ -71,6 +77,9 @@ def create_site(
     app = FastAPI(title="medgen audit", docs_url=None, redoc_url=None, openapi_url=None)
     app.state.site = Site(Ledger(read_only_engine(), open_store()), _templates(), encoders or Encoders())
     for page in PAGES:
+        for route in page.router.routes:
+            if isinstance(route, APIRoute) and route.methods:
+                route.methods.add("HEAD")  # the server sends the head of the same answer
         app.include_router(page.router)
     app.mount("/static", StaticFiles(directory=FOLDER / "static"))
     app.add_exception_handler(Unknown, _unknown)
@@ -79,7 +88,7 @@ def create_site(
     app.add_exception_handler(TooSlow, _too_slow)
     app.add_exception_handler(SQLAlchemyError, _catalog_error)
     app.add_exception_handler(ItemFailed, _store_error)
-    app.add_middleware(Access, token=token)
+    app.add_middleware(Access, visitors=visitors or Visitors())
     app.add_middleware(HostCheck, listening=listening, allowed=allowed)
     return app
 
@@ -100,9 +109,11 @@ def _templates() -> Environment:
         "size": shown_text.size,
         "clock": shown_text.clock,
         "in_words": in_words,
+        "address": shown_text.address,
         "segment": lambda value: quote(str(value), safe=""),
     }
-    templates.globals |= {"version": __version__, "query": query, "charts": charts}
+    templates.globals |= {"version": __version__, "charts": charts}
+    templates.globals |= {"query": query, "within": within, "counted": counted}
     return templates
 
 

@@ -1,29 +1,35 @@
 """The history of one clip on one page: why it was kept or not, every decision, and where it went."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Annotated, Any
 
-from fastapi import APIRouter, Path, Request
+from fastapi import APIRouter, Path, Query, Request
 from sqlalchemy import select, text
 from sqlalchemy.orm import Session
 from starlette.responses import Response
 
 from apps.audit.decisions import describe_steps, explanation_of
+from apps.audit.search_page import LONGEST, place_within
 from apps.audit.site import Site, site_of
 from apps.audit.timeline import clips_of_video, strip_of
 from apps.history import history_of
 from medgen.among import among
 from medgen.catalog import Evaluation, ModelVersion, Release
+from medgen.source_terms import terms_of
 from medgen.verify import record_faults
 
 router = APIRouter()
 
 
 @router.get("/clips/{clip_id}")
-def clip(request: Request, clip_id: Annotated[str, Path(max_length=200)]) -> Response:
+def clip(
+    request: Request,
+    clip_id: Annotated[str, Path(max_length=200)],
+    within: Annotated[str, Query(max_length=LONGEST)] = "",
+) -> Response:
     """The page of a clip."""
     site = site_of(request)
-    return site.page("clip.html", **clip_facts(site, clip_id))
+    return site.page("clip.html", place=place_within(site, within, clip_id), **clip_facts(site, clip_id))
 
 
 def clip_facts(site: Site, clip_id: str) -> dict[str, Any]:
@@ -35,6 +41,7 @@ def clip_facts(site: Site, clip_id: str) -> dict[str, Any]:
         faults = record_faults(session, [step["id"] for step in steps])
         went = went_to(session, [release["name"] for release in history["releases"]])
         copies = _copies(session, clip_id)
+        terms = terms_of(session, history["video"]["source_name"])
     describe_steps(steps, faults)
     at = [sibling["id"] for sibling in siblings]
     place = at.index(clip_id) if clip_id in at else 0
@@ -50,13 +57,21 @@ def clip_facts(site: Site, clip_id: str) -> dict[str, Any]:
         "faults": faults,
         "went": went,
         "copies": copies,
+        "terms": terms,
         "copy_of": last.get("deduplicate", {"detail": {}})["detail"].get("duplicate_of"),
         "privacy": last.get("privacy", {"detail": {}})["detail"],
         "measured": last.get("quality"),
+        "faces": _faces(last.get("quality")),
         "captioned": last.get("caption"),
         "imported": last.get("import"),
         "category": next((s["category"] for s in siblings if s["id"] == clip_id), None),
     }
+
+
+def _faces(measured: Mapping[str, Any] | None) -> int | None:
+    """Most faces on one of the frames that quality looked at; None when it looked for none."""
+    scores = {score["metric"]: score["value"] for score in measured["scores"]} if measured else {}
+    return int(scores["faces"]) if "faces" in scores else None
 
 
 def went_to(session: Session, names: Sequence[str]) -> dict[str, list[dict[str, Any]]]:

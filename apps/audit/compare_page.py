@@ -30,7 +30,10 @@ def compare(
     with site.engine.connect() as connection:
         if not (a and b):
             names = connection.scalars(select(Release.name).order_by(Release.created_at.desc()).limit(500)).all()
-            return site.page("compare_choose.html", names=names, a=a, b=b)
+            first, *rest = [name for name in names if name not in (a, b)] or [""]
+            # The newest beside the one before it, never a release beside itself.
+            b = b or first
+            return site.page("compare_choose.html", names=names, a=a or next(iter(rest), first), b=b)
         pair = [release_of(connection, name) for name in (a, b)]
         outputs = [outputs_of(connection, release["step_run_id"]) for release in pair]
         only = [_only_in(site.engine, connection, a, b), _only_in(site.engine, connection, b, a)]

@@ -7,6 +7,7 @@ from apps.audit import charts
 from apps.audit.reasons import in_words
 from apps.audit.shown_text import number
 from apps.pictures_in_words import pictures_in_words
+from medgen.notes import NOTE
 from medgen.takedown import IMPORT
 
 
@@ -21,7 +22,7 @@ def explanation_of(history: Mapping[str, Any]) -> dict[str, Any]:
             f"Its video was taken down on {takedown['forgotten_at'][:10]}. Bytes and words are gone; the numbers stay."
         )
         return {"status": "forgotten", "words": words, "check": None, "reason": "forgotten", "step": "forget"}
-    current = [s for s in history["steps"] if not s["superseded"] and s["step"] not in ("recheck", "forget")]
+    current = [s for s in history["steps"] if not s["superseded"] and s["step"] not in ("recheck", "forget", NOTE)]
     if [s["step"] for s in current] in ([], ["discover"]):
         words = "It is listed; nothing was done with it yet."
         return {"status": "kept", "words": words, "check": None, "reason": None, "step": "discover"}

@@ -15,13 +15,13 @@ from starlette.background import BackgroundTask
 from starlette.responses import FileResponse, JSONResponse, Response, StreamingResponse
 
 from apps.audit import openlineage, prov, search
-from apps.audit.croissant import croissant
 from apps.audit.lineage import clip_lineage
 from apps.audit.releases import described, outputs_of, release_of
 from apps.audit.search_page import filters_of
 from apps.audit.site import Site, site_of
 from apps.history import Unknown
 from medgen.catalog import StepRun
+from tasks.curation.croissant import croissant
 
 router = APIRouter()
 
@@ -113,13 +113,16 @@ def release_croissant(request: Request, name: Id) -> Response:
     release, _, outputs = _release(site, name)
     schema = pq.read_schema(site.store.path(outputs["metadata"])) if "metadata" in outputs else None
     licences = described(site.store, outputs.get("metadata")).kinds.get("licence", {})
-    return JSONResponse(croissant(release, outputs, schema, licences), headers=_named(f"{name}.croissant.json"))
+    date = release["created_at"].date().isoformat()
+    about = croissant(name, outputs, schema, licences, digest=release["digest"], published=date)
+    return JSONResponse(about, headers=_named(f"{name}.croissant.json"))
 
 
 @router.get("/releases/{name}/{file}")
 def release_file(request: Request, name: Id, file: Annotated[str, Path(max_length=40)]) -> Response:
     """The dataset card, the metadata table or the table of rejected ones."""
     files = {
+        "README.md": ("card", "text/markdown; charset=utf-8"),
         "card.md": ("card", "text/markdown; charset=utf-8"),
         "metadata.parquet": ("metadata", "application/vnd.apache.parquet"),
         "rejected.parquet": ("rejected", "application/vnd.apache.parquet"),

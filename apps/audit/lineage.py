@@ -9,8 +9,20 @@ from sqlalchemy.orm import Session
 
 from apps.history import history_of
 from medgen.among import among
-from medgen.catalog import Clip, Evaluation, ModelVersion, Release, ReleaseClip, Source, StepInput, StepRun, Video
+from medgen.catalog import (
+    Clip,
+    Evaluation,
+    ModelVersion,
+    Release,
+    ReleaseClip,
+    Source,
+    SourceTerms,
+    StepInput,
+    StepRun,
+    Video,
+)
 from medgen.ledger import Ledger
+from medgen.source_terms import terms_of
 
 BATCH = 2000  # members of a release read at once
 
@@ -45,10 +57,16 @@ def clip_lineage(ledger: Ledger, clip_id: str) -> ClipLineage:
             inputs.setdefault(row["step_run_id"], []).append(dict(row))
         by_name = select(Source.__table__).where(Source.name == history["video"]["source_name"])
         source = dict(connection.execute(by_name).mappings().one())
+        source["terms"] = [_stated(terms) for terms in terms_of(session, source["name"])]
         held = select(Release.name, Release.digest, Release.created_at, Release.clips).where(among(Release.name, names))
         releases = [dict(row) for row in connection.execute(held).mappings()]
         models, evaluations = trained_on(connection, names)
     return ClipLineage(history, inputs, source, releases, models, evaluations)
+
+
+def _stated(terms: SourceTerms) -> dict[str, Any]:
+    names = ("legal_basis", "retain_days", "contact", "stated_by", "stated_at")
+    return {name: getattr(terms, name) for name in names}
 
 
 def trained_on(connection: Connection, names: Sequence[str]) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:

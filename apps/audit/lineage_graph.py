@@ -1,4 +1,4 @@
-"""What lies before and after a source, video, clip, release, model or evaluation, as a graph."""
+"""What lies before and after a source, video, clip, release, model, evaluation or creation, as a graph."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -21,8 +21,10 @@ from medgen.catalog import (
     StepRun,
     Video,
 )
+from medgen.counted import counted
+from tasks.creation.on_record import CREATE_STEP
 
-KINDS = ("source", "video", "clip", "release", "model", "evaluation")
+KINDS = ("source", "video", "clip", "release", "model", "evaluation", "creation")
 SHOWN = 8  # nodes of a kind in a picture
 
 
@@ -83,6 +85,8 @@ def graph_of(connection: Connection, kind: str, identity: str) -> Graph:
         graph.add([Node("model", model["digest"], model["name"], model["kind"])])
     elif kind == "evaluation" and identity.isdigit() and int(identity) < 2**62:
         graph.add(_evaluations(connection, Evaluation.step_run_id == int(identity)))
+    elif kind == "creation":
+        graph.add(_creations(connection, StepRun.subject == identity))
     if graph.here not in graph.nodes:
         raise Unknown(f"there is no {kind} {identity[:80]}")
     _before(connection, graph, KINDS.index(kind))
@@ -92,7 +96,12 @@ def graph_of(connection: Connection, kind: str, identity: str) -> Graph:
 
 
 def _before(connection: Connection, graph: Graph, at: int) -> None:
-    if at >= 5:
+    if at >= 6:
+        made = select(StepRun.detail["model"].astext).where(
+            StepRun.step == CREATE_STEP, among(StepRun.subject, graph.ids("creation"))
+        )
+        graph.add(_models(connection, ModelVersion.digest.in_(made)))
+    elif at >= 5:
         evaluated = select(Evaluation.model_digest).where(
             among(Evaluation.step_run_id, map(int, graph.ids("evaluation")))
         )
@@ -125,6 +134,7 @@ def _after(connection: Connection, graph: Graph, at: int) -> None:
         graph.add(_models(connection, among(ModelVersion.release_name, graph.ids("release"))))
     if at <= 4:
         graph.add(_evaluations(connection, among(Evaluation.model_digest, graph.ids("model"))))
+        graph.add(_creations(connection, among(StepRun.detail["model"].astext, graph.ids("model"))))
 
 
 def _edges(connection: Connection, graph: Graph) -> None:
@@ -145,6 +155,10 @@ def _edges(connection: Connection, graph: Graph) -> None:
     runs = [int(i) for i in graph.ids("evaluation")]
     evaluated = select(Evaluation.model_digest, Evaluation.step_run_id).where(among(Evaluation.step_run_id, runs))
     pairs += [(("model", row[0]), ("evaluation", str(row[1]))) for row in connection.execute(evaluated.distinct())]
+    made = select(StepRun.detail["model"].astext, StepRun.subject).where(
+        StepRun.step == CREATE_STEP, among(StepRun.subject, graph.ids("creation"))
+    )
+    pairs += [(("model", row[0]), ("creation", row[1])) for row in connection.execute(made)]
     graph.edges = {(a, b) for a, b in pairs if a in graph.nodes and b in graph.nodes}
 
 
@@ -176,7 +190,7 @@ def _clips(connection: Connection, condition: Any) -> list[Node]:
 def _releases(connection: Connection, names: Sequence[str]) -> list[Node]:
     query = select(Release.name, Release.clips).where(among(Release.name, names)).order_by(Release.created_at.desc())
     rows = connection.execute(query.limit(SHOWN + 1))
-    return [Node("release", row.name, row.name, f"{row.clips:,} clips") for row in rows]
+    return [Node("release", row.name, row.name, counted(row.clips, "clip")) for row in rows]
 
 
 def _models(connection: Connection, condition: Any) -> list[Node]:
@@ -195,3 +209,13 @@ def _evaluations(connection: Connection, condition: Any) -> list[Node]:
     )
     rows = connection.execute(query.limit(SHOWN + 1))
     return [Node("evaluation", str(row.step_run_id), f"{row.step} {row.step_run_id}", row.subject) for row in rows]
+
+
+def _creations(connection: Connection, condition: Any) -> list[Node]:
+    query = (
+        select(StepRun.subject, StepRun.detail)
+        .where(StepRun.step == CREATE_STEP, StepRun.status == "kept", ~StepRun.superseded, condition)
+        .order_by(StepRun.id.desc())
+    )
+    rows = connection.execute(query.limit(SHOWN + 1))
+    return [Node("creation", row.subject, row.detail.get("topic") or row.subject, row.subject) for row in rows]

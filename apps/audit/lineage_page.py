@@ -17,7 +17,7 @@ router = APIRouter()
 
 WIDTH, HEIGHT, GAP_X, GAP_Y, TOP = 186, 46, 38, 12, 34
 COLUMNS = {"source": "Source", "video": "Video", "clip": "Clip", "release": "Release", "model": "Model",
-           "evaluation": "Evaluation"}  # fmt: skip
+           "evaluation": "Evaluation", "creation": "Video for a use"}  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -61,6 +61,7 @@ def page_of(node: Node) -> str:
         "release": f"/releases/{name}",
         "model": f"/models/{name}",
         "evaluation": f"/steps/{name}",
+        "creation": f"/creations/{name}",
     }[node.kind]
 
 
@@ -96,6 +97,7 @@ def _list_of(graph: Graph, node: Node) -> str:
         "release": "/releases",
         "model": "/models",
         "evaluation": "/models",
+        "creation": "/creations",
         "source": "/sources",
     }
     if node.kind in lists:

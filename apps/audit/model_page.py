@@ -7,6 +7,7 @@ from sqlalchemy import Connection, select
 from sqlalchemy.orm import Session
 from starlette.responses import Response
 
+from apps.audit.creation_page import creations_of
 from apps.audit.models import model_of
 from apps.audit.site import site_of
 from medgen.catalog import Evaluation, ModelVersion, StepInput, StepOutput, StepRun
@@ -67,7 +68,7 @@ def model(request: Request, digest: Annotated[str, Path(max_length=200)]) -> Res
         ).all()
     return site.page(
         "model.html", model=row, trained=trained, faults=faults, evaluations=evaluations, generated=generated,
-        base=base, derived=derived,
+        base=base, derived=derived, creations=creations_of(site.ledger, row["digest"]),
     )  # fmt: skip
 
 

@@ -208,6 +208,8 @@ def _code(document: _Document, version: str) -> str:
 def _source(document: _Document, name: str, more: Mapping[str, Any] | None = None) -> str:
     entity = f"source:{digest_of(name)[:32]}"
     address = {"dct:source": plain(more["uri"], 2000)} if more else {}
+    if more and more["terms"]:
+        address["medgen:legal_basis"] = plain(more["terms"][0]["legal_basis"], 2000)
     document.add("entity", entity, {"prov:type": _name("medgen:source"), "prov:label": plain(name, 500), **address})
     return entity
 

@@ -11,7 +11,7 @@ from starlette.responses import Response
 from apps.audit.decisions import describe_steps
 from apps.audit.site import site_of
 from apps.history import Unknown
-from medgen.catalog import Artifact, Clip, Release, Score, StepInput, StepOutput, StepRun, Video
+from medgen.catalog import Artifact, Clip, FlowRun, Release, Score, StepInput, StepOutput, StepRun, Video
 from medgen.verify import record_faults
 
 router = APIRouter()
@@ -27,7 +27,9 @@ FLOWS = text(
       SELECT (SELECT flow_run_id FROM step_run WHERE flow_run_id > jump.flow_run_id ORDER BY flow_run_id LIMIT 1)
       FROM jump WHERE jump.flow_run_id IS NOT NULL
     )
-    SELECT flow.flow_run_id, began.started_at, ended.finished_at, ended.id AS last_id
+    SELECT flow.flow_run_id, began.started_at, ended.finished_at, ended.id AS last_id,
+      (SELECT name FROM flow_run WHERE id = flow.flow_run_id) AS name,
+      (SELECT outcome FROM flow_run WHERE id = flow.flow_run_id) AS outcome
     FROM (SELECT flow_run_id FROM jump WHERE flow_run_id IS NOT NULL LIMIT 3000) AS flow,
     -- Pairs are compared, not the name alone: else the planner goes through all records in the order of their ids.
     LATERAL (SELECT started_at FROM step_run
@@ -91,6 +93,7 @@ def run(
             .join(StepRun, StepRun.id == Release.step_run_id)
             .where(StepRun.flow_run_id == flow_run_id)
         ).all()
+        known = connection.execute(select(FlowRun.name, FlowRun.outcome).where(FlowRun.id == flow_run_id)).first()
     total = sum(row.rows for row in counted)
     steps: dict[str, dict[str, Any]] = {}
     for row in counted:
@@ -99,7 +102,7 @@ def run(
         if row.reason:
             entry["reasons"].append((row.reason, row.rows, row.status))
     return site.page(
-        "run.html", flow_run_id=flow_run_id, steps=steps, rows=rows, releases=releases, total=total,
+        "run.html", flow_run_id=flow_run_id, known=known, steps=steps, rows=rows, releases=releases, total=total,
         complete=total < COUNTED, status=status, last=rows[-1].id if len(rows) == LISTED else None,
     )  # fmt: skip
 

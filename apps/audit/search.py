@@ -6,6 +6,7 @@ what the first does. Nothing counts all rows: totals are the planner's estimates
 
 import base64
 import json
+import math
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -33,9 +34,15 @@ from sqlalchemy.orm import aliased
 from apps.audit.estimates import estimated_rows
 from apps.audit.reading import TooSlow, limited
 from medgen.among import among
-from medgen.catalog import ItemStatus, ModelVersion, ReleaseClip, Score
+from medgen.catalog import ItemStatus, ModelVersion, ReleaseClip, Score, Video
+from medgen.notes import flagged
 
 PAGE = 50
+# Letters of scripts that put no spaces between words: Thai, Lao, Myanmar, Khmer, kana, CJK ideographs, also compatible
+# ones.
+JOINED = re.compile(
+    "[\u0e00-\u0eff\u1000-\u109f\u1780-\u17ff\u3005-\u3007\u3040-\u30ff\u31f0-\u31ff\u3400-\u9fff\uf900-\ufaff\U00020000-\U0003ffff]+"
+)
 DIRECT_S = 1.2  # a search that takes longer is looked for piece by piece, newest first
 WINDOW = 40_000  # rows of such a piece
 FEW = 3000  # as many clips with a score in range are asked for by name
@@ -46,6 +53,8 @@ COLUMNS = (
 )  # fmt: skip
 Kind = Literal["", "clip", "video", "stretch"]
 Status = Literal["", "kept", "rejected", "failed"]
+Sort = Literal["", "oldest", "highest", "lowest"]
+REVERSED: dict[str, Sort] = {"": "oldest", "oldest": "", "highest": "lowest", "lowest": "highest"}
 
 
 class Filters(BaseModel):
@@ -69,6 +78,10 @@ class Filters(BaseModel):
     high: float | None = Field(None, description="Highest score.")
     since: date | None = Field(None, description="Decided on this day or later.")
     until: date | None = Field(None, description="Decided on this day or earlier.")
+    flag: Literal["", "check", "wrong", "privacy", "licence", "cleared"] = Field(
+        "", description="That people put on it."
+    )
+    sort: Sort = Field("", description="Newest decision first by itself; highest and lowest go by the score.")
 
     @field_validator("*", mode="before")
     @classmethod
@@ -82,6 +95,11 @@ class Filters(BaseModel):
     @classmethod
     def _without_empty(cls, values: Any) -> Any:
         return {k: v for k, v in dict(values).items() if not (isinstance(v, str) and not v.strip("\0 \t\r\n"))}
+
+    @property
+    def order(self) -> Sort:
+        """How rows are sorted: by a score only where one is chosen."""
+        return self.sort if self.metric or self.sort == "oldest" else ""
 
     @property
     def given(self) -> dict[str, str]:
@@ -109,12 +127,13 @@ class Page:
 def search(connection: Connection, filters: Filters, after: str | None = None, size: int = PAGE) -> Page:
     """One page of what the filters let through."""
     where = conditions(connection, filters)
+    if filters.order in ("highest", "lowest"):
+        return _by_score(connection, filters, where, after, size)
     start = _parse_cursor(after)
     if start:
-        where.append(tuple_(ItemStatus.decided_at, ItemStatus.id) < tuple_(literal(start[0]), literal(start[1])))
-    query = (
-        _selected(filters).where(*where).order_by(ItemStatus.decided_at.desc(), ItemStatus.id.desc()).limit(size + 1)
-    )
+        place = tuple_(ItemStatus.decided_at, ItemStatus.id), tuple_(literal(start[0]), literal(start[1]))
+        where.append(place[0] > place[1] if filters.order == "oldest" else place[0] < place[1])
+    query = _selected(filters).where(*where).order_by(*_in_order(filters)).limit(size + 1)
     try:
         with limited(connection, DIRECT_S):
             rows = [dict(row) for row in connection.execute(query).mappings()]
@@ -124,6 +143,46 @@ def search(connection: Connection, filters: Filters, after: str | None = None, s
     more = len(rows) > size
     rows = rows[:size]
     return Page(rows, _cursor(rows[-1]) if more else None, about=about)
+
+
+def neighbours(
+    connection: Connection, filters: Filters, identity: str
+) -> tuple[Mapping[str, Any] | None, Mapping[str, Any] | None]:
+    """The rows before and after an item among what the filters let through, in their order."""
+    query = _selected(filters).where(ItemStatus.id == identity)
+    found = connection.execute(query).mappings().first()
+    if found is None:
+        return None, None
+    row = dict(found)
+    at = _score_cursor(row) if filters.order in ("highest", "lowest") else _cursor(row)
+    back = filters.model_copy(update={"sort": REVERSED[filters.order]})
+    before, after = (next(iter(search(connection, way, at, 1).rows), None) for way in (back, filters))
+    return before, after
+
+
+def _in_order(filters: Filters) -> tuple[ColumnElement[Any], ...]:
+    columns = (ItemStatus.decided_at, ItemStatus.id)
+    return tuple(c.asc() if filters.order == "oldest" else c.desc() for c in columns)
+
+
+def _by_score(
+    connection: Connection, filters: Filters, where: Sequence[ColumnElement[bool]], after: str | None, size: int
+) -> Page:
+    """Rows by the newest value of their score. Raises `TooSlow`: they are too many for that."""
+    value = _newest(filters.metric)
+    high = filters.order == "highest"
+    start = _parse_score_cursor(after)
+    conditions_ = list(where)
+    if start:
+        place = tuple_(value, ItemStatus.id), tuple_(literal(start[0]), literal(start[1]))
+        conditions_.append(place[0] < place[1] if high else place[0] > place[1])
+    order = (value.desc(), ItemStatus.id.desc()) if high else (value.asc(), ItemStatus.id.asc())
+    query = _selected(filters).where(*conditions_).order_by(*order).limit(size + 1)
+    rows = [dict(row) for row in connection.execute(query).mappings()]
+    about = None if after else estimated_rows(connection, _selected(filters).where(*where))
+    more = len(rows) > size
+    rows = rows[:size]
+    return Page(rows, _score_cursor(rows[-1]) if more else None, about=about)
 
 
 def every(connection: Connection, filters: Filters, most: int, batch: int = 2000) -> Iterator[Mapping[str, Any]]:
@@ -166,6 +225,8 @@ def conditions(connection: Connection, filters: Filters) -> list[ColumnElement[b
             or_(ModelVersion.name == filters.model, ModelVersion.digest == filters.model)
         )
         where.append(_in_release([name for name in connection.scalars(named) if name]))
+    if filters.flag:
+        where.append(flagged(filters.flag))
     if filters.metric:
         where.append(_scored(connection, filters))
     return where
@@ -198,16 +259,15 @@ def _in_pieces(
     size: int,
 ) -> Page:
     """Looks through the newest rows only; where it stopped, the next page goes on."""
-    window = select(ItemStatus.id, ItemStatus.decided_at).order_by(ItemStatus.decided_at.desc(), ItemStatus.id.desc())
+    window = select(ItemStatus.id, ItemStatus.decided_at).order_by(*_in_order(filters))
     if start:
-        window = window.where(
-            tuple_(ItemStatus.decided_at, ItemStatus.id) < tuple_(literal(start[0]), literal(start[1]))
-        )
+        place = tuple_(ItemStatus.decided_at, ItemStatus.id), tuple_(literal(start[0]), literal(start[1]))
+        window = window.where(place[0] > place[1] if filters.order == "oldest" else place[0] < place[1])
     piece = window.limit(WINDOW).cte("piece").prefix_with("MATERIALIZED", dialect="postgresql")
     query = (
         _selected(filters)
         .where(ItemStatus.id.in_(select(piece.c.id)), *where)
-        .order_by(ItemStatus.decided_at.desc(), ItemStatus.id.desc())
+        .order_by(*_in_order(filters))
         .limit(size)
     )
     rows = [dict(row) for row in connection.execute(query).mappings()]
@@ -218,7 +278,16 @@ def _in_pieces(
 
 
 def _words(q: str) -> ColumnElement[bool]:
-    """Words in any order, "phrases", -without; the last word may be a beginning. An id finds its item."""
+    """Words in any order, "phrases", -without; the last word may be a beginning. An id finds its item, a URL what was
+    made of it. Where words are not set apart, as in Chinese, Japanese, Thai, every part of a title is one."""
+    if "://" in q:
+        named = select(Video.id).where(or_(Video.url == q, Video.external_id == q))
+        return ItemStatus.video_id.in_(named)
+    if joined := JOINED.findall(q):
+        shown = func.concat_ws(" ", ItemStatus.title, ItemStatus.channel)
+        parts = [shown.contains(part, autoescape=True) for part in joined]
+        rest = JOINED.sub(" ", q).strip()
+        return and_(*parts, *([_words(rest)] if rest else []))
     query = func.websearch_to_tsquery(text("'simple'"), q)
     last = re.search(r"(\w{2,})$", q)
     matches: ColumnElement[bool] = ItemStatus.words.op("@@")(query)
@@ -262,6 +331,24 @@ def _midnight(day: date) -> datetime:
 def _cursor(row: Mapping[str, Any]) -> str:
     key = json.dumps([row["decided_at"].astimezone(UTC).isoformat(), row["id"]])
     return base64.urlsafe_b64encode(key.encode()).decode().rstrip("=")
+
+
+def _score_cursor(row: Mapping[str, Any]) -> str:
+    key = json.dumps([row["value"], row["id"]])
+    return base64.urlsafe_b64encode(key.encode()).decode().rstrip("=")
+
+
+def _parse_score_cursor(after: str | None) -> tuple[float, str] | None:
+    """A cursor as it was given; a made-up one begins at the beginning."""
+    if not after or len(after) > 600:
+        return None
+    try:
+        value, identity = json.loads(base64.urlsafe_b64decode(after + "=" * (-len(after) % 4)))
+    except (ValueError, TypeError):
+        return None
+    if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value):
+        return None
+    return (float(value), identity) if isinstance(identity, str) and identity.isprintable() else None
 
 
 def _parse_cursor(after: str | None) -> tuple[datetime, str] | None:

@@ -36,6 +36,17 @@ def words(value: Any, limit: int = 0) -> Markup:
     ).format(_visible(text[:LONGEST]), f"{len(text) - LONGEST:,}", _visible(rest), more)
 
 
+def address(value: Any, limit: int = 0) -> Markup:
+    """A URL that a stranger wrote, as a link where it is one of the web's; else as `words`. The page that it leads to
+    learns nothing of this one."""
+    text = "" if value is None else str(value)
+    if not text.lower().startswith(("http://", "https://")) or UNSEEN.search(text) or '"' in text:
+        return words(text, limit or LONGEST)
+    return Markup('<a href="{}" rel="noopener noreferrer nofollow external">{}</a>').format(
+        text, words(text, limit or LONGEST)
+    )
+
+
 def plain(value: Any, limit: int = 200) -> str:
     """A stranger's text where no markup can stand (a page's title, an image's description): nothing unseen in it."""
     text = UNSEEN.sub("\ufffd", "" if value is None else str(value))

@@ -81,6 +81,7 @@ def takedown_report(connection: Connection, video_id: str) -> dict[str, Any]:
         "clips": detail.get("clips", []),
         "releases": detail.get("releases", {}),
         "models": detail.get("models", []),
+        "creations": detail.get("creations", []),
         "removed": detail.get("removed", []),
         "copies": detail.get("copies"),
         "copy_of": detail.get("copy_of", []),

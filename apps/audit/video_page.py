@@ -3,25 +3,31 @@
 from typing import Annotated
 
 from fastapi import APIRouter, Path, Query, Request
-from sqlalchemy import func, select
+from sqlalchemy import Connection, func, select
 from sqlalchemy.orm import Session
 from starlette.responses import Response
 
 from apps.audit import search
 from apps.audit.decisions import describe_steps, explanation_of
 from apps.audit.search import Filters
+from apps.audit.search_page import LONGEST, place_within
 from apps.audit.site import Site, site_of
 from apps.audit.timeline import clips_of_video, strip_of
 from apps.history import Unknown, history_of
 from medgen.among import among
-from medgen.catalog import ItemStatus, ReleaseClip, Source, Video
+from medgen.catalog import ItemStatus, ReleaseClip, Source, SourceTerms, Video
+from medgen.source_terms import terms_of
 from medgen.verify import record_faults
 
 router = APIRouter()
 
 
 @router.get("/videos/{video_id}")
-def video(request: Request, video_id: Annotated[str, Path(max_length=200)]) -> Response:
+def video(
+    request: Request,
+    video_id: Annotated[str, Path(max_length=200)],
+    within: Annotated[str, Query(max_length=LONGEST)] = "",
+) -> Response:
     """The page of a video."""
     site = site_of(request)
     history = history_of(site.ledger, "video", video_id)
@@ -30,6 +36,7 @@ def video(request: Request, video_id: Annotated[str, Path(max_length=200)]) -> R
         faults = record_faults(session, [step["id"] for step in history["steps"]])
         held = select(ReleaseClip.release_name).where(among(ReleaseClip.clip_id, [c["id"] for c in clips])).distinct()
         releases = sorted(session.scalars(held))
+        terms = terms_of(session, history["video"]["source_name"])
         uncut = session.execute(
             select(ItemStatus.id, ItemStatus.run_id, ItemStatus.reason)
             .where(ItemStatus.video_id == video_id, ItemStatus.kind == "stretch")
@@ -39,8 +46,10 @@ def video(request: Request, video_id: Annotated[str, Path(max_length=200)]) -> R
     return site.page(
         "video.html",
         history=history,
+        place=place_within(site, within, video_id),
         why=explanation_of(history),
         clips=clips,
+        terms=terms,
         uncut=uncut,
         faults=faults,
         releases=releases,
@@ -62,8 +71,16 @@ def source(request: Request, name: Annotated[str, Query(max_length=2000)] = "") 
             raise Unknown(f"there is no source {name[:80]}")
         filters = Filters(source=name[:300])
         return site.page(
-            "source.html", source=row, filters=filters, page=search.search(connection, filters), wrong=[], after=""
-        )
+            "source.html", source=row, terms=_terms(connection, name), filters=filters,
+            page=search.search(connection, filters), wrong=[], after="",
+        )  # fmt: skip
+
+
+def _terms(connection: Connection, source: str) -> list[SourceTerms]:
+    with Session(connection) as session:
+        terms = terms_of(session, source)
+        session.expunge_all()
+        return terms
 
 
 def _description(site: Site, video_id: str) -> str:

@@ -1,13 +1,13 @@
 """`medgen demo`."""
 
 from collections.abc import Callable, Mapping
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
-from rich.markup import escape
 
-from apps.console import Json, err, out, print_json, report_expected_errors
+from apps.console import Json, err, out, parse_settings, print_json, report_expected_errors
 from apps.refresh import print_summary
 from apps.release import clips_of
 from apps.run_flow import run_flow
@@ -22,6 +22,12 @@ def demo(
     train: Annotated[
         bool, typer.Option("--train", help="Go on to a small model, its evaluation and an augmentation table.")
     ] = False,
+    settings: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--set", metavar="NAME=VALUE", help="Set a parameter of the refresh, such as a threshold: a second release."
+        ),
+    ] = None,
     as_json: Json = False,
 ) -> None:
     """Run everything on real videos that come inside packages: serve, download, judge, release."""
@@ -29,17 +35,20 @@ def demo(
         if train:
             _train(as_json)
             return
-        summary = _release(training=False, quiet=as_json)
+        summary = _release(parse_settings(settings or []), training=False, quiet=as_json)
         if as_json:
             print_json(summary)
             return
         _show_one_clip(summary["release"])
-        out.print(f"\nThe release lies in [bold]{escape(summary['folder'])}[/]: clips/, metadata.parquet, README.md")
         print_summary(summary)
 
 
-def _release(*, training: bool, quiet: bool) -> dict[str, Any]:
-    """Makes the demo's videos, serves them and takes them to a release; the summary of the refresh."""
+def _release(settings: Mapping[str, Any], *, training: bool, quiet: bool) -> dict[str, Any]:
+    """Makes the demo's videos, serves them and takes them to a release; the summary of the refresh.
+
+    Args:
+        settings: parameters of the refresh that are set otherwise.
+    """
     from apps.demo.corpus import build_corpus, write_listing
     from apps.demo.server import serve
 
@@ -57,6 +66,7 @@ def _release(*, training: bool, quiet: bool) -> dict[str, Any]:
                 "min_height": 240,  # the packages' videos are small
                 "request_interval_s": 0,  # of our own server
                 "release_prefix": "demo-scans" if training else "demo",
+                **settings,
             },
             quiet=quiet,
         )
@@ -64,11 +74,12 @@ def _release(*, training: bool, quiet: bool) -> dict[str, Any]:
 
 def _train(as_json: bool) -> None:
     """Release, model, evaluation beside the untrained twin, augmentation. Each part is a run of its own."""
-    from apps.augment import print_augmentation
-    from apps.demo import train
-    from apps.evaluate import print_evaluation
-    from apps.prefect_server import prefect_server
-    from apps.train import print_training
+    with err.status("getting ready"):
+        from apps.augment import print_augmentation
+        from apps.demo import train
+        from apps.evaluate import print_evaluation
+        from apps.prefect_server import prefect_server
+        from apps.train import print_training
 
     runs: dict[str, Mapping[str, Any]] = {}
 
@@ -78,8 +89,10 @@ def _train(as_json: bool) -> None:
             out.rule(part)
             print_part(summary)
 
-    with prefect_server(current().home):  # one for all runs
-        released = _release(training=True, quiet=as_json)
+    with ExitStack() as opened:
+        with err.status("starting the Prefect server"):
+            opened.enter_context(prefect_server(current().home))  # one for all runs
+        released = _release({}, training=True, quiet=as_json)
         show("release", released, print_summary)
         folder = current().home / "demo-train"
         files = train.write_files(released["release"], Path(released["folder"]), folder)

@@ -18,6 +18,7 @@ from tasks.training.released import ReleasedClip, released_clips
 SEEDS = 5
 FOLDS = 3
 RATIOS = [0.5, 1.0]
+TRAIN_STEPS, VAE_STEPS = 300, 200
 
 
 @dataclass(frozen=True)
@@ -57,8 +58,8 @@ def write_files(release: str, release_folder: Path, folder: Path) -> Files:
 
 
 def training_arguments(release: str) -> dict[str, Any]:
-    """Of the flow `train`."""
-    return {"release": release, "preset": "nano"}
+    """Of the flow `train`: half of what the preset would take, so that a first hour holds all of it."""
+    return {"release": release, "preset": "nano", "max_train_steps": TRAIN_STEPS, "vae_steps": VAE_STEPS}
 
 
 def evaluation_arguments(trained: Mapping[str, Any], files: Files, report: Path) -> dict[str, Any]:

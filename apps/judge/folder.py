@@ -2,9 +2,9 @@
 
 import json
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from functools import cache
 from pathlib import Path
-from typing import Any
 
 from pebble import ProcessExpired
 
@@ -16,7 +16,6 @@ from medgen.settings import current
 from medgen.store import file_digest
 from medgen.worker_processes import failure_of, worker_pool
 from models.segmentation.frames import DEFAULT_HEAD
-from models.segmentation.train_head import judge_videos_leave_one_source_out
 
 LIMIT_S = 600.0  # for a file
 
@@ -26,8 +25,7 @@ def measure_all(
 ) -> tuple[dict[str, Verdict], list[str]]:
     """file → verdict, and what a reader must know about how they were reached.
 
-    Files that the packaged head was trained on are judged by a head that saw none of their sources instead, where the
-    folder's labels suffice to train it; else their verdicts on "medical" are left out of account by the note.
+    Of files that the packaged head was trained on stands what heads said of them that saw none of their sources.
     """
     verdicts: dict[str, Verdict] = {}
     with worker_pool(current().workers) as pool:
@@ -50,29 +48,16 @@ def _unseen(
 ) -> tuple[dict[str, Verdict], list[str]]:
     if parameters.frame_head or parameters.frame_encoder != "mobilenet_v2" or parameters.frame_judge != "head":
         return verdicts, []
-    known = _trained_on()
-    trained = {
-        label.file
-        for label in labels
-        if (folder / label.file).is_file() and file_digest(folder / label.file)[0] in known
-    }
+    left_out = _judged_unseen()
+    files = [label.file for label in labels if (folder / label.file).is_file()]
+    digests = {file: file_digest(folder / file)[0] for file in files}
+    trained = {file for file in files if digests[file] in left_out}
     if not trained:
         return verdicts, []
-    try:
-        judged = {j.file: j.probability for j in judge_videos_leave_one_source_out(folder)}
-    except (ValueError, OSError) as error:
-        return verdicts, [
-            f"{len(trained)} files trained the packaged frame head: what it says of them proves nothing ({error})"
-        ]
-    for file in trained & judged.keys():
-        probability = rounded(judged[file])
-        verdicts[file] = Verdict(
-            **{
-                **vars(verdicts[file]),
-                "medical": probability,
-                "is_medical": probability >= parameters.medical_threshold,
-            }
-        )
+    for file in trained:
+        probability = rounded(left_out[digests[file]])
+        medical = probability >= parameters.medical_threshold
+        verdicts[file] = replace(verdicts[file], medical=probability, is_medical=medical)
     return verdicts, [
         f"{len(trained)} files trained the packaged frame head; on “medical” they are judged by heads that were "
         "trained without any video of their source (leave one source out)"
@@ -80,17 +65,10 @@ def _unseen(
 
 
 @cache
-def _trained_on() -> frozenset[str]:
-    """Digests of the videos that trained the packaged head."""
-    card = json.loads(DEFAULT_HEAD.with_suffix(".json").read_text())
-
-    def digests(value: Any) -> list[str]:
-        if isinstance(value, dict):
-            own = [value["sha256"]] if isinstance(value.get("sha256"), str) and "file" in value else []
-            return own + [d for inner in value.values() for d in digests(inner)]
-        return [d for inner in value for d in digests(inner)] if isinstance(value, list) else []
-
-    return frozenset(digests(card))
+def _judged_unseen() -> dict[str, float]:
+    """sha256 → P(medical) of what trained the packaged head, by heads that saw none of its sources."""
+    card = json.loads(DEFAULT_HEAD.with_suffix(".json").read_text(encoding="utf-8"))
+    return {judged["sha256"]: judged["probability"] for judged in card["judged"]}
 
 
 def _measured(folder: Path, file: str, parameters: JudgeParameters) -> Verdict:

@@ -22,7 +22,7 @@ from medgen.video.limits import Limits
 from medgen.video.pictures import VideoReader, decode_jpeg, evenly_spaced, pictures
 from medgen.video.probe import probe
 from models.segmentation.borders import Borders, detect_borders
-from models.segmentation.frames import NON_MEDICAL
+from models.segmentation.heads import NON_MEDICAL
 from tasks.curation.classify import ClassifyParams, loaded_model
 from tasks.curation.decide import DecideParams, Facts, checks
 from tasks.curation.quality import QualityAnalyzer, QualityParams, TextFacts
@@ -110,7 +110,7 @@ def measure_file(path: Path, parameters: JudgeParameters) -> Verdict:
             )
     with clock("classify"):
         model = loaded_model(parameters)
-        probabilities = model.probabilities(model.embed(frames))
+        probabilities = model.probabilities(model.features(frames))
         mean = probabilities.mean(axis=0)
         other = model.classes.index(NON_MEDICAL)
         medical = rounded(float(1.0 - mean[other]))

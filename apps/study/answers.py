@@ -11,7 +11,7 @@ from sqlalchemy.orm import Session
 from medgen.catalog import Study, StudyAnswer, StudyPair, StudyRater, now
 from tasks.evaluation.study import AXES, ERRORS, LEVEL, LEVELS, token_digest
 
-SIDES = ("left", "right", "neither")  # what a rater of pairs chooses
+SIDES = ("left", "right", "neither", "both")  # what a rater of pairs chooses
 LEVEL_CHOICES = tuple(map(str, range(LEVELS)))  # what a rater of errors chooses
 MAX_COMMENT = 2000  # characters
 MAX_TOKEN = 100
@@ -154,4 +154,4 @@ def save(engine: Engine, rater: Rater, position: int, given: Given, seconds: flo
 def _turned(choice: str, swapped: bool) -> str:
     """left and right to first and second, and back."""
     there = {"left": "second", "right": "first"} if swapped else {"left": "first", "right": "second"}
-    return (there | {there[side]: side for side in there} | {"neither": "neither"})[choice]
+    return (there | {there[side]: side for side in there} | {"neither": "neither", "both": "both"})[choice]

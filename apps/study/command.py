@@ -5,6 +5,7 @@ from collections.abc import Mapping
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
+from urllib.parse import urlsplit
 
 import typer
 from rich.markup import escape
@@ -13,6 +14,7 @@ from rich.table import Table
 
 from apps.console import Json, err, out, print_json, report_expected_errors
 from apps.host_check import AllowHost, HostCheck, is_loopback
+from medgen.counted import counted
 
 if TYPE_CHECKING:  # loaded when a command needs it
     from tasks.evaluation.study import NewStudy
@@ -85,7 +87,7 @@ def new(
             facts = {"study": name, "kind": kind, "pairs": made.pairs, "checks": made.checks, "links": links}
             print_json(facts | {"left_out": made.left_out, "looks": made.looks})
             return
-        _print_new(name, kind, made, links)
+        _print_new(name, kind, made, links, url)
 
 
 @study_app.command("open")
@@ -106,7 +108,8 @@ def open_study(
         raters = sum(rater.withdrawn_at is None for rater in read_ratings(ledger.engine, name).raters)
         listening, url = listen(host, port)
         shown = url.replace("0.0.0.0", "127.0.0.1")
-        out.print(f"{name} is open for {raters} raters at {shown}   (Ctrl-C stops)", soft_wrap=True)
+        out.print(f"{name} is open for {counted(raters, 'rater')} at {shown}   (Ctrl-C stops)", soft_wrap=True)
+        out.print(f"their links begin with {shown}/r/ unless a proxy stands before it", soft_wrap=True, highlight=False)
         if not is_loopback(host):
             err.print("[yellow]plain HTTP: for raters elsewhere put a proxy with TLS before it (--allow-host NAME)[/]")
         serve(HostCheck(study_site(ledger, name), host, allow_host or ()), listening)
@@ -249,9 +252,9 @@ def _source(text: str) -> tuple[str, str]:
     return label, source
 
 
-def _print_new(name: str, kind: str, made: "NewStudy", links: Mapping[str, str]) -> None:
-    items = "videos" if kind == "errors" else "pairs"
-    out.print(f"[bold]{name}[/]: {made.pairs} {items} and {made.checks} attention checks", highlight=False)
+def _print_new(name: str, kind: str, made: "NewStudy", links: Mapping[str, str], url: str) -> None:
+    items = counted(made.pairs, "video" if kind == "errors" else "pair")
+    out.print(f"[bold]{name}[/]: {items} and {counted(made.checks, 'attention check')}", highlight=False)
     for label, why in made.left_out.items():
         out.print(f"left out {escape(label)}: {escape(why)}", soft_wrap=True)
     if len({tuple(look) for look in made.looks.values()}) > 1:
@@ -259,7 +262,9 @@ def _print_new(name: str, kind: str, made: "NewStudy", links: Mapping[str, str])
         for label, looks in made.looks.items():
             err.print(f"  {escape(label)}: {'; '.join(looks[:4])}", highlight=False, soft_wrap=True)
     _print_links(links)
-    out.print(f"Serve the pages with [bold]medgen study open {name}[/]", soft_wrap=True)
+    port = urlsplit(url).port
+    there = f" --port {port}" if port and port != urlsplit(DEFAULT_URL).port else ""
+    out.print(f"Serve the pages with [bold]medgen study open {name}{there}[/]", soft_wrap=True)
 
 
 def _print_links(links: Mapping[str, str]) -> None:

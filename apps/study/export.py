@@ -32,13 +32,14 @@ def export(ratings: Ratings, results: dict[str, Any], folder: Path) -> list[Path
 def answers_table(ratings: Ratings) -> pa.Table:
     """One row for each answer: pair, prompt, both systems with the digests of the videos, and what was chosen.
 
-    Choices are names of systems or "both_lose"; of attention checks, "intact", "broken" or "both_lose"; null in a study
-    of errors, whose answers are `error_level`. Raters are numbers.
+    Choices are names of systems, "both_lose" or "equally_good"; of attention checks "intact" or "broken" in place of
+    names; null in a study of errors, whose answers are `error_level`. Raters are numbers.
     """
     rows = []
     for answer in ratings.answers:
         pair = ratings.pairs[answer.pair]
         names = {"first": pair.first_system, "second": pair.second_system, "neither": "both_lose"}
+        names |= {"both": "equally_good"}
         if pair.kind == "check":
             names |= {place: "intact" if place == pair.expected else "broken" for place in ("first", "second")}
         rows.append(

@@ -3,12 +3,13 @@
 Definitions, which an independent count must meet:
 
 - A vote is one rater's answer on one rated pair and one axis. Attention checks are no votes.
-- The win rate of a system is its wins over all votes on pairs that it is in; "both lose" counts among the votes.
+- The win rate of a system is its wins over all votes on pairs that it is in; "both lose" and "equally good" count among
+  the votes.
 - Intervals come from drawing prompts with all their pairs and votes (see `models.metrics.statistics`): with two
   systems that is drawing pairs. They hold for other prompts of this kind, not for other raters.
-- In the Bradley–Terry ranking "both lose" is half a win for each side, since it prefers neither.
-- Fleiss' κ is over pairs that two or more raters answered, with the categories first, second and neither; Cohen's κ
-  over the pairs that both raters answered.
+- In the Bradley–Terry ranking "both lose" and "equally good" are half a win for each side, since they prefer neither.
+- Fleiss' κ is over pairs that two or more raters answered, with the categories first, second, neither and both; Cohen's
+  κ over the pairs that both raters answered.
 - A rater is attentive who answered at least `MIN_CHECKS_RIGHT` of their attention checks rightly: the video that is
   not broken wins on visual quality. Who has answered no check yet counts as attentive.
 
@@ -98,6 +99,7 @@ def _axis(ratings: Ratings, answers: Sequence[StudyAnswer], raters: Sequence[int
             {"system": system, **_win_rate(counts, sides, place[system], cluster, weights)} for system in systems
         ],
         "both_lose": share(counts[:, 2], counts.sum(1), cluster, weights),
+        "equally_good": share(counts[:, 3], counts.sum(1), cluster, weights),
         "head_to_head": [
             {"first": a, "second": b, **_head_to_head(counts, sides, (place[a], place[b]), cluster, weights)}
             for a, b in itertools.combinations(systems, 2)
@@ -133,6 +135,7 @@ def _head_to_head(
         "votes": int(votes.sum()),
         "wins": [int(mine[:, 0].sum()), int(mine[:, 1].sum())],
         "both_lose": int(mine[:, 2].sum()),
+        "equally_good": int(mine[:, 3].sum()),
         "first_win_rate": share(mine[:, 0], votes, cluster, weights),
         "second_win_rate": share(mine[:, 1], votes, cluster, weights),
         "lead": difference(mine[:, 0] - mine[:, 1], votes, cluster, weights),
@@ -147,8 +150,9 @@ def _ranking(
     """Best first: log strength, rank, and the chance to beat an average system."""
     wins = np.zeros((len(counts), len(systems), len(systems)))
     rows = np.arange(len(counts))
-    wins[rows, sides[:, 0], sides[:, 1]] = counts[:, 0] + counts[:, 2] / 2
-    wins[rows, sides[:, 1], sides[:, 0]] = counts[:, 1] + counts[:, 2] / 2
+    undecided = counts[:, 2] + counts[:, 3]
+    wins[rows, sides[:, 0], sides[:, 1]] = counts[:, 0] + undecided / 2
+    wins[rows, sides[:, 1], sides[:, 0]] = counts[:, 1] + undecided / 2
     grouped = rating_statistics.per_cluster(cluster, wins, weights.shape[1])
     strengths = rating_statistics.bradley_terry(wins.sum(0))
     samples = rating_statistics.bradley_terry_samples(grouped, weights)

@@ -7,6 +7,7 @@ from rich.markup import escape
 from rich.table import Table
 
 from apps.console import out
+from medgen.counted import counted
 
 MANY_RATER_PAIRS = 6  # of more only the range is printed
 
@@ -14,22 +15,22 @@ MANY_RATER_PAIRS = 6  # of more only the range is printed
 def print_results(results: Mapping[str, Any]) -> None:
     """Prints the results of a study, as `apps.study.results.results` gives them."""
     table = Table(title="Raters", title_justify="left")
-    for column in ("rater", "answered", "checks failed", "median time", "chose A", "comments", "note"):
-        table.add_column(column, justify="left" if column == "note" else "right")
+    for column in ("who", "answered", "checks failed", "median time", "chose A", "comments", "note"):
+        table.add_column(column, justify="left" if column in ("who", "note") else "right")
     for row in results["raters"]:
         note = "withdrawn" if row["withdrawn"] else "" if row["attentive"] else "failed the attention checks"
         table.add_row(
-            str(row["rater"]), f"{row['answered']} of {row['of']}",
+            f"rater {row['rater']}", f"{row['answered']} of {row['of']}",
             f"{row['checks_failed']} of {row['checks_answered']}",
             "–" if row["median_seconds"] is None else f"{row['median_seconds']:.0f} s",
             "–" if row["left_share"] is None else f"{row['left_share']:.0%}", str(row["comments"]), note,
         )  # fmt: skip
     out.print(table)
     show = _print_errors if results["kind"] == "errors" else _print_over
-    show(results["all_raters"], "all raters")
+    show(results["all_raters"], counted(len(results["all_raters"]["raters"]), "rater") + " in all")
     if results["attentive_raters"]:
-        names = ", ".join(map(str, results["attentive_raters"]["raters"])) or "none"
-        show(results["attentive_raters"], f"raters who passed the attention checks: {names}")
+        names = ", ".join(f"rater {number}" for number in results["attentive_raters"]["raters"]) or "none"
+        show(results["attentive_raters"], f"those who passed the attention checks ({names})")
 
 
 def _print_errors(block: Mapping[str, Any], whose: str) -> None:
@@ -66,7 +67,9 @@ def _print_over(block: Mapping[str, Any], whose: str) -> None:
     ranking = _table(
         f"Win rates and ranking, {whose} (with 95 % intervals)", "axis system", "win rate,votes,rank,strength"
     )
-    duels = _table(f"Head to head, {whose}", "axis first second", "first wins,second wins,both lose,lead of first")
+    duels = _table(
+        f"Head to head, {whose}", "axis first second", "first wins,second wins,both lose,equally good,lead of first"
+    )
     agreement = _table(f"Agreement, {whose}", "axis", "Fleiss' κ,Cohen's κ of pairs of raters")
     for axis, facts in block["axes"].items():
         name = axis.replace("_", " ")
@@ -77,9 +80,11 @@ def _print_over(block: Mapping[str, Any], whose: str) -> None:
             cells = (_shown(row["win_rate"]), str(row["votes"]), rank, _shown(place["log_strength"], "+.2f"))
             ranking.add_row(name if number == 0 else "", escape(place["system"]), *cells)
         both = (_shown(facts["both_lose"]), str(facts["votes"]), "", "")
-        ranking.add_row("", "[dim]both lose[/]", *both, end_section=True)
+        ranking.add_row("", "[dim]both lose[/]", *both)
+        equal = (_shown(facts["equally_good"]), str(facts["votes"]), "", "")
+        ranking.add_row("", "[dim]equally good[/]", *equal, end_section=True)
         for number, duel in enumerate(facts["head_to_head"]):
-            counts = [str(count) for count in (*duel["wins"], duel["both_lose"])]
+            counts = [str(count) for count in (*duel["wins"], duel["both_lose"], duel["equally_good"])]
             names = (escape(duel["first"]), escape(duel["second"]))
             duels.add_row(name if number == 0 else "", *names, *counts, _shown(duel["lead"], "+.1%"))
         agreement.add_row(name, _shown(facts["fleiss_kappa"], ".2f"), _cohens(facts["cohen_kappa"]))

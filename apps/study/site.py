@@ -7,19 +7,18 @@ server, and the pages work without their script too, but for the keys.
 
 import math
 import re
-from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 from importlib.resources import files
 from pathlib import Path
 from typing import Annotated, Any
 from unicodedata import category
-from urllib.parse import parse_qs
 
 from fastapi import APIRouter, Depends, FastAPI, HTTPException, Request, Response
 from fastapi.responses import FileResponse, HTMLResponse, RedirectResponse
 from jinja2 import Environment, PackageLoader, StrictUndefined
 from starlette.exceptions import HTTPException as StarletteHTTPException
 
+from apps.form_site import posted_form, with_headers
 from apps.study.answers import (
     MAX_COMMENT,
     MAX_SECONDS,
@@ -38,20 +37,7 @@ from tasks.evaluation.study import ERRORS, LEVEL, PAIRS
 
 router = APIRouter()
 
-MAX_BODY = 64 << 10  # bytes of a form
 POSITION = re.compile(r"[1-9][0-9]{0,5}")
-HEADERS = {
-    "Content-Security-Policy": (
-        "default-src 'none'; script-src 'self'; style-src 'self'; img-src 'self'; media-src 'self'; "
-        "form-action 'self'; base-uri 'none'; frame-ancestors 'none'"
-    ),
-    "X-Content-Type-Options": "nosniff",
-    "Referrer-Policy": "no-referrer",  # links hold the token
-    "Cross-Origin-Opener-Policy": "same-origin",
-    "Cross-Origin-Resource-Policy": "same-origin",
-    "Permissions-Policy": "camera=(), microphone=(), geolocation=()",
-    "X-Robots-Tag": "noindex, nofollow",
-}
 STATIC = {"study.css": "text/css", "study.js": "text/javascript", "icon.svg": "image/svg+xml"}
 
 # axis → question and what it means, in the order of the page.
@@ -113,7 +99,7 @@ def study_site(ledger: Ledger, study: str) -> FastAPI:
     )  # fmt: skip
     app.state.site = _Site(ledger, study, templates)
     app.include_router(router)
-    app.middleware("http")(_with_headers)
+    app.middleware("http")(with_headers)
     app.add_exception_handler(StarletteHTTPException, _refused)
     app.add_exception_handler(ItemFailed, _broken)
     return app
@@ -138,30 +124,6 @@ def _position(position: str, rater: Annotated[Rater, Depends(_rater)]) -> int:
     return int(position)
 
 
-async def _form(request: Request) -> dict[str, str]:
-    """The last value of each field of an urlencoded form."""
-    kind = request.headers.get("content-type", "").partition(";")[0].strip().lower()
-    if kind != "application/x-www-form-urlencoded":
-        raise HTTPException(415)
-    body = b""
-    async for piece in request.stream():
-        body += piece
-        if len(body) > MAX_BODY:
-            raise HTTPException(413)
-    try:
-        fields = parse_qs(body.decode("ascii"), keep_blank_values=True, errors="replace", max_num_fields=20)
-    except ValueError as error:
-        raise HTTPException(400) from error
-    return {name: values[-1] for name, values in fields.items()}
-
-
-async def _with_headers(request: Request, go_on: Callable[[Request], Awaitable[Response]]) -> Response:
-    response = await go_on(request)
-    for name, value in HEADERS.items():
-        response.headers.setdefault(name, value)
-    return response
-
-
 def _refused(request: Request, error: Exception) -> Response:
     assert isinstance(error, StarletteHTTPException)
     return _site_of(request).page("refused", error.status_code, code=error.status_code)
@@ -173,7 +135,7 @@ def _broken(request: Request, error: Exception) -> Response:
 
 RaterOfToken = Annotated[Rater, Depends(_rater)]
 Position = Annotated[int, Depends(_position)]
-Form = Annotated[dict[str, str], Depends(_form)]
+Form = Annotated[dict[str, str], Depends(posted_form)]
 
 
 @router.get("/")

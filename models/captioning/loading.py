@@ -1,7 +1,9 @@
-"""The captioners by name. Only this file knows all of them; none of them knows it.
+"""The captioners, and the chat models behind them, by name. Only this file knows all of them; none of them knows it.
 
 Those that ask a model are imported where they are made: the offline one needs no package for pictures.
 """
+
+from typing import TYPE_CHECKING
 
 from models import ModelUnavailable
 from models.captioning.captioner import (
@@ -14,6 +16,9 @@ from models.captioning.captioner import (
 )
 from models.captioning.checks import CaptionLimits
 from models.captioning.template import EvidenceTemplateCaptioner, template_digest
+
+if TYPE_CHECKING:
+    from models.captioning.chat import Chat
 
 
 def load_captioner(
@@ -59,6 +64,36 @@ def load_captioner(
     if missing or base_url is None or api_key is None:
         raise ModelUnavailable(f"captioner {name} needs {' and '.join(missing)}; {OFFLINE_CHOICE}")
     return ChatCaptioner(OpenAIChat(model, base_url, api_key, time_limit_s=time_limit_s), words, limits, attempts)
+
+
+def load_chat(
+    name: str, *, base_url: str | None, api_key: str | None, time_limit_s: float = 600, without: str
+) -> "Chat":
+    """A chat model by name, asked once whether it is there.
+
+    Args:
+        name: "openai:MODEL" at `base_url` with `api_key`, or "transformers:NAME_OR_FOLDER".
+        time_limit_s: for one answer of the endpoint, its retries included.
+        without: how to do without it, for the message.
+
+    Raises:
+        ModelUnavailable: the endpoint or its key is not set or does not answer, or the local model is not to be had.
+        ValueError: any other name.
+    """
+    from models.captioning.local_chat import LocalChat
+    from models.captioning.openai_chat import OpenAIChat
+
+    chat: Chat
+    if name.startswith(TRANSFORMERS_PREFIX):
+        chat = LocalChat(name.removeprefix(TRANSFORMERS_PREFIX), 1)
+    elif name.startswith(OPENAI_PREFIX):
+        if not (base_url and api_key):
+            raise ModelUnavailable(f"{name} needs MEDGEN_CAPTION_BASE_URL and MEDGEN_CAPTION_API_KEY; {without}")
+        chat = OpenAIChat(name.removeprefix(OPENAI_PREFIX), base_url, api_key, time_limit_s=time_limit_s)
+    else:
+        raise ValueError(f"a chat model is named 'openai:MODEL' or 'transformers:NAME_OR_FOLDER': {name!r}")
+    chat.ensure_available()
+    return chat
 
 
 def captioner_digest(name: str, prompts: str = DEFAULT_PROMPTS) -> str:

@@ -15,6 +15,7 @@ from medgen.errors import ItemFailed
 from medgen.inference import ask, ensure_loaded
 from medgen.inference_process import Loaded, Served
 from models import ModelUnavailable
+from models.captioning.packaged_whisper import WHISPER_BASE, packaged_whisper
 from models.captioning.transcript import cut_between_words
 from models.hub_files import digests, hub_files
 
@@ -29,7 +30,10 @@ NO_SPEECH = 0.6
 LIKELY_WORDS = -1.0
 MAX_COMPRESSION = 2.4
 
-OFFLINE_CHOICE = "without it leave speech_model empty: clips of videos without subtitles then have no transcript"
+OFFLINE_CHOICE = (
+    "without a network speech_model=whisper_base hears with the extra `speech`, or leave it empty: clips "
+    "of videos without subtitles then have no transcript"
+)
 
 _FILES = ("*.json", "merges.txt", "vocab.txt", "*.safetensors")
 
@@ -171,7 +175,8 @@ def speech_digest(model: str) -> str:
 
 
 def _model_files(model: str) -> tuple[Path, ...]:
-    return hub_files(model, _FILES, f"speech model {model}", OFFLINE_CHOICE)
+    folder = str(packaged_whisper()) if model == WHISPER_BASE else model
+    return hub_files(folder, _FILES, f"speech model {model}", OFFLINE_CHOICE)
 
 
 def _mean_log_probability(sequences: Any, scores: Any, end: int) -> list[float]:

@@ -2,7 +2,7 @@
 
 Multi-index hashing (Norouzi, Punjani and Fleet 2012), band by band and, so that memory stays bounded, piece by piece
 range. By chance alone pieces are shared by pairs whose number grows with the square of the clips, so that all here is
-arrays, and a pair that met by chance costs some ten nanoseconds.
+arrays, and a pair that met by chance costs less than a microsecond.
 """
 
 from collections.abc import Iterator
@@ -13,14 +13,15 @@ import numpy as np
 from models.duplicates.index import Hashes
 from models.duplicates.near_duplicates import ALIKE, BAND_BITS, BANDS, MOST_APART, MOST_IN_BUCKET, sketches_alike
 
-MOST_KEYS = 1 << 25  # pieces in memory at once; at more, they are taken range by range
+MOST_KEYS = 1 << 24  # pieces in memory at once; at more, they are taken range by range
 MOST_RANGES = 64  # into which pieces are divided; only where one piece is everywhere, one range may still be too much
 CLIPS_AT_ONCE = 1 << 12
 MEETINGS_AT_ONCE = 1 << 20
-SKETCHES_AT_ONCE = 1 << 16
-ROW_BITS = 64 - BAND_BITS
+SKETCHES_AT_ONCE = 1 << 12  # few enough for the processor's cache
+PLACE_BITS = np.uint64(64 - BAND_BITS)
 PICTURES, PARTS, INNER = range(3)
 LOW = np.uint64(0xFFFFFFFF)
+HAD, MET = 1, 2  # marks of pieces: some hash has it, another one too
 
 
 def candidate_pairs(hashes: Hashes, order: np.ndarray, known: int | None = None) -> np.ndarray:
@@ -36,42 +37,19 @@ def candidate_pairs(hashes: Hashes, order: np.ndarray, known: int | None = None)
         known: the clips from this number on are paired with those before it only, and these with none.
     """
     clips = _Clips(hashes, order)
-    smaller = None if known is None else slice(known) if clips.rows[known] < clips.rows[-1] / 2 else slice(known, None)
     found = np.zeros(0, np.uint64)
     ranges = 1
     for band in range(BANDS):
         part = 0
         while part < ranges:
             here = _Range(band, part, ranges)
-            new = [_met(clips, here, inner, known, smaller) for inner in (False, True)]
+            new = [_met(clips, here, inner, known) for inner in (False, True)]
             if any(pairs is None for pairs in new):
                 part, ranges = 2 * part, 2 * ranges
                 continue
             found = np.unique(np.concatenate([found, *(pairs for pairs in new if pairs is not None)]))
             part += 1
     return found
-
-
-@dataclass(frozen=True)
-class _Pieces:
-    """Pieces of the hashes of some clips.
-
-    Args:
-        pieces: uint64 (N,).
-        ends: int64 (clips,), the end of each clip's pieces.
-        begin: int64 (clips,), what is to be added to a place among the pieces for the row of its hash.
-    """
-
-    pieces: np.ndarray
-    ends: np.ndarray
-    begin: np.ndarray
-
-    def keys(self, inside: np.ndarray) -> np.ndarray:
-        """uint64 of those that are `inside`: the piece, and its row in the lower bits."""
-        places = np.flatnonzero(inside)
-        rows = places + self.begin[np.searchsorted(self.ends, places, side="right")]
-        keys: np.ndarray = self.pieces[places] << np.uint64(ROW_BITS) | rows.astype(np.uint64)
-        return keys
 
 
 @dataclass(frozen=True)
@@ -89,60 +67,99 @@ class _Range:
 
     def of(self, pieces: np.ndarray) -> np.ndarray:
         """bool (N,): which of a band's pieces are in it."""
-        if self.ranges == 1:
-            return np.ones(len(pieces), bool)
-        inside: np.ndarray = pieces >> np.uint64(self.size.bit_length() - 1) == np.uint64(self.part)
+        inside: np.ndarray = pieces >> (self.size.bit_length() - 1) == self.part
         return inside
 
 
-class _Clips:
-    """The hashes of the clips of a search, numbered by order: the rows of clip n begin at `rows[n]`.
+@dataclass(frozen=True)
+class _Side:
+    """The hashes of the kinds from one up to another of the clips whose numbers are from one up to another."""
+
+    kinds: tuple[int, int]
+    numbers: tuple[int, int]
+
+
+@dataclass(frozen=True)
+class _Pieces:
+    """Pieces of the hashes of some clips.
 
     Args:
-        rows: int64 (clips + 1,).
+        pieces: int64 (N,).
+        rows: int64 (N,), the rows of their hashes in the index.
+        slots: int64 (2 * clips,), of each clip twice its number, for whole pictures, and one more, for parts.
+        ends: int64 (2 * clips,), where the pieces of each slot end.
+    """
+
+    pieces: np.ndarray
+    rows: np.ndarray
+    slots: np.ndarray
+    ends: np.ndarray
+
+
+class _Clips:
+    """The hashes of the clips of a search, numbered by order but listed as they lie on the disk.
+
+    Args:
+        numbers: int64 (clips,).
+        first: int64 (clips,), a clip's first row in the index.
         kinds: int64 (clips, 4), where in a clip's rows each kind begins, and the last ends.
-        first: int64 (clips,), its first row in the index.
     """
 
     def __init__(self, hashes: Hashes, order: np.ndarray) -> None:
         self.hashes, self.order = hashes, order
-        self.first = hashes.first[order]
+        self.numbers = np.argsort(order)
+        places = order[self.numbers]
+        self.first = hashes.first[places]
         self.kinds = np.zeros((len(order), 4), np.int64)
-        np.cumsum(hashes.rows[order], axis=1, out=self.kinds[:, 1:])
-        self.rows = np.concatenate([[0], np.cumsum(self.kinds[:, -1])])
-        self.by_place = np.argsort(order)
+        np.cumsum(hashes.rows[places], axis=1, out=self.kinds[:, 1:])
 
-    def count(self, kinds: tuple[int, int], among: slice | None) -> int:
-        """How many hashes of the kinds from one up to another there are."""
-        numbers = among or slice(None)
-        return int((self.kinds[numbers, kinds[1]] - self.kinds[numbers, kinds[0]]).sum())
+    def sides(self, inner: bool, known: int | None) -> list[_Side]:
+        """The one or two between which, or inside the first of which, pieces are to meet; the first has the fewer."""
+        clips = len(self.order)
+        if known is not None:
+            kinds = (INNER, INNER + 1) if inner else (PICTURES, INNER)
+            return sorted([_Side(kinds, (0, known)), _Side(kinds, (known, clips))], key=self.count)
+        if inner:
+            return [_Side((INNER, INNER + 1), (0, clips))]
+        return [_Side((PICTURES, PARTS), (0, clips)), _Side((PARTS, INNER), (0, clips))]
 
-    def pieces(self, band: int, kinds: tuple[int, int], among: slice | None) -> Iterator["_Pieces"]:
-        """Pieces of the kinds from one up to another, some clips at a time."""
-        numbers = self.by_place
-        if among is not None:
-            inside = np.zeros(len(numbers), bool)
-            inside[among] = True
-            numbers = numbers[inside[numbers]]
+    def count(self, side: _Side) -> int:
+        """How many hashes there are."""
+        inside, (low, high) = self._inside(side), side.kinds
+        return int((self.kinds[inside, high] - self.kinds[inside, low]).sum())
+
+    def pieces(self, here: _Range, side: _Side) -> Iterator[_Pieces]:
+        """The pieces in a range, those of some clips at a time."""
+        inside = self._inside(side)
+        numbers, firsts, kinds = self.numbers[inside], self.first[inside], self.kinds[inside]
         for start in range(0, len(numbers), CLIPS_AT_ONCE):
-            here = numbers[start : start + CLIPS_AT_ONCE]
-            low = self.kinds[here, kinds[0]]
-            counts = self.kinds[here, kinds[1]] - low
-            ends = np.cumsum(counts)
-            begin = low - ends + counts
-            rows = np.repeat(self.first[here] + begin, counts)
+            some = slice(start, start + CLIPS_AT_ONCE)
+            low, high = kinds[some, side.kinds[0]], kinds[some, side.kinds[1]]
+            ends = np.cumsum(high - low)
+            begin = high - ends
+            rows = np.repeat(firsts[some] + begin, high - low)
             rows += np.arange(len(rows))
-            yield _Pieces(_pieces(self.hashes, rows, band), ends, self.rows[here] + begin)
+            ends = np.stack([np.clip(kinds[some, PARTS], low, high) - begin, ends], axis=1).ravel()
+            pieces = _pieces(self.hashes, rows, here.band)
+            if here.ranges > 1:
+                places = np.flatnonzero(here.of(pieces))
+                pieces, rows, ends = pieces[places], rows[places], np.searchsorted(places, ends)
+            yield _Pieces(pieces, rows, (2 * numbers[some, None] + np.arange(2)).ravel(), ends)
             self.hashes.release()
 
     def sketches(self, numbers: np.ndarray) -> np.ndarray:
         """int8 (N, 2, 64) of the clips with these numbers (uint64)."""
-        sketches: np.ndarray = self.hashes.sketches[self.order[numbers.astype(np.int64)]]
+        sketches: np.ndarray = self.hashes.sketches[self.order[numbers.view(np.int64)]]
         return sketches
+
+    def _inside(self, side: _Side) -> np.ndarray | slice:
+        """Which clips are on a side, as an index."""
+        first, last = side.numbers
+        return (self.numbers >= first) & (self.numbers < last) if last - first < len(self.numbers) else slice(None)
 
 
 def _pieces(hashes: Hashes, rows: np.ndarray, band: int) -> np.ndarray:
-    """uint64 (N,): a band's piece of hashes."""
+    """int64 (N,): a band's piece of hashes."""
     first, last = band * BAND_BITS, (band + 1) * BAND_BITS
     if last <= 64:
         piece: np.ndarray = hashes.words[rows, 0] >> np.uint64(64 - last)
@@ -152,39 +169,50 @@ def _pieces(hashes: Hashes, rows: np.ndarray, band: int) -> np.ndarray:
         words = hashes.words[rows]
         piece = words[:, 0] << np.uint64(last - 64) | words[:, 1] >> np.uint64(128 - last)
     piece &= np.uint64((1 << BAND_BITS) - 1)
-    return piece
+    return piece.view(np.int64)
 
 
-def _met(clips: _Clips, here: _Range, inner: bool, known: int | None, smaller: slice | None) -> np.ndarray | None:
+def _met(clips: _Clips, here: _Range, inner: bool, known: int | None) -> np.ndarray | None:
     """Pairs that met in a range of pieces; None when there is too much in it for memory.
 
     Args:
         inner: by their inner parts, else by whole pictures and other parts.
-        smaller: the smaller side of a search among known clips.
     """
-    kinds = (INNER, INNER + 1) if inner else (PICTURES, INNER)
-    wanted: np.ndarray | None = None
-    if smaller is not None or not inner:
-        # A clip is of use only where one of the other side has its piece, a part where some whole picture has. Known by
-        # its last bits: that some others pass too does no harm.
-        asked = kinds if smaller is not None else (PICTURES, PARTS)
-        wanted = np.zeros(min(here.size, 1 << (16 * clips.count(asked, smaller)).bit_length()), bool)
-        for some in clips.pieces(here.band, asked, smaller):
-            wanted[some.pieces[here.of(some.pieces)] & np.uint64(len(wanted) - 1)] = True
-    keys, filled = np.empty(MOST_KEYS, np.uint64), 0
-    for some in clips.pieces(here.band, kinds, None):
-        inside = here.of(some.pieces)
-        if wanted is not None:
-            inside &= wanted[some.pieces & np.uint64(len(wanted) - 1)]
-        new = some.keys(inside)
-        if filled + len(new) > len(keys):
-            if here.ranges < MOST_RANGES:
+    side, *others = clips.sides(inner, known)
+    # Few pieces meet any other. They are picked out first, as sorting all would take longest: pieces are marked by
+    # their last bits, and that some others pass too does no harm.
+    marks = np.zeros(min(here.size, 1 << (16 * clips.count(side)).bit_length()), np.uint8)
+    for some in clips.pieces(here, side):
+        at = some.pieces & (len(marks) - 1)
+        again = at[(marks[at] > 0) | _repeated(at)]
+        marks[at] = HAD
+        if known is None:  # else clips of one side don't meet each other
+            marks[again] = MET
+    kept = _Kept(clips)
+    for other in others:
+        for some in clips.pieces(here, other):
+            at = some.pieces & (len(marks) - 1)
+            places = np.flatnonzero(marks[at])
+            marks[at[places]] = MET
+            if not kept.add(some, places, grow=here.ranges >= MOST_RANGES):
                 return None
-            keys = np.concatenate([keys, np.empty(max(len(keys), len(new)), np.uint64)])
-        keys[filled : filled + len(new)] = new
-        filled += len(new)
-    del wanted
-    return _meetings(clips, _shared(clips, keys[:filled]), inner, known)
+    for some in clips.pieces(here, side):
+        places = np.flatnonzero(marks[some.pieces & (len(marks) - 1)] == MET)
+        if not kept.add(some, places, grow=here.ranges >= MOST_RANGES):
+            return None
+    del marks
+    shared = kept.shared()
+    del kept
+    return _meetings(clips, shared, inner, known)
+
+
+def _repeated(values: np.ndarray) -> np.ndarray:
+    """bool (N,): of int64 values that are the same all but one, and a few others."""
+    last = np.empty(1 << (16 * len(values)).bit_length(), np.int32)  # place of a value, by its last bits
+    spots, places = values & (len(last) - 1), np.arange(len(values), dtype=np.int32)
+    last[spots] = places
+    repeated: np.ndarray = last[spots] != places
+    return repeated
 
 
 @dataclass(frozen=True)
@@ -202,63 +230,95 @@ class _Shared:
     words: np.ndarray
 
 
-def _shared(clips: _Clips, keys: np.ndarray) -> _Shared:
-    """Of pieces, each with its row in the lower bits."""
-    keys.sort()
-    like_next = np.zeros(len(keys), bool)
-    like_next[:-1] = (keys[1:] ^ keys[:-1]) >> np.uint64(ROW_BITS) == 0
-    keys = keys[like_next | np.roll(like_next, 1)]
-    owners, whole, places = np.empty(len(keys), np.uint64), np.empty(len(keys), bool), np.empty(len(keys), np.int64)
-    for start in range(0, len(keys), MEETINGS_AT_ONCE):
-        some = slice(start, start + MEETINGS_AT_ONCE)
-        rows = (keys[some] & np.uint64((1 << ROW_BITS) - 1)).astype(np.int64)
-        numbers = np.searchsorted(clips.rows, rows, side="right") - 1
-        owners[some] = keys[some] >> np.uint64(ROW_BITS) << np.uint64(32) | numbers.astype(np.uint64)
-        local = rows - clips.rows[numbers]
-        whole[some] = local < clips.kinds[numbers, PARTS]
-        places[some] = clips.first[numbers] + local
-    first = np.ones(len(keys), bool)
-    first[1:] = (owners[1:] != owners[:-1]) | (whole[1:] != whole[:-1])
-    del keys
-    owners, whole, places = owners[first], whole[first], places[first]
-    words = np.empty((len(places), 2), np.uint64)
-    by_place = np.argsort(places)  # as they lie on the disk, so that few pages are mapped at a time
-    for start in range(0, len(places), MEETINGS_AT_ONCE):
-        here = by_place[start : start + MEETINGS_AT_ONCE]
-        words[here] = clips.hashes.words[places[here]]
-        clips.hashes.release()
-    return _Shared(owners, whole, words)
+class _Kept:
+    """Pieces that are likely to be shared, with their hashes; those of a slot come one after the other."""
+
+    def __init__(self, clips: _Clips) -> None:
+        self.on_disk, self.filled = clips.hashes.words, 0
+        self.pieces, self.words = np.empty(MOST_KEYS, np.uint64), np.empty((MOST_KEYS, 2), np.uint64)
+        self.counts = np.zeros(2 * len(clips.order), np.int64)  # of each slot
+        self.came = [(np.zeros(0, np.int64), np.zeros(0, np.int64))]  # slots, and how many pieces of each
+
+    def add(self, some: _Pieces, places: np.ndarray, *, grow: bool) -> bool:
+        """Keeps the pieces at some places; False when they are too many, unless it may take more memory for them."""
+        end = self.filled + len(places)
+        if end > len(self.pieces):
+            if not grow:
+                return False
+            more = max(end, 2 * len(self.pieces)) - len(self.pieces)
+            self.pieces = np.concatenate([self.pieces, np.empty(more, np.uint64)])
+            self.words = np.concatenate([self.words, np.empty((more, 2), np.uint64)])
+        self.pieces[self.filled : end] = some.pieces[places]
+        self.words[self.filled : end] = self.on_disk[some.rows[places]]
+        self.filled = end
+        counts = np.diff(np.searchsorted(places, some.ends), prepend=0)
+        self.counts[some.slots] += counts
+        self.came.append((some.slots, counts))
+        return True
+
+    def shared(self) -> _Shared:
+        """Those that are shared. Nothing can be added any more."""
+        slots, counts = (np.concatenate(parts) for parts in zip(*self.came, strict=True))
+        # They are sorted by piece, then by clip: each gets its place in the order of slots.
+        begin = np.cumsum(self.counts) - self.counts
+        places = np.repeat(begin[slots] - (np.cumsum(counts) - counts), counts)
+        places += np.arange(self.filled)
+        came = np.empty(self.filled, np.int32)
+        came[places] = np.arange(self.filled, dtype=np.int32)
+        keys = self.pieces[: self.filled]
+        keys <<= PLACE_BITS
+        keys |= places.view(np.uint64)
+        del places, slots, counts
+        keys.sort()
+        like_next = np.zeros(len(keys), bool)
+        like_next[:-1] = (keys[1:] ^ keys[:-1]) >> PLACE_BITS == 0
+        keys = keys[like_next | np.roll(like_next, 1)]
+        places = (keys & ((np.uint64(1) << PLACE_BITS) - np.uint64(1))).view(np.int64)
+        keys >>= PLACE_BITS
+        slot = np.repeat(np.arange(len(self.counts), dtype=np.uint32), self.counts)[places]
+        first = np.ones(len(keys), bool)
+        first[1:] = (keys[1:] != keys[:-1]) | (slot[1:] != slot[:-1])
+        keys, slot, places = keys[first], slot[first], places[first]
+        return _Shared(keys << np.uint64(32) | slot >> np.uint32(1), slot % 2 == 0, self.words[came[places]])
 
 
 def _meetings(clips: _Clips, shared: _Shared, inner: bool, known: int | None) -> np.ndarray:
     """uint64: seeker in the upper half, one of the first of its bucket, before itself and like it, in the lower."""
-    whole, part = np.flatnonzero(shared.whole), np.flatnonzero(~shared.whole)
-    once = np.ones(len(shared.owners), bool)  # of a clip's whole picture and part that have the same piece, the former
-    once[1:] = shared.owners[1:] != shared.owners[:-1]
-    sought = [(part, part)] if inner else [(whole, np.flatnonzero(once)), (part, whole)]
+    whole, part = shared.whole, ~shared.whole
+    piece_begins, owner_begins = _begins(shared.owners >> np.uint64(32)), _begins(shared.owners)
+    # Of a clip's whole picture and part that have the same piece, the former.
+    once = owner_begins == np.arange(len(owner_begins))
+    sought = [(part, part)] if inner else [(whole, once), (part, whole)]
     found = [np.zeros(0, np.uint64)]
     for seekers, shown in sought:
         if known is not None:
-            first = np.uint64(known)
-            seekers = seekers[shared.owners[seekers] & LOW >= first]
-            shown = shown[shared.owners[shown] & LOW < first]
-        found += _close_pairs(clips, shared, seekers, shown)
+            new = shared.owners & LOW >= np.uint64(known)
+            seekers, shown = seekers & new, shown & ~new
+        before = np.cumsum(shown) - shown
+        start = before[piece_begins]
+        counts = np.minimum(before[owner_begins] - start, MOST_IN_BUCKET)
+        seeking = np.flatnonzero(seekers & (counts > 0))
+        found += _close_pairs(clips, shared, seeking, np.flatnonzero(shown), start[seeking], counts[seeking])
     return np.unique(np.concatenate(found))
 
 
-def _close_pairs(clips: _Clips, shared: _Shared, seekers: np.ndarray, shown: np.ndarray) -> Iterator[np.ndarray]:
-    """As `_meetings`, in pieces, not unique; of places among what is shared."""
-    wanted, there = shared.owners[seekers], shared.owners[shown]
-    start = np.searchsorted(there, wanted & ~LOW)
-    counts = np.clip(np.searchsorted(there, wanted) - start, 0, MOST_IN_BUCKET)
+def _close_pairs(
+    clips: _Clips, shared: _Shared, seekers: np.ndarray, shown: np.ndarray, start: np.ndarray, counts: np.ndarray
+) -> Iterator[np.ndarray]:
+    """As `_meetings`, in pieces, not unique.
+
+    Args:
+        seekers, shown: int64, places among what is shared.
+        start, counts: int64 (seekers,), which of those shown each seeker meets.
+    """
     ends = np.cumsum(counts)
     begin = 0
     while begin < len(seekers):
-        before = ends[begin - 1] if begin else 0
-        end = max(begin + 1, int(np.searchsorted(ends, before + MEETINGS_AT_ONCE, side="right")))
+        done = ends[begin - 1] if begin else 0
+        end = max(begin + 1, int(np.searchsorted(ends, done + MEETINGS_AT_ONCE, side="right")))
         here = slice(begin, end)
         seeker = np.repeat(seekers[here], counts[here])
-        offsets = start[here] - (ends[here] - counts[here] - before)
+        offsets = start[here] - (ends[here] - counts[here] - done)
         rival = shown[np.repeat(offsets, counts[here]) + np.arange(len(seeker))]
         apart = np.bitwise_count(shared.words[seeker] ^ shared.words[rival]).sum(axis=1, dtype=np.int64)
         close = apart <= MOST_APART
@@ -270,3 +330,11 @@ def _close_pairs(clips: _Clips, shared: _Shared, seekers: np.ndarray, shown: np.
         pairs = shared.owners[seeker[close]] << np.uint64(32) | (shared.owners[rival[close]] & LOW)
         yield np.unique(pairs)
         begin = end
+
+
+def _begins(values: np.ndarray) -> np.ndarray:
+    """int64 (N,): of ascending values, the place of the first that is the same."""
+    first = np.ones(len(values), bool)
+    first[1:] = values[1:] != values[:-1]
+    places = np.where(first, np.arange(len(values)), 0)
+    return np.maximum.accumulate(places, out=places)

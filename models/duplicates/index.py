@@ -76,6 +76,8 @@ class FingerprintIndex:
     def __init__(self, folder: Path) -> None:
         self.folder = folder
         self._files: dict[str, int] = {}
+        self._known = np.zeros((2, 0), np.int64)  # ids by place, then places by id; longer than there are entries
+        self._count = 0
         self._ends = 0, 0  # of the fingerprints, bytes, and of the hashes, rows
         folder.mkdir(parents=True, exist_ok=True)
         try:
@@ -102,7 +104,17 @@ class FingerprintIndex:
         self._files.clear()
 
     def __len__(self) -> int:
-        return len(self.ids)
+        return self._count
+
+    @property
+    def ids(self) -> np.ndarray:
+        """int64 (entries,), by place."""
+        return self._known[0, : self._count]
+
+    @property
+    def _by_id(self) -> np.ndarray:
+        """int64 (entries,), places in the order of ids."""
+        return self._known[1, : self._count]
 
     def holds(self, ids: np.ndarray, clips: np.ndarray) -> np.ndarray:
         """bool (N,): which of the entries with these ids (int64) and clips (bytes) are in the index.
@@ -171,7 +183,7 @@ class FingerprintIndex:
         _write(self._files["hashes"], np.concatenate(hashes).tobytes())
         _write(self._files["entries"], rows.tobytes())
         self._ends = start, first
-        self._know(np.concatenate([self.ids, rows["id"]]))
+        self._know(rows["id"])
 
     def fingerprint(self, place: int) -> Fingerprint:
         """The fingerprint of an entry. Raises IndexDamaged."""
@@ -233,6 +245,7 @@ class FingerprintIndex:
             raise IndexDamaged("the index is of another version")
         for name in ("entries", "fingerprints", "hashes", "comparisons"):
             self._files[name] = os.open(self.folder / name, os.O_RDWR | os.O_APPEND)
+        self._count = 0
         self._know(self._checked())
         self._cut()
 
@@ -268,7 +281,17 @@ class FingerprintIndex:
         return np.concatenate(ids)
 
     def _know(self, ids: np.ndarray) -> None:
-        self.ids, self._by_id = ids, np.argsort(ids, kind="stable")  # nearly sorted, which makes that quick
+        """Takes in the ids of the next entries."""
+        before, last = self._count, self.ids[self._by_id[-1:]]
+        self._count += len(ids)
+        if self._count > self._known.shape[1]:  # then twice as long, so that filling takes time in proportion
+            longer = np.zeros((2, 2 * self._count), np.int64)
+            longer[:, :before] = self._known[:, :before]
+            self._known = longer
+        self.ids[before:] = ids
+        self._by_id[before:] = before + np.argsort(ids)
+        if before and len(ids) and ids.min() < last:  # mostly they are younger than those before
+            self._by_id[:] = np.argsort(self.ids)
 
     def _map(self, name: str) -> mmap.mmap | bytes:
         handle = self._files[name]

@@ -157,7 +157,7 @@ class MobileNetViews(MobileNetEncoder):
         import torch
 
         seen: list[Any] = []
-        hook = self.features[-1].register_forward_hook(lambda _module, _inputs, output: seen.append(output))
+        hook = self.blocks[-1].register_forward_hook(lambda _module, _inputs, output: seen.append(output))
         try:
             whole = self.embed(frames)
         finally:

@@ -63,6 +63,47 @@ def regions_over_time(regions: Sequence[Sequence[Region]], reach: int) -> list[l
     ]
 
 
+def tracked(regions: Sequence[Sequence[Region]], most_gap: int) -> list[list[Region]]:
+    """For every frame the regions found on it, and those that a region passed through while the detector lost it.
+
+    A region with none like it on the next frame is looked for on those that follow; to the first that has one where it
+    may have come to, its way is filled in evenly.
+
+    Args:
+        most_gap: frames for which it may be lost.
+    """
+    filled = [list(here) for here in regions]
+    for index, here in enumerate(regions):
+        for region in here:
+            for after in range(index + 1, min(index + 1 + most_gap, len(regions) - 1) + 1):
+                again = [other for other in regions[after] if _may_be(region, other, after - index)]
+                if not again:
+                    continue
+                nearest = min(again, key=lambda other: _distance(region, other))
+                for step in range(1, after - index):
+                    filled[index + step].append(_between(region, nearest, step / (after - index)))
+                break
+    return filled
+
+
+def _distance(one: Region, other: Region) -> float:
+    """Between the middles, in widths of the larger region."""
+    across = one.x + one.width / 2 - other.x - other.width / 2
+    down = one.y + one.height / 2 - other.y - other.height / 2
+    return float(np.hypot(across, down)) / max(1, one.width, other.width)
+
+
+def _may_be(one: Region, other: Region, frames: int) -> bool:
+    """Whether a region may have come to be the other so many frames later: moved by half its width, and then slower."""
+    sizes = one.width / max(1, other.width)
+    return 0.5 <= sizes <= 2 and _distance(one, other) <= min(2.0, 0.5 + 0.1 * (frames - 1))
+
+
+def _between(one: Region, other: Region, share: float) -> Region:
+    places = zip((one.x, one.y, one.width, one.height), (other.x, other.y, other.width, other.height), strict=True)
+    return Region(*(round(a + (b - a) * share) for a, b in places))
+
+
 def _coarsen(view: np.ndarray) -> None:
     height, width = view.shape
     cells = (min(CELLS, width), min(CELLS, height))

@@ -4,7 +4,6 @@ The paper scores this with the LAION aesthetic predictor ("laion_aes" in pyiqa).
 only a stand-in that catches empty pictures.
 """
 
-import logging
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -17,8 +16,6 @@ from models.quality.pyiqa_metric import FrameMetric, ServedMetric, load_pyiqa_me
 OFFLINE_CHOICE = "entropy"
 ENTROPY_NAME = "entropy_stand_in"
 _ENTROPY_DEFINITION = "Shannon entropy in bits of the 256-bin histogram of BT.601 grey levels"
-
-_log = logging.getLogger(__name__)
 
 
 class EntropyStandIn:
@@ -63,7 +60,6 @@ def load_aesthetic(name: str = OFFLINE_CHOICE, *, weights: Path | None = None, d
     if name == OFFLINE_CHOICE:
         if weights is not None:
             raise ValueError("the entropy stand-in takes no weights file")
-        _log.warning("aesthetic scores come from an offline stand-in (entropy): it only catches empty pictures")
         return EntropyStandIn()
     return load_pyiqa_metric(name, offline_choice=OFFLINE_CHOICE, weights=weights, device=device)
 

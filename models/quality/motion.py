@@ -19,6 +19,9 @@ MotionType = Literal["still"] | CameraMotion
 MIN_SIDE = 16
 # Grey levels, after a 3x3 mean. Held pictures stay below it through H.264; an echocardiogram does not.
 NOISE_FLOOR = 8.0
+# A picture whose levels span less is quieter, in what moves and in what the codec adds: the floor falls with the span.
+FULL_SPAN = 128.0
+LEAST_FLOOR = 3.0
 # Default for `motion_type`. A held picture measured 0, the calmest live video (an ultrasound phantom) 0.011.
 STILL_BELOW = 0.005
 # A slow pan or zoom over a photograph ("Ken Burns effect"): a shift, turn and scaling of the whole picture leaves at
@@ -36,7 +39,7 @@ class Motion:
     Attributes:
         mean_change: mean absolute difference of neighbouring frames, grey levels, 0..255.
         max_change: the largest such difference of one pair of neighbours, 0..255.
-        moving_fraction: share of pixels more than `NOISE_FLOOR` away from the first frame, averaged over
+        moving_fraction: share of pixels more than `noise_floor` away from the first frame, averaged over
             the later frames, 0..1. Slow drift adds up in it, where neighbours would hardly differ.
         unexplained_change: share of the pixels changed over a second (`PHOTO_STEPS`) that stays changed when the
             best similarity transform of the whole picture is undone, 0..1; 1 when nothing moves or no transform
@@ -69,8 +72,9 @@ def measure_motion(gray: np.ndarray) -> Motion:
     # One by one: cv2 would take the frames of a stack for the channels of one picture.
     smooth = np.stack([cv2.blur(frame.astype(np.float32), (3, 3)) for frame in gray])
     changes = [float(cv2.absdiff(a, b).mean()) for a, b in itertools.pairwise(gray)]
-    departed = [float((np.abs(frame - smooth[0]) > NOISE_FLOOR).mean()) for frame in smooth[1:]]
-    unexplained, speed_change = _photograph(gray, smooth)
+    floor = noise_floor(gray[0])
+    departed = [float((np.abs(frame - smooth[0]) > floor).mean()) for frame in smooth[1:]]
+    unexplained, speed_change = _photograph(gray, smooth, floor)
     return Motion(
         mean_change=rounded(float(np.mean(changes))),
         max_change=rounded(max(changes)),
@@ -78,6 +82,12 @@ def measure_motion(gray: np.ndarray) -> Motion:
         unexplained_change=rounded(unexplained),
         speed_change=rounded(speed_change),
     )
+
+
+def noise_floor(picture: np.ndarray) -> float:
+    """Grey levels, after a 3x3 mean, by which a pixel of such a picture, uint8 (h, w), must differ to have changed."""
+    low, high = np.percentile(picture, (0.5, 99.5))
+    return max(LEAST_FLOOR, NOISE_FLOOR * min(1.0, float(high - low) / FULL_SPAN))
 
 
 def motion_type(motion: Motion, camera: CameraPath, still_below: float = STILL_BELOW) -> MotionType:
@@ -92,7 +102,7 @@ def is_panned_photograph(motion: Motion) -> bool:
     return motion.unexplained_change <= PHOTO_UNEXPLAINED_TO and motion.speed_change <= PHOTO_SPEED_CHANGE_TO
 
 
-def _photograph(gray: np.ndarray, smooth: np.ndarray) -> tuple[float, float]:
+def _photograph(gray: np.ndarray, smooth: np.ndarray, floor: float) -> tuple[float, float]:
     """`unexplained_change` and `speed_change`, see `Motion`."""
     gap = min(PHOTO_STEPS, len(gray) - 1)
     height, width = gray.shape[1:]
@@ -101,7 +111,7 @@ def _photograph(gray: np.ndarray, smooth: np.ndarray) -> tuple[float, float]:
     changed, left, moves = 0.0, 0.0, []
     for index in range(len(gray) - gap):
         before, after = smooth[index], smooth[index + gap]
-        change = float((np.abs(after - before) > NOISE_FLOOR).mean())
+        change = float((np.abs(after - before) > floor).mean())
         changed += change
         rest = change
         transform = _similarity(gray[index], gray[index + gap]) if change > 0 else None
@@ -109,7 +119,7 @@ def _photograph(gray: np.ndarray, smooth: np.ndarray) -> tuple[float, float]:
             undone = cv2.warpAffine(before, transform, (width, height))
             inside = cv2.warpAffine(np.ones_like(before), transform, (width, height)) > 0.999
             if inside.mean() >= 0.5:
-                rest = min(rest, float((np.abs(after - undone)[inside] > NOISE_FLOOR).mean()))
+                rest = min(rest, float((np.abs(after - undone)[inside] > floor).mean()))
                 growth = (np.hypot(transform[0, 0], transform[1, 0]) - 1) * width / 2
                 moves.append([*(transform @ middle - middle[:2]), growth])
         left += rest

@@ -15,6 +15,8 @@ import numpy as np
 
 from medgen.canonical import digest_of, rounded
 from models.quality.text_lines import (
+    HELD,
+    HELD_AROUND,
     HUGE,
     LEAST_CONFIDENCE,
     LEAST_CONTRAST,
@@ -23,8 +25,12 @@ from models.quality.text_lines import (
     MOST_TILT,
     MOVED,
     MOVING_PICTURE,
+    PASSES_BEHIND,
     STAYS,
     STILL_GROUND,
+    SURE_READING,
+    WORD_UNREAD,
+    WORD_UNSURE,
     ClipFrames,
     MeasuredLine,
     measure_line,
@@ -33,6 +39,8 @@ from models.quality.text_lines import (
 from models.quality.text_reader import TextBox
 
 Kind = Literal["overlay", "imaging", "scene"]
+TITLE = 0.12
+"""Least height of a title's letters, share of the frame's."""
 ALIKE_HEIGHTS = 0.75
 """Least ratio of the heights of two lines of one font."""
 # What imaging devices write at the margins: measures with units, settings, patient fields, dates and times.
@@ -89,8 +97,15 @@ def overlay_rules_digest() -> str:
         STILL_GROUND,
         HUGE,
         ALIKE_HEIGHTS,
+        SURE_READING,
+        WORD_UNREAD,
+        WORD_UNSURE,
+        HELD,
+        HELD_AROUND,
+        PASSES_BEHIND,
+        TITLE,
     )
-    return digest_of({"name": "overlay rules", "version": 1, "thresholds": thresholds, "device": _DEVICE.pattern})
+    return digest_of({"name": "overlay rules", "version": 3, "thresholds": thresholds, "device": _DEVICE.pattern})
 
 
 def count_words(frames_boxes: Iterable[Iterable[TextBox]]) -> int:
@@ -114,7 +129,7 @@ def judge_overlay(frames_boxes: Sequence[Sequence[TextBox]], frames: Sequence[np
 
     Returns:
         The judgement. A level, sharp line that could not be read (its script is none of the reader's) counts with
-        one word per 2.5 of its heights, an estimate.
+        one word per 1.6 of its heights, an estimate.
 
     Raises:
         ValueError: as many lists as frames are needed, and frames of one shape.
@@ -137,7 +152,8 @@ def judge_overlay(frames_boxes: Sequence[Sequence[TextBox]], frames: Sequence[np
     counts = dict.fromkeys(("overlay", "imaging", "scene"), 0)
     covered = np.zeros((len(frames), *clip.grey[0].shape), bool)
     for line, kind in zip(lines, kinds, strict=True):
-        counts[kind] += line.words
+        # Devices write Latin letters and figures: their words are those that were read, blurred as they may be.
+        counts[kind] += (kind == "imaging" and word_count(line.box.text)) or line.words
         if kind == "overlay":
             covered[line.frame][line.place] = True
     share = rounded(float(covered.mean()))
@@ -157,6 +173,10 @@ def _is_overlay(line: MeasuredLine, lines: Sequence[MeasuredLine], clip: ClipFra
         return False
     if line.stays >= 2 and line.ground_moves >= 0.3 and abs(line.box.angle) <= MOST_TILT * 4:
         return True  # whatever its edges: it stands still where the picture around it moves
+    if line.held and clip.moves and _letters(line.box.text) >= 2:
+        return True  # large or translucent letters, through which the moving picture shows
+    if line.stays >= 2 and line.ground_moves >= PASSES_BEHIND and _is_title(line, clip):
+        return True
     if not line.drawn:
         return False
     if line.box.height > HUGE * clip.height or (line.words >= 2 and (line.stays or line.runs)):
@@ -166,6 +186,11 @@ def _is_overlay(line: MeasuredLine, lines: Sequence[MeasuredLine], clip: ClipFra
         company = sum(other.drawn and other.stays > 0 for other in lines if other.frame == line.frame)
         return clip.moves and company >= 2 and _letters(line.box.text) >= 2
     return line.words >= 3 or (line.words >= 2 and (_is_subtitle(line, clip) or _has_band(line, lines)))
+
+
+def _is_title(line: MeasuredLine, clip: ClipFrames) -> bool:
+    """Whether the line is read for sure and large, whatever its letters look like."""
+    return line.box.height >= TITLE * clip.height and line.box.confidence >= 0.9 and _letters(line.box.text) >= 2
 
 
 def _is_subtitle(line: MeasuredLine, clip: ClipFrames) -> bool:

@@ -24,6 +24,19 @@ LEAST_CONTRAST = 40
 STAYS = 0.85
 """Least correlation of a box's pixels with the same place on another frame for the text to be still there. Measured:
 subtitles over a moving picture 0.93 and more, other words in the same place at most 0.3."""
+SURE_READING = 0.8
+"""Confidence from which a reading tells how many words there are; unknown scripts come to less."""
+WORD_UNREAD, WORD_UNSURE = 1.6, 1.8
+"""Heights of the box that a word takes: of text that could not be read (Arabic and Devanagari: 1.1 to 1.4, Cyrillic:
+2.3), and of text that was read in letters that it may not have (Thai: 1.8; Latin, read for sure: 2.3)."""
+HELD = 0.45
+"""Least share of the edges in a box, by energy, that are there on all frames, for letters that stand before a moving
+picture: edges of a ground that moves come to one over the number of frames. So large letters, through which much ground
+shows, and translucent ones are known."""
+HELD_AROUND = 0.7
+"""Most of that share around the box, relative to the box's own."""
+PASSES_BEHIND = 0.05
+"""Least share of changed pixels around letters for the picture to move behind them: on a wall nothing does."""
 MOVED = 24
 """Grey levels by which a pixel has changed for certain."""
 MOVING_PICTURE = 0.04
@@ -56,6 +69,8 @@ class MeasuredLine:
     """The same pixels stand elsewhere on a neighbouring frame."""
     carried: bool
     """They went there with what is around them."""
+    held: bool
+    """The edges in the box stand still on all frames while those around it do not."""
     dark_ground: bool
 
     @property
@@ -103,7 +118,9 @@ def measure_line(clip: ClipFrames, frame: int, box: TextBox) -> MeasuredLine | N
     if box.confidence < LEAST_CONFIDENCE or not box.text:
         if not (drawn and long and not huge and box.detection >= LEAST_DETECTION):
             return None
-        words = max(1, round(box.width / (2.5 * box.height)))
+        words = max(1, round(box.width / (WORD_UNREAD * box.height)))
+    elif box.confidence < SURE_READING and long and not huge:
+        words = max(words, round(box.width / (WORD_UNSURE * box.height)))
     if not words:
         return None
     others = clip.others(frame)
@@ -129,6 +146,7 @@ def measure_line(clip: ClipFrames, frame: int, box: TextBox) -> MeasuredLine | N
         runs=runs,
         carried=carried,
         dark_ground=float(np.median(grey)) < 70,
+        held=ground_moves >= PASSES_BEHIND and _held(clip, place, around),
     )
 
 
@@ -138,6 +156,27 @@ def _alike(patch: np.ndarray, other: np.ndarray) -> bool:
     if patch.std() < 1 or other.std() < 1:
         return False
     return float(cv2.matchTemplate(patch, other, cv2.TM_CCOEFF_NORMED)[0, 0]) >= STAYS
+
+
+def _held(clip: ClipFrames, place: tuple[slice, slice], around: tuple[slice, slice]) -> bool:
+    """Whether the edges of a place stand still over all frames, and more so than those around it."""
+    if len(clip.half) < 3:
+        return False
+    rows, columns = (slice(side.start // 2, max(side.start // 2 + 2, side.stop // 2)) for side in around)
+    there = [half[rows, columns].astype(np.float32) for half in clip.half]
+    if min(there[0].shape) < 4:
+        return False
+    edges = np.stack([np.stack([cv2.Sobel(one, cv2.CV_32F, 1, 0), cv2.Sobel(one, cv2.CV_32F, 0, 1)]) for one in there])
+    lasting = (edges.mean(axis=0) ** 2).sum(axis=0)
+    all_of_them = (edges**2).sum(axis=1).mean(axis=0)
+    inside = np.zeros(lasting.shape, bool)
+    top, left = place[0].start // 2 - rows.start, place[1].start // 2 - columns.start
+    inside[top : place[0].stop // 2 - rows.start, left : place[1].stop // 2 - columns.start] = True
+    if not inside.any() or inside.all():
+        return False
+    letters = float(lasting[inside].sum()) / (float(all_of_them[inside].sum()) + 1)
+    ground = float(lasting[~inside].sum()) / (float(all_of_them[~inside].sum()) + 1)
+    return letters >= HELD and ground <= HELD_AROUND * letters
 
 
 def _runs(clip: ClipFrames, frame: int, place: tuple[slice, slice], ground_moves: float) -> tuple[bool, bool]:

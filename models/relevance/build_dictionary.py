@@ -3,8 +3,9 @@
 The curated terms of `models/terms/<language>.txt` come first; vocabularies that packages carry are added to them.
 The same inputs give the same bytes.
 
-A curated file has sections `[kind strength]` of terms separated by `;` or line ends, with `#` comments. `[negative]`
-holds contexts that hide the terms inside them, `[stop]` terms that no vocabulary may bring in.
+A curated file has sections `[kind strength]` of terms separated by `;` or line ends, with `#` comments. A term that
+ends with a hyphen is the beginning of words, one that begins with a hyphen the end of words ("kardiolog-", "-ectomie").
+`[negative]` holds contexts that hide the terms inside them, `[stop]` terms that no vocabulary may bring in.
 
 Raw vocabularies are full of everyday words (drugs named Focus, injuries named fall), so of each only those terms are
 taken that hold a word which is rare in everyday language: `rare` looks it up in wordfreq. That list only decides what
@@ -30,9 +31,9 @@ import typer
 
 from models.relevance.dictionary import TERMS_PATH, TERMS_SCHEMA
 from models.relevance.folding import fold
-from models.relevance.patterns import spellings
+from models.relevance.patterns import OPEN, bare, spellings
 
-VERSION = "2"
+VERSION = "3"
 CURATED = Path(__file__).parents[1] / "terms"
 STRENGTHS = {"strong": 1.0, "medium": 0.5, "weak": 0.25}
 KINDS = (
@@ -132,13 +133,20 @@ def curated(folder: Path = CURATED) -> Iterator[Entry]:
                 role, kind, weight = _section(text, f"{path.name}:{number}")
                 continue
             for spelling in filter(None, map(str.strip, text.split(";"))):
-                term = fold(spelling)
-                if not term or not role:
+                term = term_of(spelling)
+                if not bare(term) or not role:
                     raise ValueError(f"{path.name}:{number}: {spelling!r} has no letter or stands before any section")
                 if f"{role} {term}" in seen:
                     raise ValueError(f"{path.name}:{number}: {spelling!r} is in {seen[f'{role} {term}']} already")
                 seen[f"{role} {term}"] = f"line {number}"
                 yield Entry(term, spelling, path.stem, kind, weight, "curated", VERSION, role)
+
+
+def term_of(spelling: str) -> str:
+    """A spelling as it is matched, its marks kept."""
+    before = OPEN if spelling.startswith(OPEN) else ""
+    after = OPEN if spelling.endswith(OPEN) else ""
+    return f"{before}{fold(spelling)}{after}"
 
 
 def _section(text: str, place: str) -> tuple[str, str, float]:

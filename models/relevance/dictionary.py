@@ -18,7 +18,7 @@ import hashlib
 import json
 import threading
 from array import array
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from functools import lru_cache
 from importlib.metadata import version
 from itertools import pairwise
@@ -33,7 +33,7 @@ from platformdirs import user_cache_path
 
 from medgen.memory import trim_heap
 from models.relevance.folding import BETWEEN, UNSPACED, fold_char, fold_fields
-from models.relevance.patterns import Patterns
+from models.relevance.patterns import Patterns, bare
 
 NAME = "medical_dictionary"
 TERMS_PATH = Path(__file__).parents[1] / "weights" / "medical_terms.parquet"
@@ -43,12 +43,15 @@ FIELD_WEIGHTS = (1.0, 0.5, 0.5)
 THRESHOLD = 0.5
 # Terms of at least this weight say by themselves that a text is medical.
 STRONG_WEIGHT = 1.0
+# The weights of weak, medium and strong terms, and of how many terms of each more would be no stronger evidence.
+STRENGTHS, MOST_TERMS = (0.25, 0.5, STRONG_WEIGHT), 3
+EVIDENCE = 2 * len(STRENGTHS)
 # Raise when folding, plurals, hiding or scoring change, so that listings are judged anew.
-RULES_VERSION = 2
+RULES_VERSION = 3
 
 TERMS_SCHEMA = pa.schema(
     [
-        pa.field("term", pa.string(), nullable=False),  # folded, unique within a role
+        pa.field("term", pa.string(), nullable=False),  # folded, a hyphen where a word goes on, unique within a role
         pa.field("spelling", pa.string(), nullable=False),
         pa.field("language", pa.string(), nullable=False),  # ISO 639-1
         pa.field("kind", pa.string(), nullable=False),
@@ -110,8 +113,10 @@ class MedicalDictionary:
     def judge(self, title: pa.Array, description: pa.Array, tags: pa.Array) -> Judgement:
         """Scores N listings.
 
-        Terms are found as whole words, or anywhere in languages without blanks. Case, accents, apostrophes and
-        punctuation between words do not matter, and a term also stands for its regular plural. Occurrences inside a
+        Terms are found as whole words, or anywhere in languages without blanks; those that begin or end with a hyphen
+        ("-ectomy", "kardiolog-") as the end or the beginning of a word, unless a longer one is found there. Case,
+        accents, apostrophes and punctuation between words do not matter, and a term also stands for its regular plural,
+        an Arabic one for itself with what is written as one with it. Occurrences inside a
         negative context do not count. Only the first `MAX_TEXT_CHARS` characters of a field are read. Bytes that are
         not UTF-8 count as blanks.
 
@@ -137,11 +142,24 @@ class MedicalDictionary:
         first = np.searchsorted(owned, np.arange(count + 1, dtype=np.int64) * len(spellings))
         return Judgement(np.concatenate([np.empty(0, np.float32), *scores]), first, owned % len(spellings), spellings)
 
+    def evidence(self, texts: Sequence[str]) -> np.ndarray:
+        """float32 (N, `EVIDENCE`): of each strength (weak, medium, strong) 1 if a text has a term, then the share of
+        `MOST_TERMS` terms that it has."""
+        fields = [pa.array(texts, pa.large_string()).cast(pa.large_binary())]
+        found = np.zeros((len(texts), len(STRENGTHS)), np.float32)
+        for start, stop in _chunks(fields):
+            key, _ = self._judge([fields[0][start:stop]], start)
+            row, term = np.divmod(key, len(self._patterns.spellings))
+            strength = np.searchsorted(STRENGTHS, self._patterns.weights[term], side="right") - 1
+            np.add.at(found, (row, np.maximum(strength, 0)), 1)
+        return np.hstack([found > 0, np.minimum(found, MOST_TERMS) / MOST_TERMS]).astype(np.float32)
+
     def match(self, text: str, min_weight: float = STRONG_WEIGHT) -> list[str]:
-        """The terms of at least `min_weight` in one text, each once, sorted, as the dictionary spells them."""
+        """The whole terms of at least `min_weight` in one text, each once, sorted, as the dictionary spells them."""
         none = pa.array([""])
         judgement, patterns = self.judge(pa.array([text]), none, none), self._patterns
-        return sorted({patterns.spellings[term] for term in judgement._terms if patterns.weights[term] >= min_weight})
+        found = {patterns.spellings[term] for term in judgement._terms if patterns.weights[term] >= min_weight}
+        return sorted(spelling for spelling in found if spelling == bare(spelling))
 
     def _judge(self, fields: list[pa.Array], row: int) -> tuple[np.ndarray, np.ndarray]:
         """For the listings from `row` on: the keys row · T + term of the T terms found, sorted; and the scores."""
@@ -150,7 +168,9 @@ class MedicalDictionary:
         pattern, end = self._scan(text)
         start = end - patterns.length[pattern]
         seen = ~(patterns.negative[pattern] | self._hidden(pattern, start, end))
-        pattern, start = pattern[seen], start[seen]
+        pattern, start, end = pattern[seen], start[seen], end[seen]
+        longest = ~(patterns.part[pattern] & _within_another(start, end))
+        pattern, start = pattern[longest], start[longest]
         field = np.searchsorted(np.flatnonzero(np.frombuffer(text, np.uint8) == BETWEEN), start)
         # A term counts once a listing, in its best field.
         key = (field // len(fields)) * terms + patterns.term[pattern]
@@ -189,6 +209,15 @@ class MedicalDictionary:
         begun = np.searchsorted(starts, start, side="right")
         hidden: np.ndarray = (begun > 0) & (reach[begun - 1] >= end)
         return hidden
+
+
+def _within_another(start: np.ndarray, end: np.ndarray) -> np.ndarray:
+    """bool (N,), which of N different spans lie within another one."""
+    order = np.lexsort((-end, start))
+    reach = np.maximum.accumulate(end[order])
+    within = np.zeros(len(start), bool)
+    within[order[1:]] = reach[:-1] >= end[order[1:]]
+    return within
 
 
 @lru_cache(maxsize=1)

@@ -9,6 +9,7 @@ import numpy as np
 from scipy import sparse
 
 from models.relevance.classifier import SCALE, TitleScorer, WordScorer, context_of, length_weight, likenesses
+from models.relevance.dictionary import EVIDENCE, load_medical_dictionary
 from models.relevance.features import COLUMNS, batches, features_of, words_of
 from models.relevance.labels import LabelledText
 from models.text_encoders import TextEncoder
@@ -26,8 +27,8 @@ PHRASES = Path(__file__).parents[1] / "prompts" / "description_phrases_v1.txt"
 
 
 class Instances:
-    """What a head is trained on: each title, then each context or one that is made up, as hashed words; titles also
-    as embeddings."""
+    """What a head is trained on: each title, then each context or one that is made up, as hashed words and the
+    dictionary's evidence; titles also as embeddings."""
 
     def __init__(self, texts: Sequence[LabelledText], encoder: TextEncoder, background: str) -> None:
         phrases = [line for line in PHRASES.read_text(encoding="utf-8").splitlines() if line and line[0] != "#"]
@@ -41,12 +42,36 @@ class Instances:
             counted = sparse.csr_array((ones, (text, column)), shape=(words.texts, COLUMNS))
             counts = np.bincount(words.text, minlength=words.texts)
             features.append(sparse.diags_array(length_weight(counts)) @ counted)
-        self.features: Any = sparse.vstack(features, format="csr").astype(np.float32)
+        of_titles = load_medical_dictionary().evidence(titles)
+        evidence = sparse.csr_array(np.vstack([of_titles, np.zeros_like(of_titles)]))  # see `WordScorer.score`
+        # Columns: the hashed features, then the evidence.
+        self.features: Any = sparse.hstack([sparse.vstack(features), evidence], format="csr").astype(np.float32)
         self.embeddings = encoder.embed(titles)
         self.count = len(texts)
         self.row = np.tile(np.arange(self.count), 2)
         self.medical = np.array([text.medical for text in texts])
-        self.weight = np.array([BACKGROUND_WEIGHT if text.source == background else 1.0 for text in texts])
+        self.weight = weights_of(texts) * [BACKGROUND_WEIGHT if text.source == background else 1.0 for text in texts]
+
+
+def weights_of(texts: Sequence[LabelledText]) -> np.ndarray:
+    """float64 (N,), 1 in the mean of each language.
+
+    In each language that has both classes these weigh the same, so that a language, or its script, is no evidence. Rows
+    of one kind and group weigh the square root of their number, so that a thousand names of diseases do not drown a few
+    titles. Rows without a language weigh 1.
+    """
+    weight = np.ones(len(texts))
+    language = np.array([text.language for text in texts])
+    medical = np.array([text.medical for text in texts])
+    of = np.unique([f"{t.language}\n{t.medical}\n{t.kind}\n{t.bundle}" for t in texts], return_inverse=True)[1]
+    own = 1 / np.sqrt(np.bincount(of))[of]
+    for name in sorted(set(language) - {""}):
+        classes = [(language == name) & (medical == answer) for answer in (True, False)]
+        for rows in classes:
+            if rows.any():
+                share = 0.5 if all(part.any() for part in classes) else 1.0
+                weight[rows] = own[rows] / own[rows].sum() * share * (language == name).sum()
+    return weight
 
 
 def _made_up(title: str, phrases: Sequence[str]) -> str:
@@ -64,7 +89,7 @@ def fit_words(instances: Instances, among: np.ndarray, strengths: Sequence[float
     inputs = (instances.features[chosen][:, used] @ sparse.diags_array(inverse)).tocsr()
     scorers = {}
     for strength, (weights, bias) in _logistic(inputs, instances.medical[instances.row[chosen]], weight, strengths):
-        scorers[strength] = WordScorer(_spread(weights * inverse, used), bias)
+        scorers[strength] = _word_scorer(weights * inverse, used, bias)
     return scorers
 
 
@@ -93,22 +118,23 @@ def fit_titles(instances: Instances, among: np.ndarray, strengths: Sequence[floa
     inputs = sparse.hstack([scaled, sparse.csr_array(whitened)]).tocsr()
     scorers = {}
     for strength, (weights, bias) in _logistic(inputs, instances.medical[chosen], instances.weight[chosen], strengths):
-        words = WordScorer(_spread(weights[: len(used)] * inverse, used), bias)
+        words = _word_scorer(weights[: len(used)] * inverse, used, bias)
         scorers[strength] = TitleScorer(words, landmarks, whitening @ weights[len(used) :], GAMMA)
     return scorers
 
 
 def _inverse_frequency(features: Any) -> tuple[np.ndarray, np.ndarray]:
-    """Columns in use, and what a feature of each weighs: inverse document frequency (Spärck Jones 1972)."""
-    frequency = np.bincount(features.indices, minlength=COLUMNS)
+    """Columns in use, and what a feature of each weighs: inverse document frequency (Spärck Jones 1972), evidence 1."""
+    frequency = np.bincount(features.indices, minlength=COLUMNS + EVIDENCE)
     used = np.flatnonzero(frequency)
-    return used, (np.log((features.shape[0] + 1) / (frequency[used] + 1)) + 1) * LEXICAL_SCALE
+    inverse = (np.log((features.shape[0] + 1) / (frequency[used] + 1)) + 1) * LEXICAL_SCALE
+    return used, np.where(used < COLUMNS, inverse, 1.0)
 
 
-def _spread(weights: np.ndarray, used: np.ndarray) -> np.ndarray:
-    lexical = np.zeros(COLUMNS, np.float32)
-    lexical[used] = weights
-    return lexical
+def _word_scorer(weights: np.ndarray, used: np.ndarray, bias: float) -> WordScorer:
+    spread = np.zeros(COLUMNS + EVIDENCE, np.float32)
+    spread[used] = weights
+    return WordScorer(spread[:COLUMNS], bias, spread[COLUMNS:])
 
 
 def _logistic(
@@ -128,7 +154,8 @@ def _logistic(
 
 def score_words(instances: Instances, chosen: np.ndarray, scorer: WordScorer) -> np.ndarray:
     """float64 (N,): scores by words of the chosen instances."""
-    scores: np.ndarray = instances.features[chosen] @ scorer.lexical.astype(np.float64) + scorer.bias
+    weights = np.concatenate([scorer.lexical, scorer.evidence]).astype(np.float64)
+    scores: np.ndarray = instances.features[chosen] @ weights + scorer.bias
     return scores
 
 

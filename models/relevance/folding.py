@@ -68,18 +68,32 @@ def _is_word(char: str) -> bool:
     return unicodedata.category(char)[0] in "LNM"
 
 
-@cache
-def _folding_table() -> tuple[np.ndarray, np.ndarray]:
-    """Folded UTF-8 (uint8, by code point, padded with `_GONE`), and which code points are of unspaced scripts."""
-    folded = np.full((_PLANES, 4), _GONE, np.uint8)
-    for code in range(0x80, _PLANES):
-        if not 0xD800 <= code < 0xE000:
-            raw = fold_char.__wrapped__(chr(code)).encode()
-            folded[code, : len(raw)] = list(raw)
-    unspaced = np.zeros(_PLANES, bool)
-    for first, last in _UNSPACED_RANGES:
-        unspaced[first : last + 1] = True
-    return folded, unspaced
+class _FoldingTable:
+    """Characters beyond ASCII, folded, each when it is first met: all of them would take a second.
+
+    Args:
+        folded: uint8 (code points, 4), UTF-8 padded with `_GONE`; of those that were met.
+        unspaced: bool (code points,), which are of scripts without blanks.
+    """
+
+    def __init__(self) -> None:
+        self.folded = np.full((_PLANES, 4), _GONE, np.uint8)
+        self._met = np.zeros(_PLANES, bool)
+        self.unspaced = np.zeros(_PLANES, bool)
+        for first, last in _UNSPACED_RANGES:
+            self.unspaced[first : last + 1] = True
+
+    def letters(self, code: np.ndarray) -> np.ndarray:
+        """uint8 (N, 4): characters of these code points (int64 (N,)), folded."""
+        for new in np.unique(code[~self._met[code]]).tolist():
+            raw = b"" if 0xD800 <= new < 0xE000 else fold_char(chr(new)).encode()
+            self.folded[new, : len(raw)] = list(raw)
+            self._met[new] = True  # last, for other threads
+        found: np.ndarray = self.folded[code]
+        return found
+
+
+_folding_table = cache(_FoldingTable)
 
 
 def fold_fields(fields: list[pa.Array]) -> bytes:
@@ -95,12 +109,12 @@ def fold_fields(fields: list[pa.Array]) -> bytes:
     text = np.empty(offsets[-1] + 1, np.uint8)
     text[0] = 0x20
     text[1:] = np.frombuffer(joined.buffers()[2], np.uint8)[: offsets[-1]]
-    folded, unspaced = _folding_table()
+    table = _folding_table()
     has_unspaced = False
     for size, at, code in _beyond_ascii(text):
         at, code = at[code < _PLANES], code[code < _PLANES]
-        has_unspaced |= bool(unspaced[code].any())
-        letters = folded[code]
+        has_unspaced |= bool(table.unspaced[code].any())
+        letters = table.letters(code)
         for place in range(size):
             text[at + place] = letters[:, place]
     words = text.tobytes().translate(_ASCII, b"'`" + bytes([_GONE]))
@@ -123,7 +137,7 @@ def _beyond_ascii(text: np.ndarray) -> Iterator[tuple[int, np.ndarray, np.ndarra
 def _beside_latin(words: bytes) -> bytes:
     """Puts a blank where a Latin letter or digit meets a script without blanks."""
     text = np.frombuffer(words, np.uint8)
-    unspaced = _folding_table()[1]
+    unspaced = _folding_table().unspaced
     gaps = []
     for size, at, code in _beyond_ascii(text):
         if size == 3:  # all those scripts

@@ -1,7 +1,7 @@
 """Labelled listings, read from CSV, JSONL or Parquet.
 
 Each row has a title and a label or is_medical (1/0, yes/no, true/false), and if it likes description, tags, group (or
-channel) and language. Rows of one title belong to one group.
+channel or repository), language (or lang) and kind. Rows of one title belong to one group.
 """
 
 import csv
@@ -29,7 +29,11 @@ _YES, _NO = ("yes", "true", "1"), ("no", "false", "0")
 
 @dataclass(frozen=True)
 class LabelledText:
-    """A row of a label file. Rows of the same group are never on both sides of a fold."""
+    """A row of a label file. Rows of the same group are never on both sides of a fold.
+
+    `kind` is what sort of text it is, `bundle` where it came from: a file, or its group in it. Rows that share both
+    share their weight in training.
+    """
 
     source: str
     title: str
@@ -37,6 +41,8 @@ class LabelledText:
     medical: bool
     group: str
     language: str
+    kind: str = ""
+    bundle: str = ""
 
 
 @dataclass(frozen=True)
@@ -104,7 +110,7 @@ def _read_file(path: Path, titles: Sequence[str], most: int) -> tuple[list[Label
         elif not filled:
             left_out["no title"] += 1
         else:
-            group = _text(row.get("group") or row.get("channel"))
+            group = _text(row.get("group") or row.get("channel") or row.get("repository"))
             context = context_of(_text(row.get("description")), _tags(row.get("tags"))).strip()
             texts += [
                 LabelledText(
@@ -113,7 +119,9 @@ def _read_file(path: Path, titles: Sequence[str], most: int) -> tuple[list[Label
                     context=context,
                     medical=answer in _YES,
                     group=f"{path.stem}\n{group}" if group else title.casefold(),
-                    language=_text(row.get("language")),
+                    language=_text(row.get("language") or row.get("lang")),
+                    kind=_text(row.get("kind")),
+                    bundle=f"{path.stem}\n{group}",
                 )
                 for title in filled
             ]

@@ -23,6 +23,10 @@ import pyarrow as pa
 
 from models.relevance.folding import BETWEEN, BLANK, UNSPACED, fold_fields
 
+OPEN = "-"  # where a term ends in it or begins with it, the word may go on
+# The article, conjunctions and prepositions that Arabic writes as one with the word that follows.
+_ARABIC_PROCLITICS = ("", "ال", "و", "وال", "ب", "بال", "ل", "لل", "ف", "كال")
+
 log = logging.getLogger(__name__)
 
 
@@ -36,6 +40,7 @@ class Patterns:
         term: int64 (P,), the term of each pattern.
         length: int64 (P,), its bytes.
         negative: bool (P,), whether it is a negative context.
+        part: bool (P,), whether it is the beginning, the end or any part of a word.
         matcher: finds patterns by their number.
     """
 
@@ -44,6 +49,7 @@ class Patterns:
     term: np.ndarray
     length: np.ndarray
     negative: np.ndarray
+    part: np.ndarray
     matcher: hyperscan.Database
 
     @classmethod
@@ -51,8 +57,8 @@ class Patterns:
         """Of the rows of a dictionary (columns of `TERMS_SCHEMA`) without stop terms.
 
         Raises:
-            ValueError: a term is not in the form that `fold` gives, has less than two letters in a language without
-                blanks, or has a weight that is not finite and > 0.
+            ValueError: a term is not in the form that `fold` gives, is one letter of weight 1 in a language without
+                blanks or where the word may go on, or has a weight that is not finite and > 0.
         """
         _check(rows)
         # One spelling may come from several rows: a negative context wins, then the greater weight.
@@ -72,6 +78,7 @@ class Patterns:
             term=np.fromiter(owner.values(), np.int64, len(owner)),
             length=np.fromiter(map(len, owner), np.int64, len(owner)),
             negative=np.array([rows[index]["role"] == "negative" for index in owner.values()]),
+            part=np.array([rows[index]["term"] != bare(rows[index]["term"]) for index in owner.values()]),
             matcher=matcher,
         )
 
@@ -85,6 +92,7 @@ class Patterns:
             term=self.term,
             length=self.length,
             negative=self.negative,
+            part=self.part,
             matcher=np.frombuffer(hyperscan.dumpb(self.matcher), np.uint8),
         )
         part = path.with_name(f"{path.name}.{os.getpid()}-{threading.get_ident()}")
@@ -108,6 +116,7 @@ class Patterns:
                     term=content["term"],
                     length=content["length"],
                     negative=content["negative"],
+                    part=content["part"],
                     matcher=hyperscan.loadb(content["matcher"].tobytes(), hyperscan.HS_MODE_BLOCK),
                 )
         except FileNotFoundError:
@@ -122,28 +131,41 @@ def _rank(row: dict[str, Any]) -> tuple[bool, float]:
 
 
 def _check(rows: list[dict[str, Any]]) -> None:
-    terms = [row["term"] for row in rows]
+    terms = [bare(row["term"]) for row in rows]
     between = bytes((BLANK, BETWEEN, BLANK))
     folded = fold_fields([pa.array(terms, pa.large_string()).cast(pa.large_binary())]).split(between)
     for row, term, again in zip(rows, terms, folded[:-1], strict=True):
         if not term or term.encode() != again.removeprefix(b" "):
             raise ValueError(f"a term is not folded: {term!r}")
-        if len(term) < 2 and UNSPACED.search(term):
+        if len(term) < 2 and (row["weight"] >= 1 if UNSPACED.search(term) else term != row["term"]):
             raise ValueError(f"a term of one letter would be found everywhere: {term!r}")
         if row["role"] == "term" and not 0 < row["weight"] < math.inf:
             raise ValueError(f"the weight of {term!r} is {row['weight']}")
 
 
+def bare(term: str) -> str:
+    """A term without the marks that the word may go on."""
+    return term.removeprefix(OPEN).removesuffix(OPEN)
+
+
 def _keys(term: str, language: str) -> list[bytes]:
-    """What is sought for a term: its spellings as whole words, or the bare letters in a script without blanks."""
-    if UNSPACED.search(term):
-        before, after = ("" if UNSPACED.match(end) else " " for end in (term[0], term[-1]))
-        return [f"{before}{term}{after}".encode()]
-    return [f" {spelling} ".encode() for spelling in spellings(term, language)]
+    """What is sought for a term: its spellings as whole words, or the bare letters where a word may go on and in a
+    script without blanks."""
+    letters = bare(term)
+    before = "" if term.startswith(OPEN) or UNSPACED.match(letters[0]) else " "
+    after = "" if term.endswith(OPEN) or UNSPACED.match(letters[-1]) else " "
+    if UNSPACED.search(letters):
+        return [f"{before}{letters}{after}".encode()]
+    return [f"{before}{spelling}{after}".encode() for spelling in spellings(term, language)]
 
 
 def spellings(term: str, language: str) -> set[str]:
-    """A folded term and its regular plural: of English, Spanish, French and Portuguese."""
+    """A folded term, without its marks, and its regular plural: of English, Spanish, French and Portuguese; an
+    Arabic one with what is written as one with it. Where the word may go on there is nothing to add."""
+    if language == "ar" and not term.startswith(OPEN):
+        return {f"{proclitic}{bare(term)}" for proclitic in _ARABIC_PROCLITICS}
+    if term != bare(term):
+        return {bare(term)}
     if language == "en":
         return {term, _english_plural(term)}
     if language in ("es", "fr", "pt"):

@@ -10,13 +10,24 @@ content. So is the page around several panels: its margin is only one of the gap
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal
 
 import cv2
 import numpy as np
 
+from models.segmentation.blurred_fill import blurred_fill
+
 COLOUR_TOLERANCE = 16
-"""Grey levels (per channel, of 255) by which compression and noise may move a border pixel."""
+"""Most grey levels (per channel, of 255) by which compression and noise may move a border pixel."""
+LEAST_TOLERANCE = 5
+"""Least such levels: drawn bars are as even as this, and a dark picture differs from dark bars by little more."""
+PAPER = 220
+"""Grey level from which a ground is as light as paper."""
+VISIBLE_DROP = 0.15
+"""Least fall, at the edge, of the share of pixels within the most tolerance: what nobody sees is no border."""
+PAGE_SHARE = 0.35
+"""Least share of the inner picture that has the margin's colour all the time where both are a page, a plot or the dark
+ground of a scan. Measured on the tuning part of `bench/made_borders.py`: plots and pages 0.5 to 0.97."""
 MARGIN_SHARE = 0.9
 """Least mean share of pixels with the border's colour over the lines of a margin."""
 LINE_SHARE = 0.5
@@ -34,6 +45,10 @@ WIDE_BARS = 0.07
 16:9: 0.078; 4:3 in 16:9 and back, 2.39:1 in 16:9: 0.125). Collimator blades at the frame's sides are narrower."""
 EQUAL_BARS = 3
 """Opposite bars whose widths differ by no more (px) count as equal."""
+STRIPS: dict[str, Any] = {"left": np.s_[:, :2], "top": np.s_[:2], "right": np.s_[:, -2:], "bottom": np.s_[-2:]}
+"""The outermost pixels of each side, which tell its colour."""
+DARK = 32
+"""Grey level up to which bars are dark."""
 OPPOSITE = {"left": "right", "top": "bottom"}
 LEAST_WIDTH = 0.01
 """Narrower margins (share of the side's length; never below 4 px) are rounding of codecs, not borders."""
@@ -85,8 +100,8 @@ def detect_borders(frames: Sequence[np.ndarray]) -> Borders:
             fewer frames a dark scene is more easily taken for a border.
 
     Returns:
-        The borders; edges are exact to about 2 px. A border may have any colour and stand on one side only.
-        Bars filled with a blurred copy of the picture are not borders in this sense.
+        The borders; edges are exact to about 2 px. A border may have any colour and stand on one side only; two
+        opposite ones may also be filled with a blurred copy of the picture (`models.segmentation.blurred_fill`).
 
     Raises:
         ValueError: no frames, or frames of different shapes or other than uint8 (H, W, 3).
@@ -97,11 +112,17 @@ def detect_borders(frames: Sequence[np.ndarray]) -> Borders:
     if any(f.shape != shape or f.dtype != np.uint8 or f.ndim != 3 or f.shape[2] != 3 for f in frames):
         raise ValueError("frames must be uint8 (H, W, 3) of one shape")
     height, width = shape[:2]
-    masks = _border_colour_masks(frames)
-    widths = _candidates(masks)
-    page = _panel_margins(widths, masks)
-    widths |= dict.fromkeys(page, 0)
-    _drop_soft_edges(widths, masks)
+    low, high = _extremes(frames)
+    masks = _border_colour_masks(low, high, COLOUR_TOLERANCE)
+    widths, page = _plain_borders(masks, _light_ground(low, high))
+    if not any(widths.values()):
+        # Dark bars over a dark picture show by what is darker still: the evenness of what was drawn.
+        strict = _border_colour_masks(low, high)
+        widths, _ = _plain_borders(strict, _light_ground(low, high))
+        _drop_unseen_edges(widths, masks)
+        widths |= dict.fromkeys(_lit_sides(high), 0)
+    if not any(widths.values()) and not page:
+        widths |= blurred_fill(frames)
     left, top, right, bottom = widths["left"], widths["top"], widths["right"], widths["bottom"]
     across, along = left or right, top or bottom
     kind: Literal["none", "letterbox", "pillarbox", "window"] = "none"
@@ -116,35 +137,65 @@ def detect_borders(frames: Sequence[np.ndarray]) -> Borders:
     return Borders(kind, left, top, right, bottom, inner, content)
 
 
-def _border_colour_masks(frames: Sequence[np.ndarray]) -> Masks:
-    """Side → mask (H, W) of 255 where a pixel keeps, in every frame, the colour of that side's outermost strip."""
+def _plain_borders(masks: Masks, light: np.ndarray) -> tuple[Widths, list[str]]:
+    """Widths of the margins of one colour that are borders, and the sides whose margin is the ground of a page."""
+    widths = _candidates(masks)
+    page = _panel_margins(widths, masks) or _page_margins(widths, masks, light)
+    # What is ground at one side is ground wherever it has the same colour.
+    page = [side for side in widths if any(masks[side] is masks[other] for other in page)]
+    widths |= dict.fromkeys(page, 0)
+    _drop_soft_edges(widths, masks)
+    return widths, page
+
+
+def _lit_sides(high: np.ndarray) -> list[str]:
+    """Sides whose outermost strip is not dark."""
+    return [side for side, strip in STRIPS.items() if float(np.median(high[strip])) > DARK]
+
+
+def _light_ground(low: np.ndarray, high: np.ndarray) -> np.ndarray:
+    """Mask (H, W) of 255 where a pixel is light, without a colour, and stays so: paper, and the inside of most axes."""
+    paper = cv2.inRange(low, np.full(3, PAPER, np.uint8), np.full(3, 255, np.uint8))
+    return cv2.bitwise_and(paper, cv2.inRange(cv2.subtract(high, low), np.zeros(3, np.uint8), np.full(3, 16, np.uint8)))
+
+
+def _extremes(frames: Sequence[np.ndarray]) -> tuple[np.ndarray, np.ndarray]:
+    """The least and the most of every pixel and channel over all frames."""
     low, high = np.array(frames[0]), np.array(frames[0])
     for frame in frames[1:]:
         np.minimum(low, frame, out=low)
         np.maximum(high, frame, out=high)
-    height, width = low.shape[:2]
+    return low, high
+
+
+def _border_colour_masks(low: np.ndarray, high: np.ndarray, tolerance: int | None = None) -> Masks:
+    """Side → mask (H, W) of 255 where a pixel keeps, in every frame, the colour of that side's outermost strip.
+
+    Args:
+        tolerance: levels by which it may be off; None: by how even the strip itself is.
+    """
     by_colour: dict[tuple[int, ...], np.ndarray] = {}
 
-    def mask(rows: slice, columns: slice) -> np.ndarray:
-        strip = rows, columns
+    def mask(strip: Any) -> np.ndarray:
         colour = (np.median(low[strip].reshape(-1, 3), axis=0) + np.median(high[strip].reshape(-1, 3), axis=0)) / 2
-        key = tuple(int(c) for c in colour)
+        off = tolerance or _unevenness(low[strip], high[strip], colour)
+        key = (off, *(int(c) for c in colour))
         if key not in by_colour:
-            floor = np.array([max(c - COLOUR_TOLERANCE, 0) for c in key], np.uint8)
-            ceiling = np.array([min(c + COLOUR_TOLERANCE, 255) for c in key], np.uint8)
+            floor = np.array([max(c - off, 0) for c in key[1:]], np.uint8)
+            ceiling = np.array([min(c + off, 255) for c in key[1:]], np.uint8)
             by_colour[key] = cv2.bitwise_and(
                 cv2.inRange(low, floor, np.full(3, 255, np.uint8)),
                 cv2.inRange(high, np.zeros(3, np.uint8), ceiling),
             )
         return by_colour[key]
 
-    every = slice(None)
-    return {
-        "left": mask(every, slice(0, 2)),
-        "top": mask(slice(0, 2), every),
-        "right": mask(every, slice(width - 2, width)),
-        "bottom": mask(slice(height - 2, height), every),
-    }
+    return {side: mask(strip) for side, strip in STRIPS.items()}
+
+
+def _unevenness(low: np.ndarray, high: np.ndarray, colour: np.ndarray) -> int:
+    """Levels by which the pixels of a strip are off its colour, doubled for those further in, within the tolerances."""
+    off = np.maximum(np.abs(low - colour), np.abs(high - colour)).reshape(-1, 3)
+    return int(np.clip(2 * np.percentile(off, 90) + 3, LEAST_TOLERANCE, COLOUR_TOLERANCE))
 
 
 def _shares(side: str, widths: Widths, masks: Masks) -> np.ndarray:
@@ -187,6 +238,30 @@ def _drop_soft_edges(widths: Widths, masks: Masks) -> None:
             widths[side] = 0
         if not failed:
             break
+
+
+def _drop_unseen_edges(widths: Widths, masks: Masks) -> None:
+    """Sets margins to 0 whose edge is too faint to be seen, by masks of the most tolerance."""
+    faint = []
+    for side in (side for side in widths if widths[side]):
+        profile = _shares(side, widths, masks)
+        soft = max(3, round(len(profile) * 0.005))
+        beyond = profile[widths[side] : widths[side] + 4 * soft]
+        if not len(beyond) or float(profile[max(widths[side] - soft, 0)]) - float(np.median(beyond)) < VISIBLE_DROP:
+            faint.append(side)
+    widths |= dict.fromkeys(faint, 0)
+
+
+def _page_margins(widths: Widths, masks: Masks, light: np.ndarray) -> list[str]:
+    """Sides whose margin is the ground of what is shown: a page, a plot or a scan has it all over."""
+    height, width = masks["left"].shape
+    inner = slice(widths["top"], height - widths["bottom"]), slice(widths["left"], width - widths["right"])
+    sides = []
+    for side in (side for side in widths if widths[side]):
+        ground = masks[side] if cv2.mean(light[STRIPS[side]])[0] < 128 else cv2.bitwise_or(masks[side], light)
+        if cv2.mean(ground[inner])[0] / 255 >= PAGE_SHARE:
+            sides.append(side)
+    return sides
 
 
 def _wide_pair(widths: Widths, height: int, width: int) -> bool:

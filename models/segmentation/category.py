@@ -1,56 +1,35 @@
 """Which of the paper's categories does a medical clip belong to?
 
 MedVideoCap-55K sorts clips into medical teaching, clinical practice, popular science, medical animation and medical
-imaging. A picture shows animation, imaging or real people and organs; whether real pictures teach professionals or
-inform the public is said by the words around them. The rule, in this order:
+imaging. The picture says how likely each is by the frame head; the words beside the video (title, tags, description,
+transcript) by `models.segmentation.category_text`. Both are weighed together in a log-linear model,
 
-1. The picture is more likely non-medical than medical: "non-medical".
-2. The picture is clearly an animation or imaging (`CLEAR_PICTURE`): that, whatever the title says.
-3. The title and tags, else the beginning of the description, hold words of teaching or of popular science: the one
-   with more different words; medical teaching when they tie, the commonest category of the paper (56 %, against 9 %).
-4. Otherwise the picture's likeliest category.
+    log p(category) = picture * log p(category | picture) + text * log p(category | words) + bias[category] + constant,
 
-Words are English. The rule reads words and understands nothing: a record names the words, so that it can be checked.
+whose weights were learnt from pictures that were judged by heads that saw none of their sources, with titles drawn for
+each category (`models.segmentation.evidence`). A picture that is more likely not medical is "non-medical".
 """
 
-import re
 from collections.abc import Mapping
 from typing import Literal, NamedTuple
 
-NON_MEDICAL = "non-medical"
+import numpy as np
+
+from models.segmentation.heads import NON_MEDICAL, softmax
+
 CLINICAL_PRACTICE, ANIMATION, IMAGING = "clinical practice", "medical animation", "medical imaging"
 TEACHING, POPULAR_SCIENCE = "medical teaching", "popular science"
-# What a picture alone can show: the classes of the frame heads.
-PICTURE_CATEGORIES = (CLINICAL_PRACTICE, ANIMATION, IMAGING)
 CATEGORIES = (TEACHING, CLINICAL_PRACTICE, POPULAR_SCIENCE, ANIMATION, IMAGING)
-# Share of the medical probability that animation or imaging must have to outweigh the words: three times the rest.
-CLEAR_PICTURE = 0.75
 DESCRIPTION_CHARS = 400  # further down stand links, disclaimers and the channel's advertisement
+LEAST_SHARE = 0.01  # no evidence is surer than this of what it excludes
 
-_WORDS = {
-    TEACHING: (
-        r"anatomy|physiology|pathology|pharmacology|histology|embryology|radiology",
-        r"lectures?|lessons?|courses?|classes|webinar|grand rounds?|case (?:report|study|presentation)s?|curriculum",
-        r"tutorials?|demonstrat\w+|step[ -]by[ -]step|masterclass|workshops?|training|instructional|how to perform",
-        r"osce|usmle|nclex|plab|mrcp|mrcs|cme|cpd|board review|exam (?:prep|review)|revision",
-        r"students?|residents?|trainees?|nursing skills?|clinical skills?|medical school|for (?:nurses|doctors)",
-        r"(?:surgical|operative|examination|injection|suturing|clinical) techniques?|physical exam(?:ination)?s?",
-        r"techniques?|procedures?|insertion|catheteri[sz]ation|cannulation|intubation|dissection|auscultation",
-        r"first aid|cpr|resuscitation|splint(?:ing)?|bandag\w+|exercises?|stretch(?:es|ing)?|range of motion",
-        r"education(?:al)?|teach(?:es|ing)?|learn(?:ing)?|introduction to|basics of|principles of|guidelines?",
-    ),
-    POPULAR_SCIENCE: (
-        r"what (?:is|are|causes|happens)|why (?:do|does|is|are|we|you)|did you know|facts?|myths?|explained",
-        r"symptoms?|signs|warning|causes?|risk factors?|prevent(?:ion|ing)?|screening|awareness|early detection",
-        r"tips?|remed(?:y|ies)|naturally|natural|at home|diets?|foods?|eat(?:ing)?|vitamins?|weight loss|benefits?",
-        r"health (?:tips|news|talk|matters|show|minute)|wellness|healthy|lifestyle|self[ -]care|get rid of",
-        r"should (?:you|i)|can (?:you|i)|do (?:you|i) (?:need|have)|when to see|ask (?:the|a|your|dr|doctor)",
-        r"ted(?:x| talk)?|documentary|podcast|interview|vlog|news|story|stories|journey|amazing|incredible",
-        r"for patients|patient (?:information|guide|education|stor(?:y|ies))|public health|everything you need",
-        r"science of|how (?:\w+ )?(?:body|brain|heart|vaccines?|immune system) (?:\w+ )?works?",
-    ),
-}
-_PATTERNS = {name: re.compile(rf"\b(?:{'|'.join(parts)})\b", re.IGNORECASE) for name, parts in _WORDS.items()}
+
+class CategoryWeights(NamedTuple):
+    """Of the log-linear model: see the module. `bias` has a number for each of `CATEGORIES`."""
+
+    picture: float
+    text: float
+    bias: tuple[float, ...]
 
 
 class Category(NamedTuple):
@@ -58,8 +37,9 @@ class Category(NamedTuple):
 
     Args:
         name: one of `CATEGORIES`, "non-medical", or "medical" when neither picture nor words tell the kind.
-        by: "picture" or "text".
-        words: the words that decided, lower case, sorted; empty when the picture did.
+        by: "text" where the words moved it away from what the picture alone says.
+        words: words that speak for it, lower case, the clearest first.
+        probability: of `name` by picture and words together, 0 to 1; of "non-medical" by the picture.
         picture: what the picture alone says.
         picture_probability: probability of that from the picture, 0 to 1.
     """
@@ -67,37 +47,61 @@ class Category(NamedTuple):
     name: str
     by: Literal["picture", "text"]
     words: tuple[str, ...]
+    probability: float
     picture: str
     picture_probability: float
 
 
-def category(picture: Mapping[str, float], title: str = "", tags: str = "", description: str = "") -> Category:
-    """The category of a clip by the rule above.
+def category(
+    picture: Mapping[str, float], words: "Words | None", weights: CategoryWeights, medical: float | None = None
+) -> Category:
+    """The category of a clip.
 
     Args:
         picture: class of the frame head → mean probability over the clip's frames; holds "non-medical".
-        title, tags, description: of the video that the clip is from.
+        words: what the words say; None where there are none.
+        medical: P(medical) of the clip, where other evidence was weighed in; the picture's by default.
 
     Raises:
         KeyError: `picture` lacks "non-medical".
     """
-    medical = 1.0 - picture[NON_MEDICAL]
     kinds = {name: p for name, p in picture.items() if name != NON_MEDICAL}
     likeliest = max(kinds, key=lambda name: (kinds[name], name))
-    if medical < 0.5:
-        return Category(NON_MEDICAL, "picture", (), NON_MEDICAL, picture[NON_MEDICAL])
-    by_picture = Category(likeliest, "picture", (), likeliest, kinds[likeliest])
-    if likeliest in (ANIMATION, IMAGING) and kinds[likeliest] >= CLEAR_PICTURE * medical:
-        return by_picture
-    name, words = category_of_text(title, tags, description)
-    return Category(name, "text", words, likeliest, kinds[likeliest]) if name else by_picture
+    if (1.0 - picture[NON_MEDICAL] if medical is None else medical) < 0.5:
+        other = picture[NON_MEDICAL]
+        return Category(NON_MEDICAL, "picture", (), other, NON_MEDICAL, other)
+    known = [name for name in CATEGORIES if name in kinds]
+    if not known and words is None:
+        return Category(likeliest, "picture", (), kinds[likeliest], likeliest, kinds[likeliest])
+    shown = _shares(kinds, known)
+    logits = weights.picture * np.log(shown)
+    if words is not None:
+        said = np.maximum([words.shares[name] for name in CATEGORIES], LEAST_SHARE)
+        logits = logits + weights.text * np.log(said) + np.array(weights.bias)
+    shares = softmax(logits[None])[0]
+    place = int(shares.argmax())
+    name = CATEGORIES[place]
+    by_text = words is not None and name != likeliest
+    told = words.evidence[name] if words is not None and by_text else ()
+    return Category(name, "text" if by_text else "picture", told, float(shares[place]), likeliest, kinds[likeliest])
 
 
-def category_of_text(title: str, tags: str = "", description: str = "") -> tuple[str | None, tuple[str, ...]]:
-    """Medical teaching or popular science by the words, and the words; (None, ()) when there are none."""
-    for text in (f"{title}\n{tags}", description[:DESCRIPTION_CHARS]):
-        matches = {name: {match.lower() for match in pattern.findall(text)} for name, pattern in _PATTERNS.items()}
-        name = max(_PATTERNS, key=lambda name: len(matches[name]))  # the first of equals: medical teaching
-        if matches[name]:
-            return name, tuple(sorted(matches[name]))
-    return None, ()
+class Words(NamedTuple):
+    """What the words beside a video say: the share of each of `CATEGORIES`, and the words that speak for it."""
+
+    shares: Mapping[str, float]
+    evidence: Mapping[str, tuple[str, ...]]
+
+
+def _shares(kinds: Mapping[str, float], known: list[str]) -> np.ndarray:
+    """float64 (5,), adding up to 1: what the picture says of each category.
+
+    A head that knows fewer kinds sees teaching and popular science as people and organs: they get what clinical
+    practice has, for the words to decide; a head that knows none gives even shares.
+    """
+    total = sum(kinds[name] for name in known) or 1.0
+    of_people = 0.999 * kinds.get(CLINICAL_PRACTICE, total / len(CATEGORIES)) / total
+    shares = np.array([kinds[name] / total if name in known else of_people for name in CATEGORIES])
+    shares = np.maximum(shares, LEAST_SHARE)
+    found: np.ndarray = shares / shares.sum()
+    return found

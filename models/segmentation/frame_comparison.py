@@ -15,6 +15,10 @@ NEIGHBOURHOOD = 9  # side of the square, pixels of 48 x 27, over which brightnes
 NOISE = 3.0  # grey levels: weaker contrast than this is noise and is not amplified
 BLACK = 24  # grey levels: rows and columns at the edge that reach no more are bars
 SHIFT = 3  # pixels of 48 x 27 that a picture may have moved and still be the same
+CELL = 8  # side, pixels of 256 x 144, of the cells of which some may have stayed as they were
+CELL_CONTRAST = 4.0  # grey levels: a cell with less has nothing in it by which it could be known again
+LEAST_CELLS = 8  # fewer filled cells say little
+CELL_CHANGE = 6.0  # grey levels: a cell whose mean difference is smaller has stayed
 
 
 @dataclass
@@ -27,6 +31,8 @@ class SmallFrame:
     luma: float  # mean, 0..255
     change: float = 0.0  # structure change against the frame before, 0..2
     difference: float = 0.0  # mean absolute difference to the frame before, grey levels
+    stayed: float = 0.0  # share of the cells with something in them that are as on the frame before, 0..1
+    renewed: float = 1.0  # share of all cells that are not, 0..1
 
     @classmethod
     def of(cls, bgr: np.ndarray) -> "SmallFrame":
@@ -58,6 +64,29 @@ def structure_change(before: SmallFrame, after: SmallFrame, blank_contrast: floa
 def mean_difference(a: np.ndarray, b: np.ndarray) -> float:
     """Mean absolute difference of two pictures uint8 (h, w, 3), grey levels."""
     return sum(cv2.mean(cv2.absdiff(a, b))[:3]) / 3
+
+
+def cell_shares(before: np.ndarray, after: np.ndarray) -> tuple[float, float]:
+    """How much of a picture is as it was: pictures uint8 BGR (h, w, 3), w about 256.
+
+    Returns:
+        The share of cells that stayed among those with something in them, before or after, whichever is more; and the
+        share of all cells that changed. A window that opens on a screen leaves the rest of what was there, one that
+        closes adds to what stays; a cut leaves next to nothing.
+    """
+    if before.shape != after.shape:
+        return 0.0, 1.0
+    size = max(1, after.shape[1] // CELL), max(1, after.shape[0] // CELL)
+
+    def mean(values: np.ndarray) -> np.ndarray:
+        return cv2.resize(values, size, interpolation=cv2.INTER_AREA)
+
+    difference = mean(cv2.cvtColor(cv2.absdiff(before, after), cv2.COLOR_BGR2GRAY).astype(np.float32))
+    greys = [cv2.cvtColor(picture, cv2.COLOR_BGR2GRAY).astype(np.float32) for picture in (before, after)]
+    filled = [mean(grey * grey) - mean(grey) ** 2 > CELL_CONTRAST**2 for grey in greys]
+    alike = difference < CELL_CHANGE
+    stayed = max(float((cells & alike).sum()) / max(LEAST_CELLS, int(cells.sum())) for cells in filled)
+    return stayed, float(1 - alike.mean())
 
 
 def best_correlation(a: np.ndarray, b: np.ndarray) -> float:

@@ -1,24 +1,24 @@
 """Is this frame medical, and of which kind?
 
-A frozen image encoder (`models.encoders`) and a linear head. Three ways to a head: the packaged one for the offline
-encoder, as in the paper (a classifier on CLIP visual embeddings); one trained for any encoder by
-`medgen train-frames`; or zero-shot, where the embedded prompts of each class are the head of a CLIP-class model.
+A frozen image encoder (`models.encoders`) and a head (`models.segmentation.heads`). Three ways to a head: the packaged
+one for the offline encoder, as in the paper (a classifier on CLIP visual embeddings); one trained for any encoder by
+`medgen train-frames`; or zero-shot, where the embedded prompts of each class are the head of a CLIP-class model. A
+trained head knows between which probabilities it can't tell: there it is unsure.
 """
 
-import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
-from typing import Any
 
 import numpy as np
-from safetensors import SafetensorError, safe_open
 
 from medgen.canonical import digest_of
 from models import ModelUnavailable
 from models.encoders import (
     MOBILENET,
+    MOBILENET_DIMENSION,
+    MOBILENET_PARTS,
     ClipEncoder,
     Encoder,
     MobileNetEncoder,
@@ -29,12 +29,10 @@ from models.encoders import (
     tokenizer_digest,
 )
 from models.hub_files import file_digest
+from models.segmentation.heads import NON_MEDICAL, FrameHead, LinearHead, read_head
 
-NON_MEDICAL = "non-medical"
-# The key of a head file's metadata. One key only: safetensors writes several in random order.
-HEAD_CARD = "frame_head"
 DEFAULT_HEAD = Path(__file__).parents[1] / "weights" / "frame_head.safetensors"
-DEFAULT_PROMPTS = Path(__file__).parents[1] / "prompts" / "frame_classes_v1.txt"
+DEFAULT_PROMPTS = Path(__file__).parents[1] / "prompts" / "frame_classes_v2.txt"
 
 
 @dataclass(frozen=True)
@@ -43,30 +41,38 @@ class FrameModel:
 
     Args:
         classes: names of the classes, one of which is "non-medical"; P(medical) is 1 - P(non-medical).
+        unsure: (low, high): with a P(medical) between the two the model is unsure, see
+            `models.segmentation.validation.bounds_of_doubt`. A model that was not validated is nowhere unsure.
     """
 
     name: str
     digest: str
     classes: tuple[str, ...]
     encoder: Encoder
-    head: dict[str, np.ndarray]
+    head: FrameHead
+    unsure: tuple[float, float] = (0.5, 0.5)
 
-    def embed(self, frames: Sequence[np.ndarray]) -> np.ndarray:
-        """float32 (N, D), each row of length 1, of frames uint8 RGB (H, W, 3). Raises ValueError for others."""
+    def features(self, frames: Sequence[np.ndarray]) -> np.ndarray:
+        """float32 (N, F): see `Encoder.features`, of frames uint8 RGB (H, W, 3). Raises ValueError for others."""
         for frame in frames:
             if frame.dtype != np.uint8 or frame.ndim != 3 or frame.shape[2] != 3 or 0 in frame.shape:
                 raise ValueError(f"a frame must be uint8 (H, W, 3), not {frame.dtype} {frame.shape}")
         if not len(frames):
-            return np.zeros((0, self.head["weight"].shape[1]), np.float32)
-        return self.encoder.embed(frames)
+            return np.zeros((0, self.head.dimension), np.float32)
+        return self.encoder.features(frames)
 
-    def probabilities(self, embeddings: np.ndarray) -> np.ndarray:
+    def embeddings(self, features: np.ndarray) -> np.ndarray:
+        """float32 (N, D), each row of length 1: the part of the features whose cosines say how alike frames are."""
+        packaged = features.shape[1] == sum(MOBILENET_PARTS)
+        return features[:, :MOBILENET_DIMENSION] if packaged else features
+
+    def probabilities(self, features: np.ndarray) -> np.ndarray:
         """float32 (N, K) over `classes`, rows adding up to 1."""
-        return head_probabilities(self.head, embeddings)
+        return self.head.probabilities(features)
 
-    def medical(self, embeddings: np.ndarray) -> np.ndarray:
+    def medical(self, features: np.ndarray) -> np.ndarray:
         """float32 (N,): probability that each frame is medical."""
-        return 1.0 - self.probabilities(embeddings)[:, self.classes.index(NON_MEDICAL)]
+        return 1.0 - self.probabilities(features)[:, self.classes.index(NON_MEDICAL)]
 
 
 def medical_probability(frames: Sequence[np.ndarray], model: FrameModel | None = None) -> float:
@@ -85,7 +91,7 @@ def medical_probability(frames: Sequence[np.ndarray], model: FrameModel | None =
     if not len(frames):
         raise ValueError("a video is judged by its frames: none are given")
     model = model or _packaged()
-    return float(model.medical(model.embed(frames)).mean())
+    return float(model.medical(model.features(frames)).mean())
 
 
 @cache
@@ -112,8 +118,9 @@ def load_frame_model(
     digest = frame_model_digest(name, head, prompts)
     encoder = ServedEncoder(name) if served else load_encoder(name)
     if prompts is None:
-        card, arrays = _read_head(head or DEFAULT_HEAD)
-        return FrameModel(shown_name(name), digest, tuple(card["classes"]), encoder, arrays)
+        card, own = read_head(head or DEFAULT_HEAD)
+        low, high = card.get("unsure", (0.5, 0.5))
+        return FrameModel(shown_name(name), digest, tuple(card["classes"]), encoder, own, (low, high))
     by_class = read_prompts(prompts)
     assert not isinstance(encoder, MobileNetEncoder)  # which has no tokenizer, and no digest
     return FrameModel(
@@ -133,7 +140,7 @@ def frame_model_digest(name: str = MOBILENET, head: Path | None = None, prompts:
         return digest_of({"encoder": encoder_digest(name), "tokenizer": tokenizer, "prompts": read_prompts(prompts)})
     head = head or DEFAULT_HEAD
     encoder = encoder_digest(name)
-    card, _ = _read_head(head)
+    card, _ = read_head(head)
     if card["encoder_digest"] != encoder:
         raise ValueError(
             f"the head {head.name} was trained for {card['encoder']!r} ({card['dimension']} numbers per frame), "
@@ -146,23 +153,6 @@ def frame_model_digest(name: str = MOBILENET, head: Path | None = None, prompts:
 def head_model_digest(encoder: str, head: str) -> str:
     """The digest of a frame model from the digest of its encoder and the sha256 of its head file."""
     return digest_of({"encoder": encoder, "head": head})
-
-
-def head_logits(head: dict[str, np.ndarray], embeddings: np.ndarray) -> np.ndarray:
-    """float32 (N, K): the linear head on standardised embeddings (N, D)."""
-    logits: np.ndarray = (embeddings - head["mean"]) / head["std"] @ head["weight"].T + head["bias"]
-    return logits.astype(np.float32)
-
-
-def softmax(logits: np.ndarray) -> np.ndarray:
-    """float32 (N, K), rows adding up to 1."""
-    powers: np.ndarray = np.exp(logits - logits.max(axis=1, keepdims=True))
-    return np.asarray(powers / powers.sum(axis=1, keepdims=True), np.float32)
-
-
-def head_probabilities(head: dict[str, np.ndarray], embeddings: np.ndarray) -> np.ndarray:
-    """Softmax of the linear head on standardised embeddings (N, D): float32 (N, K), rows adding up to 1."""
-    return softmax(head_logits(head, embeddings))
 
 
 def read_prompts(path: Path) -> dict[str, tuple[str, ...]]:
@@ -191,7 +181,7 @@ def read_prompts(path: Path) -> dict[str, tuple[str, ...]]:
     return {name: tuple(prompts) for name, prompts in classes.items()}
 
 
-def _prompt_head(encoder: ClipEncoder | ServedEncoder, prompts: Sequence[Sequence[str]]) -> dict[str, np.ndarray]:
+def _prompt_head(encoder: ClipEncoder | ServedEncoder, prompts: Sequence[Sequence[str]]) -> LinearHead:
     """Prompts as a linear head: per class the mean of the embedded prompts, scaled to length 1 (Radford et al. 2021,
     CLIP, section 3.1.4: prompt ensembling in embedding space), times the model's own logit scale.
 
@@ -201,32 +191,5 @@ def _prompt_head(encoder: ClipEncoder | ServedEncoder, prompts: Sequence[Sequenc
     means = [encoder.embed_texts(texts).mean(axis=0) for texts in prompts]
     weight = np.stack([encoder.logit_scale * mean / np.linalg.norm(mean) for mean in means]).astype(np.float32)
     classes, dimension = weight.shape
-    return {
-        "weight": weight,
-        "bias": np.zeros(classes, np.float32),
-        "mean": np.zeros(dimension, np.float32),
-        "std": np.ones(dimension, np.float32),
-    }
-
-
-def _read_head(head: Path) -> tuple[dict[str, Any], dict[str, np.ndarray]]:
-    """Card (encoder, encoder_digest, dimension, classes, temperature) and arrays (weight, bias, mean, std) of a head.
-
-    The arrays come calibrated: logits divided by the card's temperature.
-    """
-    if not head.is_file():
-        raise ModelUnavailable(f"no head at {head}: train one with `medgen train-frames`")
-    try:
-        with safe_open(head, framework="numpy") as file:
-            card = json.loads(file.metadata()[HEAD_CARD])
-            arrays = {key: file.get_tensor(key) for key in ("weight", "bias", "mean", "std")}
-        classes, dimension, temperature = len(card["classes"]), card["dimension"], float(card.get("temperature", 1.0))
-    except (SafetensorError, KeyError, TypeError, ValueError) as error:
-        raise ValueError(f"{head} is not a head made by `medgen train-frames`: {error}") from error
-    shapes = {"weight": (classes, dimension), "bias": (classes,), "mean": (dimension,), "std": (dimension,)}
-    if any(arrays[key].shape != shape for key, shape in shapes.items()):
-        raise ValueError(f"{head}: the arrays do not have {classes} classes and {dimension} numbers per frame")
-    if NON_MEDICAL not in card["classes"] or not temperature > 0:
-        raise ValueError(f"{head}: needs the class {NON_MEDICAL!r} and a temperature above 0")
-    arrays |= {key: (arrays[key] / temperature).astype(np.float32) for key in ("weight", "bias")}
-    return card, arrays
+    zeros = np.zeros(dimension, np.float32)
+    return LinearHead(weight, np.zeros(classes, np.float32), zeros, np.ones(dimension, np.float32))

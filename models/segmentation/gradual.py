@@ -7,7 +7,7 @@ Source: Lienhart, Comparison of automatic shot boundary detection algorithms, 19
 dissolve).
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 
 import numpy as np
 
@@ -16,6 +16,11 @@ from models.segmentation.frame_comparison import SmallFrame, best_correlation, b
 from models.segmentation.hard_cuts import brief_change
 from models.segmentation.shot_window import Boundary, DiscardedChange, ShotWindow
 from models.segmentation.transnet import WINDOW, TransNet, load_transnet
+
+LEAST_SEEN = 3  # times the contrast of a blank picture: what a fade comes from or leads to shows at least so much
+LONGEST_FADE_S = 2.5
+RAMP_ERROR = 0.15  # squared error of the picture half way as a dimmed one, over the squared size of the change
+RAMP_ALIKE = 0.6  # correlation of its structure with the full picture's
 
 
 class Fades:
@@ -44,17 +49,37 @@ class Fades:
                 span = blank[here : here + horizon]
                 if False in span:
                     fades += self._fade(number, number + span.index(False))
-                elif number not in window.changes and len(span) == horizon:
-                    fades.append(Boundary(number, "gradual", self._climb(number, -1) + 1, number, 1.0))
-            # The exit from a stretch so long that its entry was a boundary of its own.
+                elif number not in window.changes:  # endless, or to the end of the video
+                    fades += self._one_sided(number, self._climb(number, -1))
+            # The exit from a stretch so long that its entry was a boundary of its own, or with which the video begins.
             elif (
                 not blank[here]
-                and here >= horizon
-                and all(blank[here - horizon : here])
+                and blank[here - 1]
+                and all(blank[max(0, here - horizon) : here])
+                and (here >= horizon or window.first == 0)
                 and number not in window.changes
             ):
-                fades.append(Boundary(number, "gradual", number, self._climb(number - 1, 1), 1.0))
+                fades += self._one_sided(number, self._climb(number - 1, 1))
         return fades
+
+    def _one_sided(self, edge: int, full: int) -> list[Boundary]:
+        """The boundary of a fade from or to a blank stretch without another picture at its far side.
+
+        Args:
+            edge: the first frame of the blank stretch, or the first one after it.
+            full: the frame at which the picture stands in full.
+        """
+        if self._window[full].contrast < LEAST_SEEN * self._window.settings.blank_contrast:
+            return []
+        blank = (
+            range(max(self._window.first, edge - self._horizon), edge)
+            if full >= edge
+            else range(edge, min(edge + self._horizon, self._window.end))
+        )
+        if not self._is_empty(blank) or not self._is_ramp(edge if full >= edge else edge - 1, full):
+            return []
+        start, end = (edge, full) if full >= edge else (full + 1, edge)
+        return [Boundary(edge, "gradual", start, max(end, start + 1), 1.0)]
 
     def _fade(self, begin: int, stop: int) -> list[Boundary]:
         """The boundary that the blank frames [begin, stop) make, or none."""
@@ -63,12 +88,14 @@ class Fades:
         if change is not None:
             window.discarded.append(change)
             return []
+        if not self._is_empty(range(begin, stop)):
+            return []
         entry, exit_ = begin in window.changes, stop in window.changes
         left = begin - 1 if entry else self._climb(begin, -1)
         right = stop if exit_ else self._climb(stop - 1, 1)
         seen = max(window[left].contrast, window[right].contrast)
         # Nothing more for two cuts, nor where hardly more is to be seen on either side than in between.
-        if (entry and exit_) or seen < 4 * window.settings.blank_contrast:
+        if (entry and exit_) or seen < LEAST_SEEN * window.settings.blank_contrast:
             return []
         if window.same_scene(window[left], window[right]):
             window.discarded.append(DiscardedChange(begin, "dark spell", stop, 1.0))
@@ -76,17 +103,30 @@ class Fades:
         number = stop if entry else begin if exit_ else (begin + stop) // 2
         return [Boundary(number, "gradual", left + 1, right, 1.0)]
 
+    def _is_ramp(self, edge: int, full: int) -> bool:
+        """Whether the picture comes up or goes down as a whole, without becoming another: slices of a scan do not."""
+        window = self._window
+        between = range(min(edge, full), max(edge, full) + 1)
+        half = min(between, key=lambda number: abs(window[number].contrast - window[full].contrast / 2))
+        if abs(half - full) < 2:
+            return True  # too fast to tell
+        black = np.zeros_like(window[full].rgb) + np.uint8(255 * (window[edge].luma > 128))
+        _, error = blend(window[full].rgb, window[half].rgb, black)
+        return error <= RAMP_ERROR and best_correlation(window[half].structure, window[full].structure) >= RAMP_ALIKE
+
+    def _is_empty(self, numbers: Iterable[int]) -> bool:
+        """Whether a blank stretch comes to show nothing at all: a fade does, a clear sky does not."""
+        return min(self._window[number].contrast for number in numbers) <= self._window.settings.blank_contrast / 2
+
     def _climb(self, blank: int, step: int) -> int:
         """The frame beside a blank stretch at which contrast has come to its level."""
         window = self._window
         number = blank + step
-        for _ in range(window.count(1.0)):
-            place = number + step
-            if not window.first <= place < window.end:
+        for _ in range(window.count(LONGEST_FADE_S)):
+            ahead = [place for n in (1, 2, 3) if window.first <= (place := number + n * step) < window.end]
+            if max((window[place].contrast for place in ahead), default=0.0) <= 1.02 * window[number].contrast:
                 break
-            if window[place].contrast <= 1.02 * window[number].contrast:
-                break
-            number = place
+            number += step
         return number
 
 

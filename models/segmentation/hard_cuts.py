@@ -2,7 +2,9 @@
 
 PySceneDetect's adaptive rule (a change stands out from those around it) on the change of structure between neighbouring
 frames; what its own detector finds without a change of structure is a change of light. A change is no cut when the
-picture from before is back soon (flash, lamp off and on, a hand before the lens).
+picture from before is back soon (flash, lamp off and on, a hand before the lens), when part of the picture stays as it
+was (a window opens on a screen, a line joins a slide, a packet was damaged), or when the picture is the same, moved. In
+doubt TransNetV2 is asked.
 
 Source: Castellano, PySceneDetect (content value, adaptive detector).
 """
@@ -12,24 +14,41 @@ from scenedetect import FrameTimecode
 from scenedetect.detectors import AdaptiveDetector
 
 from medgen.canonical import rounded
-from models.segmentation.frame_comparison import best_correlation
+from models.segmentation.frame_comparison import best_correlation, cell_shares
 from models.segmentation.shot_window import DiscardedChange, Reason, ShotWindow
+from models.segmentation.transnet import load_transnet
+
+CONTEXT = 30  # frames before and after a change that TransNetV2 is shown
+NEAR = 3  # frames by which it may place a cut beside the change
 
 
 class HardCuts:
-    """Finds the hard cuts among the frames of a window."""
+    """Finds the hard cuts among the frames of a window.
 
-    def __init__(self, window: ShotWindow) -> None:
+    Args:
+        by_net: ask TransNetV2 about changes that are neither clearly cuts nor clearly none.
+
+    Attributes:
+        frames_by_net: frames shown to the net so far.
+    """
+
+    def __init__(self, window: ShotWindow, *, by_net: bool = True) -> None:
         self._window = window
+        self._by_net = by_net
+        self.frames_by_net = 0
+        self._before: np.ndarray | None = None
         self._detector: AdaptiveDetector | None = None
         self._detector_shape: tuple[int, ...] = ()
         self._by_detector: set[int] = set()  # frames that PySceneDetect takes for the first of a shot
 
     def process_frame(self, number: int, bgr: np.ndarray) -> None:
-        """Shows the next frame, uint8 BGR (h, w, 3), to PySceneDetect's detector."""
+        """Shows the next frame, uint8 BGR (h, w, 3), which the window holds, to PySceneDetect's detector."""
+        frame, s = self._window[number], self._window.settings
+        if self._before is not None and frame.change >= min(s.min_change, s.rapid_change):
+            frame.stayed, frame.renewed = cell_shares(self._before, bgr)
+        self._before = bgr
         # A stream may change its picture size, and the detector compares pictures of one size only.
         if self._detector is None or self._detector_shape != bgr.shape:
-            s = self._window.settings
             self._detector_shape = bgr.shape
             self._detector = AdaptiveDetector(s.adaptive_ratio, min_scene_len=0, min_content_val=s.content_value)
         cuts = self._detector.process_frame(FrameTimecode(number, self._window.fps), bgr)
@@ -64,7 +83,7 @@ class HardCuts:
         for number in window.changes:
             if not start <= number < end or any(change.frame <= number <= change.back for change in discarded):
                 continue
-            change = brief_change(window, number) or self._light_again(number)
+            change = brief_change(window, number) or self._light_again(number) or self._no_new_picture(number)
             if change is None:
                 cuts.append(number)
             else:
@@ -82,6 +101,33 @@ class HardCuts:
                 if window.same_scene(window[change.frame - 1], window[number], min(before, 0.5)):
                     return DiscardedChange(number, "lighting", number, rounded(window[number].change))
         return None
+
+    def _no_new_picture(self, number: int) -> DiscardedChange | None:
+        """Why a change leaves the picture the same as a whole; None where it is another one."""
+        window, s = self._window, self._window.settings
+        before, frame = window[number - 1], window[number]
+        if min(before.contrast, frame.contrast) < s.blank_contrast:
+            return None
+        alike = best_correlation(before.structure, frame.structure)
+        why: Reason | None = None
+        if frame.stayed >= s.most_stayed:
+            why = "part of the picture"
+        elif alike >= s.moved_picture:
+            why = "same picture"
+        else:
+            certain = frame.stayed < s.certain_stayed and frame.renewed >= s.certain_renewed
+            if not (certain and alike < s.certain_correlation) and self._by_net and not self._confirmed(number):
+                why = "unconfirmed"
+        return DiscardedChange(number, why, number, rounded(frame.change)) if why else None
+
+    def _confirmed(self, number: int) -> bool:
+        """Whether TransNetV2 takes the change at a frame for a cut too."""
+        window = self._window
+        step = max(1, round(window.fps / 30))  # it knows 24 to 30 frames per second
+        numbers = np.clip(number + step * np.arange(-CONTEXT, CONTEXT), window.first, window.end - 1)
+        self.frames_by_net += len(numbers)
+        middle, _ = load_transnet().probabilities(np.stack([window[int(near)].rgb for near in numbers]))
+        return float(middle[CONTEXT - NEAR : CONTEXT + NEAR + 1].max()) >= window.settings.confirmed
 
     def _is_change(self, number: int) -> bool:
         window, s = self._window, self._window.settings

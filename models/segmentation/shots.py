@@ -25,7 +25,7 @@ def shots_digest(settings: ShotSettings | None = None, *, gradual: bool = True) 
     return digest_of(
         {
             "name": "shots",
-            "version": 1,
+            "version": 2,
             "settings": asdict(settings) | {"spans_s": list(settings.spans_s)},
             "transnet": TRANSNET_SHA256 if gradual else None,
         }
@@ -37,7 +37,8 @@ class ShotDetector:
 
     Args:
         fps: frames per second; 25 is taken where it is not positive.
-        gradual: look for dissolves with TransNetV2 too. Fades and cuts are found without.
+        gradual: look for dissolves with TransNetV2 too, and ask it about doubtful cuts.
+            Fades and cuts are found without.
 
     Raises:
         ModelUnavailable: the weights of TransNetV2 are not to be had (when `gradual`).
@@ -49,7 +50,7 @@ class ShotDetector:
         self.window = ShotWindow(float(fps) if fps > 0 else 25.0, settings or ShotSettings())
         # A change is judged by what follows within the time of return, a transition by the net's window.
         self._horizon = max(self.window.count(self.window.settings.return_s + 0.5), WINDOW)
-        self._hard_cuts = HardCuts(self.window)
+        self._hard_cuts = HardCuts(self.window, by_net=gradual)
         self._fades = Fades(self.window, self._horizon)
         self._dissolves = Dissolves(self.window) if gradual else None
         self._boundaries: list[Boundary] = []
@@ -63,7 +64,7 @@ class ShotDetector:
     @property
     def frames_by_net(self) -> int:
         """Frames shown to TransNetV2 so far."""
-        return self._dissolves.frames_by_net if self._dissolves else 0
+        return self._hard_cuts.frames_by_net + (self._dissolves.frames_by_net if self._dissolves else 0)
 
     def process_frame(self, index: int, bgr: np.ndarray) -> None:
         """Takes the next frame, uint8 BGR (h, w, 3), w about 256. `index` counts from 0 without a gap.
@@ -75,8 +76,8 @@ class ShotDetector:
             raise ValueError(f"frame {index} came, frame {self.window.end} was next")
         if bgr.dtype != np.uint8 or bgr.ndim != 3 or bgr.shape[2] != 3 or 0 in bgr.shape:
             raise ValueError(f"a frame must be uint8 (h, w, 3), not {bgr.dtype} {bgr.shape}")
-        self._hard_cuts.process_frame(index, bgr)
         self.window.add(bgr)
+        self._hard_cuts.process_frame(index, bgr)
         if len(self.window.frames) >= BATCH + 3 * self._horizon:
             self._judge(index + 1 - self._horizon)
 

@@ -11,10 +11,10 @@ from pydantic import BaseModel, ConfigDict, Field
 
 from medgen.canonical import digest_of
 from medgen.errors import RunStopped
+from medgen.holdout import held_out_videos
 from models.families.family import Family
 from models.training.clip_frames import Geometry, read_geometries
 from models.training.config import TrainConfig
-from models.training.holdout import held_out_videos
 from models.training.stored_bytes import StoredBytes
 
 LORA_FILE = "pytorch_lora_weights.safetensors"  # as diffusers' load_lora_weights finds it by itself

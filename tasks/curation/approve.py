@@ -7,8 +7,9 @@ from sqlalchemy.orm import Session
 from medgen.catalog import Release
 from medgen.errors import ItemFailed
 from medgen.ledger import Ledger, Outcome, Record, StepIdentity, Work
+from medgen.releases import APPROVE
 from tasks.curation.release import RELEASE
-from tasks.curation.release_files import APPROVE, materialize
+from tasks.curation.release_files import materialize
 
 
 def approve(ledger: Ledger, name: str, by: str, note: str = "") -> tuple[Record, Path]:

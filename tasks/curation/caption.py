@@ -257,7 +257,6 @@ def _whisper(params: CaptionParams) -> Whisper:
 @cache
 def _captioner(params: CaptionParams) -> Captioner:
     """Raises ModelUnavailable when it can't be asked; once for a process, so that no work begins."""
-    key = current().caption_api_key
     captioner = load_captioner(
         params.captioner,
         limits=CaptionLimits(
@@ -271,7 +270,7 @@ def _captioner(params: CaptionParams) -> Captioner:
         attempts=params.caption_attempts,
         prompts=params.caption_prompts,
         base_url=current().caption_base_url,
-        api_key=key.get_secret_value() if key else None,
+        api_key=current().caption_key,
         time_limit_s=params.caption_limit_s,
         batch=params.caption_batch,
     )

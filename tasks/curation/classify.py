@@ -1,14 +1,17 @@
 """Classify: which stretches of a video are medical, where its clips lie, and of which category they are.
 
+A frame is medical, not medical, or one of which the frame model is unsure: it can't tell pictures of that kind. What
+becomes of those says the parameter `unsure`: they count as medical, as not medical, or the words beside the video are
+weighed in (`models.segmentation.evidence`). Words never overrule a picture of which the model is sure.
+
 The paper's rule (MedGen, section on segmentation): frames at 1 per second; a stretch is valid when every frame in it
 is medical, every neighbour similarity exceeds τ, and it lasts at least 6 s. Stretches never cross a shot boundary and
 are cut into clips of 6 to 10 s. Short interruptions can be tolerated: see `stretches`. No frame is decoded here:
 segment has kept them.
 """
 
-import itertools
-import math
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from functools import cache, partial
 from pathlib import Path
@@ -26,17 +29,23 @@ from medgen.parameters import MOST_ITEMS, MOST_SECONDS, Parameters
 from medgen.shard import Item, Past, Step
 from medgen.store import Store
 from medgen.video.pictures import decode_jpeg
+from models.captioning.transcript import transcript_between
 from models.encoders import MOBILENET, ServedEncoder, encoder_digest, shown_name
+from models.relevance.classifier import TextClassifier, load_text_classifier, text_classifier_digest
 from models.retrieval.vector_index import pack
-from models.segmentation.category import DESCRIPTION_CHARS, category
+from models.segmentation.category import DESCRIPTION_CHARS, Words, category
+from models.segmentation.evidence import evidence_digest, load_title_evidence, words_beside
 from models.segmentation.frames import DEFAULT_PROMPTS, FrameModel, frame_model_digest, load_frame_model
+from models.segmentation.heads import NON_MEDICAL
 from models.segmentation.similarity import OF_CLIP_CLASS, OF_MOBILENET
 from tasks.curation.curation_step import CurationStep
 from tasks.curation.download import DOWNLOAD
 from tasks.curation.segment import SEGMENT
+from tasks.curation.stretches import Stretch, pieces, stretches
 
 _TAU = f"set {OF_CLIP_CLASS} for CLIP-class models, or what medgen train-frames measured"
 BATCH = 64  # samples that are read and embedded together
+ASK_THE_TITLE = "ask_the_title"
 
 
 class ClassifyParams(Parameters):
@@ -53,6 +62,10 @@ class ClassifyParams(Parameters):
         "head", description="A trained head, or text prompts per class (CLIP-class models only)."
     )
     medical_threshold: float = Field(0.5, ge=0, le=1, description="A frame with this probability is medical.")
+    unsure: Literal["ask_the_title", "keep", "reject"] = Field(
+        "ask_the_title",
+        description="Frames that the head can't tell: weigh in title, tags and description, keep them, or reject them.",
+    )
     frame_similarity: float = Field(
         OF_MOBILENET,
         ge=-1,
@@ -98,7 +111,9 @@ class ClassifyParams(Parameters):
 class ClassifiedClip(TypedDict):
     """Where a clip lies in its video, frames [start_frame, end_frame), and what its samples show.
 
-    `medical` and `category_probability` are in [0, 1]; the latter is the picture's, of `category_of_picture`.
+    `medical` and `category_probability` are in [0, 1]; both are the picture's, the latter of `category_of_picture`.
+    `category_share` is the probability of `category` by picture and words, `unsure_samples` counts those of which the
+    frame model was unsure and that were kept; before version 5 neither was on record.
     """
 
     start_frame: int
@@ -112,6 +127,8 @@ class ClassifiedClip(TypedDict):
     category_words: list[str]
     category_of_picture: str
     category_probability: float
+    category_share: NotRequired[float]
+    unsure_samples: NotRequired[int]
 
 
 class EncoderFacts(TypedDict):
@@ -123,10 +140,14 @@ class EncoderFacts(TypedDict):
 
 
 class ClassifyDetail(TypedDict):
-    """What classify puts on record of a video that it keeps; before version 4 no encoder."""
+    """What classify puts on record of a video that it keeps; before version 4 no encoder.
+
+    `words_medical`: P(medical) of the words beside the video, where frames were in doubt and words were asked.
+    """
 
     clips: list[ClassifiedClip]
     encoder: NotRequired[EncoderFacts]
+    words_medical: NotRequired[float]
 
 
 class ClassifyOutputs(TypedDict):
@@ -140,99 +161,6 @@ CLASSIFY: Handover[ClassifyDetail, ClassifyOutputs] = Handover("classify")
 
 
 @dataclass(frozen=True)
-class Stretch:
-    """Frames [start, end) of one shot, the samples [first, last] that lie in it, and those of them passed over."""
-
-    start: int
-    end: int
-    first: int
-    last: int
-    bridged: tuple[int, ...] = ()
-
-
-def stretches(
-    medical: np.ndarray,
-    alike: Callable[[int, int], bool],
-    sample_frames: np.ndarray,
-    sample_times: np.ndarray,
-    sample_shots: np.ndarray,
-    frame_shots: np.ndarray,
-    *,
-    gap_tolerance_s: float = 0.0,
-    to_shot_edge: bool = True,
-) -> list[Stretch]:
-    """Longest runs of samples that are medical, alike and of one shot.
-
-    From one sample a run goes on to the next medical sample of the shot that is like it. Samples in between are an
-    interruption (a hand before the lens, a flash, a misjudged frame), which lasts from its first sample to the sample
-    where the run goes on; it is bridged when that is no longer than `gap_tolerance_s`. So a picture that changes for
-    good ends a run however long a gap is tolerated, and with 0 this is the paper's rule: neighbours only.
-
-    With `to_shot_edge` a run reaches to the shot's edge where no other sample lies between: those frames are less
-    than a sampling interval from a medical one and in the same shot. Otherwise it begins and ends with a sample.
-
-    Args:
-        medical: bool (N,), per sample.
-        alike: (sample, later sample) → whether their similarity exceeds τ.
-        sample_frames: int (N,), frame index of each sample.
-        sample_times: float (N,), seconds.
-        sample_shots: int (N,).
-        frame_shots: int (F,), shot of every frame, growing.
-    """
-    runs: list[Stretch] = []
-    first = 0
-    count = len(medical)
-
-    def following(sample: int) -> int | None:
-        for later in range(sample + 1, count):
-            gap_s = sample_times[later] - sample_times[sample + 1]
-            if sample_shots[later] != sample_shots[sample] or gap_s > gap_tolerance_s + 1e-6:
-                return None
-            if medical[later] and alike(sample, later):
-                return later
-        return None
-
-    while first < count:
-        if not medical[first]:
-            first += 1
-            continue
-        members = [first]
-        while (later := following(members[-1])) is not None:
-            members.append(later)
-        last, shot = members[-1], sample_shots[first]
-        alone_before = first == 0 or sample_shots[first - 1] != shot
-        alone_after = last == count - 1 or sample_shots[last + 1] != shot
-        start, end = int(sample_frames[first]), int(sample_frames[last]) + 1
-        if to_shot_edge and alone_before:
-            start = int(np.searchsorted(frame_shots, shot, "left"))
-        if to_shot_edge and alone_after:
-            end = int(np.searchsorted(frame_shots, shot, "right"))
-        bridged = tuple(sorted(set(range(first, last + 1)) - set(members)))
-        runs.append(Stretch(start, end, first, last, bridged))
-        first = last + 1
-    return runs
-
-
-def pieces(times: np.ndarray, stretch: Stretch, min_s: float, max_s: float) -> list[tuple[int, int]]:
-    """Frame ranges [start, end) of `min_s` to `max_s` seconds that fill a stretch as far as possible.
-
-    Args:
-        times: float (F + 1,), time of every frame and of the end of the last one, seconds.
-    """
-    length = times[stretch.end] - times[stretch.start]
-    if length < min_s - 1e-6:
-        return []
-    count = math.ceil(length / max_s - 1e-6)
-    each = length / count
-    if each < min_s - 1e-6:  # between one and two clips: one of full length, the rest is left
-        count, each = count - 1, max_s
-    edges = [times[stretch.start] + each * k for k in range(count + 1)]
-    cuts = [int(np.searchsorted(times, edge - 1e-6)) for edge in edges]
-    cuts[0], cuts[-1] = stretch.start, min(cuts[-1], stretch.end)
-    return [(a, b) for a, b in itertools.pairwise(cuts) if b > a]
-
-
-@dataclass(frozen=True)
 class JudgedSamples:
     """The samples of a video in order, with what the frame model says of each.
 
@@ -241,6 +169,10 @@ class JudgedSamples:
         embeddings: float (N, D), of length 1.
         probabilities: float (N, classes).
         medical: float (N,), rounded as on record, so that the record alone explains the verdict.
+        unsure: bool (N,), where the model is unsure.
+        decided: float (N,), rounded: `medical`, but where words were asked what both say together.
+        is_medical: bool (N,), the verdict.
+        words_medical: P(medical) of the words; None where they were not asked.
     """
 
     frame: np.ndarray
@@ -249,6 +181,10 @@ class JudgedSamples:
     embeddings: np.ndarray
     probabilities: np.ndarray
     medical: np.ndarray
+    unsure: np.ndarray
+    decided: np.ndarray
+    is_medical: np.ndarray
+    words_medical: float | None
 
     def similarity(self, sample: int, later: int) -> float:
         """Cosine of two samples, -1 to 1, rounded as on record."""
@@ -276,10 +212,10 @@ def classify(work: Work, store: Store, params: ClassifyParams) -> Outcome:
     model = loaded_model(params)
     frames = pq.read_table(store.path(work.inputs["frames"]))
     shots = frames["shot"].to_numpy()
-    samples = _judged(model, store.path(work.inputs["samples"]), shots)
+    samples = _judged(model, store.path(work.inputs["samples"]), shots, work.context, params)
     times = np.append(frames["time_s"].to_numpy(), float(frames.schema.metadata[b"end_s"]))
     runs = stretches(
-        samples.medical >= params.medical_threshold,
+        samples.is_medical,
         lambda sample, later: samples.similarity(sample, later) > params.frame_similarity,
         samples.frame,
         samples.time_s,
@@ -289,14 +225,15 @@ def classify(work: Work, store: Store, params: ClassifyParams) -> Outcome:
         to_shot_edge=params.to_shot_edge,
     )
     runs = [run for run in runs if run.last - run.first >= params.min_sample_steps]
+    subtitles = store.read(work.inputs["subtitles"]).decode("utf-8", "replace") if "subtitles" in work.inputs else ""
     clips = [
-        _clip(model, samples, times, run, start, end, work.context)
+        _clip(model, samples, times, run, start, end, work.context, subtitles)
         for run in runs
         for start, end in pieces(times, run, params.min_clip_s, params.max_clip_s)
     ]
     scores = {
         "medical_mean": rounded(samples.medical.mean()),
-        "medical_max": rounded(samples.medical.max()),
+        "medical_max": rounded(samples.decided.max()),
         "longest_medical_stretch_s": rounded(max((times[run.end] - times[run.start] for run in runs), default=0.0)),
     }
     common: dict[str, Any] = {
@@ -304,42 +241,94 @@ def classify(work: Work, store: Store, params: ClassifyParams) -> Outcome:
         "score_models": dict.fromkeys(scores, model.digest),
         "outputs": {
             "classification": store.put_bytes(
-                canonical_json(_classification(model, samples, runs, clips)), "application/json"
+                canonical_json(_classification(model, samples, runs, clips, params)), "application/json"
             )
         },
     }
     if clips:
         detail: ClassifyDetail = {"clips": clips, "encoder": _encoder_facts(params, samples)}
+        if samples.words_medical is not None:
+            detail["words_medical"] = samples.words_medical
         vectors = np.stack([samples.embedding(clip["start_frame"], clip["end_frame"]) for clip in clips])
         common["outputs"]["embeddings"] = store.put_bytes(pack(vectors), "application/vnd.safetensors")
         return Outcome("kept", detail=detail, **common)
     reason, metric, threshold = (
         ("not_medical", "medical_max", params.medical_threshold)
-        if scores["medical_max"] < params.medical_threshold
+        if not samples.is_medical.any()
         else ("no_medical_stretch", "longest_medical_stretch_s", params.min_clip_s)
     )
     return Outcome("rejected", reason, {"metric": metric, "score": scores[metric], "threshold": threshold}, **common)
 
 
-def _judged(model: FrameModel, path: Path, shots: np.ndarray) -> JudgedSamples:
+def _judged(
+    model: FrameModel, path: Path, shots: np.ndarray, words: Mapping[str, str], params: ClassifyParams
+) -> JudgedSamples:
     """Judges the table of samples at `path`, a few at a time; `shots` is the shot of every frame."""
     frames: list[int] = []
     times: list[float] = []
-    embeddings: list[np.ndarray] = []
+    features: list[np.ndarray] = []
     with pq.ParquetFile(path) as table:
         for batch in table.iter_batches(BATCH):
             frames += batch["frame"].to_pylist()
             times += batch["time_s"].to_pylist()
-            embeddings.append(model.embed([decode_jpeg(jpeg) for jpeg in batch["jpeg"].to_pylist()]))
-    embedded = np.concatenate(embeddings)
+            features.append(model.features([decode_jpeg(jpeg) for jpeg in batch["jpeg"].to_pylist()]))
+    seen = np.concatenate(features)
+    probabilities = model.probabilities(seen)
+    medical = np.round(1 - probabilities[:, model.classes.index(NON_MEDICAL)], 4)
+    unsure = in_doubt(model, medical, params.medical_threshold)
+    said = words_medical(words) if params.unsure == ASK_THE_TITLE and unsure.any() else None
+    decided, verdict = decide_doubts(medical, unsure, said, params)
     return JudgedSamples(
         np.array(frames),
         np.array(times),
         shots[frames],
-        embedded,
-        model.probabilities(embedded),
-        np.round(model.medical(embedded), 4),
+        model.embeddings(seen),
+        probabilities,
+        medical,
+        unsure,
+        decided,
+        verdict,
+        said,
     )
+
+
+def in_doubt(model: FrameModel, medical: np.ndarray, threshold: float) -> np.ndarray:
+    """bool (N,): where P(medical) lies between the bounds of the model's doubt. A threshold beyond a bound moves it, so
+    that with a threshold of 0 all frames are medical."""
+    low, high = model.unsure
+    if low == high:
+        return np.zeros(len(medical), bool)
+    unsure: np.ndarray = (medical > min(low, threshold)) & (medical < max(high, threshold))
+    return unsure
+
+
+def words_medical(words: Mapping[str, str]) -> float | None:
+    """P(medical) of the words beside a video; None where there are none. Raises ModelUnavailable."""
+    if not any(words[name].strip() for name in ("title", "tags", "description")):
+        return None
+    found = _text_classifier().probability([words["title"]], [words["description"]], [words["tags"]])
+    return rounded(float(found[0]))
+
+
+@cache
+def _text_classifier() -> TextClassifier:
+    return load_text_classifier(served=True)
+
+
+def decide_doubts(
+    medical: np.ndarray, unsure: np.ndarray, said: float | None, params: ClassifyParams
+) -> tuple[np.ndarray, np.ndarray]:
+    """(float (N,) probability that decides, bool (N,) verdict) of frames; `said` is what the words say, if asked.
+
+    Without words the picture alone decides, as it does where the model is sure.
+    """
+    decided = medical
+    if said is not None:
+        decided = np.where(unsure, np.round(load_title_evidence().medical(medical, said), 4), medical)
+    verdict = decided >= params.medical_threshold
+    if params.unsure != ASK_THE_TITLE:
+        verdict = np.where(unsure, params.unsure == "keep", verdict)
+    return decided, verdict
 
 
 def _clip(
@@ -350,11 +339,13 @@ def _clip(
     start: int,
     end: int,
     words: Mapping[str, str],
+    subtitles: str,
 ) -> ClassifiedClip:
     """The clip of the frames [start, end) of a stretch; `times` and `words` as in `pieces` and `work_of`."""
     inside = samples.inside(start, end)
     picture = dict(zip(model.classes, samples.probabilities[inside].mean(axis=0).tolist(), strict=True))
-    chosen = category(picture, words["title"], words["tags"], words["description"])
+    said = _words(words, subtitles, times[start], times[end])
+    chosen = category(picture, said, load_title_evidence().category, float(samples.decided[inside].mean()))
     return {
         "start_frame": start,
         "end_frame": end,
@@ -367,22 +358,45 @@ def _clip(
         "category_words": list(chosen.words),
         "category_of_picture": chosen.picture,
         "category_probability": rounded(chosen.picture_probability),
+        "category_share": rounded(chosen.probability),
+        "unsure_samples": int((samples.unsure & samples.is_medical)[inside].sum()),
     }
 
 
+def _words(words: Mapping[str, str], subtitles: str, start_s: float, end_s: float) -> Words | None:
+    """What title, tags, description and the words spoken in [start_s, end_s) say of the category."""
+    transcript = ""
+    if subtitles:
+        with suppress(ValueError):  # no WebVTT: caption says so on record
+            transcript = transcript_between(subtitles, float(start_s), float(end_s))
+    return words_beside(words["title"], words["tags"], words["description"], transcript)
+
+
 def _classification(
-    model: FrameModel, samples: JudgedSamples, runs: Sequence[Stretch], clips: Sequence[ClassifiedClip]
+    model: FrameModel,
+    samples: JudgedSamples,
+    runs: Sequence[Stretch],
+    clips: Sequence[ClassifiedClip],
+    params: ClassifyParams,
 ) -> dict[str, Any]:
-    """All that the frame model said, as auditors read it."""
-    count = len(samples.medical)
+    """All that the frame model said, as auditors read it, and how doubts were decided."""
+    count, evidence = len(samples.medical), load_title_evidence()
     return {
         "classes": list(model.classes),
+        "doubt": {
+            "between": list(model.unsure),
+            "policy": params.unsure,
+            "words_medical": samples.words_medical,
+            "weights": {"picture": evidence.picture, "text": evidence.text, "offset": evidence.offset},
+        },
         "samples": [
             {
                 "frame": int(samples.frame[k]),
                 "time_s": rounded(samples.time_s[k]),
                 "shot": int(samples.shot[k]),
                 "medical": rounded(samples.medical[k]),
+                "unsure": bool(samples.unsure[k]),
+                "decided": rounded(samples.decided[k]),
                 "probabilities": [rounded(p) for p in samples.probabilities[k]],
                 "similarity_to_next": samples.similarity(k, k + 1) if k + 1 < count else None,
             }
@@ -416,9 +430,11 @@ def _parts(params: ClassifyParams) -> tuple[Path | None, Path | None]:
 
 def step(params: ClassifyParams) -> Step:
     """Classify, ready to run."""
-    models = {"frames": frame_model_digest(params.frame_encoder, *_parts(params))}
+    models = {"frames": frame_model_digest(params.frame_encoder, *_parts(params)), "evidence": evidence_digest()}
+    if params.unsure == ASK_THE_TITLE:
+        models["text"] = text_classifier_digest()
     return Step(
-        StepIdentity("classify", 4, params.model_dump(mode="json"), models),
+        StepIdentity("classify", 5, params.model_dump(mode="json"), models),
         partial(classify, params=params),
         work_of=work_of,
         fan_out=clips_of,
@@ -432,14 +448,17 @@ def load_models(params: ClassifyParams) -> None:
 
 
 def work_of(item: Item, past: Past) -> Work:
-    """The sampled frames of a video, and the words beside it that may name a category."""
+    """The sampled frames of a video, and the words beside it; a file's name is no title."""
     segmented, metadata = SEGMENT.outputs(past), DOWNLOAD.detail(past)["metadata"]
+    title = metadata["title"] or ""
     words = {
-        "title": metadata["title"] or "",
+        "title": "" if title == Path(metadata["external_id"] or "").stem else title,
         "tags": "\n".join(metadata["tags"] or ()),
         "description": (metadata["description"] or "")[:DESCRIPTION_CHARS],
     }
     inputs = {"frames": segmented["frames"], "samples": segmented["samples"]}
+    if "subtitles" in DOWNLOAD.outputs(past):
+        inputs["subtitles"] = DOWNLOAD.outputs(past)["subtitles"]
     return Work(item.subject, inputs=inputs, context=words)
 
 

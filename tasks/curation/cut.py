@@ -314,7 +314,7 @@ def crop_of(
 def step(params: CutParams) -> Step:
     """Cut, ready to run."""
     return Step(
-        StepIdentity("cut", 3, params.model_dump(mode="json"), {}),
+        StepIdentity("cut", 4, params.model_dump(mode="json"), {}),
         partial(cut, params=params),
         work_of=work_of,
         fan_out=clip_of,

@@ -6,6 +6,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from medgen import __version__
+from medgen.counted import counted
 from medgen.markdown import render
 from tasks.curation.funnel import markdown, stages
 
@@ -50,6 +51,7 @@ def dataset_card(
     return render(
         "tasks.curation",
         "dataset_card.md.jinja",
+        counted=counted,
         clips=totals.clips,
         seconds=totals.seconds,
         videos=videos,

@@ -47,7 +47,7 @@ class DecideParams(Parameters):
         1e6, ge=0, le=1e6, description="Words of any kind over 5 frames: overlay, scene and device (paper: 20)."
     )
     max_overlay_words: float = Field(20, ge=0, le=1e6, description="Words of overlay text over 5 frames (paper: 20).")
-    max_overlay_share: float = Field(0.25, ge=0, le=1, description="Part of the picture under overlay text, 0 to 1.")
+    max_overlay_share: float = Field(0.15, ge=0, le=1, description="Part of the picture under overlay text, 0 to 1.")
     # A scale and settings are part of the picture; a whole menu is not.
     max_imaging_words: float = Field(100, ge=0, le=1e6, description="Words of the imaging device over 5 frames.")
     # The defaults are those of the offline metrics; `models.quality.scales` says why, and has others'.

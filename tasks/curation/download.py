@@ -81,20 +81,31 @@ class ProbeFacts(TypedDict):
     subtitles: NotRequired[list[dict[str, Any]]]
 
 
+class PageFacts(TypedDict):
+    """Where the page of a video was asked for and when (ISO 8601, UTC); why it is not among the outputs."""
+
+    url: str
+    fetched_at: str
+    problem: NotRequired[str]
+
+
 class DownloadDetail(TypedDict):
-    """What download puts on record; `dicom` of videos that were made of a DICOM file."""
+    """What download puts on record; `dicom` of videos that were made of a DICOM file, `page` where it was wanted."""
 
     metadata: Metadata
     probe: ProbeFacts
     dicom: NotRequired[DicomFacts]
+    page: NotRequired[PageFacts]
 
 
 class DownloadOutputs(TypedDict):
-    """The video as fetched, or as made of a DICOM file; its audio where that is a file of its own; WebVTT."""
+    """The video as fetched, or as made of a DICOM file; its audio where that is a file of its own; WebVTT; the HTML of
+    its page."""
 
     video: str
     sound: NotRequired[str]
     subtitles: NotRequired[str]
+    page: NotRequired[str]
 
 
 DOWNLOAD: Handover[DownloadDetail, DownloadOutputs] = Handover("download")
@@ -148,6 +159,8 @@ def download(
                 outputs["sound"] = store.put_file(files.audio, "audio/x-any")
             if files.subtitles:
                 outputs["subtitles"] = store.put_file(files.subtitles, "text/vtt")
+            if files.page and files.page.file:
+                outputs["page"] = store.put_file(files.page.file, "text/html")
         except RejectedBySite as rejected:
             return rejected.outcome
         finally:
@@ -156,6 +169,10 @@ def download(
         "metadata": cast(Metadata, {name: row.get(name) for name in METADATA}),
         "probe": cast(ProbeFacts, vars(facts)),
     }
+    if files.page:
+        detail["page"] = {"url": files.page.url, "fetched_at": files.page.fetched_at}
+        if files.page.problem:
+            detail["page"]["problem"] = files.page.problem
     if dicom:
         kind = MODALITIES.get(dicom["modality"])
         detail["metadata"]["title"] = f"{DICOM_TITLE} ({kind})" if kind else DICOM_TITLE

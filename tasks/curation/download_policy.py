@@ -36,6 +36,11 @@ class DownloadParams(WebParams):
         exclude_if=lambda wanted: not wanted,  # so that downloads without audio keep their keys
         description="Fetch the audio too, for speech_model. Files of folders come with theirs anyway.",
     )
+    keep_page: bool = Field(
+        False,
+        exclude_if=lambda wanted: not wanted,  # as above
+        description="Keep the page of each video, where its licence stands, as it was when the video was fetched.",
+    )
     min_height: int = Field(
         480, ge=0, le=MOST_PIXELS_A_SIDE, description="Videos with a shorter side below this are rejected, pixels."
     )

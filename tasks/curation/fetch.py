@@ -3,7 +3,9 @@
 import logging
 import random
 from collections.abc import Iterable, Iterator, Mapping
+from contextlib import closing
 from dataclasses import dataclass
+from datetime import UTC, datetime
 from functools import partial
 from pathlib import Path
 from typing import Any, cast
@@ -24,6 +26,8 @@ log = logging.getLogger(__name__)
 
 UNFINISHED = (".part", ".ytdl", ".temp")
 MAX_SUBTITLES_BYTES = 4 << 20
+MAX_KEPT_PAGE_BYTES = 8 << 20
+PAGES = ("text/html", "application/xhtml+xml")
 # Protocols of formats that yt-dlp fetches by itself. For others (rtmp, rtsp, mms) it starts programs that no guard
 # holds.
 FETCHED = ("http", "m3u8")
@@ -40,6 +44,22 @@ class RejectedBySite(DownloadCancelled):
 
 
 @dataclass(frozen=True)
+class Page:
+    """The page on which a site shows a video, and mostly its licence.
+
+    Args:
+        file: its HTML, byte by byte; None where there is none.
+        fetched_at: ISO 8601, UTC.
+        problem: why there is none.
+    """
+
+    url: str
+    file: Path | None
+    fetched_at: str
+    problem: str = ""
+
+
+@dataclass(frozen=True)
 class Fetched:
     """What a site gave of a video.
 
@@ -47,12 +67,14 @@ class Fetched:
         audio: a file of its own, where the site has it apart from the picture.
         subtitles: WebVTT.
         metadata: as the site tells it; None where it tells nothing.
+        page: where it was wanted.
     """
 
     video: Path
     audio: Path | None
     subtitles: Path | None
     metadata: Mapping[str, Any]
+    page: Page | None = None
 
 
 def fetch(row: Mapping[str, Any], folder: Path, params: DownloadParams, quota: DownloadQuota) -> Fetched:
@@ -68,13 +90,14 @@ def fetch(row: Mapping[str, Any], folder: Path, params: DownloadParams, quota: D
         with GuardedYoutubeDL(_options(row, folder, params, guard), guard) as downloader:
             answer = downloader.extract_info(row["url"], download=True) or {}
             subtitles = _subtitles(downloader, row.get("subtitles_url"), folder)
+            info = (list(cast(Iterable[Any], answer.get("entries") or ())) or [answer])[0]
+            page = _page(downloader, info, folder) if params.keep_page else None
     except RejectedBySite:
         raise
     except YoutubeDLError as error:
         raise failure_of(error, guard.last_error) from error
     finally:
         guard.leave()
-    info = (list(cast(Iterable[Any], answer.get("entries") or ())) or [answer])[0]
     # Numbered in the order of fetching: the picture, then its audio.
     files = [path for path in folder.glob("video.*") if path.suffix not in (*UNFINISHED, ".vtt")]
     videos, audio = ([path for path in files if path.name.startswith(f"video.{n:05d}.")] for n in (1, 2))
@@ -94,6 +117,7 @@ def fetch(row: Mapping[str, Any], folder: Path, params: DownloadParams, quota: D
             "published": info.get("upload_date"),
             "external_id": info.get("id"),
         },
+        page,
     )
 
 
@@ -210,3 +234,27 @@ def _subtitles(downloader: yt_dlp.YoutubeDL, url: str | None, folder: Path) -> P
     path = folder / "listed.vtt"
     path.write_bytes(data)
     return path
+
+
+def _page(downloader: yt_dlp.YoutubeDL, info: Mapping[str, Any], folder: Path) -> Page:
+    """The page of a video, asked for anew: what yt-dlp read may have been an interface for programs.
+
+    It is evidence, not needed for anything: one that can't be had fails nothing, and the record says why.
+    """
+    url = str(info.get("webpage_url") or "")
+    shown, at = without_credentials(url), datetime.now(UTC).isoformat(timespec="seconds")
+    if info.get("url") == url or not url.startswith(("http://", "https://")):
+        return Page(shown, None, at, "the address is the video's own, it has no page")
+    try:
+        with closing(downloader.urlopen(url)) as answer:
+            kind = str(answer.headers.get("Content-Type") or "").partition(";")[0].strip().lower()
+            if kind not in PAGES:
+                return Page(shown, None, at, f"the address answers with {kind[:80] or 'something'}, not with a page")
+            data = answer.read(MAX_KEPT_PAGE_BYTES + 1)
+    except (YoutubeDLError, OSError) as error:
+        return Page(shown, None, at, without_credentials(str(error))[:500])
+    if len(data) > MAX_KEPT_PAGE_BYTES:
+        return Page(shown, None, at, f"the page has more than {MAX_KEPT_PAGE_BYTES} bytes")
+    path = folder / "page.html"
+    path.write_bytes(data)
+    return Page(shown, path, at)

@@ -1,4 +1,4 @@
-"""The fingerprints that quality put on record, and the index of them on this machine, which is filled as it is used."""
+"""The fingerprints of clips on record, and the index of them on this machine, which is filled as it is used."""
 
 import logging
 from collections.abc import Callable, Iterable, Iterator
@@ -6,34 +6,40 @@ from pathlib import Path
 from typing import TypeVar
 
 import numpy as np
-from sqlalchemy import Engine, Float, select
+from sqlalchemy import ColumnElement, Engine, Float, case, select
 from sqlalchemy.orm import aliased
 
 from medgen.among import among, pages
 from medgen.catalog import Score, StepInput, StepRun
 from medgen.settings import current
+from medgen.takedown import IMPORT
 from models.duplicates.fingerprint import Fingerprint
 from models.duplicates.index import Entry, FingerprintIndex, IndexDamaged, open_index
 
 log = logging.getLogger(__name__)
 
-QUALITY = "quality"  # the step that takes fingerprints; named only, for its module loads Prefect
+QUALITY = "quality"  # the step that takes fingerprints, as imports do; named only, for its module loads Prefect
 
 Read = Callable[[Iterable[int]], Iterable[Entry]]
-"""Ids of quality's step runs → what the index holds of each that has a usable fingerprint."""
+"""Ids of step runs that took fingerprints → what the index holds of each that has a usable fingerprint."""
 
 T = TypeVar("T")
 
 
+def measured_clip() -> ColumnElement[str]:
+    """The clip whose fingerprint a step run took. An import's subject is a row of a set; its record names the clip."""
+    return case((StepRun.step == IMPORT, StepRun.detail["clip"]["id"].as_string()), else_=StepRun.subject)
+
+
 def read_entries(engine: Engine, ids: Iterable[int]) -> Iterator[Entry]:
-    """What the index holds of quality's step runs: clip, fingerprint and, as facts, the words over five frames, the
-    detail and the bits per second. Runs with a fingerprint of another kind are passed over."""
+    """What the index holds of step runs that took fingerprints: clip, fingerprint and, as facts, the words over five
+    frames, the detail and the bits per second. Runs with a fingerprint of another kind are passed over."""
     cut = aliased(StepRun)
     words, detail = aliased(Score), aliased(Score)
     query = (
         select(
             StepRun.id,
-            StepRun.subject,
+            measured_clip(),
             StepRun.detail["fingerprint"].as_string(),
             words.value,
             detail.value,

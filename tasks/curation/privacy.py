@@ -20,9 +20,9 @@ from medgen.shard import Item, Past, Step
 from medgen.store import Store
 from medgen.video.limits import Limits
 from medgen.video.pictures import pictures
-from models.privacy.faces import LEAST_SCORE_AMONG_FACES, ServedFaces, faces_digest
+from models.privacy.faces import LEAST_SCORE_AMONG_FACES, faces_digest, load_faces
 from models.privacy.identifiers import STRONG
-from models.privacy.redaction import Region, redact, regions_over_time
+from models.privacy.redaction import Region, redact, regions_over_time, tracked
 from tasks.curation.curation_step import CurationStep
 from tasks.curation.cut import CUT, EncodedClip, Encoding, encode_clip
 from tasks.curation.download import DOWNLOAD
@@ -30,6 +30,7 @@ from tasks.curation.quality import QUALITY
 from tasks.curation.segment import SEGMENT
 
 BURNED_IN = "burned-in annotation"  # a DICOM file says that its pictures identify the patient; not where
+LOST_S = 1.5  # a face that comes back within this was there in between, on its way
 COVER_S = 0.5  # a face is covered this long before it is found and after it was
 
 Policy = Literal["keep", "blur", "reject"]
@@ -110,7 +111,8 @@ def privacy(work: Work, store: Store, params: PrivacyParams) -> Outcome:
     decodes = 1
     if "faces" in hidden:
         faces_of = _faces_of(store, work.inputs["clip"], count)
-        regions = regions_over_time(faces_of, max(1, round(COVER_S * work.context["clip"]["fps"])))
+        fps = work.context["clip"]["fps"]
+        regions = regions_over_time(tracked(faces_of, round(LOST_S * fps)), max(1, round(COVER_S * fps)))
         decodes += 1
     if "identifiers" in hidden:
         boxes = [Region(b["x"], b["y"], b["width"], b["height"]).widened() for b in named]
@@ -129,7 +131,7 @@ def privacy(work: Work, store: Store, params: PrivacyParams) -> Outcome:
 
 def _faces_of(store: Store, clip: str, count: int) -> list[list[Region]]:
     """Widened boxes of faces on every frame of a clip that has some."""
-    detector = ServedFaces()
+    detector = load_faces()
     regions = []
     for picture in pictures(store.path(clip), Limits()):
         (boxes,) = detector.find([picture.rgb()], LEAST_SCORE_AMONG_FACES)
@@ -150,7 +152,7 @@ def step(params: PrivacyParams) -> Step:
     """Privacy, ready to run."""
     models = {"faces": faces_digest()} if params.faces == "blur" else {}
     return Step(
-        StepIdentity("privacy", 2, params.model_dump(mode="json"), models),
+        StepIdentity("privacy", 3, params.model_dump(mode="json"), models),
         partial(privacy, params=params),
         work_of=partial(work_of, params=params),
         fan_out=clip_of,

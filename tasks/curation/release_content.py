@@ -78,7 +78,7 @@ REJECTED = pa.schema(
 METADATA = pa.schema(
     [
         ("name", pa.string()),
-        ("file", pa.string()),
+        ("file_name", pa.string()),  # as Hugging Face's videofolder wants it
         ("resolution", pa.string()),
         ("bit_rate", pa.int64()),
         ("aesthetic_score", pa.float64()),
@@ -435,7 +435,7 @@ def _row(clip_id: str, past: Mapping[str, Record], captions: Mapping[tuple[int, 
     seconds = clip["end_s"] - clip["start_s"]
     return {
         "name": clip_id,
-        "file": f"clips/{clip_id}.mp4",
+        "file_name": f"clips/{clip_id}.mp4",
         "resolution": f"{clip['width']}x{clip['height']}",
         "bit_rate": published["bit_rate"],
         "aesthetic_score": scores["aesthetic"],

@@ -9,28 +9,17 @@ from pathlib import Path
 from typing import Any
 
 from filelock import FileLock
-from sqlalchemy import select
 from sqlalchemy.orm import Session
 
-from medgen.catalog import Release, StepRun, open_catalog
+from medgen.catalog import Release, open_catalog
 from medgen.errors import ItemFailed
 from medgen.home import private_home
+from medgen.releases import awaits_approval
 from medgen.settings import current
 from medgen.store import READ_ONLY, Store
 from medgen.takedown import release_takedown
 
-APPROVE = "approve"
 FETCHED_AT_ONCE = 16  # clips that only the S3 server has
-
-
-def awaits_approval(session: Session, release: Release) -> bool:
-    """Whether a release's policy asks for an approval that it has not got."""
-    if release.policy.get("approval", "none") == "none":
-        return False
-    approved = select(StepRun.id).where(
-        StepRun.step == APPROVE, StepRun.subject == release.name, StepRun.status == "kept"
-    )
-    return session.scalar(approved.limit(1)) is None
 
 
 def materialize(store: Store, name: str, manifest_sha256: str) -> Path:

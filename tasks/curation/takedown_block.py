@@ -1,9 +1,9 @@
 """Takedown block: what shows the same as a video that was taken down comes in by no other address.
 
-What is kept for this is the fingerprint of each of its clips, which quality put on record: perceptual hashes and the
-mean brightness of 8 by 8 cells over time, some 5 kB of numbers: no frame, nothing finer than those cells. A takedown
-leaves it where it is when it blanks the words beside it. Not known again are videos whose takedown still blanked
-fingerprints (before there was this block), and those that quality had seen no clip of.
+What is kept for this is the fingerprint of each of its clips, which quality or its import put on record: perceptual
+hashes and the mean brightness of 8 by 8 cells over time, some 5 kB of numbers: no frame, nothing finer than those
+cells. A takedown leaves it where it is when it blanks the words beside it. Not known again are videos whose takedown
+still blanked fingerprints (before there was this block), and those of whose clips none was taken.
 """
 
 from collections.abc import Iterable, Mapping
@@ -12,10 +12,11 @@ from functools import partial
 from typing import TypedDict
 
 import numpy as np
-from sqlalchemy import Engine, func, or_, select
+from sqlalchemy import Engine, and_, func, or_, select
 
 from medgen.canonical import rounded
 from medgen.catalog import Clip, StepRun, Tombstone
+from medgen.takedown import IMPORT
 from models.duplicates.index import FingerprintIndex
 from models.duplicates.near_duplicates import SAME_COURSE
 from models.duplicates.search import copies_of
@@ -76,7 +77,7 @@ def blocked_clips(engine: Engine, runs: Iterable[tuple[int, str]]) -> dict[str, 
     """clip → what it copies, for every clip that copies what was taken down.
 
     Args:
-        runs: (id of quality's step run, clip) of the clips to look at.
+        runs: (id of the step run that took its fingerprint, clip) of the clips to look at.
     """
     block = takedown_block(engine)
     if not block.fingerprints:
@@ -93,9 +94,14 @@ def takedown_block(engine: Engine) -> TakedownBlock:
     query = (
         select(Clip.id, Clip.video_id, StepRun.id)
         .join(Tombstone, Tombstone.video_id == Clip.video_id)
-        .join(StepRun, StepRun.subject == Clip.id)
+        .join(
+            StepRun,
+            or_(
+                and_(StepRun.subject == Clip.id, StepRun.step == QUALITY),
+                and_(StepRun.id == Clip.step_run_id, StepRun.step == IMPORT),
+            ),
+        )
         .where(
-            StepRun.step == QUALITY,
             ~StepRun.superseded,
             text != "",
             or_(func.jsonb_typeof(blocking).is_distinct_from("array"), blocking.has_key(Clip.id)),

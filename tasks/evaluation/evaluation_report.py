@@ -19,9 +19,10 @@ from medgen.canonical import digest_of
 from medgen.errors import ItemFailed, RunStopped
 from medgen.settings import current
 from medgen.store import Store
+from models.metrics.terms import NEUTRAL, TERM_MEAN, TERMS
 from tasks.evaluation.evaluate import Report
 from tasks.evaluation.frechet import frechet_table, frechet_warning
-from tasks.evaluation.leaderboard import NEUTRAL, TERM_MEAN, TERMS, metric_family
+from tasks.evaluation.leaderboard import metric_family
 from tasks.evaluation.measured import Measured
 from tasks.evaluation.sampling import sampling_line, sampling_rows, sampling_sentences
 from tasks.evaluation.tables import is_raw, shown_p, shown_range, shown_value

@@ -21,9 +21,9 @@ from medgen.shard import ShardResult, Step
 from medgen.store import Store
 from medgen.video.limits import Limits
 from medgen.video.pictures import evenly_spaced, pictures
-from models import ModelUnavailable
 from models.captioning.captioner import OPENAI_PREFIX, TRANSFORMERS_PREFIX, CaptionUnavailable
 from models.captioning.chat import Chat
+from models.captioning.loading import load_chat
 from models.encoders import shown_name
 from models.metrics.descriptor import shrunk
 from models.metrics.mllm_judge import ERROR_FROM, JUDGED_FRAMES, RUBRIC, collect_votes, mllm_judge_digest
@@ -160,27 +160,17 @@ def frames_at(work: Work, store: Store, places: Sequence[int]) -> Iterator[np.nd
 @cache
 def _chat(params: MllmJudgeParams) -> Chat:
     """Raises ModelUnavailable when it can't be asked; once for a process, so that no work begins."""
-    name = params.judge_model
-    if name.startswith(TRANSFORMERS_PREFIX):
-        from models.captioning.local_chat import LocalChat
-
-        chat: Chat = LocalChat(name.removeprefix(TRANSFORMERS_PREFIX), 1)
-    elif name.startswith(OPENAI_PREFIX):
-        from models.captioning.openai_chat import OpenAIChat
-
-        settings = current()
-        if not (settings.caption_base_url and settings.caption_api_key):
-            raise ModelUnavailable(
-                f"the judge {name} needs MEDGEN_CAPTION_BASE_URL and MEDGEN_CAPTION_API_KEY; "
-                "leave judge_model empty to go without"
-            )
-        key = settings.caption_api_key.get_secret_value()
-        model = name.removeprefix(OPENAI_PREFIX)
-        chat = OpenAIChat(model, settings.caption_base_url, key, time_limit_s=params.judge_answer_limit_s)
-    else:
-        raise ValueError(f"a judge is named 'openai:MODEL' or 'transformers:NAME_OR_FOLDER': {name!r}")
-    chat.ensure_available()
-    return chat
+    settings = current()
+    try:
+        return load_chat(
+            params.judge_model,
+            base_url=settings.caption_base_url,
+            api_key=settings.caption_key,
+            time_limit_s=params.judge_answer_limit_s,
+            without="leave judge_model empty to go without",
+        )
+    except ValueError as error:
+        raise ValueError(f"a judge is named as a chat model is: {error}") from error
 
 
 @cache

@@ -31,7 +31,7 @@ from tasks.evaluation.study_pairs import MAX_PAIRS, AnonymousCopies, Design, des
 from tasks.evaluation.system_videos import SystemVideos
 
 AXES = ("text_alignment", "medical_accuracy", "visual_quality")
-CHOICES = ("first", "second", "neither")
+CHOICES = ("first", "second", "neither", "both")  # neither: both lose; both: they are equally good
 LEVEL = "error_level"  # the one question of a study of errors
 LEVELS = 4
 PAIRS: Literal["pairs"] = "pairs"

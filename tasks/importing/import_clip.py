@@ -14,6 +14,7 @@ from itertools import islice
 from pathlib import Path
 from typing import Any, NotRequired, TypedDict
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
@@ -34,7 +35,9 @@ from medgen.video.limits import Limits
 from medgen.video.pictures import pictures
 from medgen.video.probe import probe
 from medgen.workplace import sweep, workplace
+from models.duplicates.fingerprint import fingerprint
 from tasks.curation.cut import ClipFacts
+from tasks.curation.quality import MOTION_FPS, small_grey
 from tasks.importing.import_params import ImportParams
 from tasks.importing.list_published import LISTED
 from tasks.prefect_step import run_stored_in_prefect, step_task
@@ -66,6 +69,7 @@ class ImportDetail(TypedDict):
         given: what its publisher says of it: category, split, licence, camera_motion, written_by (what wrote the
             captions), aesthetic_by and technical_by (what measured the scores), and claims about the file.
         caption_columns: kind of caption → the column that it was read from.
+        fingerprint: as of quality, by which copies of what was taken down are known; before version 2 there was none.
     """
 
     clip: ClipFacts
@@ -76,6 +80,7 @@ class ImportDetail(TypedDict):
     category: NotRequired[str]
     caption_columns: dict[str, str]
     captioner_kind: str
+    fingerprint: NotRequired[str]
 
 
 class ImportOutputs(TypedDict):
@@ -108,7 +113,7 @@ def import_clip(work: Work, store: Store, params: ImportParams) -> Outcome:
         if missing := missing_bytes(video):
             raise ItemFailed("truncated_file", f"by its own account the file lacks its last {missing} bytes")
         facts = probe(video, limits)
-        times = [picture.pts for picture in pictures(video, limits)]  # all of it, that only what is sound comes in
+        times, known_by = _decoded(video, limits, facts.fps)
         published_as_mp4 = "mp4" in facts.container.split(",")
         if not published_as_mp4:
             encoded = folder / "clip.mp4"
@@ -137,6 +142,7 @@ def import_clip(work: Work, store: Store, params: ImportParams) -> Outcome:
         "given": {name: row[name] for name in names if row[name]},
         "caption_columns": row["columns"],
         "captioner_kind": row["captioner_kind"],
+        "fingerprint": known_by,
     }
     if row["category"]:
         detail["category"] = row["category"]
@@ -156,6 +162,18 @@ def import_clip(work: Work, store: Store, params: ImportParams) -> Outcome:
         clip_id=clip["id"],
         decodes=1,
     )
+
+
+def _decoded(video: Path, limits: Limits, fps: float) -> tuple[list[int], str]:
+    """(times of all pictures, fingerprint): all of it is decoded, so that only what is sound comes in."""
+    times: list[int] = []
+    small: list[np.ndarray] = []
+    every = max(1, round(fps / MOTION_FPS))
+    for picture in pictures(video, limits):
+        times.append(picture.pts)
+        if picture.index % every == 0:
+            small.append(small_grey(picture.frame))
+    return times, fingerprint(np.stack(small), every / fps).text()
 
 
 def _clip(
@@ -217,7 +235,7 @@ def step(params: ImportParams) -> Step:
     """The import of clips, ready to run."""
     names = {"max_clip_bytes", "max_clip_s", "max_pixels", "crf", "x264_preset"}
     return Step(
-        StepIdentity(IMPORT, 1, params.model_dump(mode="json", include=names), {}),
+        StepIdentity(IMPORT, 2, params.model_dump(mode="json", include=names), {}),
         partial(import_clip, params=params),
         prepare=sweep,
         time_limit_s=params.import_limit_s,

@@ -18,9 +18,10 @@ from medgen.among import among, pages
 from medgen.canonical import canonical_json
 from medgen.catalog import Clip, Release, StepOutput, StepRun, Tombstone, Video
 from medgen.ledger import Ledger, Record, Work, open_ledger
+from medgen.releases import awaits_approval
 from medgen.shard import run_shard
 from medgen.shard_results import ShardReference, runs_of
-from medgen.takedown import IMPORT, IMPORT_LIST, TAKEN_DOWN
+from medgen.takedown import BLOCKED, IMPORT, IMPORT_LIST, TAKEN_DOWN
 from tasks.curation.release import RELEASE, ReleaseParams, step
 from tasks.curation.release_content import (
     CLIPS_AT_ONCE,
@@ -32,7 +33,8 @@ from tasks.curation.release_content import (
     streamed,
     table,
 )
-from tasks.curation.release_files import awaits_approval, materialize
+from tasks.curation.release_files import materialize
+from tasks.curation.takedown_block import BlockedBy, blocked_clips
 from tasks.importing.import_clip import IMPORTED
 from tasks.prefect_step import step_task
 
@@ -63,10 +65,12 @@ def release_imported(
         Id of its record, its folder, and how many steps were executed and reused.
     """
     ledger = open_ledger()
+    blocked = blocked_clips(ledger.engine, _measured(ledger, results))
+    facts = _facts(ledger, results, policy, len(blocked))
     artifacts = {
-        "content": table(ledger.store, CLIPS, _clips(ledger, results)),
-        "rejected": table(ledger.store, REJECTED, _left_out(ledger, results)),
-        "facts": ledger.store.put_bytes(canonical_json(_facts(ledger, results, policy)), "application/json"),
+        "content": table(ledger.store, CLIPS, _clips(ledger, results, blocked)),
+        "rejected": table(ledger.store, REJECTED, _left_out(ledger, results, blocked)),
+        "facts": ledger.store.put_bytes(canonical_json(facts), "application/json"),
     }
     work = Work(
         "release",
@@ -110,7 +114,16 @@ def _stage(name: str, unit: str, ends: Mapping[tuple[str, str], int]) -> dict[st
     return entry
 
 
-def _facts(ledger: Ledger, results: Sequence[ShardReference], policy: Mapping[str, Any]) -> dict[str, Any]:
+def _measured(ledger: Ledger, results: Sequence[ShardReference]) -> Iterator[tuple[int, str]]:
+    """(id of the step run, clip) of what is looked at for copies of what was taken down."""
+    with ledger.engine.connect() as connection:
+        for row in streamed(connection, _living(results)):
+            yield row.id, row.clip
+
+
+def _facts(
+    ledger: Ledger, results: Sequence[ShardReference], policy: Mapping[str, Any], blocked: int
+) -> dict[str, Any]:
     living = _living(results).subquery()
     with ledger.engine.connect() as connection:
         clips, videos = connection.execute(
@@ -118,8 +131,10 @@ def _facts(ledger: Ledger, results: Sequence[ShardReference], policy: Mapping[st
         ).one()
     funnel = counts_of(ledger, results)
     kept = funnel[-1]["kept"]
-    left_out = {"same_clip_or_taken_down": kept - clips} if kept > clips else {}
-    released = {"step": "release", "unit": "clips", "in": kept, "kept": clips, "rejected": left_out, "failed": {}}
+    left_out = {"same_clip_or_taken_down": kept - clips, BLOCKED: blocked}
+    left_out = {reason: count for reason, count in left_out.items() if count}
+    stays = clips - blocked
+    released = {"step": "release", "unit": "clips", "in": kept, "kept": stays, "rejected": left_out, "failed": {}}
     return {
         "policy": dict(policy),
         "funnel": [*funnel, released],
@@ -143,7 +158,9 @@ def _living(results: Sequence[ShardReference]) -> Select[Any]:
     )
 
 
-def _clips(ledger: Ledger, results: Sequence[ShardReference]) -> Iterator[dict[str, Any]]:
+def _clips(
+    ledger: Ledger, results: Sequence[ShardReference], blocked: Mapping[str, BlockedBy]
+) -> Iterator[dict[str, Any]]:
     with ledger.engine.connect() as connection:
         for page in pages(streamed(connection, _living(results)), CLIPS_AT_ONCE):
             ids = [row.id for row in page]
@@ -151,7 +168,7 @@ def _clips(ledger: Ledger, results: Sequence[ShardReference]) -> Iterator[dict[s
             videos = _videos(connection, [row.video_id for row in page])
             gone = ledger.forgotten(row.clip for row in page)  # after the loads: what was blanked meanwhile
             for row in page:
-                if row.clip not in gone:
+                if row.clip not in gone and row.clip not in blocked:
                     texts = {kind: captions[row.id, kind] for kind in ("brief", "detailed")}
                     yield _row(records[row.id], videos[row.video_id], texts)
 
@@ -169,7 +186,7 @@ def _row(record: Record, video: Video, captions: Mapping[str, Any]) -> dict[str,
     aesthetic, technical = scores.get("given_aesthetic"), scores.get("given_dover")
     return {
         "name": clip["id"],
-        "file": f"clips/{clip['id']}.mp4",
+        "file_name": f"clips/{clip['id']}.mp4",
         "resolution": f"{clip['width']}x{clip['height']}",
         "bit_rate": detail["bit_rate"],
         "aesthetic_score": aesthetic,
@@ -212,8 +229,10 @@ def _row(record: Record, video: Video, captions: Mapping[str, Any]) -> dict[str,
     }
 
 
-def _left_out(ledger: Ledger, results: Sequence[ShardReference]) -> Iterator[dict[str, Any]]:
-    """Rows that can't be used, and then clips, but for what was taken down."""
+def _left_out(
+    ledger: Ledger, results: Sequence[ShardReference], blocked: Mapping[str, BlockedBy]
+) -> Iterator[dict[str, Any]]:
+    """Rows that can't be used, and then clips, but for what was taken down; last, what shows the same as that."""
     of_import = runs_of(results).subquery()
     tables = (
         select(StepRun.subject, StepRun.key, StepOutput.artifact_sha256)
@@ -239,6 +258,14 @@ def _left_out(ledger: Ledger, results: Sequence[ShardReference]) -> Iterator[dic
                             yield _end(IMPORT_LIST, subject, row["status"], row["reason"], listing.key)
         for run in streamed(connection, clips):
             yield _end(IMPORT, run.subject, run.status, run.reason, run.key)
+        for page in pages(streamed(connection, _living(results)), CLIPS_AT_ONCE):
+            records = ledger.load(row.id for row in page if row.clip in blocked)
+            for row in page:
+                if of := blocked.get(row.clip):
+                    yield _end("release", row.clip, "rejected", BLOCKED, records[row.id].key) | {
+                        "metric": "duplicate_similarity", "score": of["similarity"], "threshold": of["threshold"],
+                        "duplicate_of": of["clip"],
+                    }  # fmt: skip
 
 
 def _end(step: str, subject: str, verdict: str, reason: str | None, key: str) -> dict[str, Any]:

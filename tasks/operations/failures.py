@@ -11,14 +11,16 @@ from sqlalchemy.orm import Session
 from medgen.among import among, pages
 from medgen.catalog import StepRun
 from medgen.ledger import Ledger, Record
+from medgen.retries import retry_wanted
 from tasks.curation.newest_runs import newest_runs
 from tasks.curation.steps import STEP_NAMES, UNITS
 
+_AGAIN = (StepRun.transient | retry_wanted()).label("again")
 # Step, reason, whether it is tried again, count and the newest of all that failed.
 _FAILED = (
-    select(StepRun.step, StepRun.reason, StepRun.transient, func.count(), func.max(StepRun.id))
+    select(StepRun.step, StepRun.reason, _AGAIN, func.count(), func.max(StepRun.id))
     .where(StepRun.status == "failed")
-    .group_by(StepRun.step, StepRun.reason, StepRun.transient)
+    .group_by(StepRun.step, StepRun.reason, _AGAIN)
 )
 # Step, reason, count and the oldest record, of rows that could not be read: a record counts many.
 _VERDICTS = func.jsonb_each_text(StepRun.detail["counts"]).table_valued("verdict", "rows").render_derived()

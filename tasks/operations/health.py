@@ -4,6 +4,7 @@ import json
 import os
 import shutil
 import tempfile
+from collections import Counter
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,6 +20,7 @@ GIB = 2**30
 LITTLE_SPACE, NO_SPACE = 20 * GIB, 2 * GIB  # free bytes on the data folder's disk: warn, fail
 CODECS = ("h264", "vp9", "av1", "hevc")
 ANSWER_S = 5.0
+TRANSCRIPTS, FEW_TRANSCRIPTS = 1000, 0.5  # clips that are looked at; the share without a transcript to warn from
 
 
 @dataclass(frozen=True)
@@ -144,6 +146,33 @@ def _has(codec: str, mode: Literal["r", "w"]) -> bool:
     return True
 
 
+def _transcripts() -> Finding:
+    """Of the clips captioned last: how many have no words that are spoken in them, and for want of what."""
+    from sqlalchemy import select
+    from sqlalchemy.orm import Session
+
+    from medgen.catalog import StepRun, open_catalog
+
+    newest = (
+        select(StepRun.detail)
+        .where(StepRun.step == "caption", StepRun.status == "kept", StepRun.reason.is_(None), ~StepRun.superseded)
+        .order_by(StepRun.id.desc())
+        .limit(TRANSCRIPTS)
+    )
+    with Session(open_catalog()) as session:
+        sources = [detail.get("transcript_source", "none") for detail in session.scalars(newest)]
+    if not sources:
+        return Finding("transcripts", "ok", "no clip is captioned yet")
+    without = sources.count("none")
+    found = f"of the {len(sources):,} clips captioned last {without:,} have no transcript"
+    if without < len(sources) * FEW_TRANSCRIPTS:
+        return Finding("transcripts", "ok", found)
+    return Finding(
+        "transcripts", "weak", found,
+        "captions lean on titles alone: set speech_model (and with_audio), whisper_base hears without a network",
+    )  # fmt: skip
+
+
 def _tesseract() -> Finding:
     import pytesseract
 
@@ -186,6 +215,20 @@ def _own_server(path: Path) -> str | None:
         return None
 
 
+def _retention() -> Finding:
+    from medgen.catalog import open_catalog
+    from medgen.source_terms import retention_ended
+
+    over = Counter(source for _, _, source in retention_ended(open_catalog()))
+    if not over:
+        return Finding("retention", "ok", "no video has been kept for longer than was stated of its source")
+    told = ", ".join(f"{count} of {source}" for source, count in over.most_common(5))
+    return Finding(
+        "retention", "weak", f"{sum(over.values())} videos are kept for longer than was stated: {told}",
+        "`medgen forget --retention-ended --dry-run` says what would go",
+    )  # fmt: skip
+
+
 def _device() -> Finding:
     import torch
 
@@ -209,6 +252,8 @@ CHECKS: dict[str, Callable[[], Finding]] = {
     "prefect": _prefect,
     "models": _models,
     "video codecs": _video,
+    "transcripts": _transcripts,
     "tesseract": _tesseract,
+    "retention": _retention,
     "device": _device,
 }

@@ -15,11 +15,11 @@ from sqlalchemy.orm import Session, aliased
 from medgen.among import among
 from medgen.canonical import rounded
 from medgen.catalog import Clip, ItemStatus, ReleaseClip, StepOutput, StepRun, Tombstone, Video
-from medgen.takedown import NearCopy
+from medgen.takedown import IMPORT, NearCopy
 from models.duplicates.index import FingerprintIndex
 from models.duplicates.near_duplicates import SAME_COURSE
 from models.duplicates.search import copies_of
-from tasks.curation.fingerprints import QUALITY, fill, index_folder, newest, read_entries, searched
+from tasks.curation.fingerprints import QUALITY, fill, index_folder, measured_clip, newest, read_entries, searched
 
 BATCH = 5000  # rows that are read at once
 
@@ -66,13 +66,13 @@ def _compared(engine: Engine, owner: Mapping[str, str]) -> dict[str, NearCopy]:
 
 
 def _measured(engine: Engine) -> Iterator[tuple[int, str]]:
-    """(id, clip) of all of quality's step runs that stand."""
-    query = select(StepRun.id, StepRun.subject).where(
-        StepRun.step == QUALITY, StepRun.status == "kept", ~StepRun.superseded
+    """(id, clip) of all step runs that stand and took a fingerprint."""
+    query = select(StepRun.id, measured_clip().label("clip")).where(
+        among(StepRun.step, (QUALITY, IMPORT)), StepRun.status == "kept", ~StepRun.superseded
     )
     with engine.connect() as connection:
         for run in connection.execution_options(yield_per=BATCH).execute(query):
-            yield run.id, run.subject
+            yield run.id, run.clip
 
 
 def _recorded(session: Session, owner: Mapping[str, str]) -> dict[str, NearCopy]:

@@ -6,7 +6,7 @@ content). Of a release the whole row goes; of verdicts the row stays and says on
 
 import json
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -25,6 +25,7 @@ from medgen.store import Artifact, Store
 from medgen.takedown import IMPORT_LIST, TAKEN_DOWN
 
 NAMED_BY = ("video_id", "subject", "url")  # the first of these columns that a table has says which video a row is about
+DESCRIPTION = "application/ld+json"
 STAYS = frozenset(["row", "video_id", "url", "licence", "published", "external_id"])  # of a row of discover
 
 
@@ -67,6 +68,31 @@ def videos_named(store: Store, artifact: Artifact, owner: Mapping[str, str]) -> 
         content = _content(store, artifact, owner)
         return _named_in(content, owner) if content else set()
     return set()
+
+
+def tables_described(store: Store, artifact: Artifact, digests: Collection[str]) -> set[str]:
+    """Those of `digests` that a release's description for other tools (Croissant, JSON-LD) names; none of what is no
+    such description. Raises as `redact_table`."""
+    if artifact.media_type != DESCRIPTION:
+        return set()
+    text = store.read(artifact.sha256).decode()
+    return {digest for digest in digests if digest in text}
+
+
+def redact_description(store: Store, artifact: Artifact, redacted: Mapping[str, RedactedTable]) -> RedactedTable | None:
+    """A release's description that names the copies of its tables in their place; None when it names none of them.
+
+    Args:
+        redacted: sha256 of a table → its redaction.
+    """
+    named = tables_described(store, artifact, redacted)
+    if not named:
+        return None
+    text = store.read(artifact.sha256).decode()
+    for digest in named:
+        text = text.replace(digest, redacted[digest].copy.sha256)
+    videos = {video_id for digest in named for video_id in redacted[digest].rows}
+    return RedactedTable(store.put_bytes(text.encode(), DESCRIPTION), {video_id: [] for video_id in sorted(videos)})
 
 
 def _named_in_rows(store: Store, artifact: Artifact, owner: Mapping[str, str]) -> set[str]:

@@ -20,7 +20,7 @@ from datetime import timedelta
 from typing import Any
 
 from sqlalchemy import Engine, func, literal, select, text, update
-from sqlalchemy.dialects.postgresql import JSONB
+from sqlalchemy.dialects.postgresql import JSONB, array
 from sqlalchemy.orm import Session
 
 from medgen.among import PAGE, among, pages
@@ -56,9 +56,17 @@ from medgen.takedown import (
     unfinished_takedowns,
 )
 from medgen.verify import read_rehashed
+from tasks.creation.on_record import CREATE_STEP
 from tasks.curation.clip_vectors import indexes, remove_taken_down
 from tasks.operations.near_copies import near_copies
-from tasks.operations.redact_tables import RedactedTable, redact_table, supersede, videos_named
+from tasks.operations.redact_tables import (
+    RedactedTable,
+    redact_description,
+    redact_table,
+    supersede,
+    tables_described,
+    videos_named,
+)
 
 TABLES_OF = ("list", "discover", IMPORT_LIST, "release")  # steps whose tables name many videos
 LATE = timedelta(days=1)  # a step that began this long after a tombstone knew of it
@@ -292,8 +300,10 @@ def _report(
         select(ReleaseClip.release_name, func.count()).where(among(ReleaseClip.clip_id, clips)).group_by("release_name")
     )
     releases = before.releases | {name: count for name, count in members}
-    trained = select(ModelVersion.name).where(
-        among(ModelVersion.release_name, [name for name, count in releases.items() if count])
+    held = [name for name, count in releases.items() if count]
+    trained = select(ModelVersion.name).where(among(ModelVersion.release_name, held))
+    created = select(StepRun.subject).where(
+        StepRun.step == CREATE_STEP, StepRun.status == "kept", StepRun.detail["releases"].has_any(array(held))
     )
     return before.model_copy(
         update={
@@ -305,6 +315,7 @@ def _report(
             "clips": sorted(clips),
             "releases": dict(sorted(releases.items())),
             "models": sorted(set(session.scalars(trained))),
+            "creations": sorted(set(session.scalars(created))) if held else [],
         }
     )
 
@@ -405,6 +416,9 @@ def _redacted_tables(ledger: Ledger, video_ids: Sequence[str], searched_to: int)
         except ArtifactLost:
             if artifact.sha256 not in removed:
                 raise
+    for _, artifact in tables:
+        if artifact.sha256 not in removed and (described := redact_description(ledger.store, artifact, redacted)):
+            redacted[artifact.sha256] = described
     return redacted
 
 
@@ -420,10 +434,14 @@ class _TableNaming:
 def _tables_naming(ledger: Ledger, session: Session, urls: Mapping[str, str]) -> list[_TableNaming]:
     """The tables that a takedown of videos (id → URL) would replace. Raises as `redact_table`."""
     owner, removed = _owners(session, urls), _replaced_tables(session)
+    tables = [artifact for _, artifact in _tables(session, searched_to=0) if artifact.sha256 not in removed]
     named: dict[str, set[str]] = {}
-    for _, artifact in _tables(session, searched_to=0):
-        if artifact.sha256 not in removed and (videos := videos_named(ledger.store, artifact, owner)):
+    for artifact in tables:
+        if videos := videos_named(ledger.store, artifact, owner):
             named[artifact.sha256] = videos
+    for artifact in tables:
+        if described := tables_described(ledger.store, artifact, named):
+            named[artifact.sha256] = {video for digest in described for video in named[digest]}
     listed_in = _releases_with(session, named)
     return [_TableNaming(digest, videos, listed_in.get(digest, ())) for digest, videos in named.items()]
 

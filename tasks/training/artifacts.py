@@ -7,6 +7,7 @@ from typing import Any
 
 from prefect.artifacts import create_link_artifact, create_markdown_artifact, create_table_artifact
 
+from medgen.counted import counted
 from medgen.ledger import Ledger
 from tasks.operations.failures import failures
 from tasks.operations.failures import table_rows as failure_rows
@@ -36,7 +37,7 @@ def show_model(summary: Mapping[str, Any], plot: bytes) -> None:
     encoded = base64.b64encode(plot).decode()
     create_markdown_artifact(
         f"# Model {summary['name']}\n\ndigest `{summary['model']}`\n\ntrained on the release {summary['release']}: "
-        f"{summary['train_clips']} clips, {summary['held_out_clips']} held out, {summary['steps']} steps\n\n"
+        f"{counted(summary['train_clips'], 'clip')}, {summary['held_out_clips']} held out, {summary['steps']} steps\n\n"
         f"![losses](data:image/png;base64,{encoded})\n\n`medgen show {summary['name']}` lists what trained it.\n",
         key="model",
         description="The model that this run trained.",

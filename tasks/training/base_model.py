@@ -22,13 +22,13 @@ from medgen.catalog import ModelVersion
 from medgen.errors import ItemFailed, RunStopped
 from medgen.folders import put_folder
 from medgen.handover import Handover
+from medgen.holdout import held_out_videos
 from medgen.ledger import Ledger, Outcome, Record, StepIdentity, Work, open_ledger
 from medgen.parameters import MOST_ITEMS, Parameters
 from medgen.settings import current
 from medgen.worker_processes import failure_of, worker_pool
 from models.generation.video_diffusion import save_pipeline
 from models.training.clip_frames import Geometry, read_frames
-from models.training.holdout import held_out_videos
 from models.training.nano import FPS, FRAMES, HEIGHT, NANO, SAMPLING, TRANSFORMER, VAE, WIDTH, untrained_pipeline
 from models.training.nano import text_encoder_folder as text_encoder
 from tasks.prefect_step import StepProgress, step_task

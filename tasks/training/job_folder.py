@@ -8,6 +8,7 @@ import numpy as np
 
 from medgen.errors import ItemFailed
 from medgen.ledger import Work
+from medgen.model_lineage import LATENTS
 from medgen.settings import current
 from medgen.store import Store
 from models.training.clip_frames import read_frames, read_geometries
@@ -17,8 +18,6 @@ from models.training.stored_bytes import StoredBytes
 from tasks.training.released import ReleasedClip
 from tasks.training.sample_files import materialize_samples
 
-TRAIN = "train"  # name of the step
-LATENTS = "latents:"  # beginning of the role of an encoded clip among a training run's inputs; the clip's id follows
 TEXTS = "texts:"  # the same of its embedded captions
 PROBED = 3  # clips that pre-flight's round trip is tried with until one can be read
 

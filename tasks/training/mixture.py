@@ -19,6 +19,7 @@ from medgen.among import PAGE
 from medgen.canonical import canonical_json, digest_of
 from medgen.catalog import Artifact, Clip, Release, ReleaseClip, Tombstone
 from medgen.ledger import Ledger, Work, open_ledger
+from medgen.releases import named_release
 from medgen.shard import run_shard
 from tasks.curation.release import RELEASE, ReleaseParams, step
 from tasks.curation.release_content import METADATA, REJECTED, UNPUBLISHED, copied, streamed, table
@@ -27,6 +28,7 @@ from tasks.training.released import usable_release
 
 MIXED_FROM = "mixed_from"
 MOST_PARTS = 64
+FORMER_FILE = "file"  # as the column file_name was called in releases made before
 
 _temporary = MetaData()
 _member = Table(
@@ -70,6 +72,14 @@ def read_mixture(text: str) -> dict[str, float]:
         raise ValueError(f"a mixture has at most {MOST_PARTS} releases, not {len(weights)}")
     total = sum(weights.values())
     return {name: round(weight / total, 9) for name, weight in sorted(weights.items())}
+
+
+def named_releases(ledger: Ledger, text: str) -> str:
+    """What people name to train on, with each release by its own name; see `medgen.releases.named_release`."""
+    if not is_mixture(text):
+        return named_release(ledger, text)
+    parts = (part.partition("=") for part in text.split(","))
+    return ",".join(named_release(ledger, name.strip()) + equals + weight for name, equals, weight in parts)
 
 
 def weights_of(policy: Mapping[str, Any]) -> dict[str, float]:
@@ -136,8 +146,12 @@ def _collect(connection: Connection, ledger: Ledger, release: Release) -> pa.Sch
         for batch in file.iter_batches(batch_size=PAGE):
             for row in batch.to_pylist():
                 row.pop(MIXED_FROM, None)
+                if FORMER_FILE in row:
+                    row["file_name"] = row.pop(FORMER_FILE)
                 copy.write_row((row["clip_id"], release.name, json.dumps(row, ensure_ascii=False)))
-        return pa.schema([field.remove_metadata() for field in file.schema_arrow if field.name != MIXED_FROM])
+        return pa.schema(
+            [field.remove_metadata() for field in file.schema_arrow if field.name not in (MIXED_FROM, FORMER_FILE)]
+        )
 
 
 def _rows(connection: Connection) -> Iterator[dict[str, Any]]:

@@ -13,9 +13,9 @@ from medgen.among import PAGE, among
 from medgen.catalog import Release, ReleaseClip
 from medgen.errors import ItemFailed
 from medgen.ledger import Ledger
+from medgen.releases import awaits_approval
 from models.captioning.captioner import captioner_kind
 from models.training.clip_frames import Geometry, best_fit
-from tasks.curation.release_files import awaits_approval
 
 COLUMNS = [
     "clip_id", "clip_sha256", "video_id", "category", "brief_caption", "detailed_caption", "title", "resolution", "fps",

@@ -26,6 +26,7 @@ from medgen.errors import ItemFailed
 from medgen.folders import put_folder
 from medgen.handover import Handover
 from medgen.ledger import Ledger, Outcome, Record, StepIdentity, Work, open_ledger
+from medgen.model_lineage import LATENTS, TRAIN
 from medgen.parameters import Parameters, suggestion
 from medgen.store import Artifact, Store
 from models.training.best import read_facts
@@ -37,7 +38,7 @@ from tasks.prefect_step import StepProgress, step_task
 from tasks.progress import training_listener
 from tasks.training.earlier_run import go_on_from_earlier
 from tasks.training.encode import EMPTY_TEXT, ENCODE, ENCODE_TEXT, TEXT
-from tasks.training.job_folder import LATENTS, TEXTS, TRAIN, materialize_job, working_folder
+from tasks.training.job_folder import TEXTS, materialize_job, working_folder
 from tasks.training.mixture import weights_of
 from tasks.training.model_files import ADAPTER, KIND, ON_RECORD, model_on_record
 from tasks.training.process import Report, launch

@@ -5,7 +5,7 @@ The key holds the encoder, the recipe and the digests and labels of all videos: 
 
 import json
 from collections import Counter
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +16,7 @@ from medgen.markdown import cell, render
 from medgen.store import Store
 from models.encoders import encoder_digest, shown_name
 from models.segmentation.frames import head_model_digest
-from models.segmentation.manifest import read_manifest
+from models.segmentation.manifest import read_manifests
 from models.segmentation.train_head import RECIPE, TrainedHead, train
 
 # Output role → name of the file in a folder that the head is handed out to.
@@ -25,27 +25,27 @@ FILES = {"head": "frame_head.safetensors", "scores": "frame_head.json", "model_c
 
 def train_frames(
     ledger: Ledger,
-    folder: Path,
+    folders: Sequence[Path],
     encoder: str,
     progress: Callable[[str, int, int, str], None] = lambda stage, done, total, item: None,
 ) -> tuple[Record, bool]:
-    """The record of the head of that encoder for that folder, and whether it was there already.
+    """The record of the head of that encoder for those folders, and whether it was there already.
 
     Outputs:
         head: safetensors, usable as `frame_head`.
         scores: JSON, leave-one-source-out figures and what the head was trained on.
-        data_list: JSON, the videos with label, sources, licence and sha256, and those left out, with the reason.
+        data_list: JSON, the items with label, sources, licence and sha256, and those left out, with the reason.
         model_card: Markdown.
 
     Raises:
         SourceUnreadable, ModelUnavailable: as `models.segmentation.train_head.train`. Nothing is recorded then.
     """
-    files, left_out = read_manifest(folder)
+    files, left_out = read_manifests(folders)
     digest = encoder_digest(encoder)
-    identity = StepIdentity("train_frames", 2, {"encoder": shown_name(encoder), **RECIPE}, {"encoder": digest})
+    identity = StepIdentity("train_frames", 3, {"encoder": shown_name(encoder), **RECIPE}, {"encoder": digest})
     context = {"videos": len(files), "data": digest_of({"videos": [f.row() for f in files], "left_out": left_out})}
     work = Work("frame_head", context=context)
-    return ledger.once(identity, work, lambda: _outcome(train(folder, encoder, progress), digest, ledger.store))
+    return ledger.once(identity, work, lambda: _outcome(train(folders, encoder, progress), digest, ledger.store))
 
 
 def _outcome(trained: TrainedHead, encoder: str, store: Store) -> Outcome:
@@ -67,9 +67,14 @@ def _outcome(trained: TrainedHead, encoder: str, store: Store) -> Outcome:
 
 
 def scores_file(trained: TrainedHead) -> bytes:
-    """JSON for people and machines: figures, judgements, and what trained the head."""
+    """JSON for people and machines: figures, judgements, and what trained the head; a line for each item."""
     content = trained.scores | {"trained_on": trained.data_list["videos"], "left_out": trained.data_list["left_out"]}
-    return (json.dumps(content, indent=1, ensure_ascii=False) + "\n").encode()
+    lists = {name: content.pop(name) for name in ("judged", "trained_on")}
+    lines = json.dumps(content, indent=1, ensure_ascii=False)[:-2]
+    for name, rows in lists.items():
+        each = ",\n".join("  " + json.dumps(row, ensure_ascii=False) for row in rows)
+        lines += f',\n "{name}": [\n{each}\n ]'
+    return (lines + "\n}\n").encode()
 
 
 def export(store: Store, outputs: Mapping[str, str], folder: Path) -> dict[str, Path]:
@@ -102,14 +107,20 @@ def model_card(scores: Mapping[str, Any], data: Mapping[str, Any]) -> str:
         "balanced accuracy by frame": held_out["balanced_accuracy_by_frame"],
         "category right, of medical videos of known kind": "not measured" if category is None else category,
         "log loss by frame": held_out["log_loss"],
-        "expected calibration error, logits as fitted": held_out["calibration_error_before"],
-        "expected calibration error, calibrated": held_out["calibration_error"],
+        "area under the curve": held_out["area_under_curve"],
+        "medical ones below 0.05": held_out["medical_below_0.05"],
+        "expected calibration error": held_out["calibration_error"],
     }
     return render(
         "tasks.training",
         "frame_head.md.jinja",
         scores=scores,
         held_out=held_out,
+        categories=[
+            {"category": name, **{k: v for k, v in of.items() if k != "interval_by_source"}, "95 %": _span(of)}
+            for name, of in held_out["recall_by_category"].items()
+        ],
+        interval=_span({"interval_by_source": held_out["balanced_accuracy_interval_by_source"]}),
         figures=[{"figure": name, "value": value} for name, value in figures.items()],
         misjudged=misjudged,
         trained_on=[
@@ -118,3 +129,8 @@ def model_card(scores: Mapping[str, Any], data: Mapping[str, Any]) -> str:
         licences=[{"licence": cell(name), "videos": count} for name, count in sorted(licences.items())],
         left_out=len(data["left_out"]),
     )
+
+
+def _span(of: Mapping[str, Any]) -> str:
+    low, high = of["interval_by_source"]
+    return f"{low:.2f} to {high:.2f}"

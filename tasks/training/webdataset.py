@@ -132,12 +132,17 @@ def _joined(
     for shard in shards:
         found: list[Row] = []
         for file in shard:
-            if row is not None and row["file"] == file["path"]:
+            if row is not None and _place(row) == file["path"]:
                 found.append(row)
                 row = next(rows, None)
         yield shard, found
     if row is not None:
-        raise ItemFailed("release_inconsistent", f"the manifest lacks {row['file']}, or lists it in another order")
+        raise ItemFailed("release_inconsistent", f"the manifest lacks {_place(row)}, or lists it in another order")
+
+
+def _place(row: Row) -> str:
+    """A clip's place in the folder of its release, whose column was called `file` in releases made before."""
+    return str(row["file_name"] if "file_name" in row else row["file"])
 
 
 def _content(path: Path) -> str | None:

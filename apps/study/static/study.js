@@ -35,37 +35,116 @@ function choose(number) {
   else mark(next, true);
 }
 
+// All videos go by one clock, as long as the longest: a shorter one waits at its end until all begin anew.
+const scrub = document.querySelector('[data-do="scrub"]');
+const shownTime = document.querySelector("[data-time]");
+const shownSpeed = document.querySelector("[data-speed]");
+const wide = document.querySelector('[data-do="wide"]');
+const speeds = [[1, "full"], [0.5, "half"], [0.25, "quarter"]];
+const APART = 0.15; // seconds that two videos may be apart before one is set right
+let frame = 1 / 25; // seconds of a frame, until it is measured
+let seen = -1; // when the last frame that was shown begins
+let moving = false; // the rater has asked for the videos to play
+let speed = 0;
+
+const length = (video) => (Number.isFinite(video.duration) ? video.duration : 0);
+const longest = () => videos.reduce((most, video) => (length(video) > length(most) ? video : most), videos[0]);
+const now = () => Math.max(...videos.map((video) => video.currentTime));
+
 function playing() {
-  return videos.some((video) => !video.paused);
+  return moving && videos.some((video) => !video.paused);
 }
 
 function tell() {
-  word.textContent = (playing() ? "Pause" : "Play") + (videos.length > 1 ? " both" : "");
+  word.textContent = (moving ? "Pause" : "Play") + (videos.length > 1 ? " both" : "");
+  scrub.max = length(longest()) || 1;
+  scrub.value = now();
+  shownTime.textContent = `${now().toFixed(1)} s`;
 }
 
 function play() {
-  for (const video of videos) video.play().catch(() => {});
+  moving = true;
+  for (const video of videos) if (!video.ended) video.play().catch(() => {});
+  tell();
+}
+
+function pause() {
+  moving = false;
+  for (const video of videos) video.pause();
+  tell();
 }
 
 function toggle() {
-  if (playing()) videos.forEach((video) => video.pause());
+  if (playing()) pause();
+  else if (videos.every((video) => video.ended)) again();
   else play();
 }
 
+function seek(time) {
+  for (const video of videos) video.currentTime = Math.max(0, Math.min(time, length(video)));
+  tell();
+}
+
 function again() {
-  for (const video of videos) video.currentTime = 0;
+  seek(0);
   play();
 }
 
+function step(frames) {
+  pause();
+  seek(now() + frames * frame);
+}
+
+function slower() {
+  speed = (speed + 1) % speeds.length;
+  for (const video of videos) video.playbackRate = speeds[speed][0];
+  shownSpeed.textContent = speeds[speed][1];
+  said.textContent = `${speeds[speed][1]} speed`;
+}
+
+function widen() {
+  const on = document.querySelector(".videos").classList.toggle("wide");
+  wide.setAttribute("aria-pressed", String(on));
+}
+
+function keepInStep() {
+  const leader = longest();
+  for (const video of videos) {
+    const due = Math.min(leader.currentTime, length(video));
+    if (video !== leader && !video.ended && !video.seeking && Math.abs(video.currentTime - due) > APART) video.currentTime = due;
+  }
+  tell();
+}
+
+function measureFrames(video) {
+  if (!video.requestVideoFrameCallback) return;
+  video.requestVideoFrameCallback((_, facts) => {
+    const apart = facts.mediaTime - seen;
+    if (seen >= 0 && apart > 0.005 && apart < 0.2) frame = Math.min(frame === 1 / 25 ? apart : frame, apart);
+    seen = facts.mediaTime;
+    measureFrames(video);
+  });
+}
+
 for (const video of videos) {
-  video.addEventListener("play", tell);
-  video.addEventListener("pause", tell);
+  video.loop = false; // without this script each repeats by itself
+  video.addEventListener("play", () => { moving = true; tell(); });
+  video.addEventListener("pause", () => { if (!video.ended) { moving = videos.some((one) => !one.paused); tell(); } });
+  video.addEventListener("loadedmetadata", tell);
+  video.addEventListener("timeupdate", () => (moving ? keepInStep() : tell()));
+  video.addEventListener("ended", () => { if (moving && videos.every((one) => one.ended || one.error)) again(); });
   video.addEventListener("error", () => (video.parentElement.querySelector(".wrong").hidden = false));
   if (video.error) video.parentElement.querySelector(".wrong").hidden = false;
 }
+measureFrames(videos[0]);
 document.querySelector(".tools").hidden = false;
-document.querySelector('[data-do="toggle"]').addEventListener("click", toggle);
-document.querySelector('[data-do="again"]').addEventListener("click", again);
+const tools = { toggle, again, back: () => step(-1), forth: () => step(1), speed: slower, wide: widen };
+for (const [name, act] of Object.entries(tools)) document.querySelector(`[data-do="${name}"]`).addEventListener("click", act);
+scrub.addEventListener("input", () => {
+  const time = Number(scrub.value); // which pausing tells anew
+  pause();
+  seek(time);
+});
 if (!matchMedia("(prefers-reduced-motion: reduce)").matches) play();
 tell();
 
@@ -83,13 +162,17 @@ document.addEventListener("keydown", (event) => {
     return;
   }
   const radio = at.matches('input[type="radio"]');
-  const control = at.matches("a, button, video");
+  const control = at.matches("a, button, video, input[type=range]");
   if ("1234".includes(event.key) && event.key.length === 1) choose(Number(event.key) - 1);
-  else if (event.key === "ArrowDown" && at.tagName !== "VIDEO") mark(current + 1, true);
-  else if (event.key === "ArrowUp" && at.tagName !== "VIDEO") mark(current - 1, true);
+  else if (event.key === "ArrowDown" && !at.matches("video, input[type=range]")) mark(current + 1, true);
+  else if (event.key === "ArrowUp" && !at.matches("video, input[type=range]")) mark(current - 1, true);
   else if (event.key === " " && !control && !radio) toggle();
   else if (event.key === " " && radio && at.checked) toggle();
   else if (event.key.toLowerCase() === "r") again();
+  else if (event.key === ",") step(-1);
+  else if (event.key === ".") step(1);
+  else if (event.key.toLowerCase() === "s") slower();
+  else if (event.key.toLowerCase() === "f") widen();
   else if (event.key.toLowerCase() === "c") comment.focus();
   else if (event.key === "Enter" && !control) form.requestSubmit();
   else return;

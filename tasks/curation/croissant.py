@@ -1,6 +1,6 @@
 """Metadata of a release as Croissant 1.0 (MLCommons), so that other tools can read it as a dataset."""
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 import pyarrow as pa
@@ -45,48 +45,63 @@ CONTEXT = {
 }
 
 FILES = {
-    "metadata": ("metadata.parquet", "application/vnd.apache.parquet", "A row for each clip."),
-    "rejected": ("rejected.parquet", "application/vnd.apache.parquet", "What was left out, and why."),
+    "metadata": ("metadata.parquet", "application/x-parquet", "A row for each clip."),
+    "rejected": ("rejected.parquet", "application/x-parquet", "What was left out, and why."),
     "funnel": ("funnel.json", "application/json", "What each step kept."),
     "card": ("README.md", "text/markdown", "The dataset card."),
-    "manifest": ("manifest.json", "application/json", "All files with their sha256."),
 }
+"""Role of an output → (its place in the release's folder, its media type as `mlcroissant` knows it, what it is)."""
+
+CLIPS = "clips"
+"""Id of the record set of clips; a field is `clips/COLUMN`."""
 
 
 def croissant(
-    release: Mapping[str, Any], outputs: Mapping[str, str], schema: pa.Schema | None, licences: Mapping[str, int]
+    name: str,
+    outputs: Mapping[str, str],
+    schema: pa.Schema | None,
+    licences: Iterable[str],
+    *,
+    digest: str = "",
+    published: str = "",
 ) -> dict[str, Any]:
     """The metadata.
 
+    Files are named by their place beside the document, as `mlcroissant` resolves them.
+
     Args:
-        release: columns of the release.
+        name: of the release, or the first part of it where its digest is not known yet.
         outputs: role → digest of its files; only those that `FILES` names are listed.
         schema: of its metadata table.
-        licences: licence → clips; each clip stands under its own.
+        licences: of the clips; each clip stands under its own.
+        digest: sha256 of its manifest.
+        published: ISO date.
     """
     fields = _fields(schema)
+    manifest = f" Its manifest has sha256 {digest}." if digest else " Its digest is the sha256 of manifest.json."
     return {
         "@context": CONTEXT,
         "@type": "sc:Dataset",
         "conformsTo": "http://mlcommons.org/croissant/1.0",
-        "name": release["name"],
+        "name": name,
         "description": (
-            f"{release['clips']} captioned medical video clips chosen by medgen. The manifest has sha256 "
-            f"{release['digest']}. Each clip stands under the licence of its source video."
+            f"Captioned medical video clips chosen by medgen.{manifest} Each clip stands under the licence of its "
+            "source video."
         ),
         "license": sorted(licences) or ["not stated"],
-        "url": f"urn:medgen:release:{release['name']}",
+        "url": f"urn:medgen:release:{digest or name}",
         "version": "1.0.0",
-        "datePublished": release["created_at"].date().isoformat(),
+        **({"datePublished": published} if published else {}),
         "creator": {"@type": "sc:Organization", "name": "whoever ran medgen"},
         "isLiveDataset": False,
-        "distribution": _distribution(release, outputs),
+        "distribution": _distribution(outputs),
         "recordSet": [
             {
                 "@type": "cr:RecordSet",
-                "@id": "clips-metadata",
-                "name": "clips-metadata",
-                "description": "A record for each clip: scores, captions, source, licence, keys of its step runs.",
+                "@id": CLIPS,
+                "name": CLIPS,
+                "description": "A record for each clip: file, scores, captions, source, licence, its step runs.",
+                "key": {"@id": f"{CLIPS}/clip_id"},
                 "field": fields,
             }
         ]
@@ -95,8 +110,8 @@ def croissant(
     }
 
 
-def _distribution(release: Mapping[str, Any], outputs: Mapping[str, str]) -> list[dict[str, Any]]:
-    """The files of a release: those that are listed, its folder, and its clips as a set."""
+def _distribution(outputs: Mapping[str, str]) -> list[dict[str, Any]]:
+    """The files of a release that are listed, and its clips as a set, which lies beside the document."""
     files: list[dict[str, Any]] = [
         {
             "@type": "cr:FileObject",
@@ -110,33 +125,22 @@ def _distribution(release: Mapping[str, Any], outputs: Mapping[str, str]) -> lis
         for role, (path, media_type, about) in FILES.items()
         if role in outputs
     ]
-    folder = {
-        "@type": "cr:FileObject",
-        "@id": "release",
-        "name": "release",
-        "description": "The folder of the release.",
-        "contentUrl": ".",
-        "encodingFormat": "application/x-directory",
-        # A folder has no bytes of its own: its manifest stands for it.
-        "sha256": release["digest"],
-    }
     clips = {
         "@type": "cr:FileSet",
-        "@id": "clips",
-        "name": "clips",
-        "description": "The clips, H.264 in MP4.",
-        "containedIn": {"@id": "release"},
+        "@id": "clip-files",
+        "name": "clip-files",
+        "description": "The clips, H.264 in MP4. The field file_name of a record names its file.",
         "encodingFormat": "video/mp4",
         "includes": "clips/*.mp4",
     }
-    return [*files, folder, clips]
+    return [*files, clips]
 
 
 def _fields(schema: pa.Schema | None) -> list[dict[str, Any]]:
     return [
         {
             "@type": "cr:Field",
-            "@id": f"clips-metadata/{column.name}",
+            "@id": f"{CLIPS}/{column.name}",
             "name": column.name,
             "dataType": _type(column.type),
             "source": {"fileObject": {"@id": "metadata.parquet"}, "extract": {"column": column.name}},

@@ -1,0 +1,13 @@
+"""What worker and inference processes hold from their start on: the process whose forks they are imports this.
+
+It is what costs most of their start, and what most of them need. Nothing of it may touch CUDA when it is imported: a
+fork could not use it any more.
+"""
+
+from importlib import import_module
+
+from medgen.native_threads import limit_native_threads
+
+limit_native_threads(1, overrule=True)  # it is read when the libraries are loaded
+for _module in ("cv2", "torch", "torchvision", "medgen.shard"):
+    import_module(_module)
