@@ -73,7 +73,8 @@ class Up:
     @cached_property
     def api(self) -> httpx.Client:
         """A client that the server knows."""
-        client = httpx.Client(base_url=f"{self.url}/api", timeout=60, auth=tuple(self.auth.split(":")))
+        # Longer than the minute after which Prefect says that its database is locked.
+        client = httpx.Client(base_url=f"{self.url}/api", timeout=120, auth=tuple(self.auth.split(":")))
         token = client.get("/csrf-token", params={"client": "tests"}).json()["token"]
         client.headers.update({"Prefect-Csrf-Token": token, "Prefect-Csrf-Client": "tests"})
         return client
@@ -84,12 +85,19 @@ class Up:
         self.output.extend(self.process.stdout)
 
     def ask(self, method: str, path: str, json: Any = None) -> httpx.Response:
-        """One request; asked again while the server says that it is busy (503, SQLite's lock)."""
-        return until(
-            lambda: answer if (answer := self.api.request(method, path, json=json)).status_code != 503 else None,
-            60,
-            "server is busy",
-        )
+        """One request; asked again while the server says that it is busy (503, SQLite's lock), or says nothing."""
+        changes = method != "GET" and not path.endswith("/filter")
+
+        def answer() -> httpx.Response | None:
+            try:
+                answer = self.api.request(method, path, json=json)
+            except httpx.ReadTimeout:
+                if changes:  # it may have been done
+                    raise
+                return None
+            return answer if answer.status_code != 503 else None
+
+        return until(answer, 300, "server is busy")
 
     def listed(self, kind: str, **filters: Any) -> list[dict[str, Any]]:
         answer = self.ask("POST", f"/{kind}/filter", filters)
