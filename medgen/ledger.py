@@ -18,9 +18,9 @@ from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
 from functools import cache
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, cast
 
-from sqlalchemy import Engine, select, update
+from sqlalchemy import Engine, Table, select, update
 from sqlalchemy.exc import OperationalError
 from sqlalchemy.orm import Session, aliased
 from tenacity import Retrying, retry_if_exception, stop_after_attempt, wait_random
@@ -308,10 +308,16 @@ class Ledger:
         insert_rows(session, ArtifactRow, [artifacts[digest] for digest in sorted(artifacts)], unless_there=True)
         ids = insert_rows(session, StepRun, [row.run for row in rows], unless_there=True, returning=("key", "id"))
         new = [(row, ids[row.run["key"]]) for row in rows if row.run["key"] in ids]
+        few: defaultdict[type[Base], list[tuple[Base, int]]] = defaultdict(list)
         for row, run_id in new:
+            if isinstance(row.outcome.rows, Sequence):
+                for one in row.outcome.rows:
+                    few[type(one)].append((one, run_id))
+                continue
             for implied, group in itertools.groupby(row.outcome.rows, key=type):
-                for page in pages(column_values(one, run_id) for one in group):
-                    insert_rows(session, implied, page, unless_there=True)
+                _imply(session, implied, ((one, run_id) for one in group))
+        for implied in sorted(few, key=lambda table: _depth(cast(Table, table.__table__))):
+            _imply(session, implied, few[implied])
         children: defaultdict[type[Base], list[dict[str, Any]]] = defaultdict(list)
         for row, run_id in new:
             for child, own in row.children.items():
@@ -449,6 +455,18 @@ def _refusals(
         refused[key] = step.key(refusal.work)
         under[refused[key]] = refusal
     return under, refused, made
+
+
+def _imply(session: Session, table: type[Base], rows: Iterable[tuple[Base, int]]) -> None:
+    """Adds rows, each with the id of the step run that implies it, unless they exist."""
+    for page in pages(column_values(row, run_id) for row, run_id in rows):
+        insert_rows(session, table, page, unless_there=True)
+
+
+@cache
+def _depth(table: Table) -> int:
+    """The place of a table in an order in which none refers to a later one."""
+    return Base.metadata.sorted_tables.index(table)
 
 
 def _is_deadlock(error: BaseException) -> bool:

@@ -151,6 +151,13 @@ def taken_down_digests(engine: Engine) -> frozenset[str]:
         return frozenset(connection.scalars(select(file.c.sha256).where(*_unreferenced(file.c.sha256))))
 
 
+# As text: to build and look up the same query anew takes longer than Postgres takes to answer it.
+_TAKEN_DOWN = text(
+    "SELECT subject FROM unnest(CAST(:subjects AS text[])) AS subject LEFT JOIN clip ON clip.id = subject "
+    "JOIN tombstone ON tombstone.video_id = coalesce(clip.video_id, split_part(subject, '/', 1))"
+)
+
+
 def taken_down_subjects(session: Session, subjects: Iterable[str], *, wait: bool = False) -> set[str]:
     """Those of `subjects` (ids of videos and clips, and stretches ``VIDEO/a-b``) whose video was taken down.
 
@@ -161,13 +168,7 @@ def taken_down_subjects(session: Session, subjects: Iterable[str], *, wait: bool
     if wait:
         session.execute(text("SELECT pg_advisory_xact_lock_shared(:key)"), {"key": GATE_LOCK})
     wanted = sorted({subject for subject in subjects if _storable(subject)})
-    subject = func.unnest(_array(wanted)).column_valued("subject")
-    query = (
-        select(subject)
-        .outerjoin(Clip, Clip.id == subject)
-        .join(Tombstone, Tombstone.video_id == func.coalesce(Clip.video_id, func.split_part(subject, "/", 1)))
-    )
-    return set(session.scalars(query)) if wanted else set()
+    return set(session.scalars(_TAKEN_DOWN, {"subjects": wanted})) if wanted else set()
 
 
 def _array(values: list[str]) -> ColumnElement[Sequence[str]]:
