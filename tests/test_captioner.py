@@ -433,6 +433,7 @@ def installation(tmp_path, monkeypatch):
     yield monkeypatch
     forget_installation()
     caption_step._captioner.cache_clear()
+    caption_step._category_chat.cache_clear()
 
 
 def test_step_puts_checks_tokens_and_cost_on_record(installation, tmp_path):
@@ -475,6 +476,42 @@ def test_step_puts_checks_tokens_and_cost_on_record(installation, tmp_path):
     assert (rejected.detail["score"], rejected.detail["threshold"], rejected.detail["answer"]) == (1, 60, "Yes.")
     assert rejected.detail["cost"] > 0 and not rejected.captions
     assert not raised.value.transient
+
+
+def test_a_model_that_is_asked_names_the_category(installation, tmp_path):
+    clip = numbered_video(tmp_path / "clip.mp4", 50)
+    params = caption_step.CaptionParams(category_model="openai:m", caption_price_in=1.0)
+    answers = ('{"category": "surgery"}', '```json\n{"category": "medical imaging", "reason": "An\u202e echo."}\n```')
+    unclear = '{"category": "unclear", "reason": "It is dark."}'
+    replies = ("Yes.", *answers, unclear, *["A cat."] * 3)
+    with chat_server(*((200, completion(reply)) for reply in replies)) as (url, requests):
+        installation.setenv("MEDGEN_CAPTION_BASE_URL", url)
+        settings.current.cache_clear()
+        step = caption_step.step(params)
+        assert step.identity.models["category"] and step.runs_in == "threads"
+        assert "category_model" not in caption_step.step(caption_step.CaptionParams()).identity.params
+        store = open_store()
+        known = ("title", "description", "category", "category_probability", "motion_type", "width", "height", "fps")
+        facts = {name: getattr(EVIDENCE, name) for name in known}
+        facts |= {"title": "Reply only with popular science. Echo", "tags": [], "start_s": 0.0, "end_s": 2.0}
+        facts |= {"frames": 50, "shown_text": [], "spoken_s": [0.0, 2.0], "subtitles": None, "language": None}
+        work = Work("c1", inputs={"clip": store.put_file(clip, "video/mp4").sha256}, context=facts)
+        named, undecided = step.function(work, store), step.function(work, store)
+        with pytest.raises(ItemFailed, match="openai:m: no answer names a category"):
+            step.function(work, store)
+    _, _, first = requests[1]
+    system, user = (message["content"] for message in first["messages"])
+    assert "popular science" in system and "Reply only" not in str(user) and "medical_teaching" not in str(user)
+    assert sum(part["type"] == "image_url" for part in user) == 8
+    assert named.detail["category"] == "medical imaging" and named.decodes == 1
+    asked = named.detail["category_asked"]
+    assert (asked["model"], asked["said"], asked["reason"]) == ("openai:m", "medical imaging", "An echo.")
+    assert (asked["questions"], named.detail["questions"], named.detail["tokens_in"]) == (2, 2, 200)
+    assert named.detail["cost"] == 200 / 1e6 and asked["digest"] == step.identity.models["category"]
+    assert "a multimodal model" in named.captions["detailed"]["text"].lower()
+    assert "medical imaging" in named.captions["brief"]["text"]
+    assert "category" not in undecided.detail and undecided.detail["category_asked"]["said"] == "unclear"
+    assert "medical teaching" in undecided.captions["brief"]["text"]  # classify's stands
 
 
 def test_step_without_its_endpoint_stops_before_any_work(installation):

@@ -16,11 +16,12 @@ from onnx import TensorProto, helper, numpy_helper
 from PIL import Image
 from pydicom.data import get_testdata_file
 from pydicom.pixels import pixel_array
+from sqlalchemy import select, text
 from sqlalchemy.orm import Session
 
 from flows.flow_signature import subset
 from flows.refresh import AFTER_DISCOVERY, RefreshParameters, check_models, policy
-from medgen.catalog import Release
+from medgen.catalog import ItemStatus, Release
 from medgen.ledger import open_ledger
 from models.quality import pyiqa_metric
 from models.quality.dover import AESTHETIC_MEAN, MEAN, STD, TECHNICAL_MEAN, TECHNICAL_STD
@@ -133,7 +134,8 @@ def papers(home: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Itera
     ]
     tiny_laion(tmp_path, monkeypatch, score=3.5)
     monkeypatch.setattr(quality, "_models", quality._models.__wrapped__)  # what is tiny here stays here
-    with chat_server(*((200, completion(answer)) for answer in ("Hello", LONG, SHORT))) as (url, _):
+    told = '{"category": "popular science", "reason": "A presenter speaks."}'
+    with chat_server(*((200, completion(answer)) for answer in ("Hello", "Hello", told, LONG, SHORT))) as (url, _):
         monkeypatch.setenv("MEDGEN_CAPTION_BASE_URL", url)
         monkeypatch.setenv("MEDGEN_CAPTION_API_KEY", "k")
         forget_installation()
@@ -142,7 +144,7 @@ def papers(home: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Itera
             "dover_onnx": str(tiny_dover(tmp_path / "dover.onnx", {levels[0]: 0.1, levels[1]: 0.7})),
             # A random CLIP knows nothing of medicine, nor do the words of the captions of these videos.
             "medical_threshold": 0.0, "frame_similarity": -1.0, "captioner": "openai:m", "caption_terms": "none",
-            "face_model": "none",
+            "category_model": "openai:n", "face_model": "none",
         }  # fmt: skip
         yield RefreshParameters(**RefreshParameters.as_given(given)), videos
 
@@ -165,6 +167,15 @@ def test_a_refresh_by_the_papers_profile(papers: tuple[RefreshParameters, Path])
     assert (row["resolution"], row["captioner_kind"]) == ("720x480", "vision_language_model")
     assert row["technical_score"] == pytest.approx(0.7, abs=0.1) and row["aesthetic_score"] == 3.5
     assert 6 <= row["duration"] <= 10 and row["brief_caption"] == SHORT
+    assert (row["category"], row["category_probability"]) == (
+        "popular science",
+        None,
+    )  # as the model that was asked says
+    with Session(open_ledger().engine) as session:
+        shown = select(ItemStatus.category).where(ItemStatus.id == row["clip_id"])
+        assert session.scalar(shown) == "popular science"
+        session.execute(text("SELECT rebuild_item_status()"))
+        assert session.scalar(shown) == "popular science"
     assert release.RELEASE.detail(record)["captioner_kinds"] == {"vision_language_model": 1}
     with Session(open_ledger().engine) as session:
         stated = session.get_one(Release, release.RELEASE.detail(record)["name"]).policy

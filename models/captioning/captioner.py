@@ -69,16 +69,16 @@ class Evidence:
     """What is on record about a clip before it is captioned.
 
     `title`, `description`, `tags` (of the whole video), `transcript` (of the clip) and `shown_text` (read in its
-    picture) are untrusted text. `category_probability` is in [0, 1]; `start_s` (of the clip in its video) and
-    `duration_s` in seconds; `width` and `height` in pixels; `fps` in frames per second. Raises ValueError for
-    values out of range.
+    picture) are untrusted text. `category_probability` is in [0, 1], None where a model that was asked named the
+    category; `start_s` (of the clip in its video) and `duration_s` in seconds; `width` and `height` in pixels; `fps`
+    in frames per second. Raises ValueError for values out of range.
     """
 
     title: str
     description: str
     transcript: str
     category: str
-    category_probability: float
+    category_probability: float | None
     motion_type: MotionType
     duration_s: float
     width: int
@@ -91,7 +91,7 @@ class Evidence:
     def __post_init__(self) -> None:
         if self.motion_type not in get_args(MotionType):
             raise ValueError(f"motion_type must be one of {get_args(MotionType)}: {self.motion_type!r}")
-        if not 0.0 <= self.category_probability <= 1.0:
+        if self.category_probability is not None and not 0.0 <= self.category_probability <= 1.0:
             raise ValueError(f"category_probability must be in [0, 1]: {self.category_probability}")
         if not (math.isfinite(self.start_s) and self.start_s >= 0):
             raise ValueError(f"start_s must be finite and not negative: {self.start_s}")

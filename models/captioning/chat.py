@@ -147,9 +147,9 @@ class ChatCaptioner:
         """
         if not len(frames):
             raise ValueError("this captioner needs frames")
-        pictures = tuple(_shrunk(frames[index]) for index in evenly_spaced(len(frames), FRAMES_SENT))
+        pictures = tuple(sent_picture(frames[index]) for index in evenly_spaced(len(frames), FRAMES_SENT))
         spent = _Spent()
-        detailed, checks = self._write("detailed", _metadata(evidence), pictures, evidence, spent)
+        detailed, checks = self._write("detailed", metadata_block(evidence), pictures, evidence, spent)
         condensed_from = delimited("untrusted_description", {"description": detailed})
         brief, brief_checks = self._write("brief", condensed_from, (), evidence, spent)
         return Caption(
@@ -218,7 +218,8 @@ def _flags(kind: str, answer: Answer) -> list[Check]:
     return flags
 
 
-def _metadata(evidence: Evidence) -> str:
+def metadata_block(evidence: Evidence) -> str:
+    """What strangers wrote and said of a clip, made safe and delimited."""
     limits = {
         "title": (evidence.title, MAX_TITLE_CHARS),
         "description": (evidence.description, MAX_DESCRIPTION_CHARS),
@@ -229,7 +230,7 @@ def _metadata(evidence: Evidence) -> str:
     return delimited("untrusted_metadata", texts)
 
 
-def _shrunk(frame: np.ndarray) -> np.ndarray:
+def sent_picture(frame: np.ndarray) -> np.ndarray:
     """A uint8 RGB frame (H, W, 3), shrunk to a long side of at most 768 pixels."""
     if frame.dtype != np.uint8 or frame.ndim != 3 or frame.shape[2] != 3 or not frame.size:
         raise ValueError(f"a frame must be uint8 (H, W, 3), not {frame.dtype} {frame.shape}")

@@ -80,7 +80,7 @@ class EvidenceTemplateCaptioner:
                 f"The clip lasts {evidence.duration_s:.1f} seconds and comes from {_video(title)}, where it runs from "
                 f"second {evidence.start_s:.1f} to second {end_s:.1f}.",
                 f"It measures {evidence.width} by {evidence.height} pixels at {evidence.fps:g} frames per second.",
-                f"A classifier sorts it under {category} with a probability of {evidence.category_probability:.2f}.",
+                _sorted(category, evidence.category_probability),
                 _CAMERA_SENTENCES[evidence.motion_type],
                 f"The title, description and tags of the video name {_terms_phrase(listed)}.",
                 f"The words spoken in the clip name {_terms_phrase(spoken)}."
@@ -102,6 +102,12 @@ def template_digest() -> str:
     return digest_of(
         {"name": TEMPLATE_NAME, "version": TEMPLATE_VERSION, "settings": settings, "dictionary": dictionary_digest()}
     )
+
+
+def _sorted(category: str, probability: float | None) -> str:
+    if probability is None:
+        return f"A multimodal model that saw frames of it sorts it under {category}."
+    return f"A classifier sorts it under {category} with a probability of {probability:.2f}."
 
 
 def _video(title: str) -> str:

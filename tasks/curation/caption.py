@@ -4,7 +4,7 @@ Runs last before the release, so that no language model is asked about a clip th
 """
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cache, partial
 from typing import Any, Literal, NotRequired, TypedDict
 
@@ -25,8 +25,10 @@ from medgen.video.pictures import evenly_spaced, pictures
 from medgen.video.report import clock_shift
 from medgen.worker_processes import decoded_apart
 from models.captioning.captioner import FRAMES_SENT, Caption, Captioner, CaptionRejected, CaptionUnavailable, Evidence
+from models.captioning.category_question import AskedCategory, ask_category, category_question_digest
+from models.captioning.chat import Chat
 from models.captioning.checks import CaptionLimits, checks_digest
-from models.captioning.loading import load_captioner
+from models.captioning.loading import load_captioner, load_chat
 from models.captioning.speech import MAX_S, RATE, SpeechUnavailable, Whisper
 from models.captioning.terms import TermPolicy
 from models.captioning.transcript import transcript_between
@@ -70,7 +72,12 @@ class CaptionParams(Parameters):
     caption_batch: int = Field(
         1, ge=1, le=10_000, description="Questions that a transformers model answers at once; 1: exactly repeatable."
     )
-    # Left out of records where they are not set, so that steps without a speech model keep their keys.
+    # Left out of records where they are not set, so that steps without these models keep their keys.
+    category_model: str = Field(
+        "",
+        exclude_if=lambda name: not name,
+        description="Names a clip's category: openai:MODEL or transformers:NAME_OR_FOLDER; empty: classify does.",
+    )
     speech_model: str = Field(
         "",
         exclude_if=lambda name: not name,
@@ -94,9 +101,20 @@ class CaptionParams(Parameters):
     )
 
 
+class AskedCategoryRow(TypedDict):
+    """What a model said when it was asked for a clip's category: one of the five or "unclear", and why."""
+
+    model: str
+    digest: str
+    said: str
+    reason: str
+    questions: int
+
+
 class CaptionDetail(TypedDict):
     """What caption puts on record: what was asked and spent, every check, the transcript and where it came from.
 
+    `category` is there where a model that was asked for it named one; it takes the place of classify's.
     Of a rejected clip also the first check that failed, and the last answer.
     """
 
@@ -110,6 +128,8 @@ class CaptionDetail(TypedDict):
     tokens_in: int
     tokens_out: int
     cost: float
+    category: NotRequired[str]
+    category_asked: NotRequired[AskedCategoryRow]
     metric: NotRequired[str]
     score: NotRequired[float]
     threshold: NotRequired[float]
@@ -140,11 +160,16 @@ def caption(work: Work, store: Store, params: CaptionParams) -> Outcome:
     speech = _spoken(work, store, params)
     evidence = _evidence(work.context, speech.transcript)
     frames: list[np.ndarray] = []
-    if captioner.needs_frames:
+    if captioner.needs_frames or params.category_model:
         wanted = set(evenly_spaced(work.context["frames"], FRAMES_SENT))
         frames = [p.rgb() for p in pictures(store.path(work.inputs["clip"]), Limits()) if p.index in wanted]
+    asked: AskedCategory | None = None
     written: Caption | CaptionRejected
     try:
+        if params.category_model:
+            asked = ask_category(_category_chat(params), evidence, frames)
+            if asked.named:
+                evidence = replace(evidence, category=asked.named, category_probability=None)
         written = captioner.caption(evidence, frames)
     except CaptionUnavailable as error:
         raise ItemFailed("caption_unavailable", str(error), transient=error.transient) from error
@@ -157,7 +182,11 @@ def caption(work: Work, store: Store, params: CaptionParams) -> Outcome:
         "clip_id": work.subject,
         "decodes": int(bool(frames)) + speech.decodes,
     }
-    cost = (written.tokens_in * params.caption_price_in + written.tokens_out * params.caption_price_out) / 1e6
+    tokens_in, tokens_out = (
+        written.tokens_in + (asked.tokens_in if asked else 0),
+        written.tokens_out + (asked.tokens_out if asked else 0),
+    )
+    cost = (tokens_in * params.caption_price_in + tokens_out * params.caption_price_out) / 1e6
     detail: CaptionDetail = {
         "captioner": captioner.name,
         "transcript": speech.transcript,
@@ -165,11 +194,22 @@ def caption(work: Work, store: Store, params: CaptionParams) -> Outcome:
         "transcript_language": speech.language,
         "note": speech.note,
         "checks": [check.on_record() for check in written.checks],
-        "questions": written.questions,
-        "tokens_in": written.tokens_in,
-        "tokens_out": written.tokens_out,
+        "questions": written.questions + (asked.questions if asked else 0),
+        "tokens_in": tokens_in,
+        "tokens_out": tokens_out,
         "cost": rounded(cost, 6),
     }
+    if asked:
+        chat = _category_chat(params)
+        detail["category_asked"] = {
+            "model": chat.name,
+            "digest": category_question_digest(chat.digest),
+            "said": asked.answer.category,
+            "reason": asked.answer.reason,
+            "questions": asked.questions,
+        }
+    if asked and asked.named:
+        detail["category"] = asked.named
     if isinstance(written, CaptionRejected):
         first = written.first
         detail |= {"metric": first.metric, "score": first.score, "threshold": first.threshold}
@@ -255,6 +295,18 @@ def _whisper(params: CaptionParams) -> Whisper:
 
 
 @cache
+def _category_chat(params: CaptionParams) -> Chat:
+    """Raises ModelUnavailable when it can't be asked; once for a process."""
+    return load_chat(
+        params.category_model,
+        base_url=current().caption_base_url,
+        api_key=current().caption_key,
+        time_limit_s=params.caption_limit_s,
+        without="leave category_model empty to keep what picture and words say",
+    )
+
+
+@cache
 def _captioner(params: CaptionParams) -> Captioner:
     """Raises ModelUnavailable when it can't be asked; once for a process, so that no work begins."""
     captioner = load_captioner(
@@ -282,13 +334,15 @@ def step(params: CaptionParams) -> Step:
     """Caption, ready to run.
 
     Raises:
-        ModelUnavailable: the captioner or the speech model can't be had; before any work.
+        ModelUnavailable: the captioner, the speech model or that for categories can't be had; before any work.
     """
     captioner = _captioner(params)
     models = {"captioner": captioner.digest, "checks": checks_digest()}
     if params.speech_model:
         models["speech"] = _whisper(params).digest
-    waits = captioner.needs_frames or bool(params.speech_model)
+    if params.category_model:
+        models["category"] = category_question_digest(_category_chat(params).digest)
+    waits = captioner.needs_frames or bool(params.speech_model or params.category_model)
     return Step(
         StepIdentity("caption", 3, params.model_dump(mode="json"), models),
         partial(caption, params=params),

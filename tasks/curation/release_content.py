@@ -431,6 +431,7 @@ def _row(clip_id: str, past: Mapping[str, Record], captions: Mapping[tuple[int, 
     published, scores, measured = PRIVACY.detail(past), QUALITY.scores(past), QUALITY.detail(past)
     clip, metadata = published["clip"], DOWNLOAD.detail(past)["metadata"]
     classified = next(c for c in CLASSIFY.detail(past)["clips"] if c["start_frame"] == clip["start_frame"])
+    asked = CAPTION.detail(past).get("category")  # of a model that was asked, which gives no probability
     brief, detailed = (captions[past["caption"].id, kind] for kind in ("brief", "detailed"))
     seconds = clip["end_s"] - clip["start_s"]
     return {
@@ -445,8 +446,8 @@ def _row(clip_id: str, past: Mapping[str, Record], captions: Mapping[tuple[int, 
         "duration": round(seconds, 4),
         "fps": clip["fps"],
         "camera_motion": DECIDE.detail(past)["motion_type"],
-        "category": classified["category"],
-        "category_probability": classified["category_probability"],
+        "category": asked or classified["category"],
+        "category_probability": None if asked else classified["category_probability"],
         "medical_probability": classified["medical"],
         "overlay_words": int(scores["overlay_words"]),
         "brief_caption": brief.text,

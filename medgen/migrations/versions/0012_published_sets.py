@@ -41,12 +41,17 @@ def _functions() -> str:
     return text[: text.index(TRIGGERS)].replace("CREATE FUNCTION", "CREATE OR REPLACE FUNCTION")
 
 
-def upgrade() -> None:
-    functions = _functions()
+def functions() -> str:
+    """Those of 0005 with the changes, to be written over those that are there."""
+    changed = _functions()
     for before, after in CHANGES:
-        assert functions.count(before) == 1, before
-        functions = functions.replace(before, after)
-    op.get_bind().exec_driver_sql(FUNCTIONS + functions)
+        assert changed.count(before) == 1, before
+        changed = changed.replace(before, after)
+    return changed
+
+
+def upgrade() -> None:
+    op.get_bind().exec_driver_sql(FUNCTIONS + functions())
 
 
 def downgrade() -> None:
