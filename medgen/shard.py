@@ -21,7 +21,7 @@ from functools import cache, partial
 from queue import Empty, SimpleQueue
 from typing import Any, Literal
 
-from pebble import ProcessExpired
+from pebble import ProcessExpired, ProcessPool
 
 from medgen.catalog import now
 from medgen.claims import Claims, claims
@@ -35,7 +35,7 @@ from medgen.settings import current
 from medgen.step_processes import close_step_processes, step_processes
 from medgen.store import Store, open_store
 from medgen.takedown import TAKEN_DOWN
-from medgen.worker_processes import MEMORY_LIMIT, close_decoders, failure_of
+from medgen.worker_processes import MEMORY_LIMIT, close_decoders, failure_of, pool_broke
 
 log = logging.getLogger(__name__)
 
@@ -418,15 +418,26 @@ def _execute(step: Step, todo: Mapping[str, Work], store: Store) -> Iterator[_En
         )
     elif todo:
         with step_processes() as pool:
-            limit = step.time_limit_s
-            jobs: dict[_Running, str] = {
-                pool.schedule(_timed, args=(step.function, w), timeout=limit): k for k, w in todo.items()
-            }
-            yield from _as_they_end(step, jobs)
+            jobs = {_scheduled(pool, step, work): key for key, work in todo.items()}
+            yield from _as_they_end(step, jobs, lambda: pool.active)
 
 
-def _as_they_end(step: Step, futures: dict[_Running, str]) -> Iterator[_Ending | None]:
-    """As `_execute`, of what runs. What has not begun when nobody asks any more never will."""
+def _scheduled(pool: ProcessPool, step: Step, work: Work) -> _Running:
+    try:
+        scheduled: _Running = pool.schedule(_timed, args=(step.function, work), timeout=step.time_limit_s)
+    except RuntimeError:  # the pool has just broken
+        scheduled = Future()
+        scheduled.set_exception(pool_broke())
+    return scheduled
+
+
+def _as_they_end(
+    step: Step, futures: dict[_Running, str], go_on: Callable[[], bool] = lambda: True
+) -> Iterator[_Ending | None]:
+    """As `_execute`, of what runs. What has not begun when nobody asks any more never will.
+
+    `go_on` says whether any of it may still end: a pool that broke tells nobody.
+    """
     ended: SimpleQueue[_Running] = SimpleQueue()
     for future in list(futures):
         future.add_done_callback(ended.put)
@@ -435,6 +446,9 @@ def _as_they_end(step: Step, futures: dict[_Running, str]) -> Iterator[_Ending |
             try:
                 future = ended.get(timeout=UNWRITTEN_S)
             except Empty:
+                if not go_on():
+                    for key in [futures.pop(future) for future in list(futures) if not future.done()]:
+                        yield _Ending(key, pool_broke(), now())
                 yield None
                 continue
             key, started = futures.pop(future), now()  # what ended is not held: an outcome may have thousands of rows

@@ -40,11 +40,11 @@ class _Pool:
         """The pool, which stays until all its users have left. May have to wait for this process's turn."""
         own_inference()  # the run may have ended the inference processes since the pool was made
         with self._guard:
-            if self._pool is not None and not self._users and not self._pool.active:
-                self._close()  # what forks them was killed, and asked for another at that very moment
+            if self._pool is not None and not self._pool.active:
+                self._end()  # what forks them was killed, and asked for another at that very moment
             if self._pool is None:
-                self._turn = _turn() if in_cluster() else None
-                if self._turn:
+                if self._turn is None and in_cluster():
+                    self._turn = _turn()
                     with _waiting():
                         self._turn.acquire(poll_interval=POLL_S)
                 self._pool = worker_pool(current().workers)
@@ -76,11 +76,14 @@ class _Pool:
                 else:
                     self._look_later()
 
-    def _close(self) -> None:
+    def _end(self) -> None:
         if self._pool:
             self._pool.stop()  # type: ignore[no-untyped-call]  # pebble says so itself
             self._pool.join()
             self._pool = None
+
+    def _close(self) -> None:
+        self._end()
         if self._turn:
             self._turn.release()
             self._turn = None

@@ -6,6 +6,7 @@ Foreign files are decoded nowhere else: FFmpeg is large, and they may be made to
 import os
 import threading
 from collections.abc import Callable, Mapping
+from concurrent.futures import Future, wait
 from functools import cache
 from typing import Any, TypeVar
 
@@ -19,6 +20,7 @@ from medgen.settings import current
 
 MEMORY_LIMIT = "memory_limit"  # reason of an item that needed more than its worker may take
 WATCH_S = 0.1  # between a worker's looks at its parent and its memory
+ASK_S = 1.0  # between looks at whether a pool still answers
 DECODERS = 1  # processes for what is decoded beside the steps: a file takes some 20 ms to probe
 
 _T = TypeVar("_T")
@@ -50,6 +52,11 @@ def failure_of(end: TimeoutError | ProcessExpired, time_limit_s: float | None) -
     return ItemFailed("worker_died", f"the worker process died ({end.exitcode})", transient=True)
 
 
+def pool_broke() -> ItemFailed:
+    """What an item failed of whose pool can start no more workers and gives no more answers."""
+    return ItemFailed("worker_died", "what starts the worker processes broke", transient=True)
+
+
 def decoded_apart(function: Callable[..., _T], *arguments: Any, time_limit_s: float) -> _T:
     """What a function makes of a foreign file, in a worker process: for steps that run in threads or inline.
 
@@ -65,7 +72,14 @@ def decoded_apart(function: Callable[..., _T], *arguments: Any, time_limit_s: fl
             _decoders.cache_clear()
         pool = _decoders()
     try:
-        return pool.schedule(function, args=arguments, timeout=time_limit_s).result()
+        answer: Future[_T] = pool.schedule(function, args=arguments, timeout=time_limit_s)
+    except RuntimeError as error:
+        raise pool_broke() from error
+    while not wait([answer], ASK_S).done:
+        if not pool.active:
+            raise pool_broke()
+    try:
+        return answer.result()
     except (TimeoutError, ProcessExpired) as end:
         raise failure_of(end, time_limit_s) from end
 

@@ -3,20 +3,24 @@
 import multiprocessing.forkserver
 import os
 import signal
+import threading
+import time
 from contextlib import suppress
 from pathlib import Path
 
 import psutil
 import pytest
+from pebble.pool.base_pool import PoolStatus
 
+from medgen import step_processes, worker_processes
 from medgen.errors import ItemFailed
 from medgen.ledger import StepIdentity, Work, open_ledger
 from medgen.memory_limit import LEAST_BYTES, fair_share, machine_bytes
 from medgen.settings import Settings
 from medgen.shard import Step, run_shard
-from medgen.worker_processes import close_decoders, decoded_apart
+from medgen.worker_processes import _decoders, close_decoders, decoded_apart
 from tests.conftest import forget_installation
-from tests.memory_eaters import end, grow
+from tests.memory_eaters import end, grow, stop_once
 
 LIMIT_MIB = 512
 
@@ -73,6 +77,40 @@ def test_workers_end_with_the_process_that_forked_them_and_others_follow(home: P
                 break
         else:
             pytest.fail("no worker follows")
+    finally:
+        close_decoders()
+
+
+def test_a_pool_that_breaks_costs_a_shard_its_time_and_no_item(
+    home: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As when what forks the workers is killed at the moment when it is asked for one: pebble's pool just ends."""
+    monkeypatch.setattr("medgen.shard.BACKOFF_S", 0.0)
+    monkeypatch.setattr("medgen.shard.UNWRITTEN_S", 0.05)
+    begun = tmp_path / "begun"
+
+    def broken() -> None:
+        while not begun.exists():
+            time.sleep(0.01)
+        step_processes._pool._pool._context.status = PoolStatus.ERROR  # type: ignore[union-attr]  # made by then
+
+    breaker = threading.Thread(target=broken)
+    breaker.start()
+    result = run_shard(Step(StepIdentity("stop_once", 1, {}, {}), stop_once), [Work(str(begun))])
+    breaker.join()
+    (record,) = open_ledger().load(result.records).values()
+    assert record.status == "kept"
+
+
+def test_what_is_decoded_in_a_pool_that_breaks_is_told_so(home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(worker_processes, "ASK_S", 0.05)
+    try:
+        assert decoded_apart(end, "well", time_limit_s=60.0)
+        breaker = threading.Timer(0.2, setattr, (_decoders()._context, "status", PoolStatus.ERROR))
+        breaker.start()
+        with pytest.raises(ItemFailed, match="worker_died"):
+            decoded_apart(end, "hang", time_limit_s=600.0)
+        assert decoded_apart(end, "well", time_limit_s=60.0)
     finally:
         close_decoders()
 
