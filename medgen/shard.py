@@ -220,13 +220,14 @@ def _work_off(
                 continue
             key, outcome = ending.key, ending.outcome
             if isinstance(outcome, ItemFailed):
-                transient = outcome.transient and not outcome.later
+                # What did not work in an earlier run either is tried once a run: seconds are not what it needs.
+                transient = outcome.transient and not outcome.later and key not in known
                 # A worker may hold what earlier items left: only who asks too much twice is at fault.
                 unlucky = outcome.reason == MEMORY_LIMIT and attempt == 1
                 if (transient and attempt < MAX_ATTEMPTS) or unlucky:
                     again[key] = todo[key]
                     continue
-                causes[outcome.reason] += transient
+                causes[outcome.reason] += outcome.transient and not outcome.later
                 log.warning("%s %s: %s", step.identity.name, todo[key].subject, outcome)
             else:
                 decodes += outcome.decodes
