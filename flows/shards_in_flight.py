@@ -16,7 +16,7 @@ from medgen.ledger import open_ledger
 from medgen.parameters import Parameters
 from medgen.settings import current
 from medgen.shard import Item, ShardResult
-from medgen.shard_results import ShardReference, ShardResults, standing
+from medgen.shard_results import ShardReference, ShardResults, on_record, standing
 from tasks.curation.curation_step import CurationStep
 from tasks.curation.list_sources import Listing
 from tasks.progress import step_listener
@@ -47,6 +47,8 @@ class _Chain:
         steps: that are left.
         items: for the first of them.
         sent: how often its tasks were submitted.
+        step_by_step: what the first of the steps made is on record but for some items; what it makes of these seldom
+            changes anything for the steps after it, which are looked up then and not submitted yet.
     """
 
     label: str
@@ -54,6 +56,7 @@ class _Chain:
     steps: Sequence[CurationStep[Any]]
     results: list[ShardReference] = field(default_factory=list)
     sent: int = 1
+    step_by_step: bool = False
 
 
 class ShardsInFlight:
@@ -113,9 +116,10 @@ class ShardsInFlight:
                 [chain.items for chain in todo],
                 retry_quarantined=self.retry_quarantined,
             )
-            onward = []
+            onward, halted = [], []
             for chain, result in zip(todo, stand, strict=True):
                 if result is None:
+                    halted.append(chain)
                     continue
                 reference, chain.items = result
                 chain.results.append(reference)
@@ -123,12 +127,18 @@ class ShardsInFlight:
                 onward.append(chain)
                 if listener := step_listener():
                     listener(step.name, reference.records, reference.records)
+            if halted:
+                known = bridging_outages(on_record)(
+                    step.step(subset(self.parameters, step.params)), [chain.items for chain in halted]
+                )
+                for chain, is_known in zip(halted, known, strict=True):
+                    chain.step_by_step = is_known
             todo = onward
 
     def _submitted(self, chain: _Chain) -> list[PrefectFuture[Any]]:
         upstream: Any = chain.results[-1] if chain.results else self._kept(chain.items)
         futures = []
-        for step in chain.steps:
+        for step in chain.steps[:1] if chain.step_by_step else chain.steps:
             upstream = self._submit(step, chain.label, upstream)
             futures.append(upstream)
         return futures
@@ -157,6 +167,19 @@ class ShardsInFlight:
             return
         self.results += results
         self.errors += errors
+        if chain.step_by_step and results and not errors:
+            self._go_on(chain, results[0])
+
+    def _go_on(self, chain: _Chain, done: ShardReference) -> None:
+        """Takes a chain on whose first step has been done by itself."""
+        chain.results, chain.steps, chain.step_by_step = [done], chain.steps[1:], False
+        if not chain.steps or not done.kept:
+            return
+        chain.items = bridging_outages(ShardResults(open_ledger()).items)(done)
+        self._pass_over([chain])
+        self.results += chain.results[1:]
+        if chain.steps and chain.items:
+            self._under_way.append((chain, self._submitted(chain)))
 
 
 def gather(futures: Iterable[PrefectFuture[Any]]) -> tuple[list[ShardReference], list[str]]:

@@ -202,10 +202,14 @@ class Score(Base):
     __tablename__ = "score"
     step_run_id: Mapped[int] = mapped_column(ForeignKey("step_run.id", ondelete="CASCADE"), primary_key=True)
     metric: Mapped[str] = mapped_column(primary_key=True)
-    clip_id: Mapped[str | None] = mapped_column(ForeignKey("clip.id"), index=True)
+    clip_id: Mapped[str | None] = mapped_column(ForeignKey("clip.id"))
     value: Mapped[float]
     model_digest: Mapped[str | None] = mapped_column(Sha256)
-    __table_args__ = (Index("ix_score_metric_value", "metric", "value", "clip_id"),)
+    __table_args__ = (
+        Index("ix_score_metric_value", "metric", "value", "clip_id"),
+        # A clip's newest value of a metric, without a look at the table.
+        Index("ix_score_of_clip", "clip_id", "metric", "step_run_id", postgresql_include=["value"]),
+    )
 
 
 class Caption(Base):

@@ -185,6 +185,15 @@ def standing(
     ]
 
 
+def on_record(step: Step, shards: Sequence[Sequence[Item]], *, results: ShardResults | None = None) -> list[bool]:
+    """Of every shard, whether a result is on record, be it that some of its items must be run anew."""
+    results = results or ShardResults(open_ledger())
+    keys = [shard_key(step.identity, items) for items in shards]
+    with results.engine.connect() as connection:
+        known = set(connection.scalars(select(Row.key).where(among(Row.key, keys))))
+    return [key in known for key in keys]
+
+
 def run_stored(
     step: Step,
     items: Sequence[Item | Work],

@@ -45,7 +45,7 @@ JOINED = re.compile(
 )
 DIRECT_S = 1.2  # a search that takes longer is looked for piece by piece, newest first
 WINDOW = 40_000  # rows of such a piece
-FEW = 3000  # as many clips with a score in range are asked for by name
+FEW = 20_000  # as many clips with a score in range are asked for by name
 COLUMNS = (
     ItemStatus.id, ItemStatus.kind, ItemStatus.video_id, ItemStatus.title, ItemStatus.channel, ItemStatus.licence,
     ItemStatus.category, ItemStatus.step, ItemStatus.status, ItemStatus.reason, ItemStatus.decided_at,
@@ -315,13 +315,19 @@ def _scored(connection: Connection, filters: Filters) -> ColumnElement[bool]:
     same += [Score.value >= filters.low] if filters.low is not None else []
     same += [Score.value <= filters.high] if filters.high is not None else []
     few = list(connection.scalars(select(Score.clip_id).where(*same).limit(FEW + 1)))
-    if len(few) <= FEW:
-        return among(ItemStatus.id, (clip for clip in few if clip))
-    latest = _newest(filters.metric)
     low = filters.low if filters.low is not None else float("-inf")
     high = filters.high if filters.high is not None else float("inf")
-    # A comparison that the planner can't turn into a join: with so many in range, walking the newest is quicker.
-    return case((latest.between(low, high), True), else_=False)
+    measured = aliased(Score)
+    in_range = (
+        select(measured.value.between(low, high))
+        .where(measured.clip_id == ItemStatus.id, measured.metric == filters.metric)
+        .order_by(measured.step_run_id.desc())
+        .limit(1)
+        .scalar_subquery()
+    )
+    # A comparison that the planner can't turn into a join: with many in range, walking the newest is quicker.
+    by_newest = case((in_range, True), else_=False)
+    return by_newest if len(few) > FEW else and_(among(ItemStatus.id, (clip for clip in few if clip)), by_newest)
 
 
 def _midnight(day: date) -> datetime:
