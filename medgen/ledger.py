@@ -20,7 +20,7 @@ from functools import cache
 from pathlib import Path
 from typing import Any, Literal, cast
 
-from sqlalchemy import Engine, Table, select, update
+from sqlalchemy import ColumnElement, Engine, Table, Text, case, func, literal, select, update
 from sqlalchemy.exc import OperationalError
 from sqlalchemy.orm import Session, aliased
 from tenacity import Retrying, retry_if_exception, stop_after_attempt, wait_random
@@ -158,18 +158,22 @@ class Ledger:
         found = (self._records(among(StepRun.key, page) & ~StepRun.superseded) for page in pages(keys))
         return {record.key: record for records in found for record in records}
 
-    def load(self, ids: Iterable[int]) -> dict[int, Record]:
+    def load(self, ids: Iterable[int], *, told: "Mapping[str, Told] | None" = None) -> dict[int, Record]:
         """id → record. Raises KeyError when one is unknown.
 
         A superseded record tells the outputs of the one that stands in its place, because its own may be gone.
+
+        Args:
+            told: step → what of its records is read, where there are many; of other steps no more than what they came
+                to. None: everything.
         """
         records: dict[int, Record] = {}
         for page in pages(sorted(set(ids))):
-            records |= self._load(page)
+            records |= self._load(page, told)
         return records
 
-    def _load(self, ids: Sequence[int]) -> dict[int, Record]:
-        records = {record.id: record for record in self._records(among(StepRun.id, ids))}
+    def _load(self, ids: Sequence[int], told: "Mapping[str, Told] | None") -> dict[int, Record]:
+        records = {record.id: record for record in self._records(among(StepRun.id, ids), told)}
         if len(records) < len(ids):
             raise KeyError(f"no such step runs: {sorted(set(ids) - records.keys())}")
         old = aliased(StepRun)
@@ -180,7 +184,7 @@ class Ledger:
                 .where(among(old.id, ids), old.superseded, old.status == StepRun.status)
             ).all()
         if successors:
-            standing = {r.id: r for r in self._records(among(StepRun.id, [new for _, new in successors]))}
+            standing = {r.id: r for r in self._records(among(StepRun.id, [new for _, new in successors]), told)}
             records |= {run_id: replace(records[run_id], outputs=standing[new].outputs) for run_id, new in successors}
         return records
 
@@ -326,29 +330,59 @@ class Ledger:
             insert_rows(session, child, own)
         return {row.run["key"]: row.record(run_id) for row, run_id in new}, refused, made
 
-    def _records(self, condition: Any) -> list[Record]:
+    def _records(self, condition: Any, told: "Mapping[str, Told] | None" = None) -> list[Record]:
+        detail = StepRun.detail.expression if told is None else _told_detail(told)
         with Session(self.engine) as session:
             runs = session.execute(
                 select(
                     StepRun.id, StepRun.key, StepRun.step, StepRun.subject, StepRun.status, StepRun.reason,
-                    StepRun.transient, StepRun.detail, StepRun.models, StepRun.decodes, StepRun.attempts,
+                    StepRun.transient, detail.label("detail"), StepRun.models, StepRun.decodes, StepRun.attempts,
                     StepRun.record_hash,
                 ).where(condition)
             ).all()  # fmt: skip
-            ids = [run.id for run in runs]
+            made = [run.id for run in runs if told is None or (run.step in told and told[run.step].outputs)]
             outputs: dict[int, dict[str, str]] = {}
             for run_id, role, sha in session.execute(
                 select(StepOutput.step_run_id, StepOutput.role, StepOutput.artifact_sha256).where(
-                    among(StepOutput.step_run_id, ids)
+                    among(StepOutput.step_run_id, made)
                 )
             ):
                 outputs.setdefault(run_id, {})[role] = sha
+            scored = [run.id for run in runs if told is None or (run.step in told and told[run.step].scores)]
+            query = select(Score.step_run_id, Score.metric, Score.value).where(among(Score.step_run_id, scored))
+            if told is not None:
+                query = query.where(among(Score.metric, (metric for of in told.values() for metric in of.scores)))
             scores: dict[int, dict[str, float]] = {}
-            for run_id, metric, value in session.execute(
-                select(Score.step_run_id, Score.metric, Score.value).where(among(Score.step_run_id, ids))
-            ):
+            for run_id, metric, value in session.execute(query):
                 scores.setdefault(run_id, {})[metric] = value
         return [Record(**run._mapping, outputs=outputs.get(run.id, {}), scores=scores.get(run.id, {})) for run in runs]
+
+
+@dataclass(frozen=True)
+class Told:
+    """What of the records of a step is read.
+
+    Args:
+        detail: keys of the detail; those that a record lacks are None.
+        scores: metrics.
+        outputs: whether they are.
+    """
+
+    detail: tuple[str, ...] = ()
+    scores: tuple[str, ...] = ()
+    outputs: bool = False
+
+
+def _told_detail(told: Mapping[str, Told]) -> ColumnElement[Any]:
+    """The detail of a step run with the keys that are asked for: to read all of many takes longer than all else."""
+    parts = [
+        (
+            StepRun.step == step,
+            func.jsonb_build_object(*(part for key in of.detail for part in (literal(key, Text), StepRun.detail[key]))),
+        )
+        for step, of in told.items()
+    ]
+    return case(*parts, else_=func.jsonb_build_object())
 
 
 @dataclass(frozen=True)

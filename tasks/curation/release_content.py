@@ -34,7 +34,7 @@ from sqlalchemy.orm import Session
 from medgen.among import among, pages
 from medgen.canonical import canonical_json
 from medgen.catalog import Caption, Clip, StepRun, Tombstone
-from medgen.ledger import Ledger, Record
+from medgen.ledger import Ledger, Record, Told
 from medgen.shard_results import ShardReference, ShardResults, runs_of
 from medgen.store import Artifact, Store
 from medgen.takedown import BLOCKED, TAKEN_DOWN
@@ -56,6 +56,20 @@ from tasks.curation.vanished import vanished
 LINEAGE = (*STEP_NAMES, "release")
 # The steps whose keys stand in a clip's row: those that looked at pictures.
 KEYED_STEPS = tuple(name for name in STEP_NAMES if name not in ("discover", "download"))
+# What a clip's row, or that of what is left out, has of the records behind it.
+OF_A_CLIP = {
+    "discover": Told(("source",)),
+    "download": Told(("metadata",), outputs=True),
+    "classify": Told(("clips",)),
+    "quality": Told(("aesthetic_model", "technical_model"), ("aesthetic", "technical", "overlay_words")),
+    "decide": Told(("motion_type",)),
+    "privacy": Told(("clip", "bytes", "bit_rate")),
+    "caption": Told(("captioner", "category")),
+}
+MEASURED = ("metric", "score", "threshold", "duplicate_of")
+OF_A_REJECTION = dict.fromkeys(LINEAGE, Told(MEASURED, outputs=True)) | {
+    "download": Told((*MEASURED, "metadata"), outputs=True)
+}
 CLIPS_AT_ONCE = 500  # whose records are in memory together
 ROWS_AT_ONCE = 10_000  # of a row group of the tables
 PARQUET = "application/vnd.apache.parquet"
@@ -249,7 +263,7 @@ def _settle(connection: Connection, ledger: Ledger, *, drop_vanished: bool) -> N
     )
     blocked = blocked_clips(ledger.engine, _measured(connection, not_taken_down))
     for page in pages(streamed(connection, not_taken_down), CLIPS_AT_ONCE):
-        records = ledger.load({run_id for _, lineage in page for run_id in lineage.values()})
+        records = ledger.load({run_id for _, lineage in page for run_id in lineage.values()}, told=OF_A_CLIP)
         captions = captions_of(ledger, [lineage["caption"] for _, lineage in page])
         pasts = {clip: {step: records[run_id] for step, run_id in lineage.items()} for clip, lineage in page}
         rows = {clip: _row(clip, past, captions) for clip, past in pasts.items()}
@@ -316,7 +330,7 @@ def _rejected_rows(connection: Connection, ledger: Ledger) -> Iterator[dict[str,
     )
     for page in pages(streamed(connection, dropped), CLIPS_AT_ONCE):
         needed = [(lineage, [*{LINEAGE[step], "download", "cut"} & lineage.keys()]) for lineage, step in page]
-        records = ledger.load({lineage[step] for lineage, steps in needed for step in steps})
+        records = ledger.load({lineage[step] for lineage, steps in needed for step in steps}, told=OF_A_REJECTION)
         pasts = [{step: records[lineage[step]] for step in steps} for lineage, steps in needed]
         gone = ledger.forgotten(_last(past).subject for past in pasts)
         yield from (_rejected(past) for past in pasts if _last(past).subject not in gone)
@@ -384,17 +398,16 @@ def _last(past: Mapping[str, Record]) -> Record:
 def _rejected(past: Mapping[str, Record]) -> dict[str, Any]:
     """One video or clip that a step turned down or failed on, with the file that it was about."""
     last = _last(past)
-    metadata = past["download"].detail.get("metadata", {}) if "download" in past else {}
+    metadata = (past["download"].detail.get("metadata") if "download" in past else None) or {}
     file = past["download"].outputs.get("video") if "download" in past else None
     if "cut" in past:
         file = past["cut"].outputs.get("clip", file)
-    named = ("metric", "score", "threshold", "duplicate_of")
     return {
         "step": last.step,
         "subject": last.subject,
         "verdict": last.status,
         "reason": last.reason,
-        **{name: last.detail.get(name) for name in named},
+        **{name: last.detail.get(name) for name in MEASURED},
         **{name: metadata.get(name) for name in ("title", "url")},
         "sha256": file,
         "key": last.key,
