@@ -106,6 +106,12 @@ class ShardResults:
         with self.engine.connect() as connection:
             return {key: _read(step, content) for key, step, content in connection.execute(query)}
 
+    def dropped(self, keys: Iterable[str]) -> dict[str, list[Mapping[str, int]]]:
+        """key → lineages that ended with the result, of those that there are."""
+        query = select(Row.key, Row.content).where(among(Row.key, keys))
+        with self.engine.connect() as connection:
+            return {key: json.loads(zlib.decompress(content))["dropped"] for key, content in connection.execute(query)}
+
     def items(self, reference: ShardReference) -> tuple[Item, ...]:
         """What a step kept of a shard. Raises KeyError: it is no longer there."""
         return self.get([reference.key])[reference.key].kept

@@ -67,8 +67,9 @@ OF_A_CLIP = {
     "caption": Told(("captioner", "category")),
 }
 MEASURED = ("metric", "score", "threshold", "duplicate_of")
-OF_A_REJECTION = dict.fromkeys(LINEAGE, Told(MEASURED, outputs=True)) | {
-    "download": Told((*MEASURED, "metadata"), outputs=True)
+OF_A_REJECTION = dict.fromkeys(LINEAGE, Told(MEASURED)) | {
+    "download": Told((*MEASURED, "metadata"), outputs=True),
+    "cut": Told(MEASURED, outputs=True),
 }
 CLIPS_AT_ONCE = 500  # whose records are in memory together
 ROWS_AT_ONCE = 10_000  # of a row group of the tables
@@ -234,15 +235,16 @@ def release_content(
 def _collect(connection: Connection, results: ShardResults, references: Sequence[ShardReference]) -> None:
     """Fills the tables of what all steps kept, and of what any dropped."""
     for page in pages(references, SHARDS_AT_ONCE):
-        found = results.get(reference.key for reference in page)
-        whole = [item for r in page if r.step == STEP_NAMES[-1] for item in found[r.key].kept]
+        found = results.get(reference.key for reference in page if reference.step == STEP_NAMES[-1])
+        whole = [item for r in page if r.key in found for item in found[r.key].kept]
+        dropped = results.dropped(reference.key for reference in page if reference.ended)
         with copied(connection, _candidate) as copy:
             for item in whole:
                 copy.write_row(
                     (item.subject, [item.lineage[step] for step in sorted(item.lineage)], _json(item.lineage))
                 )
         with copied(connection, _dropped) as copy:
-            for lineage in (lineage for reference in page for lineage in found[reference.key].dropped):
+            for lineage in (lineage for reference in page for lineage in dropped.get(reference.key, ())):
                 last = max(lineage, key=LINEAGE.index)
                 copy.write_row((LINEAGE.index(last), lineage[last], _json(lineage)))
     # Nobody else does it to temporary tables, and plans made in the dark may take any time and memory.
