@@ -6,10 +6,11 @@ grow with the release.
 
 import hashlib
 import json
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeVar
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -52,6 +53,9 @@ from tasks.curation.quality import QUALITY
 from tasks.curation.steps import STEP_NAMES
 from tasks.curation.takedown_block import BlockedBy, blocked_clips
 from tasks.curation.vanished import vanished
+
+_T = TypeVar("_T")
+_R = TypeVar("_R")
 
 LINEAGE = (*STEP_NAMES, "release")
 # The steps whose keys stand in a clip's row: those that looked at pictures.
@@ -264,9 +268,14 @@ def _settle(connection: Connection, ledger: Ledger, *, drop_vanished: bool) -> N
         .order_by(living.c.clip)
     )
     blocked = blocked_clips(ledger.engine, _measured(connection, not_taken_down))
-    for page in pages(streamed(connection, not_taken_down), CLIPS_AT_ONCE):
-        records = ledger.load({run_id for _, lineage in page for run_id in lineage.values()}, told=OF_A_CLIP)
-        captions = captions_of(ledger, [lineage["caption"] for _, lineage in page])
+
+    def read(page: list[Any]) -> tuple[dict[int, Record], dict[tuple[int, str], Caption]]:
+        return (
+            ledger.load({run_id for _, lineage in page for run_id in lineage.values()}, told=OF_A_CLIP),
+            captions_of(ledger, [lineage["caption"] for _, lineage in page]),
+        )
+
+    for page, (records, captions) in read_ahead(pages(streamed(connection, not_taken_down), CLIPS_AT_ONCE), read):
         pasts = {clip: {step: records[run_id] for step, run_id in lineage.items()} for clip, lineage in page}
         rows = {clip: _row(clip, past, captions) for clip, past in pasts.items()}
         gone_from_source = vanished(ledger.engine, {row["video_id"] for row in rows.values()}) if drop_vanished else {}
@@ -330,10 +339,13 @@ def _rejected_rows(connection: Connection, ledger: Ledger) -> Iterator[dict[str,
         .where(Tombstone.video_id.is_(None))
         .order_by(_dropped.c.step, StepRun.subject.collate("C"), StepRun.key.collate("C"))
     )
-    for page in pages(streamed(connection, dropped), CLIPS_AT_ONCE):
+
+    def read(page: list[Any]) -> list[dict[str, Record]]:
         needed = [(lineage, [*{LINEAGE[step], "download", "cut"} & lineage.keys()]) for lineage, step in page]
         records = ledger.load({lineage[step] for lineage, steps in needed for step in steps}, told=OF_A_REJECTION)
-        pasts = [{step: records[lineage[step]] for step in steps} for lineage, steps in needed]
+        return [{step: records[lineage[step]] for step in steps} for lineage, steps in needed]
+
+    for _, pasts in read_ahead(pages(streamed(connection, dropped), CLIPS_AT_ONCE), read):
         gone = ledger.forgotten(_last(past).subject for past in pasts)
         yield from (_rejected(past) for past in pasts if _last(past).subject not in gone)
     left_out = select(_settled.c.left_out).where(_settled.c.left_out.is_not(None)).order_by(_settled.c.clip)
@@ -367,6 +379,19 @@ def record_root(ledger: Ledger, runs: Select[tuple[int]]) -> str:
             digest.update((b"," if number else b"") + canonical_json(record_hash))
     digest.update(b"]")
     return digest.hexdigest()
+
+
+def read_ahead(given: Iterable[_T], read: Callable[[_T], _R]) -> Iterator[tuple[_T, _R]]:
+    """Each of what is given with what `read` makes of it; the next is read meanwhile, for Postgres is another process."""
+    with ThreadPoolExecutor(1, thread_name_prefix="read-ahead") as thread:
+        under_way: tuple[_T, Future[_R]] | None = None
+        for one in given:
+            following = (one, thread.submit(read, one))
+            if under_way:
+                yield under_way[0], under_way[1].result()
+            under_way = following
+        if under_way:
+            yield under_way[0], under_way[1].result()
 
 
 def streamed(connection: Connection, query: Select[Any]) -> Any:
