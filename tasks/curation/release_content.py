@@ -382,7 +382,7 @@ def record_root(ledger: Ledger, runs: Select[tuple[int]]) -> str:
 
 
 def read_ahead(given: Iterable[_T], read: Callable[[_T], _R]) -> Iterator[tuple[_T, _R]]:
-    """Each of what is given with what `read` makes of it; the next is read meanwhile, for Postgres is another process."""
+    """Each of what is given with what `read` makes of it. The next is read meanwhile: Postgres is another process."""
     with ThreadPoolExecutor(1, thread_name_prefix="read-ahead") as thread:
         under_way: tuple[_T, Future[_R]] | None = None
         for one in given:
