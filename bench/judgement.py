@@ -76,12 +76,12 @@ def main(
     if folder is None:
         raise typer.BadParameter("name a folder of labelled videos, or --smoke")
     page = sections_of(out.read_text(encoding="utf-8")) if only and out.exists() else {}
+    out.parent.mkdir(parents=True, exist_ok=True)
     for name in only or SECTIONS:
         section = SECTIONS[name]
         page[section.heading] = "\n\n".join(section.paragraphs(folder, CLIP_S))
-    out.parent.mkdir(parents=True, exist_ok=True)
-    out.write_text(page_of(page), encoding="utf-8")
-    typer.echo(f"written: {out}")
+        out.write_text(page_of(page), encoding="utf-8")  # a section takes minutes, all of them an hour
+        typer.echo(f"written: {section.heading}, in {out}")
 
 
 def sections_of(page: str) -> dict[str, str]:

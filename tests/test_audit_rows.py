@@ -14,6 +14,7 @@ from sqlalchemy.orm import Session
 from starlette.testclient import TestClient
 from typer.testing import CliRunner
 
+from apps.audit import search
 from apps.audit.application import create_site
 from apps.cli import app
 from medgen.catalog import Clip, Evaluation, FlowRun, StepRun, Video, now
@@ -113,6 +114,21 @@ def test_results_are_sorted_have_pictures_and_are_gone_through(listed: TestClien
         assert 'rel="prev">← before in results' not in listed.get(f"/clips/{found[0]}", params={"within": within}).text
     for made_up in ("", "kind=nonsense", "low=a", "sort=highest&metric=faces&within=1", "%00", "a" * 3000):
         assert listed.get(f"/clips/{newest[0]}", params={"within": made_up}).status_code == 200
+
+
+@pytest.mark.parametrize("few", [search.FEW, 0])
+def test_a_clip_counts_by_its_newest_score(listed: TestClient, few: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whether those in range are asked for by name or not."""
+    monkeypatch.setattr(search, "FEW", few)
+
+    def found(low: float, high: float) -> set[str]:
+        asked = {"kind": "clip", "metric": "faces", "low": low, "high": high}
+        return {row["id"] for row in csv.DictReader(io.StringIO(listed.get("/items.csv", params=asked).text))}
+
+    one, *others = found(1, 1)
+    again = Outcome("kept", scores={"faces": 5.0}, clip_id=one)
+    Recorder(open_ledger()).step("quality", one, again, params={"measured": "again"})
+    assert (found(1, 1), found(4, 6), found(1, 6)) == ({*others}, {one}, {one, *others})
 
 
 def test_notes_and_flags_are_on_record_and_found(listed: TestClient) -> None:
