@@ -4,15 +4,13 @@ The paper sorts clips into five categories (arXiv 2507.05675) and says of none w
 its digest is on record. The offline answer is `models.segmentation.category`.
 """
 
-import json
-import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal, get_args
 
 import numpy as np
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, ConfigDict, Field
 
 from medgen.canonical import digest_of
 from medgen.video.pictures import evenly_spaced
@@ -26,6 +24,7 @@ from models.captioning.chat import (
     metadata_block,
     sent_picture,
 )
+from models.captioning.json_answer import json_answer
 from models.captioning.untrusted_text import clean
 from models.segmentation.category import CATEGORIES
 
@@ -103,10 +102,5 @@ def ask_category(chat: Chat, evidence: Evidence, frames: Sequence[np.ndarray]) -
 
 def read_category(text: str) -> CategoryAnswer:
     """The category in an answer: a JSON object, in a code fence or not. Raises ValueError for anything else."""
-    body = re.sub(r"^```(?:json)?\s*|\s*```$", "", text.strip())
-    try:
-        answer = CategoryAnswer.model_validate(json.loads(body))
-    except (ValueError, RecursionError) as error:
-        shown = error.errors()[0]["msg"] if isinstance(error, ValidationError) else error
-        raise ValueError(f"no category: {shown}") from error
+    answer = json_answer(text, CategoryAnswer)
     return answer.model_copy(update={"reason": clean(answer.reason, MAX_REASON_CHARS)})

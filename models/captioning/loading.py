@@ -67,13 +67,14 @@ def load_captioner(
 
 
 def load_chat(
-    name: str, *, base_url: str | None, api_key: str | None, time_limit_s: float = 600, without: str
+    name: str, *, base_url: str | None, api_key: str | None, time_limit_s: float = 600, batch: int = 1, without: str
 ) -> "Chat":
     """A chat model by name, asked once whether it is there.
 
     Args:
         name: "openai:MODEL" at `base_url` with `api_key`, or "transformers:NAME_OR_FOLDER".
         time_limit_s: for one answer of the endpoint, its retries included.
+        batch: most questions that the local model answers at once. With another it is loaded another time.
         without: how to do without it, for the message.
 
     Raises:
@@ -85,7 +86,7 @@ def load_chat(
 
     chat: Chat
     if name.startswith(TRANSFORMERS_PREFIX):
-        chat = LocalChat(name.removeprefix(TRANSFORMERS_PREFIX), 1)
+        chat = LocalChat(name.removeprefix(TRANSFORMERS_PREFIX), batch)
     elif name.startswith(OPENAI_PREFIX):
         if not (base_url and api_key):
             raise ModelUnavailable(f"{name} needs MEDGEN_CAPTION_BASE_URL and MEDGEN_CAPTION_API_KEY; {without}")

@@ -6,8 +6,6 @@ with a seed of its own; a video counts as wrong when more than half of the votes
 is no physician's: `medgen judge` asks people.
 """
 
-import json
-import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,11 +13,12 @@ from statistics import median_low
 from typing import Literal
 
 import numpy as np
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, ConfigDict, Field
 
 from medgen.canonical import digest_of
 from models.captioning.captioner import CaptionUnavailable
 from models.captioning.chat import Chat, Question
+from models.captioning.json_answer import json_answer
 from models.captioning.untrusted_text import clean, delimited, without_instructions
 from models.metrics.descriptor import shrunk
 
@@ -127,12 +126,10 @@ def collect_votes(chat: Chat, frames: Sequence[np.ndarray], prompt: str, votes: 
 
 def read_vote(text: str) -> Vote:
     """The vote in an answer: a JSON object, in a code fence or not. Raises ValueError for anything else."""
-    body = re.sub(r"^```(?:json)?\s*|\s*```$", "", text.strip())
     try:
-        vote = Vote.model_validate(json.loads(body))
-    except (ValueError, RecursionError) as error:
-        shown = error.errors()[0]["msg"] if isinstance(error, ValidationError) else error
-        raise ValueError(f"no vote: {shown}") from error
+        vote = json_answer(text, Vote)
+    except ValueError as error:
+        raise ValueError(f"no vote: {error}") from error
     if (vote.level == 0) != (not vote.kinds):
         raise ValueError(f"a vote of level {vote.level} that names the kinds {vote.kinds}")
     return vote.model_copy(update={"reason": clean(vote.reason, MAX_REASON_CHARS)})

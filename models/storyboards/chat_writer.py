@@ -8,11 +8,12 @@ import re
 from collections.abc import Iterator
 from importlib.resources import files
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, ConfigDict, Field
 
 from medgen.canonical import digest_of
 from medgen.errors import ItemFailed
 from models.captioning.chat import AGAIN_TEMPERATURE, FIRST_TEMPERATURE, Chat, Question
+from models.captioning.json_answer import json_answer
 from models.captioning.untrusted_text import INSTRUCTION, PROMOTION, clean, delimited, without_instructions
 from models.storyboards.storyboard import (
     MAX_NARRATION_CHARS,
@@ -92,7 +93,7 @@ def chat_storyboard(chat: Chat, use: Use, template: Storyboard) -> Storyboard:
             problems = ["it was refused" if answer.refused else "it was too long and cut off"]
             continue
         try:
-            written = _read(answer.text)
+            written = json_answer(answer.text, _Answer)
         except ValueError as error:
             problems = [clean(str(error), 300)]
             continue
@@ -132,18 +133,6 @@ def _facts(template: Storyboard) -> dict[str, str]:
         raise ItemFailed("bad_topic", "the topic gives orders to a language model and names nothing else")
     personas = [shot.persona.model_dump() for shot in template.shots if shot.persona]
     return {"topic": topic} | ({"personas": json.dumps(personas, ensure_ascii=False)} if personas else {})
-
-
-def _read(text: str) -> _Answer:
-    """The storyboard in an answer: a JSON object, in a code fence or not. Raises ValueError."""
-    body = re.sub(r"^```(?:json)?\s*|\s*```$", "", text.strip())
-    try:
-        return _Answer.model_validate(json.loads(body))
-    except ValidationError as error:
-        first = error.errors()[0]
-        raise ValueError(f"{'.'.join(map(str, first['loc']))}: {first['msg']}") from error
-    except (ValueError, RecursionError) as error:
-        raise ValueError(f"no JSON object: {error}") from error
 
 
 def _problems(written: _Answer, use: Use, template: Storyboard) -> Iterator[str]:

@@ -302,6 +302,7 @@ def _category_chat(params: CaptionParams) -> Chat:
         base_url=current().caption_base_url,
         api_key=current().caption_key,
         time_limit_s=params.caption_limit_s,
+        batch=params.caption_batch,  # as the captioner: where it is the same model, it is loaded once
         without="leave category_model empty to keep what picture and words say",
     )
 
