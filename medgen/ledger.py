@@ -8,6 +8,7 @@ Every record carries a hash over its content and the hashes of its parents: the 
 hash chain. A takedown blanks the words of a video's records and keeps their hashes; see `medgen.takedown`.
 """
 
+import hashlib
 import itertools
 import json
 import re
@@ -16,7 +17,7 @@ from collections import defaultdict
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
-from functools import cache
+from functools import cache, cached_property
 from pathlib import Path
 from typing import Any, Literal, cast
 
@@ -27,7 +28,7 @@ from tenacity import Retrying, retry_if_exception, stop_after_attempt, wait_rand
 
 from medgen import __version__
 from medgen.among import among, pages
-from medgen.canonical import digest_of
+from medgen.canonical import canonical_json, canonical_object
 from medgen.catalog import Artifact as ArtifactRow
 from medgen.catalog import Base, Caption, Score, StepInput, StepOutput, StepRun, now, open_catalog
 from medgen.errors import ItemFailed
@@ -38,6 +39,7 @@ from medgen.takedown import TAKEDOWN_STEP, TAKEN_DOWN, referenced, taken_down_su
 
 Status = Literal["kept", "rejected", "failed"]
 
+SAME_IN_A_BATCH = ("step", "version", "params", "models", "code_version", "flow_run_id", "superseded")
 ATTEMPTS = 5  # at a transaction that Postgres ended because it and another waited for one another
 
 
@@ -98,17 +100,14 @@ class StepIdentity:
 
     def key(self, work: Work) -> str:
         """sha256 that identifies this step on this work."""
-        return digest_of(
-            {
-                "step": self.name,
-                "version": self.version,
-                "params": self.params,
-                "models": self.models,
-                "subject": work.subject,
-                "inputs": dict(work.inputs),
-                "context": dict(work.context),
-            }
-        )
+        seen = {"subject": work.subject, "inputs": dict(work.inputs), "context": dict(work.context)}
+        return hashlib.sha256(canonical_object(seen, self.canonical)).hexdigest()
+
+    @cached_property
+    def canonical(self) -> Mapping[str, bytes]:
+        """Member of a step run → its canonical JSON, of those that are the same on all subjects."""
+        shared = {"step": self.name, "version": self.version, "params": self.params, "models": self.models}
+        return {name: canonical_json(value) for name, value in shared.items()}
 
 
 @dataclass(frozen=True)
@@ -310,7 +309,14 @@ class Ledger:
             session.execute(update(StepRun).where(among(StepRun.id, superseded)).values(superseded=True))
         artifacts = {a.sha256: vars(a) for row in rows for a in row.outcome.outputs.values()}
         insert_rows(session, ArtifactRow, [artifacts[digest] for digest in sorted(artifacts)], unless_there=True)
-        ids = insert_rows(session, StepRun, [row.run for row in rows], unless_there=True, returning=("key", "id"))
+        ids = insert_rows(
+            session,
+            StepRun,
+            [row.run for row in rows],
+            unless_there=True,
+            returning=("key", "id"),
+            shared=SAME_IN_A_BATCH,
+        )
         new = [(row, ids[row.run["key"]]) for row in rows if row.run["key"] in ids]
         few: defaultdict[type[Base], list[tuple[Base, int]]] = defaultdict(list)
         for row, run_id in new:
@@ -459,7 +465,7 @@ class _Rows:
             for metric, value in sorted(outcome.scores.items())
         ]
         captions = [{"kind": kind, "clip_id": outcome.clip_id, **row} for kind, row in sorted(outcome.captions.items())]
-        run["record_hash"] = record_hash(run, inputs, outputs, scores, captions, parents)
+        run["record_hash"] = record_hash(run, inputs, outputs, scores, captions, parents, known=step.canonical)
         children: dict[type[Base], list[dict[str, Any]]] = {
             StepInput: inputs, StepOutput: outputs, Score: scores, Caption: captions,
         }  # fmt: skip
@@ -529,6 +535,8 @@ def record_hash(
     scores: Sequence[Mapping[str, Any]],
     captions: Sequence[Mapping[str, Any]],
     parents: Mapping[int, str],
+    *,
+    known: Mapping[str, bytes] | None = None,
 ) -> str:
     """sha256 over a step run's whole content and its parents' record hashes. Any later change shows.
 
@@ -536,6 +544,7 @@ def record_hash(
         run: columns of `step_run`; ids, the hash itself and the superseded mark are left out.
         inputs, outputs, scores, captions: rows of their tables; row order does not matter.
         parents: parent id → its record hash.
+        known: canonical JSON of some columns of `step_run`, where it is at hand.
     """
     skipped = {"id", "record_hash", "superseded", "step_run_id"}
     content = {
@@ -548,13 +557,13 @@ def record_hash(
         content[name] = sorted(
             (sorted([k, v] for k, v in row.items() if k not in skipped) for row in rows), key=lambda row: str(row)
         )
-    return digest_of(content)
+    return hashlib.sha256(canonical_object(content, known or {})).hexdigest()
 
 
 def _parent_hashes(session: Session, ids: Iterable[int]) -> dict[int, str]:
     hashes: dict[int, str] = {}
     for page in pages(sorted(set(ids))):
-        rows = session.execute(select(StepRun.id, StepRun.record_hash).where(among(StepRun.id, page)))
+        rows = session.connection().execute(select(StepRun.id, StepRun.record_hash).where(among(StepRun.id, page)))
         hashes |= {run_id: hash_ for run_id, hash_ in rows}
     return hashes
 

@@ -165,10 +165,11 @@ def taken_down_subjects(session: Session, subjects: Iterable[str], *, wait: bool
         wait: hold the gate until the session's transaction ends: no tombstone is set between this answer and the
             end of what the transaction writes.
     """
+    connection = session.connection()  # each batch on record asks: by way of the session it would take longer
     if wait:
-        session.execute(text("SELECT pg_advisory_xact_lock_shared(:key)"), {"key": GATE_LOCK})
+        connection.execute(text("SELECT pg_advisory_xact_lock_shared(:key)"), {"key": GATE_LOCK})
     wanted = sorted({subject for subject in subjects if _storable(subject)})
-    return set(session.scalars(_TAKEN_DOWN, {"subjects": wanted})) if wanted else set()
+    return set(connection.scalars(_TAKEN_DOWN, {"subjects": wanted})) if wanted else set()
 
 
 def _array(values: list[str]) -> ColumnElement[Sequence[str]]:

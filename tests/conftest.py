@@ -327,18 +327,21 @@ def command_environment(command: str, home: Path, own_server: bool) -> dict[str,
 
 @cache
 def warm_process() -> "WarmProcess":
-    """A process that forks for the commands of this process's tests."""
+    """The process that forks for the commands of this session's tests."""
     from tests.warm_process import WarmProcess
 
-    folder = Path(tempfile.mkdtemp(prefix="mt-"))
-    warm = WarmProcess(folder, clean_environment() | shared_prefect())
-
-    def end() -> None:
-        warm.end()
-        shutil.rmtree(folder, ignore_errors=True)
-
-    atexit.register(end)
+    warm = WarmProcess(Path(os.environ[SHARED]) / "warm", clean_environment() | shared_prefect())
+    atexit.register(warm.let_go)
     return warm
+
+
+def forked(*modules: str) -> dict[str, str]:
+    """Variables under which each `python -m MODULE`, of these, is a fork of the process that has imported everything,
+    whoever starts it. Not for tests of how processes are started or killed."""
+    from tests.warm_start.sitecustomize import MODULES, PROCESS
+
+    path = os.pathsep.join(filter(None, (str(ROOT / "tests" / "warm_start"), os.environ.get("PYTHONPATH"))))
+    return {"PYTHONPATH": path, PROCESS: str(warm_process().path), MODULES: ",".join(modules)}
 
 
 def medgen(
@@ -364,7 +367,7 @@ def medgen(
         done = subprocess.run(command, cwd=ROOT, env=set_to, capture_output=True, text=True, check=False)
     else:
         with tempfile.TemporaryDirectory(prefix="mt-") as folder:
-            code, told, complained = warm_process().run(list(arguments), set_to, Path(folder), inline=inline)
+            code, told, complained = warm_process().run_command(list(arguments), set_to, Path(folder), inline=inline)
         done = subprocess.CompletedProcess(arguments, code, told, complained)
     if check and done.returncode:
         raise AssertionError(f"medgen {' '.join(arguments)} exited {done.returncode}\n{done.stdout}\n{done.stderr}")

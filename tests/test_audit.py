@@ -24,7 +24,7 @@ from medgen.postgres import embedded_url
 from medgen.settings import Settings
 from medgen.store import Store, file_digest
 from tests.browser import chromium
-from tests.conftest import demo_corpus, free_port, medgen, medgen_here, medgen_running
+from tests.conftest import demo_corpus, forked, free_port, medgen, medgen_here, medgen_running
 from tests.recorded import Recorder
 
 VIDEOS = ("echo-sector.mp4", "echo-subtitled.mp4")
@@ -61,7 +61,7 @@ def installation(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, list[s
 def site(installation: tuple[Path, list[str], str]) -> Iterator[str]:
     """Address of `medgen audit` over the installation."""
     port = free_port()
-    with medgen_running("audit", "--port", str(port), home=installation[0]) as process:
+    with medgen_running("audit", "--port", str(port), home=installation[0], **forked("apps.cli")) as process:
         address = f"http://127.0.0.1:{port}"
         while process.poll() is None:
             with suppress(OSError), urllib.request.urlopen(f"{address}/robots.txt", timeout=5):

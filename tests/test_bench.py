@@ -9,7 +9,7 @@ from tempfile import TemporaryDirectory
 
 import pytest
 
-from tests.conftest import ROOT, clean_environment, shared_prefect, with_prefect_database
+from tests.conftest import ROOT, clean_environment, shared_prefect, warm_process, with_prefect_database
 
 NO_SCRIPTS = {
     "listings",
@@ -89,19 +89,15 @@ def test_script_runs_on_the_smallest_input(script: str, runner: Runner) -> None:
 
 
 def run_apart(script: str) -> tuple[int, str]:
-    """(exit code, output) of a script in a process of its own."""
+    """(exit code, output) of a script in a process of its own, a fork of one that has imported what costs."""
     with TemporaryDirectory(prefix="mb-") as scratch:  # short: a socket's address has room for 107 bytes
         server: dict[str, str] = {}
         arguments = ["--folder", f"{scratch}/place"] if script == "first_hour" else []
         if script in FLOWS:
             with_prefect_database(Path(scratch) / FLOWS[script])
             server = shared_prefect()
-        done = subprocess.run(
-            [sys.executable, "-m", f"bench.{script}", "--smoke", *arguments],
-            cwd=ROOT,
-            env=clean_environment() | server | {"MEDGEN_HOME": f"{scratch}/home", "TMPDIR": scratch},
-            capture_output=True,
-            text=True,
-            check=False,
+        environment = clean_environment() | server | {"MEDGEN_HOME": f"{scratch}/home", "TMPDIR": scratch}
+        code, told, complained = warm_process().run_module(
+            f"bench.{script}", ["--smoke", *arguments], environment, Path(scratch)
         )
-    return done.returncode, f"{done.stdout[-3000:]}\n{done.stderr[-5000:]}"
+    return code, f"{told[-3000:]}\n{complained[-5000:]}"

@@ -36,7 +36,7 @@ from apps.prefect_access import LOG_IN_PATH, auth_string, log_in_link, proves_it
 from apps.prefect_server import RecordedProcess, Server, running_server
 from flows.refresh import FIRST, RefreshParameters
 from tests.browser import chromium, look_away
-from tests.conftest import free_port, medgen, medgen_running, with_prefect_database
+from tests.conftest import forked, free_port, medgen, medgen_running, with_prefect_database
 from tests.foreign_page import REBOUND, SITE, SOCKET, foreign_page, read_by, try_all
 from tests.run_form import SCREEN, RunForm, failure_on_screen
 from tests.test_foreign_pages import served
@@ -149,10 +149,11 @@ def until(what: Callable[[], Any], limit_s: float, trouble: str | Callable[[], s
 
 
 @contextmanager
-def running(home: Path) -> Iterator[Up]:
+def running(home: Path, **environment: str) -> Iterator[Up]:
     """`medgen up`, its deployment registered."""
     port = free_port()
-    with medgen_running("up", "--port", str(port), home=home, MEDGEN_CAPTION_API_KEY=SECRET) as process:
+    environment["MEDGEN_CAPTION_API_KEY"] = SECRET
+    with medgen_running("up", "--port", str(port), home=home, **environment) as process:
         up = Up(home, f"http://127.0.0.1:{port}", process)
         threading.Thread(target=up.read, daemon=True).start()
 
@@ -171,8 +172,9 @@ def running(home: Path) -> Iterator[Up]:
 
 @pytest.fixture(scope="module")
 def up(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Up]:
-    """The installation that all tests here share."""
-    with running(with_prefect_database(tmp_path_factory.mktemp("installation") / "home")) as installation:
+    """The installation that all tests here share. Its flow runs are forks; those of others start from nothing."""
+    home = with_prefect_database(tmp_path_factory.mktemp("installation") / "home")
+    with running(home, **forked("prefect.engine")) as installation:
         yield installation
 
 

@@ -19,7 +19,16 @@ from medgen.video.limits import Limits
 from medgen.video.pictures import pictures
 from tasks.curation.steps import STEP_NAMES
 from tests import loaders
-from tests.conftest import S3Server, demo_corpus, frame_number, medgen, medgen_here, medgen_running, numbered_video
+from tests.conftest import (
+    S3Server,
+    demo_corpus,
+    forked,
+    frame_number,
+    medgen,
+    medgen_here,
+    medgen_running,
+    numbered_video,
+)
 
 
 @pytest.fixture(scope="module")
@@ -176,7 +185,8 @@ def test_on_s3_and_a_given_postgres_with_an_outage_nothing_is_lost(
     given = url.replace("/postgres?", "/given?")
     environment = s3.environment | {"MEDGEN_DATABASE_URL": given, "MEDGEN_WORKERS": "1"}
     home = tmp_path / "home"
-    with medgen_running("refresh", "--source", str(corpus), "--json", home=home, **environment) as process:
+    command = ("refresh", "--source", str(corpus), "--json")
+    with medgen_running(*command, home=home, **environment, **forked("apps.cli")) as process:
         _wait_for_steps(given, 8)
         s3.kill()
         time.sleep(4)

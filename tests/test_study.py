@@ -52,7 +52,7 @@ from models.generation.prompt_set import Prompt
 from tasks.evaluation.study import AXES, StudyParams, new_study, showing
 from tasks.evaluation.system_videos import videos_of
 from tests.browser import chromium
-from tests.conftest import free_port, medgen_running
+from tests.conftest import forked, free_port, medgen_running
 
 SYSTEMS = ("SecretAlpha", "SecretBeta")
 SIDE = {"left": "1", "right": "2", "neither": "3", "both": "4"}  # the key for each
@@ -105,8 +105,8 @@ def study(name: str, made: Mapping[str, Path], **params: Any) -> dict[int, str]:
 def opened(name: str, home: Path) -> Iterator[str]:
     """The pages of a study, served by the real command → their URL."""
     port = free_port()
-    url = os.environ["MEDGEN_DATABASE_URL"]
-    with medgen_running("study", "open", name, "--port", str(port), home=home, MEDGEN_DATABASE_URL=url) as process:
+    environment = {"MEDGEN_DATABASE_URL": os.environ["MEDGEN_DATABASE_URL"], **forked("apps.cli")}
+    with medgen_running("study", "open", name, "--port", str(port), home=home, **environment) as process:
         assert process.stdout
         ready, _, _ = select.select([process.stdout], [], [], 120)
         line = process.stdout.readline() if ready else ""

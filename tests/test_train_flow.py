@@ -14,7 +14,7 @@ from flows.train import PARAMETERS, train
 from medgen.catalog import Release
 from medgen.ledger import open_ledger
 from models.training.job import PreflightFailed
-from tests.conftest import ROOT, inline, shared_prefect
+from tests.conftest import ROOT, forked, inline, shared_prefect
 from tests.made_release import made_release
 from tests.published_sets import imports_here, made_clips, medvideocap
 
@@ -22,7 +22,8 @@ from tests.published_sets import imports_here, made_clips, medvideocap
 def command(*arguments: str) -> tuple[int, dict, str]:
     found = subprocess.run(
         [sys.executable, "-m", "apps.cli", "train", *arguments, "--json"],
-        cwd=ROOT, env=os.environ | shared_prefect(), capture_output=True, text=True, check=False,
+        cwd=ROOT, env=os.environ | shared_prefect() | forked("apps.cli", "models.training"),
+        capture_output=True, text=True, check=False,
     )  # fmt: skip
     return found.returncode, json.loads(found.stdout or "{}"), found.stderr
 

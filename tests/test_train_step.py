@@ -30,7 +30,7 @@ from tasks.training.job_folder import working_folder
 from tasks.training.model_files import model_folder
 from tasks.training.model_lineage import trained_by
 from tasks.training.process import TrainingEnded
-from tests.conftest import ROOT
+from tests.conftest import ROOT, forked
 from tests.made_release import made_release, put_encoded
 from tests.tiny_wan import made_up_samples, tiny_base, tiny_config, tiny_job
 
@@ -82,6 +82,8 @@ def test_killed_and_run_again_is_the_same_model(home, tmp_path, monkeypatch):
         time.sleep(0.01)
     process.send_signal(signal.SIGKILL)
     process.wait()
+    for variable, value in forked("models.training").items():
+        monkeypatch.setenv(variable, value)
     told = []
     record, reused = train.train(ledger, identity, work, params, told.append)
     assert not reused and any(facts["event"] == "resumed" and facts["step"] >= 5 for facts in told)
@@ -145,7 +147,8 @@ def test_killed_and_run_again_is_the_same_model(home, tmp_path, monkeypatch):
 
 
 def test_what_stops_a_run(home, tmp_path, monkeypatch):
-    monkeypatch.setenv("OMP_NUM_THREADS", "1")
+    for variable, value in {"OMP_NUM_THREADS": "1", **forked("models.training")}.items():
+        monkeypatch.setenv(variable, value)
     ledger = open_ledger()
     identity, work, params = arrange(ledger, tmp_path, ["preflight=true", "max_train_steps=4"])
     empty = work.parents["empty"]

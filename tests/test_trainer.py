@@ -36,7 +36,7 @@ from models.training.recompute import recompute_blocks
 from models.training.samples import NothingToTrainOn, Part, batch_order
 from models.training.trainer import Trained, Trainer
 from tasks.training.process import training_command
-from tests.conftest import ROOT
+from tests.conftest import ROOT, forked
 from tests.tiny_wan import SHAPE, made_up_samples, tiny_base, tiny_config, tiny_job
 
 GOLDEN = ROOT / "tests" / "golden_training.json"
@@ -68,12 +68,13 @@ def files(folder: Path) -> dict[str, bytes]:
     return {p.relative_to(folder).as_posix(): p.read_bytes() for p in sorted(folder.rglob("*")) if p.is_file()}
 
 
-def start(*jobs: TrainJob, command: Sequence[str] = ("-m", "models.training")) -> subprocess.Popen:
+def start(*jobs: TrainJob, command: Sequence[str] = ("-m", "models.training"), **variables: str) -> subprocess.Popen:
     """The job in a process of its own."""
     for job in jobs:
         job.folder.mkdir(parents=True, exist_ok=True)
         job.write(job.folder / "job.json")
     environment = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT), "ACCELERATE_USE_CPU": "true"}
+    environment |= variables
     launch = [sys.executable, *command, *(str(job.folder / "job.json") for job in jobs)]
     return subprocess.Popen(launch, cwd=ROOT, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
 
@@ -237,7 +238,7 @@ def as_alone(one: Trained, job: TrainJob) -> None:
 
 def launched(*jobs: TrainJob, command: Sequence[str]) -> set[int]:
     """Runs the processes of jobs to their end. Returns the steps that each process of each job went on from."""
-    process = start(*jobs, command=command)
+    process = start(*jobs, command=command, **forked("tests.sharded_job", "tests.shared_tokens_job"))
     said, errors = process.communicate(timeout=600)
     assert process.returncode == 0, errors.decode()[-6000:]
     ends = [json.loads(line) for line in said.splitlines() if b'"trained"' in line]
