@@ -21,9 +21,23 @@ from functools import cache, cached_property
 from pathlib import Path
 from typing import Any, Literal, cast
 
-from sqlalchemy import ColumnElement, Engine, Table, Text, case, func, literal, select, update
+from sqlalchemy import (
+    ARRAY,
+    ColumnElement,
+    Engine,
+    Select,
+    Table,
+    Text,
+    any_,
+    bindparam,
+    case,
+    func,
+    literal,
+    select,
+    update,
+)
 from sqlalchemy.exc import OperationalError
-from sqlalchemy.orm import Session, aliased
+from sqlalchemy.orm import Session
 from tenacity import Retrying, retry_if_exception, stop_after_attempt, wait_random
 
 from medgen import __version__
@@ -154,7 +168,7 @@ class Ledger:
 
     def find(self, keys: Iterable[str]) -> dict[str, Record]:
         """key → record of the step runs that stand under these keys."""
-        found = (self._records(among(StepRun.key, page) & ~StepRun.superseded) for page in pages(keys))
+        found = (self._records(_STANDING, page) for page in pages(keys))
         return {record.key: record for records in found for record in records}
 
     def load(self, ids: Iterable[int], *, told: "Mapping[str, Told] | None" = None) -> dict[int, Record]:
@@ -172,18 +186,13 @@ class Ledger:
         return records
 
     def _load(self, ids: Sequence[int], told: "Mapping[str, Told] | None") -> dict[int, Record]:
-        records = {record.id: record for record in self._records(among(StepRun.id, ids), told)}
+        records = {record.id: record for record in self._records(_BY_ID, ids, told)}
         if len(records) < len(ids):
             raise KeyError(f"no such step runs: {sorted(set(ids) - records.keys())}")
-        old = aliased(StepRun)
-        with Session(self.engine) as session:
-            successors = session.execute(
-                select(old.id, StepRun.id)
-                .join(StepRun, (StepRun.key == old.key) & ~StepRun.superseded)
-                .where(among(old.id, ids), old.superseded, old.status == StepRun.status)
-            ).all()
+        with self.engine.connect() as connection:
+            successors = connection.execute(_SUCCESSORS, {"given": ids}).all()
         if successors:
-            standing = {r.id: r for r in self._records(among(StepRun.id, [new for _, new in successors]), told)}
+            standing = {r.id: r for r in self._records(_BY_ID, [new for _, new in successors], told)}
             records |= {run_id: replace(records[run_id], outputs=standing[new].outputs) for run_id, new in successors}
         return records
 
@@ -336,41 +345,61 @@ class Ledger:
             insert_rows(session, child, own)
         return {row.run["key"]: row.record(run_id) for row, run_id in new}, refused, made
 
-    def _records(self, condition: Any, told: "Mapping[str, Told] | None" = None) -> list[Record]:
-        detail = StepRun.detail.expression if told is None else _told_detail(told)
+    def _records(
+        self, query: Select[Any], given: Sequence[Any], told: "Mapping[str, Told] | None" = None
+    ) -> list[Record]:
+        """Records by one of the queries below."""
+        scores_query = _SCORES
+        if told is not None:
+            query = query.with_only_columns(*_COLUMNS, _told_detail(told))
+            metrics = (metric for of in told.values() for metric in of.scores)
+            scores_query = scores_query.where(among(Score.metric, metrics))
         with self.engine.connect() as connection:
-            runs = connection.execute(
-                select(
-                    StepRun.id, StepRun.key, StepRun.step, StepRun.subject, StepRun.status, StepRun.reason,
-                    StepRun.transient, detail.label("detail"), StepRun.models, StepRun.decodes, StepRun.attempts,
-                    StepRun.record_hash,
-                ).where(condition)
-            ).all()  # fmt: skip
+            runs = connection.execute(query, {"given": given}).all()
             made = [run.id for run in runs if told is None or (run.step in told and told[run.step].outputs)]
             outputs: dict[int, dict[str, str]] = {}
-            for run_id, role, sha in connection.execute(
-                select(StepOutput.step_run_id, StepOutput.role, StepOutput.artifact_sha256).where(
-                    among(StepOutput.step_run_id, made)
-                )
-            ):
+            for run_id, role, sha in connection.execute(_OUTPUTS, {"given": made}):
                 outputs.setdefault(run_id, {})[role] = sha
             scored = [run.id for run in runs if told is None or (run.step in told and told[run.step].scores)]
-            query = select(Score.step_run_id, Score.metric, Score.value).where(among(Score.step_run_id, scored))
-            if told is not None:
-                query = query.where(among(Score.metric, (metric for of in told.values() for metric in of.scores)))
             scores: dict[int, dict[str, float]] = {}
-            for run_id, metric, value in connection.execute(query):
+            for run_id, metric, value in connection.execute(scores_query, {"given": scored}):
                 scores.setdefault(run_id, {})[metric] = value
         # In the order of the fields: by name it would take four times as long, which many records feel.
         return [
             Record(
-                run_id, key, step, subject, status, reason, transient, detail_,
+                run_id, key, step, subject, status, reason, transient, detail,
                 outputs.get(run_id, {}), scores.get(run_id, {}), models, decodes, attempts, record_hash_,
             )
             for (
-                run_id, key, step, subject, status, reason, transient, detail_, models, decodes, attempts, record_hash_,
+                run_id, key, step, subject, status, reason, transient, models, decodes, attempts, record_hash_, detail,
             ) in runs
         ]  # fmt: skip
+
+
+def _given(column: ColumnElement[Any]) -> ColumnElement[bool]:
+    """Whether a column has one of the values that a query is given."""
+    return column == any_(bindparam("given", type_=ARRAY(column.type)))
+
+
+# Queries of records. SQLAlchemy's Core, and made once: each shard asks several times.
+_RUN, _STANDING_RUN = cast(Table, StepRun.__table__).c, cast(Table, StepRun.__table__).alias().c
+_OUTPUT, _SCORE = cast(Table, StepOutput.__table__).c, cast(Table, Score.__table__).c
+_COLUMNS = (
+    _RUN.id, _RUN.key, _RUN.step, _RUN.subject, _RUN.status, _RUN.reason, _RUN.transient, _RUN.models, _RUN.decodes,
+    _RUN.attempts, _RUN.record_hash,
+)  # fmt: skip
+_BY_ID = select(*_COLUMNS, _RUN.detail).where(_given(_RUN.id))
+_STANDING = select(*_COLUMNS, _RUN.detail).where(_given(_RUN.key), ~_RUN.superseded)
+_SUCCESSORS = select(_RUN.id, _STANDING_RUN.id).where(
+    _given(_RUN.id),
+    _RUN.superseded,
+    _STANDING_RUN.key == _RUN.key,
+    ~_STANDING_RUN.superseded,
+    _STANDING_RUN.status == _RUN.status,
+)
+_HASHES = select(_RUN.id, _RUN.record_hash).where(_given(_RUN.id))
+_OUTPUTS = select(_OUTPUT.step_run_id, _OUTPUT.role, _OUTPUT.artifact_sha256).where(_given(_OUTPUT.step_run_id))
+_SCORES = select(_SCORE.step_run_id, _SCORE.metric, _SCORE.value).where(_given(_SCORE.step_run_id))
 
 
 @dataclass(frozen=True)
@@ -554,17 +583,15 @@ def record_hash(
         [row["role"], row["artifact_sha256"], parents[row["parent_id"]] if row["parent_id"] else None] for row in inputs
     )
     for name, rows in (("outputs", outputs), ("scores", scores), ("captions", captions)):
-        content[name] = sorted(
-            (sorted([k, v] for k, v in row.items() if k not in skipped) for row in rows), key=lambda row: str(row)
-        )
+        told = [sorted([k, v] for k, v in row.items() if k not in skipped) for row in rows]
+        content[name] = sorted(told, key=str) if len(told) > 1 else told
     return hashlib.sha256(canonical_object(content, known or {})).hexdigest()
 
 
 def _parent_hashes(session: Session, ids: Iterable[int]) -> dict[int, str]:
     hashes: dict[int, str] = {}
     for page in pages(sorted(set(ids))):
-        rows = session.connection().execute(select(StepRun.id, StepRun.record_hash).where(among(StepRun.id, page)))
-        hashes |= {run_id: hash_ for run_id, hash_ in rows}
+        hashes |= {run_id: hash_ for run_id, hash_ in session.connection().execute(_HASHES, {"given": page})}
     return hashes
 
 
