@@ -29,14 +29,26 @@ quietly() {
 
 python_is_recent() { "$1" -c 'import sys; sys.exit(sys.version_info < (3, 11))' >/dev/null 2>&1; }
 
+has_venv() { "$1" -c 'import ensurepip, venv' >/dev/null 2>&1; }
+
+# The distribution's comes first: Debian and Ubuntu build theirs with profile-guided optimisation, which pyenv does not
+# by default; with theirs imports take a sixth less time.
 find_python() {
-    local python
-    for python in ${PYTHON:-} python3 python3.13 python3.12 python3.11; do
+    local python without_venv='' distribution=() others=()
+    while read -r python; do
+        if [[ $python == /usr/bin/* ]]; then distribution+=("$python"); else others+=("$python"); fi
+    done < <(type -aP python3 python3.13 python3.12 python3.11 || true)
+    for python in ${PYTHON:-} "${distribution[@]}" "${others[@]}"; do
         if has "$python" && python_is_recent "$python"; then
-            echo "$python"
-            return
+            if has_venv "$python"; then
+                echo "$python"
+                return
+            fi
+            without_venv=${without_venv:-$python}
         fi
     done
+    [ -z "$without_venv" ] ||
+        fail "$without_venv has no venv module: install it (Debian, Ubuntu: apt-get install python3-venv)"
     fail "needs Python 3.11 or newer: install it (Debian 12+, Ubuntu 24.04+: apt-get install python3 python3-venv)" \
         "or name one: PYTHON=/path/to/python3.11 make setup"
 }
@@ -45,8 +57,6 @@ make_environment() {
     local python
     if ! { [ -x .venv/bin/python ] && python_is_recent .venv/bin/python; }; then
         python=$(find_python)
-        "$python" -c 'import ensurepip, venv' 2>/dev/null ||
-            fail "$python has no venv module: install it (Debian, Ubuntu: apt-get install python3-venv)"
         say "making .venv with $("$python" --version)"
         quietly "making .venv" "$python" -m venv .venv
     fi

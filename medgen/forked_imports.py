@@ -4,6 +4,7 @@ It is what costs most of their start, and what most of them need. Nothing of it 
 fork could not use it any more.
 """
 
+import gc
 from importlib import import_module
 
 from medgen.native_threads import limit_native_threads
@@ -11,3 +12,6 @@ from medgen.native_threads import limit_native_threads
 limit_native_threads(1, overrule=True)  # it is read when the libraries are loaded
 for _module in ("cv2", "torch", "torchvision", "medgen.shard"):
     import_module(_module)
+# Else the first search for garbage in each fork would write to, and so copy, every page that they share.
+gc.collect()
+gc.freeze()

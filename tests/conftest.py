@@ -1,6 +1,7 @@
 """What the tests share: an installation in a temporary folder, real videos, a real S3 server."""
 
 import atexit
+import gc
 import json
 import logging
 import os
@@ -84,6 +85,12 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     checker beside the tests has learnt."""
     places = {name: place for place, name in enumerate(LONG)} | {"test_types": len(LONG) + 1}
     items.sort(key=lambda item: places.get(item.path.stem, len(LONG)))
+
+
+def pytest_collection_finish() -> None:
+    """What has been imported stays: no search for garbage need go over it again and again."""
+    gc.collect()
+    gc.freeze()
 
 
 # No test depends on how fast the machine is.

@@ -66,6 +66,7 @@ def site(installation: tuple[Path, list[str], str]) -> Iterator[str]:
         while process.poll() is None:
             with suppress(OSError), urllib.request.urlopen(f"{address}/robots.txt", timeout=5):
                 break
+            time.sleep(0.1)
         assert process.poll() is None, process.stdout.read() if process.stdout else ""
         yield address
         process.terminate()

@@ -9,7 +9,7 @@ from tempfile import TemporaryDirectory
 
 import pytest
 
-from tests.conftest import ROOT, clean_environment, shared_prefect, warm_process, with_prefect_database
+from tests.conftest import ROOT, clean_environment, forked, shared_prefect, warm_process, with_prefect_database
 
 NO_SCRIPTS = {
     "listings",
@@ -53,7 +53,7 @@ class Runner:
             self._process = subprocess.Popen(
                 [sys.executable, "-m", "tests.bench_runs"],
                 cwd=ROOT,
-                env=clean_environment() | shared_prefect() | {"OMP_NUM_THREADS": "1"},
+                env=clean_environment() | shared_prefect() | forked("tests.bench_runs") | {"OMP_NUM_THREADS": "1"},
                 stdin=subprocess.PIPE,
                 stdout=subprocess.PIPE,
                 text=True,
@@ -96,7 +96,9 @@ def run_apart(script: str) -> tuple[int, str]:
         if script in FLOWS:
             with_prefect_database(Path(scratch) / FLOWS[script])
             server = shared_prefect()
-        environment = clean_environment() | server | {"MEDGEN_HOME": f"{scratch}/home", "TMPDIR": scratch}
+        commands = () if script == "kill" else ("apps.cli",)
+        environment = clean_environment() | server | forked(f"bench.{script}", *commands)
+        environment |= {"MEDGEN_HOME": f"{scratch}/home", "TMPDIR": scratch}
         code, told, complained = warm_process().run_module(
             f"bench.{script}", ["--smoke", *arguments], environment, Path(scratch)
         )

@@ -9,7 +9,7 @@ import sys
 import threading
 import time
 from collections import defaultdict
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -43,6 +43,7 @@ LOOSE = [
     )
     for part in ("--set", setting)
 ]  # fmt: skip
+LOOK_S = 0.3  # between two looks, which read all of /proc
 BOUNDS = {"MEDGEN_WORKERS": "1", "MEDGEN_DOWNLOAD_WORKERS": "1"}  # of a machine
 
 
@@ -59,20 +60,24 @@ class Cluster:
     address: str
     machines: dict[Path, psutil.Process] = field(default_factory=dict)
 
-    def step_processes(self, home: Path) -> set[int]:
-        """Ids of a machine's processes that work on items or probe files: forks of one that does nothing else."""
-        if home in self.machines:
-            machine = self.machines[home]
+    def step_processes(self, homes: Sequence[Path]) -> dict[Path, set[int]]:
+        """Machine → ids of its processes that work on items or probe files: forks of one that does nothing else."""
+        found: dict[Path, set[int]] = {home: set() for home in homes}
+        for home, machine in self.machines.items():
             with suppress(psutil.Error):
-                return {child.pid for child in machine.children(recursive=True) if child.ppid() != machine.pid}
-            return set()
-        parents, mine = {}, f"MEDGEN_HOME={home}".encode()
+                found[home] = {child.pid for child in machine.children(recursive=True) if child.ppid() != machine.pid}
+        if self.machines:
+            return found
+        parents: dict[int, int] = {}
+        mine = {f"MEDGEN_HOME={home}".encode(): home for home in homes}
         for process in Path("/proc").glob("[0-9]*"):
             with suppress(OSError):
-                forks = b"multiprocessing.forkserver" in (process / "cmdline").read_bytes()
-                if forks and mine in (process / "environ").read_bytes().split(b"\0"):
-                    parents[int(process.name)] = int((process / "stat").read_text().rpartition(")")[2].split()[1])
-        return {process for process, parent in parents.items() if parent in parents}
+                if b"multiprocessing.forkserver" not in (process / "cmdline").read_bytes():
+                    continue
+                for of in mine.keys() & set((process / "environ").read_bytes().split(b"\0")):
+                    found[mine[of]].add(int(process.name))
+                parents[int(process.name)] = int((process / "stat").read_text().rpartition(")")[2].split()[1])
+        return {home: {process for process in of if parents.get(process) in of} for home, of in found.items()}
 
     def kill(self, home: Path) -> None:
         """kill -9 for all processes of a machine."""
@@ -185,9 +190,8 @@ class Watch:
         self._thread.join()
 
     def _look_on(self) -> None:
-        while not self._over.wait(0.1):
-            for home in self.homes:
-                now = self.cluster.step_processes(home)
+        while not self._over.wait(LOOK_S):
+            for home, now in self.cluster.step_processes(self.homes).items():
                 self.most[home] = max(self.most[home], len(now))
                 self.seen[home] |= now
                 # The first only probes files. The second has just been started, for a shard that waits for it.

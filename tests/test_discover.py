@@ -145,7 +145,7 @@ def test_killed_discovery_goes_on_at_the_shard_and_ends_with_the_same_rows(
     with medgen_running(*command, home=other, **database) as process:
         deadline = time.monotonic() + 300
         while not done_shards(database["MEDGEN_DATABASE_URL"]) >= 3 and time.monotonic() < deadline:
-            time.sleep(0.005)
+            time.sleep(0.05)
         os.killpg(process.pid, signal.SIGKILL)
     before = done_shards(database["MEDGEN_DATABASE_URL"])
     resumed = json.loads(medgen(*command, home=other, inline=True, **database).stdout)

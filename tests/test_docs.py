@@ -28,7 +28,7 @@ import yaml
 from apps import prefect_server, worker
 from apps.cli import app
 from apps.deployments import AUTOMATIONS
-from tests.conftest import ROOT, clean_environment, free_port, with_prefect_database
+from tests.conftest import ROOT, clean_environment, forked, free_port, shared_prefect, with_prefect_database
 from tests.test_prefect import videos  # noqa: F401  (a fixture)
 
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
@@ -175,6 +175,13 @@ def environment() -> dict[str, str]:
     return kept | single | {"PYTHONPATH": str(ROOT), "PREFECT_SERVER_ALLOW_EPHEMERAL_MODE": "false"}
 
 
+def forked_environment() -> dict[str, str]:
+    """The same, for commands in one process, which is a fork and takes the Prefect server that tests share."""
+    variables = forked("tests.doc_runs")
+    variables["PYTHONPATH"] += f"{os.pathsep}{ROOT}"
+    return environment() | shared_prefect() | variables
+
+
 @pytest.fixture(scope="module")
 def ran(place: Path) -> dict[Any, Any]:
     """Command → exit code and output; "RELEASE" → name of the release that they look at."""
@@ -182,7 +189,7 @@ def ran(place: Path) -> dict[Any, Any]:
     # A training is not run, but its settings are read.
     arguments = [[*c.words[1:], "--fields"] if is_training(c.words) else list(c.words[1:]) for c in todo]
     done = subprocess.run(
-        [sys.executable, "-m", "tests.doc_runs"], cwd=place, env=environment(), input=json.dumps(arguments),
+        [sys.executable, "-m", "tests.doc_runs"], cwd=place, env=forked_environment(), input=json.dumps(arguments),
         capture_output=True, text=True, check=False,
     )  # fmt: skip
     assert done.returncode == 0, done.stdout[-2000:] + done.stderr[-4000:]

@@ -144,7 +144,7 @@ def until(what: Callable[[], Any], limit_s: float, trouble: str | Callable[[], s
     deadline = time.monotonic() + limit_s
     while not (found := what()):
         assert time.monotonic() < deadline, trouble() if callable(trouble) else trouble
-        time.sleep(0.2)
+        time.sleep(0.5)  # each look costs the server some 20 ms
     return found
 
 

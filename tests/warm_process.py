@@ -5,6 +5,7 @@ A new process spends seconds of a CPU on imports alone. What a forked one does i
 servers, worker processes, exit code.
 """
 
+import gc
 import importlib
 import json
 import os
@@ -46,6 +47,8 @@ def main() -> None:
     path = sys.argv[1]
     for module in (*IMPORTED, *IMPORTED_TOO):
         importlib.import_module(module)
+    gc.collect()
+    gc.freeze()  # else the first search for garbage in each fork would copy all pages
     signal.signal(signal.SIGCHLD, signal.SIG_IGN)
     holders: list[socket.socket] = []
     with socket.socket(socket.AF_UNIX) as listening:
