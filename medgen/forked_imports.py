@@ -4,6 +4,7 @@ It is what costs most of their start, and what most of them need. Nothing of it 
 fork could not use it any more.
 """
 
+import atexit
 import gc
 from importlib import import_module
 
@@ -15,3 +16,4 @@ for _module in ("cv2", "torch", "torchvision", "medgen.shard"):
 # Else the first search for garbage in each fork would write to, and so copy, every page that they share.
 gc.collect()
 gc.freeze()
+atexit.register(gc.unfreeze)  # at its own end libraries that count what they leave behind would complain

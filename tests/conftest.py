@@ -100,6 +100,7 @@ settings.load_profile("medgen")
 
 def pytest_unconfigure() -> None:
     """Servers that a test killed are stopped once more at exit, whose complaints would find no stream any more."""
+    gc.unfreeze()
     logging.raiseExceptions = False
     logging.disable(logging.CRITICAL)
 
@@ -344,7 +345,8 @@ def warm_process() -> "WarmProcess":
 
 def forked(*modules: str) -> dict[str, str]:
     """Variables under which each `python -m MODULE`, of these, is a fork of the process that has imported everything,
-    whoever starts it. Not for tests of how processes are started or killed."""
+    whoever starts it. Not for tests of how processes are started or killed, nor with another runner of tasks: flows
+    take theirs when they are imported."""
     from tests.warm_start.sitecustomize import MODULES, PROCESS
 
     path = os.pathsep.join(filter(None, (str(ROOT / "tests" / "warm_start"), os.environ.get("PYTHONPATH"))))

@@ -25,7 +25,6 @@ from tests.conftest import (
     ROOT,
     S3Server,
     clean_environment,
-    forked,
     free_port,
     kill_everything,
     medgen,
@@ -223,7 +222,7 @@ def test_three_machines_make_the_release_of_one_though_one_is_killed(
     arguments = ("refresh", "--source", str(videos), "--json", *LOOSE)
     with engine(homes, shared) as cluster, Watch(cluster, homes) as watch:
         settings = shared | BOUNDS | {"MEDGEN_RUNNER": engine.__name__, "MEDGEN_RUNNER_ADDRESS": cluster.address}
-        with medgen_running(*arguments, home=tmp_path / "flow", **settings, **forked("apps.cli")) as running:
+        with medgen_running(*arguments, home=tmp_path / "flow", **settings) as running:
             output, _ = running.communicate()
         assert running.returncode == 0, output
     assert watch.killed

@@ -5,6 +5,7 @@ A new process spends seconds of a CPU on imports alone. What a forked one does i
 servers, worker processes, exit code.
 """
 
+import atexit
 import gc
 import importlib
 import json
@@ -17,6 +18,8 @@ import struct
 import subprocess
 import sys
 import tempfile
+import threading
+import traceback
 from contextlib import suppress
 from multiprocessing import connection, forkserver
 from pathlib import Path
@@ -106,10 +109,29 @@ def run(asked: socket.socket) -> None:
     os.chdir(request["folder"])
     sys.path[:0] = filter(None, os.environ.get("PYTHONPATH", "").split(os.pathsep))
     tempfile.tempdir = None
-    if "module" in request:
-        become_module(request["module"], request["arguments"])
-    else:
-        become_command(request["arguments"], inline=request["inline"])
+    code = 0
+    try:
+        if "module" in request:
+            become_module(request["module"], request["arguments"])
+        else:
+            become_command(request["arguments"], inline=request["inline"])
+    except SystemExit as end:
+        if isinstance(end.code, str):
+            sys.stderr.write(f"{end.code}\n")
+        code = end.code if isinstance(end.code, int) else int(end.code is not None)
+    except BaseException:  # noqa: BLE001 as Python does at its end
+        traceback.print_exc()
+        code = 1
+    leave(code)
+
+
+def leave(code: int) -> None:
+    """Ends this process as Python does, but for taking apart all that was imported."""
+    threading._shutdown()
+    atexit._run_exitfuncs()
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(code)
 
 
 def become_module(module: str, arguments: list[str]) -> None:
