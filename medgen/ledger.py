@@ -22,14 +22,11 @@ from pathlib import Path
 from typing import Any, Literal, cast
 
 from sqlalchemy import (
-    ARRAY,
     ColumnElement,
     Engine,
     Select,
     Table,
     Text,
-    any_,
-    bindparam,
     case,
     func,
     literal,
@@ -41,7 +38,7 @@ from sqlalchemy.orm import Session
 from tenacity import Retrying, retry_if_exception, stop_after_attempt, wait_random
 
 from medgen import __version__
-from medgen.among import among, pages
+from medgen.among import among, among_given, pages
 from medgen.canonical import canonical_json, canonical_object
 from medgen.catalog import Artifact as ArtifactRow
 from medgen.catalog import Base, Caption, Score, StepInput, StepOutput, StepRun, now, open_catalog
@@ -376,11 +373,6 @@ class Ledger:
         ]  # fmt: skip
 
 
-def _given(column: ColumnElement[Any]) -> ColumnElement[bool]:
-    """Whether a column has one of the values that a query is given."""
-    return column == any_(bindparam("given", type_=ARRAY(column.type)))
-
-
 # Queries of records. SQLAlchemy's Core, and made once: each shard asks several times.
 _RUN, _STANDING_RUN = cast(Table, StepRun.__table__).c, cast(Table, StepRun.__table__).alias().c
 _OUTPUT, _SCORE = cast(Table, StepOutput.__table__).c, cast(Table, Score.__table__).c
@@ -388,18 +380,18 @@ _COLUMNS = (
     _RUN.id, _RUN.key, _RUN.step, _RUN.subject, _RUN.status, _RUN.reason, _RUN.transient, _RUN.models, _RUN.decodes,
     _RUN.attempts, _RUN.record_hash,
 )  # fmt: skip
-_BY_ID = select(*_COLUMNS, _RUN.detail).where(_given(_RUN.id))
-_STANDING = select(*_COLUMNS, _RUN.detail).where(_given(_RUN.key), ~_RUN.superseded)
+_BY_ID = select(*_COLUMNS, _RUN.detail).where(among_given(_RUN.id))
+_STANDING = select(*_COLUMNS, _RUN.detail).where(among_given(_RUN.key), ~_RUN.superseded)
 _SUCCESSORS = select(_RUN.id, _STANDING_RUN.id).where(
-    _given(_RUN.id),
+    among_given(_RUN.id),
     _RUN.superseded,
     _STANDING_RUN.key == _RUN.key,
     ~_STANDING_RUN.superseded,
     _STANDING_RUN.status == _RUN.status,
 )
-_HASHES = select(_RUN.id, _RUN.record_hash).where(_given(_RUN.id))
-_OUTPUTS = select(_OUTPUT.step_run_id, _OUTPUT.role, _OUTPUT.artifact_sha256).where(_given(_OUTPUT.step_run_id))
-_SCORES = select(_SCORE.step_run_id, _SCORE.metric, _SCORE.value).where(_given(_SCORE.step_run_id))
+_HASHES = select(_RUN.id, _RUN.record_hash).where(among_given(_RUN.id))
+_OUTPUTS = select(_OUTPUT.step_run_id, _OUTPUT.role, _OUTPUT.artifact_sha256).where(among_given(_OUTPUT.step_run_id))
+_SCORES = select(_SCORE.step_run_id, _SCORE.metric, _SCORE.value).where(among_given(_SCORE.step_run_id))
 
 
 @dataclass(frozen=True)
