@@ -17,7 +17,7 @@ import pytest
 from PIL import Image
 from pydicom.data import get_testdata_file
 from pydicom.dataset import Dataset, FileMetaDataset
-from pydicom.encaps import encapsulate
+from pydicom.encaps import encapsulate, generate_frames
 from pydicom.pixels.processing import apply_voi_lut
 from pydicom.uid import ExplicitVRBigEndian, ExplicitVRLittleEndian, JPEGBaseline8Bit, RLELossless, generate_uid
 from sqlalchemy import text
@@ -78,6 +78,16 @@ def cine(path: Path, frames: np.ndarray, *, stored: int = 0, syntax: str = Expli
         made.file_meta.TransferSyntaxUID = ExplicitVRLittleEndian
         made.compress(RLELossless, generate_instance_uid=False)
     made.save_as(path, enforce_file_format=True)
+    return path
+
+
+def looped(path: Path, times: int) -> Path:
+    """Repeats the compressed frames of a cine, which takes seconds a frame to compress."""
+    made = pydicom.dcmread(path)
+    frames = list(generate_frames(made.PixelData, number_of_frames=made.NumberOfFrames))
+    made.NumberOfFrames = times * len(frames)
+    made.PixelData = encapsulate(times * frames)
+    made.save_as(path)
     return path
 
 
@@ -425,8 +435,8 @@ def test_a_folder_of_dicom_is_released_without_its_patients(
     folder = tmp_path / "cines"
     folder.mkdir()
     echo = pydicom.dcmread(str(get_testdata_file("examples_ybr_color.dcm", download=False))).pixel_array
-    large = np.concatenate([echo.repeat(2, axis=1).repeat(2, axis=2)] * 6)
-    cine(folder / "echo.dcm", large, syntax=RLELossless, BurnedInAnnotation="YES")
+    large = echo.repeat(2, axis=1).repeat(2, axis=2)
+    looped(cine(folder / "echo.dcm", large, syntax=RLELossless, BurnedInAnnotation="YES"), 6)
     disc(folder / "DISC.DCM", Modality=MARK.upper())
     cine(folder / "still.dcm", ramps(1), stored=12)
     truncated(cine(folder / "broken.dcm", ramps(), stored=12))
