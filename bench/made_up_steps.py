@@ -1,5 +1,4 @@
 """Steps whose work on pictures and on the network is made up, for rehearsals: all else of them is the product's own.
-Discover judges real words by the product's own function.
 
 Each function takes the place of its step's function and says what that might have found: by the item and a seed alone,
 so that a run that was killed or repeated finds the same. The shares follow the paper's funnel: of 140,000 videos some
@@ -31,7 +30,6 @@ from medgen.store import Artifact, Store
 from medgen.video.colour import Colour
 from medgen.video.probe import Probe
 from models.duplicates.fingerprint import CELLS, HASH_SIDE, PART_BITS, PARTS, Fingerprint
-from tasks.curation import discover as discover_step
 from tasks.curation import privacy as privacy_step
 from tasks.curation.caption import CaptionDetail, CaptionParams
 from tasks.curation.classify import ClassifiedClip, ClassifyParams
@@ -42,7 +40,7 @@ from tasks.curation.download_policy import DownloadParams, duration_rejection, e
 from tasks.curation.quality import QualityParams
 from tasks.curation.segment import SegmentDetail, SegmentParams
 
-STEPS = ("discover", "download", "segment", "classify", "cut", "quality", "privacy", "caption")
+STEPS = ("download", "segment", "classify", "cut", "quality", "privacy", "caption")
 
 FPS = 25
 WIDTH, HEIGHT = 854, 480
@@ -86,7 +84,7 @@ WORDS = (
     "aside", "screen", "behind", "them", "grey", "image", "changes", "with", "beat", "needle", "enters", "at", "an",
     "angle", "then", "leaves", "gauze", "is", "laid", "down",
 )  # fmt: skip
-CALL = np.dtype([("step", "u1"), ("work_s", "<f4"), ("store_s", "<f4"), ("store_cpu_s", "<f4")])
+CALL = np.dtype([("step", "u1"), ("made_up_s", "<f4"), ("store_s", "<f4"), ("store_cpu_s", "<f4")])
 
 
 @dataclass(frozen=True)
@@ -136,7 +134,7 @@ def _frame_model(world: World) -> str:
 
 
 class _Call:
-    """One call of a function: what it puts into the store is told apart from its work."""
+    """One call of a function: what it puts into the store is told apart from what it makes up."""
 
     def __init__(self, store: Store) -> None:
         self.store = store
@@ -175,13 +173,6 @@ def _opened(path: Path) -> int:
 @cache
 def _blob(kind: str, number: int) -> bytes:
     return kind.encode() + random.Random(f"{kind} {number}").randbytes(BLOB_BYTES)
-
-
-def discover(work: Work, store: Store, params: discover_step.DiscoverParams, world: World) -> Outcome:
-    """The product's own function. Loading its models counts as no work of it."""
-    discover_step.ListingClassifier(params, by_hand=False)
-    with _call("discover", store, world):
-        return discover_step.discover(work, store, params)
 
 
 _asked: set[str] = set()  # videos whose first request this process has answered with an error that passes
@@ -509,7 +500,6 @@ def caption(work: Work, store: Store, params: CaptionParams, world: World) -> Ou
 
 
 FUNCTIONS: dict[str, Callable[..., Outcome]] = {
-    "discover": discover,
     "download": download,
     "segment": segment,
     "classify": classify,

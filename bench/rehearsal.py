@@ -46,34 +46,34 @@ REASONS = ("overlay_text", "poor_aesthetic", "border_not_croppable", "mediocre",
 
 def refreshed(rehearsal: Rehearsal, settings: Mapping[str, Any] | None = None, frame_model: int = 1) -> dict[str, Any]:
     """A night's figures."""
-    before = work(rehearsal)
+    before = made_up(rehearsal)
     summary, seconds, costs = rehearsal.run(rehearsal.night(settings or {}, frame_model))
-    work_s, store_s = (now - then for now, then in zip(work(rehearsal), before, strict=True))
+    made_up_s, store_s = (now - then for now, then in zip(made_up(rehearsal), before, strict=True))
     names = ("executed", "reused", "clips", "release", "digest")
     facts = {name: summary[name] for name in names}
     items = summary["executed"] + summary["reused"]
-    return figures(items, seconds, costs, work_s=work_s) | facts | {"store_s": round(store_s, 3)}
+    return figures(items, seconds, costs, made_up_s=made_up_s) | facts | {"store_s": round(store_s, 3)}
 
 
-def work(rehearsal: Rehearsal) -> tuple[float, float]:
-    """(processor seconds that the work of steps took so far, seconds that it waited for the store)."""
+def made_up(rehearsal: Rehearsal) -> tuple[float, float]:
+    """(processor seconds that made-up work took so far, seconds that it waited for the store)."""
     from bench.made_up_steps import CALL
 
     rows = np.fromfile(rehearsal.calls, CALL) if rehearsal.calls.exists() else np.zeros(0, CALL)
-    return float(rows["work_s"].sum(dtype=float)), float(rows["store_s"].sum(dtype=float))
+    return float(rows["made_up_s"].sum(dtype=float)), float(rows["store_s"].sum(dtype=float))
 
 
-def figures(items: int, seconds: float, costs: Costs, work_s: float = 0.0) -> dict[str, Any]:
-    """Of any phase. The processor time of an item is that of all processes without the work of steps."""
+def figures(items: int, seconds: float, costs: Costs, made_up_s: float = 0.0) -> dict[str, Any]:
+    """Of any phase. The processor time of an item is that of all processes without what was made up."""
     each = 1000 / max(1, items)
     per_item = {kind: round(costs.cpu_s[kind] * each, 4) for kind in KINDS}
-    per_item |= {"work": round(work_s * each, 4)}
-    per_item |= {"beside": round((sum(costs.cpu_s.values()) - work_s) * each, 4)}
+    per_item |= {"made_up": round(made_up_s * each, 4)}
+    per_item |= {"beside": round((sum(costs.cpu_s.values()) - made_up_s) * each, 4)}
     peak = {kind: round(costs.peak_mib[kind]) for kind in KINDS}
     return {
         "seconds": round(seconds, 1),
         "items": items,
-        "cpu_s": {kind: round(costs.cpu_s[kind], 1) for kind in KINDS} | {"work": round(work_s, 1)},
+        "cpu_s": {kind: round(costs.cpu_s[kind], 1) for kind in KINDS} | {"made_up": round(made_up_s, 1)},
         "cpu_ms_per_item": per_item,
         "peak_mib": peak | {"largest": max(peak.values())},
         **costs.statements,

@@ -8,7 +8,7 @@ from typing import Any
 BEGIN, END = "<!-- bench.rehearsal {}: begin -->", "<!-- bench.rehearsal {}: end -->"
 PLACE = "<!-- bench.rehearsal -->"  # before this line, sections of sizes that are not there yet are added
 COLUMNS = (
-    "phase", "seconds", "items", "executed", "reused", "CPU ms per item, without the work of steps", "main", "workers",
+    "phase", "seconds", "items", "executed", "reused", "CPU ms per item, without made-up work", "main", "workers",
     "Postgres", "Prefect", "peak MiB: main", "worker", "Postgres", "Prefect",
 )  # fmt: skip
 
