@@ -8,6 +8,7 @@ by their source; intervals are by source. Titles that go with each category are 
 import csv
 import json
 import time
+from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -29,6 +30,7 @@ TITLES = Path(__file__).parent / "category_titles.csv"
 EVERYDAY = Path(__file__).parents[1] / "models" / "relevance" / "written_listings.csv"
 TIMED_FRAMES = 64
 DRAWS = 5
+MOST_FAILURES = 12
 
 
 def paragraphs(folder: Path, pictures: Path | None) -> Iterator[str]:
@@ -42,6 +44,12 @@ def paragraphs(folder: Path, pictures: Path | None) -> Iterator[str]:
     )
     yield "\n".join(_by_source(judged, {"videos": folder, **({"pictures": pictures} if pictures else {})}, files))
     yield "\n".join(_by_category(judged))
+    yield "\n".join(_failures(judged))
+    yield (
+        "A CLIP-class encoder by name needs the same folders once more: `medgen train-frames FOLDER… --encoder NAME` "
+        "trains, validates and exports a head for it as this one was, and `--set frame_encoder=NAME --set "
+        "frame_head=FILE` judges by it. No such encoder comes in a package, so none was measured here."
+    )
     yield "\n".join(_doubts(judged, unsure))
     yield "\n".join(_categories(judged))
     yield f"An encoder's features of a frame cost {_cost(files):.0f} ms of one processor."
@@ -118,6 +126,18 @@ def _by_category(judged: Sequence[Judged]) -> Iterator[str]:
         kind = "–" if name == NON_MEDICAL else f"{np.mean([item.kind_found == name for item in own]):.3f}"
         sources = len({source for item in own for source in item.sources})
         yield f"| {name} | {len(own)} | {sources} | {found.mean():.3f} | {low:.2f} to {high:.2f} | {kind} |"
+
+
+def _failures(judged: Sequence[Judged]) -> Iterator[str]:
+    """The sources with the most misjudged items."""
+    wrong = [item for item in judged if (item.probability >= 0.5) != item.medical]
+    total = Counter(source for item in judged for source in item.sources)
+    yield f"| misjudged by the picture: most of {len(wrong)}, by source | items | taken for medical | missed |"
+    yield "|---|---|---|---|"
+    missed = Counter(source for item in wrong if item.medical for source in item.sources)
+    taken = Counter(source for item in wrong if not item.medical for source in item.sources)
+    for source, _ in sorted((missed + taken).items(), key=lambda pair: (-pair[1], pair[0]))[:MOST_FAILURES]:
+        yield f"| {source} | {total[source]} | {taken[source] or ''} | {missed[source] or ''} |"
 
 
 def _titles() -> tuple[dict[str, list[str]], list[str]]:

@@ -1,23 +1,28 @@
 """Frames: medical or not, their encoders and heads, and how a clip moves."""
 
+import importlib
 import json
 import os
 import subprocess
 import sys
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from pathlib import Path
 
 import av
+import cv2
 import numpy as np
 import pytest
 import skvideo
+import torch
 from pydicom.data import get_testdata_file
 from pydicom.pixels import pixel_array
 from safetensors.numpy import save_file
 
 from medgen.inference import close_inference
-from models import ModelUnavailable
-from models.encoders import encoder_digest, load_encoder
+from models import ModelUnavailable, efficientnet_lite
+from models.efficientnet_lite import load_efficientnet_lite
+from models.encoders import MOBILENET_DIMENSION, MOBILENET_PARTS, encoder_digest, load_encoder
 from models.fixed_batches import in_fixed_batches
 from models.quality.camera_motion import CameraPath, measure_camera
 from models.quality.motion import STILL_BELOW, measure_motion, motion_type
@@ -100,6 +105,43 @@ def test_embeddings_and_probabilities_have_their_documented_ranges(model):
 def test_a_frame_is_judged_alike_alone_and_in_any_batch(model, echo):
     frames = list(echo[:18])
     assert np.allclose(model.features(frames)[17], model.features(frames[17:])[0], atol=1e-5)
+
+
+def test_the_packaged_encoder_is_the_networks_that_it_names(echo):
+    """EfficientNet-Lite0 held against timm's, which folds nothing, by the same weights; parts as documented."""
+    timm = importlib.import_module("timm")  # which pyiqa brings
+    encoder, frames = load_encoder("mobilenet_v2"), list(echo[:3])
+    features = encoder.features(frames)
+    edges = np.cumsum(MOBILENET_PARTS)
+    assert features.shape == (3, edges[-1])
+    assert np.allclose(encoder.embed(frames), features[:, :MOBILENET_DIMENSION], atol=1e-6)
+    theirs = timm.create_model("tf_efficientnet_lite0", pretrained=False).eval()
+    weights = torch.load(efficientnet_lite._weights(), weights_only=True)
+    theirs.load_state_dict(dict(zip(theirs.state_dict(), weights.values(), strict=True)))
+    squares = np.stack([cv2.resize(frame, (224, 224), interpolation=cv2.INTER_AREA) for frame in frames])
+    with torch.inference_mode():
+        levels = (torch.from_numpy(squares).permute(0, 3, 1, 2).float() - 127) / 128
+        pooled = theirs.forward_features(levels).mean(dim=(2, 3))
+        expected = torch.nn.functional.normalize(pooled, dim=1).numpy()
+    assert np.allclose(features[:, edges[-2] :], expected, atol=1e-4)
+    # Pictures whose sides are odd are padded as TensorFlow does, too.
+    odd = torch.from_numpy(np.random.default_rng(0).normal(size=(1, 3, 97, 130)).astype(np.float32))
+    with torch.inference_mode():
+        assert torch.allclose(load_efficientnet_lite()(odd), theirs.forward_features(odd), atol=1e-3)
+
+
+def test_a_head_of_before_the_encoder_gained_parts_still_judges(model, echo):
+    features = model.features(list(echo[:2]))
+    before = replace(
+        model.head.projection,
+        parts=MOBILENET_PARTS[:-1],
+        mean=model.head.projection.mean[: -MOBILENET_PARTS[-1]],
+        std=model.head.projection.std[: -MOBILENET_PARTS[-1]],
+    )
+    for found, own in zip(before(features), model.head.projection(features), strict=False):
+        assert np.array_equal(found, own)
+    with pytest.raises(ValueError, match="numbers per frame"):
+        model.head.projection(features[:, :100])
 
 
 def test_the_sides_of_a_wide_picture_count(model):
@@ -325,7 +367,7 @@ def test_digest_follows_the_encoders_weights_and_not_its_place(tiny_clip, tmp_pa
 
 
 def test_a_head_of_another_encoder_is_refused(tiny_clip):
-    with pytest.raises(ValueError, match=r"trained for 'mobilenet_v2' \(1920 numbers per frame\)"):
+    with pytest.raises(ValueError, match=r"trained for 'mobilenet_v2' \(3200 numbers per frame\)"):
         load_frame_model(str(tiny_clip))
 
 

@@ -78,10 +78,13 @@ class Projection:
     axes: np.ndarray
 
     def __call__(self, features: np.ndarray) -> list[np.ndarray]:
-        """Of each part float32 (N, C). Raises ValueError for features of another dimension."""
-        if features.shape[1] != sum(self.parts):
-            raise ValueError(f"{features.shape[1]} numbers per frame, not {sum(self.parts)}")
-        standard = ((features - self.mean) / self.std).astype(np.float32)
+        """Of each part float32 (N, C). Raises ValueError for features that lack some.
+
+        Parts that an encoder has gained since are left out of account.
+        """
+        if features.shape[1] < len(self.mean):
+            raise ValueError(f"{features.shape[1]} numbers per frame, not {len(self.mean)}")
+        standard = ((features[:, : len(self.mean)] - self.mean) / self.std).astype(np.float32)
         edges = np.concatenate([[0], np.cumsum(self.parts)])
         return [
             standard[:, start:end] @ self.axes[start:end].astype(np.float32) for start, end in itertools.pairwise(edges)

@@ -14,7 +14,9 @@ import numpy as np
 
 from models.segmentation.heads import Projection, likeness
 
-COMPONENTS = 240  # principal components of all parts together: as good as all numbers, and quicker
+# Principal components of all parts together. Leaving out repositories, balanced accuracy is .858 with 240, .867 with
+# 420 and .859 with 840.
+COMPONENTS = 420
 GAMMA = 0.6  # of the Gaussian kernel; parts have a mean square length of 1
 
 
