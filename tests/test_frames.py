@@ -20,10 +20,11 @@ from pydicom.pixels import pixel_array
 from safetensors.numpy import save_file
 
 from medgen.inference import close_inference
-from models import ModelUnavailable, efficientnet_lite
+from models import ModelUnavailable
 from models.efficientnet_lite import load_efficientnet_lite
 from models.encoders import MOBILENET_DIMENSION, MOBILENET_PARTS, encoder_digest, load_encoder
 from models.fixed_batches import in_fixed_batches
+from models.packaged_weights import efficientnet_lite_weights
 from models.quality.camera_motion import CameraPath, measure_camera
 from models.quality.motion import STILL_BELOW, measure_motion, motion_type
 from models.segmentation.frames import (
@@ -116,7 +117,7 @@ def test_the_packaged_encoder_is_the_networks_that_it_names(echo):
     assert features.shape == (3, edges[-1])
     assert np.allclose(encoder.embed(frames), features[:, :MOBILENET_DIMENSION], atol=1e-6)
     theirs = timm.create_model("tf_efficientnet_lite0", pretrained=False).eval()
-    weights = torch.load(efficientnet_lite._weights(), weights_only=True)
+    weights = torch.load(efficientnet_lite_weights(), weights_only=True)
     theirs.load_state_dict(dict(zip(theirs.state_dict(), weights.values(), strict=True)))
     squares = np.stack([cv2.resize(frame, (224, 224), interpolation=cv2.INTER_AREA) for frame in frames])
     with torch.inference_mode():

@@ -24,6 +24,7 @@ from models.encoders import (
     MobileNetEncoder,
     ServedEncoder,
     encoder_digest,
+    features_digest,
     load_encoder,
     shown_name,
     tokenizer_digest,
@@ -147,11 +148,11 @@ def frame_model_digest(name: str = MOBILENET, head: Path | None = None, prompts:
             f"not for {name!r} as it is here: train one with `medgen train-frames FOLDER --encoder {name}`, "
             "or judge zero-shot"
         )
-    return head_model_digest(encoder, file_digest(head))
+    return head_model_digest(features_digest(name), file_digest(head))
 
 
 def head_model_digest(encoder: str, head: str) -> str:
-    """The digest of a frame model from the digest of its encoder and the sha256 of its head file."""
+    """The digest of a frame model from that of its encoder's features and the sha256 of its head file."""
     return digest_of({"encoder": encoder, "head": head})
 
 

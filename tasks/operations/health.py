@@ -101,7 +101,7 @@ def _disk() -> Finding:
 
 def _models() -> Finding:
     from models import ModelUnavailable
-    from models.encoders import MOBILENET, encoder_digest
+    from models.encoders import MOBILENET, features_digest
     from models.privacy.faces import faces_digest
     from models.quality.technical import technical_digest
     from models.quality.text_reader import text_reader_digest
@@ -113,7 +113,7 @@ def _models() -> Finding:
         "dictionary": dictionary_digest,
         "text classifier": text_classifier_digest,
         "shots": shots_digest,
-        "frame encoder": lambda: encoder_digest(MOBILENET),
+        "frame encoder": lambda: features_digest(MOBILENET),
         "faces": faces_digest,
         "OCR": lambda: text_reader_digest("rapidocr"),
         "technical quality": technical_digest,

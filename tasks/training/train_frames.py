@@ -14,7 +14,7 @@ from medgen.catalog import ModelVersion
 from medgen.ledger import Ledger, Outcome, Record, StepIdentity, Work
 from medgen.markdown import cell, render
 from medgen.store import Store
-from models.encoders import encoder_digest, shown_name
+from models.encoders import features_digest, shown_name
 from models.segmentation.frames import head_model_digest
 from models.segmentation.manifest import read_manifests
 from models.segmentation.train_head import RECIPE, TrainedHead, train
@@ -41,7 +41,7 @@ def train_frames(
         SourceUnreadable, ModelUnavailable: as `models.segmentation.train_head.train`. Nothing is recorded then.
     """
     files, left_out = read_manifests(folders)
-    digest = encoder_digest(encoder)
+    digest = features_digest(encoder)
     identity = StepIdentity("train_frames", 3, {"encoder": shown_name(encoder), **RECIPE}, {"encoder": digest})
     context = {"videos": len(files), "data": digest_of({"videos": [f.row() for f in files], "left_out": left_out})}
     work = Work("frame_head", context=context)
