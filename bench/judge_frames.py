@@ -39,8 +39,8 @@ def paragraphs(folder: Path, pictures: Path | None) -> Iterator[str]:
     files, _ = read_manifests(folders)
     judged, unsure, how = _judged(files)
     yield how + (
-        " Parts of the features, width of the kernel and the grid of penalties were chosen with such figures of the "
-        "pictures in view: expect a little less elsewhere."
+        " Parts of the features, their components, width of the kernel and the grid of penalties were chosen with such "
+        "figures of the pictures in view: expect a little less elsewhere."
     )
     yield "\n".join(_by_source(judged, {"videos": folder, **({"pictures": pictures} if pictures else {})}, files))
     yield "\n".join(_by_category(judged))
