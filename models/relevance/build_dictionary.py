@@ -33,7 +33,7 @@ from models.relevance.dictionary import TERMS_PATH, TERMS_SCHEMA
 from models.relevance.folding import fold
 from models.relevance.patterns import OPEN, bare, spellings
 
-VERSION = "3"
+VERSION = "4"
 CURATED = Path(__file__).parents[1] / "terms"
 STRENGTHS = {"strong": 1.0, "medium": 0.5, "weak": 0.25}
 KINDS = (

@@ -13,6 +13,11 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 _APOSTROPHES = frozenset("'`\u2018\u2019\u02bc\uff07")
+# Before a vowel or h an apostrophe parts words (l'hypertension, dell'arteria, Ankara'ya); else it is within one (it's).
+_PARTING = re.compile("'(?=[aeiouyh])")
+_IS_PARTED = np.array([byte < 0x80 and chr(byte) in "aeiouyh" for byte in range(256)])
+_VIRAMA = 9  # the combining class of the mark that joins consonants in Indian scripts: part of a word as a vowel is
+_LIGATURES = {"œ": "oe", "Œ": "oe", "æ": "ae", "Æ": "ae"}
 # Scripts written without blanks: Thai, Lao, Burmese, Khmer, Han, kana.
 _UNSPACED_RANGES = (
     (0x0E00, 0x0EFF),
@@ -30,9 +35,13 @@ _PLANES = 0x20000  # code points above, rare Han characters, are left as they ar
 # Bytes that no UTF-8 text holds: one stands between fields, one for what is to be deleted.
 BETWEEN, _GONE = 0xFF, 0xFE
 BLANK = 0x20
+_APOSTROPHE, _BACKTICK = b"'`"
+# Lower case; what is no letter or digit becomes a blank, but for apostrophes.
 _ASCII = bytes(
-    byte if byte >= 0x80 else ord(chr(byte).lower()) if chr(byte).isalnum() else BLANK for byte in range(256)
-)
+    byte if byte >= 0x80 or byte == _APOSTROPHE else ord(chr(byte).lower()) if chr(byte).isalnum()
+    else _APOSTROPHE if byte == _BACKTICK else BLANK
+    for byte in range(256)
+)  # fmt: skip
 _IS_LATIN = np.array([byte < 0x80 and chr(byte).isalnum() for byte in range(256)])
 
 
@@ -41,26 +50,36 @@ def fold(text: str) -> str:
 
     Latin letters beside a script without blanks are words of their own.
     """
-    return " ".join(_BESIDE_LATIN.sub(" ", "".join(map(fold_char, text))).split())
+    letters = _PARTING.sub(" ", "".join(map(fold_char, text))).replace("'", "")
+    return " ".join(_BESIDE_LATIN.sub(" ", letters).split())
 
 
 @lru_cache(1 << 16)
 def fold_char(char: str) -> str:
-    """One character, folded: letters and digits of its compatibility decomposition, or a blank, or nothing.
+    """One character, folded: letters and digits of its compatibility decomposition, or a blank, an apostrophe, nothing.
 
     No result takes more bytes in UTF-8 than the character itself: the few that would (½, Hangul syllables) only lose
     their case. So text is folded in place.
     """
     if ord(char) >= _PLANES:
         return char
-    if char in _APOSTROPHES or unicodedata.category(char) == "Cf" or unicodedata.combining(char):
+    if char in _APOSTROPHES:
+        return "'"
+    if char == "ı":  # Turkish, whose capital is I
+        return "i"
+    if char in _LIGATURES:
+        return _LIGATURES[char]
+    if unicodedata.category(char) == "Cf" or unicodedata.combining(char) not in (0, _VIRAMA):
         return ""
     if "\ufe00" <= char <= "\ufe0f" or char == "\u20e3":  # variation selectors, keycap
         return ""
     if not _is_word(char):
         return " "
+    if "\u3041" <= char <= "\u30ff":
+        return char  # a mark on kana makes another letter: がん (cancer) is not かん
     decomposed = unicodedata.normalize("NFKD", unicodedata.normalize("NFKD", char).casefold())
-    folded = "".join(part if _is_word(part) else " " for part in decomposed if not unicodedata.combining(part))
+    letters = (part for part in decomposed if unicodedata.combining(part) in (0, _VIRAMA))
+    folded = "".join(part if _is_word(part) else " " for part in letters)
     return folded if len(folded.encode()) <= len(char.encode()) else char.lower()
 
 
@@ -117,8 +136,18 @@ def fold_fields(fields: list[pa.Array]) -> bytes:
         letters = table.letters(code)
         for place in range(size):
             text[at + place] = letters[:, place]
-    words = text.tobytes().translate(_ASCII, b"'`" + bytes([_GONE]))
+    words = _parted(text.tobytes().translate(_ASCII, bytes([_GONE])))
     return _single_blanks(_beside_latin(words) if has_unspaced else words)
+
+
+def _parted(words: bytes) -> bytes:
+    """Without apostrophes, see `_PARTING`."""
+    if _APOSTROPHE not in words:
+        return words
+    text = np.frombuffer(words, np.uint8).copy()
+    at = np.flatnonzero(text == _APOSTROPHE)
+    text[at] = np.where(_IS_PARTED[text[at + 1]], BLANK, _GONE)  # a field ends with a blank, so one byte follows
+    return text.tobytes().translate(None, bytes([_GONE]))
 
 
 def _beyond_ascii(text: np.ndarray) -> Iterator[tuple[int, np.ndarray, np.ndarray]]:

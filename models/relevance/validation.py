@@ -221,26 +221,31 @@ def passes_dictionary(texts: Sequence[LabelledText]) -> np.ndarray:
 def _figures(
     rows: _Rows, probability: dict[bool, np.ndarray], called: dict[bool, np.ndarray], passed: np.ndarray
 ) -> dict[str, Any]:
-    """Cross-validated figures: over all rows, by label file, by language; as given and, where it differs, by title
-    alone; by language also as discovery judges, by the dictionary first."""
+    """Cross-validated figures: over all rows, by label file, by language and by both; as given and, where it differs,
+    by title alone; by language also as discovery judges, by the dictionary first."""
     full, alone = called[True], called[False]
-    by_file = {}
-    for name in dict.fromkeys(rows.source):
-        own = rows.source == name
-        by_file[str(name)] = figures_of(full[own], rows.medical[own])
+
+    def by_language(among: np.ndarray) -> dict[str, Any]:
+        found = {}
+        for name in dict.fromkeys(rows.language[among]):
+            own = among & (rows.language == name)
+            found[str(name)] = with_intervals(full[own], rows.medical[own], rows.group[own])
+            found[str(name)]["discovered"] = with_intervals((full & passed)[own], rows.medical[own], rows.group[own])
+        return {name: figures for name, figures in found.items() if name}
+
+    by_file: dict[str, dict[str, Any]] = {}
+    for source in dict.fromkeys(rows.source):
+        own = rows.source == source
+        by_file[str(source)] = figures_of(full[own], rows.medical[own])
         if rows.has_context[own].any():
-            by_file[str(name)]["by_title_alone"] = figures_of(alone[own], rows.medical[own])
-    languages = [name for name in dict.fromkeys(rows.language) if name]
-    by_language = {}
-    for name in languages:
-        own = rows.language == name
-        by_language[str(name)] = with_intervals(full[own], rows.medical[own], rows.group[own])
-        by_language[str(name)]["discovered"] = with_intervals((full & passed)[own], rows.medical[own], rows.group[own])
+            by_file[str(source)]["by_title_alone"] = figures_of(alone[own], rows.medical[own])
+        if languages := by_language(own):
+            by_file[str(source)]["by_language"] = languages
     return {
         **figures_of(full[~rows.background], rows.medical[~rows.background]),
         "calibration_error": rounded(expected_calibration_error(probability[True], rows.medical, rows.weight)),
         "by_file": by_file,
-        "by_language": by_language,
+        "by_language": by_language(np.ones(len(full), bool)),
     }
 
 
