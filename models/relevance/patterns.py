@@ -1,7 +1,7 @@
 """What a dictionary's terms become to be sought: byte strings in a compiled matcher.
 
-To compile the dictionary that is shipped takes four seconds of a processor and leaves 150 MiB behind, and each process
-that words captions or judges listings needs it. So it is kept, compiled, in the user's folder of caches.
+To compile the dictionary that is shipped takes fifteen seconds of a processor and up to 650 MiB, and each process that
+words captions or judges listings needs it. So it is kept, compiled, in the user's folder of caches.
 """
 
 import io
