@@ -4,7 +4,8 @@ The curated terms of `models/terms/<language>.txt` come first; vocabularies that
 The same inputs give the same bytes.
 
 A curated file has sections `[kind strength]` of terms separated by `;` or line ends, with `#` comments. A term that
-ends with a hyphen is the beginning of words, one that begins with a hyphen the end of words ("kardiolog-", "-ectomie").
+ends with a hyphen is the beginning of words, one that begins with a hyphen the end of words ("kardiolog-", "-ectomie"),
+one with both any part of a word ("-수술-").
 `[negative]` holds contexts that hide the terms inside them, `[stop]` terms that no vocabulary may bring in.
 
 Raw vocabularies are full of everyday words (drugs named Focus, injuries named fall), so of each only those terms are

@@ -17,7 +17,8 @@ _APOSTROPHES = frozenset("'`\u2018\u2019\u02bc\uff07")
 _PARTING = re.compile("'(?=[aeiouyh])")
 _IS_PARTED = np.array([byte < 0x80 and chr(byte) in "aeiouyh" for byte in range(256)])
 _VIRAMA = 9  # the combining class of the mark that joins consonants in Indian scripts: part of a word as a vowel is
-_LIGATURES = {"œ": "oe", "Œ": "oe", "æ": "ae", "Æ": "ae"}
+# What Unicode takes for letters of their own. The capital of the Turkish ı is I.
+_AS_WRITTEN = {"œ": "oe", "Œ": "oe", "æ": "ae", "Æ": "ae", "ı": "i"}
 # Scripts written without blanks: Thai, Lao, Burmese, Khmer, Han, kana.
 _UNSPACED_RANGES = (
     (0x0E00, 0x0EFF),
@@ -65,10 +66,8 @@ def fold_char(char: str) -> str:
         return char
     if char in _APOSTROPHES:
         return "'"
-    if char == "ı":  # Turkish, whose capital is I
-        return "i"
-    if char in _LIGATURES:
-        return _LIGATURES[char]
+    if char in _AS_WRITTEN:
+        return _AS_WRITTEN[char]
     if unicodedata.category(char) == "Cf" or unicodedata.combining(char) not in (0, _VIRAMA):
         return ""
     if "\ufe00" <= char <= "\ufe0f" or char == "\u20e3":  # variation selectors, keycap

@@ -227,11 +227,11 @@ def _figures(
 
     def by_language(among: np.ndarray) -> dict[str, Any]:
         found = {}
-        for name in dict.fromkeys(rows.language[among]):
+        for name in filter(None, dict.fromkeys(rows.language[among])):
             own = among & (rows.language == name)
             found[str(name)] = with_intervals(full[own], rows.medical[own], rows.group[own])
             found[str(name)]["discovered"] = with_intervals((full & passed)[own], rows.medical[own], rows.group[own])
-        return {name: figures for name, figures in found.items() if name}
+        return found
 
     by_file: dict[str, dict[str, Any]] = {}
     for source in dict.fromkeys(rows.source):
