@@ -3,10 +3,11 @@
 import shutil
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from typing import Any
 
-from playwright.sync_api import Browser, Page, expect, sync_playwright
+from playwright.sync_api import Browser, BrowserContext, Page, expect, sync_playwright
 
-PATIENCE_MS = 60_000  # no test depends on how fast the machine is
+PATIENCE_MS = 300_000  # no test depends on how fast the machine is
 
 
 @contextmanager
@@ -25,6 +26,13 @@ def chromium(*names: str, options: Sequence[str] = ()) -> Iterator[Browser]:
         browser = playwright.chromium.launch(executable_path=program, args=["--no-sandbox", rules, *options])
         yield browser
         browser.close()
+
+
+def new_context(browser: Browser, **options: Any) -> BrowserContext:
+    """A context whose pages have patience. The options are Playwright's."""
+    context = browser.new_context(**options)
+    context.set_default_timeout(PATIENCE_MS)
+    return context
 
 
 def look_away(page: Page) -> None:

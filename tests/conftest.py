@@ -11,7 +11,6 @@ import socket
 import subprocess
 import sys
 import tempfile
-import time
 import urllib.request
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
@@ -27,6 +26,8 @@ import numpy as np
 import pytest
 from filelock import FileLock
 from hypothesis import settings
+
+from tests.waiting import wait_until
 
 if TYPE_CHECKING:
     from medgen.shard import ShardResult
@@ -220,11 +221,13 @@ class S3Server:
              "--no-usage-report", self.meta, f"127.0.0.1:{self.port}"],
             env=environment, stdout=subprocess.DEVNULL, stderr=(self.folder / "log").open("ab"),
         )  # fmt: skip
-        for _ in range(300):
-            with suppress(OSError), urllib.request.urlopen(f"{self.endpoint}/minio/health/live", timeout=1):
-                return
-            time.sleep(0.1)
-        raise RuntimeError(f"the S3 server did not start: {(self.folder / 'log').read_text()[-2000:]}")
+        wait_until(self.answers, lambda: f"the S3 server does not start: {(self.folder / 'log').read_text()[-2000:]}")
+
+    def answers(self) -> bool:
+        """Whether it is ready."""
+        with suppress(OSError), urllib.request.urlopen(f"{self.endpoint}/minio/health/live", timeout=30):
+            return True
+        return False
 
     def kill(self) -> None:
         """kill -9."""

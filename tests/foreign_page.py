@@ -8,6 +8,8 @@ from typing import Any
 
 from playwright.sync_api import Browser, Page
 
+from tests.browser import new_context
+
 SITE, REBOUND = "attacker.test", "rebound.test"
 # Gives what the page could read: the status, and "" where the browser kept the answer from it.
 TRY = """async ([url, options]) => {
@@ -47,7 +49,7 @@ def foreign_page(browser: Browser) -> Iterator[Page]:
     """
     server = ThreadingHTTPServer(("127.0.0.1", 0), _Empty)
     threading.Thread(target=server.serve_forever, daemon=True).start()
-    page = browser.new_context().new_page()
+    page = new_context(browser).new_page()
     page.goto(f"http://{SITE}:{server.server_port}/")
     yield page
     page.context.close()

@@ -3,11 +3,12 @@
 import os
 import signal
 import tempfile
-import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
+
+from tests.waiting import wait_until
 
 NOBODY = 65534
 as_root = pytest.mark.skipif(os.geteuid() != 0, reason="only root can be another user for a while")
@@ -39,12 +40,4 @@ def open_place() -> Iterator[Path]:
         yield Path(name)
         for pid_file in Path(name).rglob("postmaster.pid"):
             os.kill(int(pid_file.read_text().split("\n")[0]), signal.SIGINT)
-            wait_until(lambda pid_file=pid_file: not pid_file.exists())
-
-
-def wait_until(true: Callable[[], bool]) -> None:
-    """Waits, for a minute at most."""
-    deadline = time.monotonic() + 60
-    while not true():
-        assert time.monotonic() < deadline
-        time.sleep(0.02)
+            wait_until(lambda pid_file=pid_file: not pid_file.exists(), "the server does not stop")

@@ -21,7 +21,7 @@ class RunForm:
     def __init__(self, page: Page, url: str, deployment: str) -> None:
         self.page = page
         page.goto(f"{url}/deployments/deployment/{deployment}/run")
-        expect(self.submit).to_be_visible(timeout=60_000)
+        expect(self.submit).to_be_visible()
 
     @property
     def submit(self) -> Locator:
@@ -75,9 +75,7 @@ class RunForm:
     def start(self) -> dict[str, Any]:
         """Submits, again while the server says that it is busy, looks away and gives the run that it made."""
         for _ in range(10):
-            with self.page.expect_response(
-                lambda answer: answer.url.endswith("/create_flow_run"), timeout=60_000
-            ) as answer:
+            with self.page.expect_response(lambda answer: answer.url.endswith("/create_flow_run")) as answer:
                 self.submit.click()
             if answer.value.status != 503:
                 break
@@ -91,7 +89,7 @@ def failure_on_screen(page: Page, url: str, run: str) -> tuple[str, str]:
     """What a run's page shows of its failure without scrolling: its log down to the first traceback, its details."""
     page.goto(f"{url}/runs/flow-run/{run}")
     first = page.locator(".log-level-label--error").first
-    expect(first).to_be_visible(timeout=60_000)
+    expect(first).to_be_visible()
     log = _in_view(page, ".log-row__content")
     page.locator("#details").first.click()
     expect(page.get_by_text("State Message")).to_be_visible()

@@ -7,7 +7,7 @@ import subprocess
 import time
 import urllib.request
 import zipfile
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import suppress
 from pathlib import Path
 
@@ -23,9 +23,10 @@ from medgen.ledger import Ledger
 from medgen.postgres import embedded_url
 from medgen.settings import Settings
 from medgen.store import Store, file_digest
-from tests.browser import chromium
+from tests.browser import chromium, new_context
 from tests.conftest import demo_corpus, forked, free_port, medgen, medgen_here, medgen_running
 from tests.recorded import Recorder
+from tests.waiting import wait_until
 
 VIDEOS = ("echo-sector.mp4", "echo-subtitled.mp4")
 SIZES = {"phone": {"width": 390, "height": 844}, "desk": {"width": 1440, "height": 900}}
@@ -81,14 +82,13 @@ def browser() -> Iterator[Browser]:
 @pytest.fixture
 def page(browser: Browser, site: str) -> Iterator[Page]:
     """A page that fails its test when anything goes wrong in it: scripts, refused content, requests to elsewhere."""
-    context = browser.new_context(viewport=SIZES["desk"], base_url=site, accept_downloads=True)
+    context = new_context(browser, viewport=SIZES["desk"], base_url=site, accept_downloads=True)
     troubles: list[str] = []
     opened = context.new_page()
     opened.on("console", lambda m: troubles.append(m.text) if m.type in ("error", "warning") else None)
     opened.on("pageerror", lambda error: troubles.append(str(error)))
     opened.on("request", lambda r: None if r.url.startswith((site, "blob:", "data:")) else troubles.append(r.url))
     opened.on("response", lambda r: troubles.append(f"{r.status} {r.url}") if r.status >= 500 else None)
-    opened.set_default_timeout(20_000)
     yield opened
     context.close()
     assert troubles == []
@@ -124,11 +124,11 @@ def test_a_kept_clip_plays_and_leads_to_its_release_and_model_and_back(
     clip = page.url.partition("?")[0]
     video = page.locator("video")
     video.evaluate("video => video.play()")
-    _wait(lambda: video.evaluate("video => video.currentTime") > 0.2)
+    wait_until(lambda: video.evaluate("video => video.currentTime") > 0.2, "the video does not play")
     assert video.evaluate("video => video.videoWidth") > 0
     # Jumping asks for a range in the middle.
     video.evaluate("video => { video.pause(); video.currentTime = video.duration - 0.5 }")
-    _wait(lambda: video.evaluate("video => !video.seeking && video.readyState >= 2"))
+    wait_until(lambda: video.evaluate("video => !video.seeking && video.readyState >= 2"), "it seeks for ever")
     expect(page.locator("svg.strip .clip.current")).to_have_count(1)
     assert page.locator("blockquote.caption").count() == 2
     expect(page.locator("#content")).to_contain_text("colours: matrix ")  # what was done to its source's pictures
@@ -155,10 +155,11 @@ def test_results_are_put_in_order_shown_and_gone_through(page: Page, installatio
     with page.expect_response(lambda r: "sort=oldest" in r.url):
         page.get_by_label("Order").select_option("oldest")
     expect(page.locator("#results")).to_contain_text("oldest decision first")
-    _wait(lambda: rows.locator("code").all_inner_texts() == newest[::-1])
+    wait_until(lambda: rows.locator("code").all_inner_texts() == newest[::-1], "not sorted")
     pictures = page.locator("table.rows img.thumbnail")
     pictures.last.scroll_into_view_if_needed()
-    _wait(lambda: all(picture.evaluate("p => p.complete && p.naturalWidth > 0") for picture in pictures.all()))
+    shown = "p => p.complete && p.naturalWidth > 0"
+    wait_until(lambda: all(picture.evaluate(shown) for picture in pictures.all()), "pictures are missing")
     rows.first.get_by_role("link").first.click()
     here = page.url.partition("?")[0]
     page.get_by_role("link", name="next in results").click()
@@ -245,7 +246,7 @@ def test_pages_fit_and_can_be_read_and_reached_by_keyboard(
     )  # fmt: skip
     for scheme in ("light", "dark"):
         for name, size in SIZES.items():
-            context = browser.new_context(viewport=size, color_scheme=scheme, base_url=site, bypass_csp=True)
+            context = new_context(browser, viewport=size, color_scheme=scheme, base_url=site, bypass_csp=True)
             opened = context.new_page()
             for number, address in enumerate(addresses):
                 opened.goto(address)
@@ -268,14 +269,6 @@ def _found_by_axe(page: Page) -> list[str]:
     page.evaluate((Path(axe_playwright_python.__file__).parent / "axe.min.js").read_text())
     found = page.evaluate("async () => (await axe.run()).violations.map(v => `${v.id}: ${v.nodes[0].html}`)")
     return [str(one) for one in found]
-
-
-def _wait(holds: Callable[[], bool]) -> None:
-    """Until something holds. Playwright's own way needs scripts made of text, which the pages refuse."""
-    deadline = time.monotonic() + 60
-    while not holds():
-        assert time.monotonic() < deadline
-        time.sleep(0.05)
 
 
 # Texts whose contrast is below WCAG AA (4.5 to 1), by their computed colours.

@@ -28,7 +28,7 @@ from medgen.catalog import ItemStatus
 from medgen.ledger import Ledger, open_ledger
 from tasks.operations.takedown import take_down
 from tests.audit_addresses import hostile_addresses
-from tests.browser import chromium
+from tests.browser import chromium, new_context
 from tests.conftest import free_port, numbered_video
 from tests.recorded import Recorder
 
@@ -100,7 +100,7 @@ def test_nothing_executes_and_nothing_breaks(hostile: Ledger) -> None:
     ]  # fmt: skip
     try:
         with chromium() as browser:
-            page = browser.new_page(base_url=f"http://127.0.0.1:{port}")
+            page = new_context(browser, base_url=f"http://127.0.0.1:{port}").new_page()
             troubles: list[str] = []
             page.on("dialog", lambda dialog: (troubles.append(dialog.message), dialog.dismiss()))
             page.on("console", lambda m: troubles.append(m.text) if "Content Security" in m.text else None)

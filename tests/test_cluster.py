@@ -7,7 +7,6 @@ import json
 import subprocess
 import sys
 import threading
-import time
 from collections import defaultdict
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, suppress
@@ -31,6 +30,7 @@ from tests.conftest import (
     medgen_running,
     numbered_video,
 )  # fmt: skip
+from tests.waiting import wait_until
 
 MACHINES = 3
 LOOSE = [
@@ -204,10 +204,7 @@ def test_dasks_profiler_ends_with_the_first_task() -> None:
         (worker,) = cluster.workers.values()
         assert worker.periodic_callbacks["profile"].is_running()
         client.submit(stop_profiler).result()
-        deadline = time.monotonic() + 60
-        while worker.periodic_callbacks["profile"].is_running():
-            assert time.monotonic() < deadline
-            time.sleep(0.01)
+        wait_until(lambda: not worker.periodic_callbacks["profile"].is_running(), "the profiler goes on")
 
 
 @pytest.mark.parametrize("engine", [dask, ray])

@@ -4,7 +4,6 @@ import json
 import os
 import re
 import signal
-import time
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +19,7 @@ from tasks.curation.discover import DiscoverParams, video_id
 from tasks.curation.list_feed import ListParams
 from tasks.curation.list_sources import Listing, list_source
 from tests.conftest import judged_listing, medgen, medgen_running
+from tests.waiting import wait_until
 
 MEDICAL = "Laparoscopic cholecystectomy: step by step surgery for gallstones, part {}"
 OTHER = "Minecraft speedrun world record, episode {}"
@@ -143,9 +143,7 @@ def test_killed_discovery_goes_on_at_the_shard_and_ends_with_the_same_rows(
     database = {"MEDGEN_DATABASE_URL": another_database(os.environ["MEDGEN_DATABASE_URL"]), "MEDGEN_WORKERS": "1"}
     command = ("discover", "--source", str(shards), "--json")
     with medgen_running(*command, home=other, **database) as process:
-        deadline = time.monotonic() + 300
-        while not done_shards(database["MEDGEN_DATABASE_URL"]) >= 3 and time.monotonic() < deadline:
-            time.sleep(0.05)
+        wait_until(lambda: done_shards(database["MEDGEN_DATABASE_URL"]) >= 3, "no shards are judged")
         os.killpg(process.pid, signal.SIGKILL)
     before = done_shards(database["MEDGEN_DATABASE_URL"])
     resumed = json.loads(medgen(*command, home=other, inline=True, **database).stdout)

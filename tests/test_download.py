@@ -40,6 +40,7 @@ from tasks.curation.fetch import RejectedBySite, choose_picture
 from tests.asking import ask
 from tests.conftest import ROOT, discover_source, inline, numbered_video
 from tests.site import HOSTS, Site
+from tests.waiting import wait_until
 
 ASK = "import sys; from tests.asking import ask; ask(sys.argv[1], sys.argv[2], int(sys.argv[3]), float(sys.argv[4]))"
 
@@ -78,13 +79,6 @@ def discovered(listing: Path) -> ShardResult:
 
 def started(code: str, *arguments: str) -> subprocess.Popen[bytes]:
     return subprocess.Popen([sys.executable, "-c", code, *arguments], cwd=ROOT, stderr=subprocess.DEVNULL)
-
-
-def wait_for(condition: Any, what: str, seconds: float = 600.0) -> None:
-    deadline = time.monotonic() + seconds
-    while not condition():
-        assert time.monotonic() < deadline, what
-        time.sleep(0.01)
 
 
 def records() -> dict[str, Record]:
@@ -149,7 +143,7 @@ def test_hosts_are_asked_as_politely_by_all_processes_together(home: Path, site:
     def starts(host: str) -> list[float]:
         return sorted(request.started for request in site.log if request.host == host)
 
-    wait_for(lambda: starts(paced) and starts(crowded), "nobody asks")
+    wait_until(lambda: starts(paced) and starts(crowded), "nobody asks", every_s=0.01)
     # The pace is one for all, and so is a pause that a host asks for.
     open_rate_limiter().back_off(paced, 1.0)
     pushed = time.monotonic()

@@ -4,7 +4,6 @@ import hashlib
 import json
 import os
 import signal
-import time
 from pathlib import Path
 from typing import Any
 
@@ -44,6 +43,7 @@ from tasks.training.lora_export import export_lora
 from tasks.training.model_files import ADAPTER, model_folder
 from tests.conftest import medgen_running
 from tests.tiny_wan import tiny_config
+from tests.waiting import wait_until
 
 SETTINGS = {
     "num_frames": FRAMES, "height": HEIGHT, "width": WIDTH, "num_inference_steps": 4,
@@ -99,10 +99,7 @@ def test_a_killed_batch_goes_on_where_it_stopped(nano: Path, home: Path, tmp_pat
     command = ["--prompts", str(prompts), "--model", str(nano), "--steps", "12", "--out", str(out)]
     environment = {"MEDGEN_DATABASE_URL": os.environ["MEDGEN_DATABASE_URL"], "HF_HUB_OFFLINE": "1"}
     with medgen_running("generate", *command, home=home, **environment) as process:
-        for _ in range(2400):
-            if len(list(home.glob("store/??/*"))) >= 2 or process.poll() is not None:
-                break
-            time.sleep(0.05)
+        wait_until(lambda: len(list(home.glob("store/??/*"))) >= 2 or process.poll() is not None, "no videos are made")
         assert process.poll() is None, process.stdout.read() if process.stdout else ""
         os.killpg(process.pid, signal.SIGKILL)
     made = {path.name for path in home.glob("store/??/*")}

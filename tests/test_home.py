@@ -20,7 +20,8 @@ from medgen.home import HomeUnusable, private_home
 from medgen.settings import Settings
 from medgen.store import Store
 from tests.conftest import forget_installation
-from tests.other_user import NOBODY, as_nobody, as_root, open_place, wait_until
+from tests.other_user import NOBODY, as_nobody, as_root, open_place
+from tests.waiting import wait_until
 
 place = open_place
 
@@ -263,7 +264,7 @@ def test_a_home_copied_without_its_owner(installation: Callable[[Path], None], p
     embedded_url(place / "home" / "postgres")
     server = place / "home" / "postgres" / "postmaster.pid"
     os.kill(int(server.read_text().split("\n")[0]), signal.SIGINT)
-    wait_until(lambda: not server.exists())
+    wait_until(lambda: not server.exists(), "the server does not stop")
     for path in (place / "home", *(place / "home").iterdir()):  # but what is in the data folder
         os.chown(path, NOBODY, NOBODY)
 

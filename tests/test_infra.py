@@ -61,7 +61,7 @@ def compose_config(folder: Path, values: dict[str, str], *options: str) -> subpr
         shutil.which("docker") and not subprocess.run(["docker", "compose", "version"], capture_output=True).returncode
     )
     command = ["docker", "compose"] if plugin else ["docker-compose"]
-    return subprocess.run([*command, *arguments], cwd=ROOT, env=clean, capture_output=True, text=True, timeout=60)
+    return subprocess.run([*command, *arguments], cwd=ROOT, env=clean, capture_output=True, text=True)
 
 
 @pytest.fixture(scope="module")

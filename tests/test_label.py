@@ -27,7 +27,7 @@ from apps.serve import listen
 from medgen.errors import SourceUnreadable
 from models.segmentation.frames import load_frame_model
 from models.segmentation.manifest import read_manifest
-from tests.browser import chromium
+from tests.browser import chromium, new_context
 from tests.conftest import medgen_here
 
 
@@ -80,7 +80,7 @@ def test_a_folder_is_labelled_by_keys_in_a_browser_taken_up_again_and_exported(f
     faults: list[str] = []
     with chromium() as browser:
         with served(folder, "Ada", guesses) as url:
-            page = browser.new_page()
+            page = new_context(browser).new_page()
             page.on("console", lambda message: faults.append(message.text) if message.type == "error" else None)
             page.on("request", lambda request: faults.append(request.url) if not request.url.startswith(url) else None)
             for number in range(3):
@@ -108,7 +108,7 @@ def test_a_folder_is_labelled_by_keys_in_a_browser_taken_up_again_and_exported(f
             expect(page.locator("video")).to_have_js_property("videoWidth", 64)
             page.close()
         with served(folder, "Ada", guesses) as url:
-            page = browser.new_page()
+            page = new_context(browser).new_page()
             page.goto(url)
             for choice in ("6", "5", "7", "7"):
                 expect(page.locator("html")).to_have_attribute("data-keys", "ready")

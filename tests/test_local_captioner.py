@@ -7,7 +7,6 @@ import os
 import shutil
 import subprocess
 import sys
-import time
 import urllib.request
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -26,6 +25,7 @@ from models.captioning.local_chat import LocalChat, LocalModel, local_digest
 from models.captioning.openai_chat import OpenAIChat
 from tests.conftest import free_port
 from tests.test_captioner import EVIDENCE
+from tests.waiting import wait_until
 
 pytestmark = pytest.mark.usefixtures("models_here")
 TEMPLATE = """{% for m in messages %}<s>{{ m['role'] }}: {% if m['content'] is string %}{{ m['content'] }}{% else %}\
@@ -177,14 +177,17 @@ def test_models_that_cannot_be_had_are_named(tiny_model: Path, tmp_path: Path, m
         LocalChat(str(silent)).ensure_available()
 
 
+def answers(url: str) -> bool:
+    """Whether the server at this address is ready."""
+    with suppress(OSError), urllib.request.urlopen(f"{url.removesuffix('/v1')}/health", timeout=30):
+        return True
+    return False
+
+
 def test_the_same_model_served_is_really_sent_the_pictures(server, tiny_model: Path, monkeypatch) -> None:
     url, process, log = server
-    deadline = time.monotonic() + 180
-    while True:
-        with suppress(OSError), urllib.request.urlopen(f"{url.removesuffix('/v1')}/health", timeout=2):
-            break
-        assert process.poll() is None and time.monotonic() < deadline, log.read_text()[-2000:]
-        time.sleep(0.2)
+    wait_until(lambda: answers(url) or process.poll() is not None, lambda: log.read_text()[-2000:], every_s=0.2)
+    assert process.poll() is None, log.read_text()[-2000:]
     chat = OpenAIChat(str(tiny_model), url, "no-key-needed")
     chat.ensure_available()
     local = LocalChat(str(tiny_model))

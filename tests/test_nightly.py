@@ -5,7 +5,6 @@ All through the real command; the site is `tests.site`, whose log tells what it 
 
 import json
 import threading
-import time
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -17,6 +16,7 @@ from urllib.parse import urlsplit
 from medgen.web.quotas import bytes_below
 from tests.conftest import ROOT, kill_everything, medgen, medgen_here, medgen_running
 from tests.site import HOSTS, HUGE, KEPT, LONG, Request, Site
+from tests.waiting import wait_until
 
 QUOTA = 20 << 20  # bytes: more than all that is kept, and than eight downloads take in advance; less than `HUGE`
 # Some answers take longer than the interval, so that requests meet; the pieces of a stream would come much faster.
@@ -129,10 +129,8 @@ def test_a_site_that_misbehaves_gets_one_verdict_each_and_nights_do_only_what_is
         # Killed in the middle, and run again.
         refresh = command(site, str(listing), f"channel={site.channel}")
         with medgen_running(*refresh, home=home, **ENVIRONMENT) as process:
-            deadline = time.monotonic() + 300
-            while len(site.log) < 180:
-                assert process.poll() is None and time.monotonic() < deadline, "the downloads do not start"
-                time.sleep(0.02)
+            wait_until(lambda: len(site.log) >= 180 or process.poll() is not None, "no downloads", every_s=0.02)
+            assert process.poll() is None
             kill_everything(home)
             process.wait()
         assert list((home / "tmp").glob("download-*"))  # what was under way

@@ -28,6 +28,7 @@ from medgen.video.pictures import pictures
 from tasks.curation import download, release, segment
 from tasks.curation.download_policy import DownloadParams
 from tests.conftest import discover_source, forget_installation, inline, numbered_video, stored
+from tests.waiting import LIMIT_S
 
 
 @pytest.fixture
@@ -158,7 +159,7 @@ def test_two_refreshes_at_once_give_one_release_and_double_nothing(
     source = tmp_path / "videos"
     source.mkdir()
     numbered_video(source / "one.mp4", 50)
-    together = threading.Barrier(2, timeout=120)  # else one that fails leaves the other waiting
+    together = threading.Barrier(2, timeout=LIMIT_S)  # else one that fails leaves the other waiting
     meet = run_shard.__globals__["_works"]
 
     def met(*arguments: object) -> object:

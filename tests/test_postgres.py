@@ -13,7 +13,8 @@ import pytest
 
 from medgen.postgres import embedded_url
 from medgen.postgres_programs import DatabaseUnusable, DataFolder
-from tests.other_user import NOBODY, as_nobody, as_root, open_place, wait_until
+from tests.other_user import NOBODY, as_nobody, as_root, open_place
+from tests.waiting import wait_until
 
 START = "import pathlib, sys; from medgen.postgres import embedded_url; embedded_url(pathlib.Path(sys.argv[1]))"
 
@@ -98,9 +99,9 @@ def test_a_running_server_of_an_earlier_version_closes_its_doors(tmp_path: Path)
 
     (folder / "pg_hba.conf").write_text("local all all trust\n")
     os.kill(running(folder), signal.SIGHUP)
-    wait_until(lambda: not stranger_refused())
+    wait_until(lambda: not stranger_refused(), "strangers are refused")
     assert embedded_url(folder) == url
-    wait_until(stranger_refused)
+    wait_until(stranger_refused, "strangers are let in")
     assert answers(folder)
 
 
@@ -112,7 +113,7 @@ def test_a_copy_made_without_its_owner_is_taken_over(tmp_path: Path) -> None:
         connection.execute("CREATE TABLE mark ()")
     pid = running(folder)
     os.kill(pid, signal.SIGINT)
-    wait_until(lambda: not (folder / "postmaster.pid").exists())
+    wait_until(lambda: not (folder / "postmaster.pid").exists(), "the server does not stop")
     assert answers(folder)
     subprocess.run(["cp", "-r", tmp_path / "home", tmp_path / "copy"], check=True)
     with connect(embedded_url(copy)) as connection:
@@ -147,7 +148,7 @@ def test_a_killed_server_is_started_again_with_the_same_url(tmp_path: Path) -> N
         connection.execute("CREATE TABLE mark ()")
     killed = running(tmp_path / "postgres")
     os.kill(killed, signal.SIGKILL)
-    wait_until(lambda: not Path(f"/proc/{killed}/cwd").exists())
+    wait_until(lambda: not Path(f"/proc/{killed}/cwd").exists(), "it is not dead")
     assert embedded_url(tmp_path / "postgres") == url
     with connect(url) as connection:
         connection.execute("SELECT * FROM mark")
@@ -170,7 +171,7 @@ def test_a_start_that_fails_for_good_says_why_in_postgres_own_words(
     folder = tmp_path / "postgres"
     assert answers(folder)
     os.kill(running(folder), signal.SIGINT)
-    wait_until(lambda: not (folder / "postmaster.pid").exists())
+    wait_until(lambda: not (folder / "postmaster.pid").exists(), "the server does not stop")
     (folder / "PG_VERSION").write_text("9.6\n")
     monkeypatch.setattr("medgen.postgres.time.sleep", lambda seconds: None)
     with pytest.raises(DatabaseUnusable) as refused:

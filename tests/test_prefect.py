@@ -8,13 +8,12 @@ import signal
 import subprocess
 import sys
 import threading
-import time
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from datetime import datetime
-from functools import cached_property
+from functools import cached_property, partial
 from importlib.util import find_spec
 from itertools import groupby
 from pathlib import Path
@@ -35,14 +34,14 @@ from apps.demo.server import serve
 from apps.prefect_access import LOG_IN_PATH, auth_string, log_in_link, proves_itself
 from apps.prefect_server import RecordedProcess, Server, running_server
 from flows.refresh import FIRST, RefreshParameters
-from tests.browser import chromium, look_away
+from tests.browser import chromium, look_away, new_context
 from tests.conftest import forked, free_port, medgen, medgen_running, with_prefect_database
 from tests.foreign_page import REBOUND, SITE, SOCKET, foreign_page, read_by, try_all
 from tests.run_form import SCREEN, RunForm, failure_on_screen
 from tests.test_foreign_pages import served
+from tests.waiting import wait_until
 
 SECRET = "sk-not-for-any-page"
-RUN_LIMIT_S = 180
 STEPS = {
     "download": "network",
     "segment": "cpu",
@@ -97,7 +96,7 @@ class Up:
                 return None
             return answer if answer.status_code != 503 else None
 
-        return until(answer, 300, "server is busy")
+        return until(answer, "server is busy")
 
     def listed(self, kind: str, **filters: Any) -> list[dict[str, Any]]:
         answer = self.ask("POST", f"/{kind}/filter", filters)
@@ -133,19 +132,13 @@ class Up:
             run = self.ask("GET", f"/flow_runs/{run_id}").json()
             return run if run["state_type"] in ENDED else None
 
-        run = until(ended, RUN_LIMIT_S, lambda: f"the run does not end\n{''.join(self.output)}")
+        run = until(ended, lambda: f"the run does not end\n{''.join(self.output)}")
         # Task runs and artifacts are written by way of a queue.
-        until(lambda: all(t["end_time"] for t in self.of_run("task_runs", run["id"])), 20, "task runs stay open")
+        until(lambda: all(t["end_time"] for t in self.of_run("task_runs", run["id"])), "task runs stay open")
         return run
 
 
-def until(what: Callable[[], Any], limit_s: float, trouble: str | Callable[[], str]) -> Any:
-    """What `what` gives once it is true."""
-    deadline = time.monotonic() + limit_s
-    while not (found := what()):
-        assert time.monotonic() < deadline, trouble() if callable(trouble) else trouble
-        time.sleep(0.5)  # each look costs the server some 20 ms
-    return found
+until = partial(wait_until, every_s=0.5)  # each look costs the server some 20 ms
 
 
 @contextmanager
@@ -162,7 +155,7 @@ def running(home: Path, **environment: str) -> Iterator[Up]:
             return any("Prefect UI" in line for line in up.output)
 
         try:
-            until(ready, 300, "no sign of life")
+            until(ready, "no sign of life")
             yield up
         finally:
             process.terminate()
@@ -187,7 +180,7 @@ def browser() -> Iterator[Browser]:
 @pytest.fixture(scope="module")
 def logged_in(up: Up, browser: Browser) -> Page:
     """A page that has logged in by the link that `medgen up` shows; nobody looks at it."""
-    page = browser.new_page(viewport=SCREEN, reduced_motion="reduce")
+    page = new_context(browser, viewport=SCREEN, reduced_motion="reduce").new_page()
     page.goto(log_in_link(f"{up.url}/api", up.auth))
     page.wait_for_url(lambda address: LOG_IN_PATH not in address)  # it leads on by itself
     look_away(page)
@@ -313,10 +306,10 @@ def test_form_refuses_what_is_wrong_before_any_run(up: Up, browser_page: Page) -
     form.fill("Classify: Medical threshold", 0.5).fill("Quality: Aesthetic model", "laion_aes").submit.click()
     for title, meant in (("Decide: Aesthetic threshold", 3), ("Decide: Mediocre aesthetic", 4)):
         told = f"this aesthetic_model runs from 1 (worst) to 10 (best): set {meant}"
-        expect(form.field(title)).to_contain_text(told, timeout=30_000)
+        expect(form.field(title)).to_contain_text(told)
     form = RunForm(browser_page, up.url, up.deployment_named("published")["id"])
     form.submit.click()
-    expect(form.field("Source")).to_contain_text("'source' is a required property", timeout=30_000)
+    expect(form.field("Source")).to_contain_text("'source' is a required property")
     # Training has the release to choose and its usual settings as fields, and text only for the rest.
     form = RunForm(browser_page, up.url, up.deployment_named("model")["id"])
     assert form.titles()[:6] == [
@@ -330,7 +323,7 @@ def test_night_is_scheduled(up: Up) -> None:
     (schedule,) = up.deployment["schedules"]
     assert schedule["active"]
     wanted = {"state": {"type": {"any_": ["SCHEDULED"]}}, "deployment_id": {"any_": [up.deployment["id"]]}}
-    runs = until(lambda: up.listed("flow_runs", flow_runs=wanted), 90, "the scheduler makes no runs")
+    runs = until(lambda: up.listed("flow_runs", flow_runs=wanted), "the scheduler makes no runs")
     times = [datetime.fromisoformat(run["expected_start_time"]) for run in runs if run["auto_scheduled"]]
     assert {(at.hour, at.minute) for at in times} == {(2, 0)}
 
@@ -347,7 +340,7 @@ def test_run_shows_every_shard_and_step(up: Up, first: dict[str, Any]) -> None:
         done = all(task["state_name"] == "Completed" for task in found.values())
         return found if done and len(found) >= len(wanted) else None
 
-    tasks = until(recorded, 30, "not all task runs are recorded as completed")
+    tasks = until(recorded, "not all task runs are recorded as completed")
     assert {name: task["tags"] for name, task in tasks.items()} == {name: [tag] for name, tag in wanted.items()}
 
 
@@ -371,7 +364,7 @@ def test_log_of_the_run_is_kept(up: Up, first: dict[str, Any]) -> None:
         logs = up.listed("logs", logs={"flow_run_id": {"any_": [first["id"]]}})
         return [entry["message"] for entry in logs if entry["message"].startswith("executed ")]
 
-    assert until(said, 20, "the run logged nothing")
+    assert until(said, "the run logged nothing")
 
 
 def test_pages(up: Up, first: dict[str, Any], browser_page: Page) -> None:
@@ -415,7 +408,7 @@ def test_each_deployment_runs_from_its_form(up: Up, first: dict[str, Any], listi
         assert message in log
         assert message[:60] in details  # Prefect shows a long one up to "See More"
     # `doctor` looks by itself, once for all of them.
-    (doctor,) = until(lambda: after_failures(up), 60, "no doctor came after the failed runs")
+    (doctor,) = until(lambda: after_failures(up), "no doctor came after the failed runs")
 
     ran = {
         approve(): f"approve-{release}",
@@ -454,7 +447,7 @@ def test_guard_stops_a_release_when_the_text_filter_is_set_absurdly(up: Up, list
     assert "run again with funnel_guard=warn" in told
     assert not [a for a in up.of_run("artifacts", stopped["id"]) if a["key"] == "release"]
     query = {"filter": {"event": {"name": ["medgen.funnel.departed"]}}}
-    (event,) = until(lambda: up.ask("POST", "/events/filter", query).json()["events"], 30, "no event")
+    (event,) = until(lambda: up.ask("POST", "/events/filter", query).json()["events"], "no event")
     assert event["resource"]["prefect.resource.id"] == "medgen.release.guarded"
     assert departure in event["payload"]["departures"][0]
     warned = up.run(**night, keyword_threshold=1000, funnel_guard="warn")
@@ -572,7 +565,7 @@ def test_a_server_is_believed_only_when_it_proves_itself(tmp_path: Path, stale: 
             return running_server(tmp_path)
 
         try:
-            until(lambda: str(folder) in psutil.Process(right.pid).cmdline(), 30, "it does not start")
+            until(lambda: str(folder) in psutil.Process(right.pid).cmdline(), "it does not start")
             assert proves_itself(api, auth) is (stale == "another process")
             assert found(wrong.pid) is None
             if stale == "another process":
@@ -623,17 +616,17 @@ def test_a_run_gives_signs_of_life_as_often_as_is_asked(up: Up, first: dict[str,
 def test_term_ends_everything_and_the_next_up_can_run(up: Up, videos: Path) -> None:
     answer = up.ask_for_run(sources=[str(videos)], release_prefix="cutoff", frame_similarity=0.5)
     path = f"/flow_runs/{answer.json()['id']}"
-    until(lambda: up.ask("GET", path).json()["state_name"] == "Running", 90, "the run does not start")
+    until(lambda: up.ask("GET", path).json()["state_name"] == "Running", "the run does not start")
     assert len(processes(up.home)) >= 4  # command, server, worker, Postgres and the run
     up.process.send_signal(signal.SIGTERM)
-    until(lambda: not processes(up.home), 90, lambda: f"still there: {processes(up.home)}\n{''.join(up.output)}")
+    until(lambda: not processes(up.home), lambda: f"still there: {processes(up.home)}\n{''.join(up.output)}")
     with running(up.home) as later:
         assert later.ask("GET", path).json()["state_name"] == "Crashed"
         slots = later.ask("POST", "/v2/concurrency_limits/filter", {}).json()
         assert {limit["active_slots"] for limit in slots if limit["name"].startswith("deployment:")} == {0}
         _server_dies_and_comes_back(later, path)
         later.process.kill()
-        until(lambda: not left(up.home), 60, lambda: f"outlived the command: {left(up.home)}")
+        until(lambda: not left(up.home), lambda: f"outlived the command: {left(up.home)}")
     assert not (up.home / "prefect" / "server").exists()
 
 
@@ -647,7 +640,7 @@ def _server_dies_and_comes_back(up: Up, path: str) -> None:
             return up.api.get(path).status_code == 200
         return False
 
-    until(answers, 90, lambda: f"the server does not come back\n{''.join(up.output)}")
+    until(answers, lambda: f"the server does not come back\n{''.join(up.output)}")
     assert any("died; it is started again" in " ".join(line.split()) for line in ["".join(up.output)])
 
 

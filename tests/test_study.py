@@ -51,7 +51,7 @@ from medgen.video.pictures import pictures
 from models.generation.prompt_set import Prompt
 from tasks.evaluation.study import AXES, StudyParams, new_study, showing
 from tasks.evaluation.system_videos import videos_of
-from tests.browser import chromium
+from tests.browser import chromium, new_context
 from tests.conftest import forked, free_port, medgen_running
 
 SYSTEMS = ("SecretAlpha", "SecretBeta")
@@ -202,7 +202,7 @@ def test_a_study_of_20_pairs_with_3_raters_through_the_browser(home: Path, tmp_p
     with opened("knots", home) as url:
         # The first answers by keys, closes the browser on the way, and comes back by the same link.
         link = f"{url}/r/{tokens[1]}"
-        context = chromium.new_context()
+        context = new_context(chromium)
         page = context.new_page()
         faults: list[str] = []
         page.on("console", lambda message: faults.append(message.text) if message.type == "error" else None)
@@ -224,7 +224,7 @@ def test_a_study_of_20_pairs_with_3_raters_through_the_browser(home: Path, tmp_p
         both_videos_go_by_one_hand(page)
         page.keyboard.press("1")  # not saved: the page is closed before Enter
         context.close()
-        context = chromium.new_context()
+        context = new_context(chromium)
         page = context.new_page()
         page.goto(link)
         expect(page).to_have_title("Pair 10 of 22")
@@ -248,7 +248,7 @@ def test_a_study_of_20_pairs_with_3_raters_through_the_browser(home: Path, tmp_p
         assert faults == []
         # The second clicks; the third has no JavaScript.
         for rater in (2, 3):
-            context = chromium.new_context(java_script_enabled=rater == 2)
+            context = new_context(chromium, java_script_enabled=rater == 2)
             page = context.new_page()
             page.goto(f"{url}/r/{tokens[rater]}")
             page.get_by_label("I have read this and I agree to take part.").check()
@@ -440,7 +440,7 @@ def test_a_study_of_errors_counts_as_the_paper_does(home: Path, tmp_path: Path, 
             assert client.post(f"{link}/{position}", data=answer).status_code == 303
         assert client.get(f"{link}/done").status_code == 200
     with opened("errors", home) as url:  # the first by keys
-        page = chromium.new_context().new_page()
+        page = new_context(chromium).new_page()
         page.goto(f"{url}/r/{tokens[1]}")
         page.get_by_label("I have read this and I agree to take part.").check()
         page.get_by_role("button", name="Begin").click()

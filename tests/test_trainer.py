@@ -239,7 +239,7 @@ def as_alone(one: Trained, job: TrainJob) -> None:
 def launched(*jobs: TrainJob, command: Sequence[str]) -> set[int]:
     """Runs the processes of jobs to their end. Returns the steps that each process of each job went on from."""
     process = start(*jobs, command=command, **forked("tests.sharded_job", "tests.shared_tokens_job"))
-    said, errors = process.communicate(timeout=600)
+    said, errors = process.communicate()
     assert process.returncode == 0, errors.decode()[-6000:]
     ends = [json.loads(line) for line in said.splitlines() if b'"trained"' in line]
     assert len(ends) == sum(job.config.num_processes for job in jobs)

@@ -24,7 +24,7 @@ from medgen.video.limits import Limits
 from medgen.video.pictures import Picture, VideoReader, pictures
 from medgen.video.probe import probe
 from models.captioning.transcript import transcript_between
-from tests.browser import chromium
+from tests.browser import chromium, new_context
 from tests.video_kinds import (
     BT601,
     H264,
@@ -135,7 +135,7 @@ def test_a_browser_shows_the_colours_of_the_source(folder: Path, tmp_path: Path)
     # becomes 2, so that a full blue has 243.
     as_on_a_gpu = ("--use-angle=swiftshader", "--enable-unsafe-swiftshader", "--ignore-gpu-blocklist")
     with chromium(options=(*as_on_a_gpu, "--enable-gpu-rasterization")) as browser:
-        page = browser.new_page()
+        page = new_context(browser).new_page()
         for kind in (BY_NAME[name] for name in names):
             path, clip = source_of(folder, kind), tmp_path / f"{kind.name}.mp4"
             cut_all(path, clip, list(pictures(path, LIMITS)), None)

@@ -21,6 +21,7 @@ from medgen.shard import Step, run_shard
 from medgen.worker_processes import _decoders, close_decoders, decoded_apart
 from tests.conftest import forget_installation
 from tests.memory_eaters import end, grow, stop_once
+from tests.waiting import LIMIT_S
 
 LIMIT_MIB = 512
 
@@ -57,9 +58,9 @@ def test_what_is_decoded_beside_the_steps_hurts_only_its_item(one_small_worker: 
             ("fail", "no_such_luck", False),
         ):
             with pytest.raises(ItemFailed) as failure:
-                decoded_apart(end, how, time_limit_s=2.0 if how == "hang" else 60.0)
+                decoded_apart(end, how, time_limit_s=2.0 if how == "hang" else LIMIT_S)
             assert (failure.value.reason, failure.value.transient) == (reason, transient)
-        assert decoded_apart(end, "well", time_limit_s=60.0) != os.getpid()
+        assert decoded_apart(end, "well", time_limit_s=LIMIT_S) != os.getpid()
     finally:
         close_decoders()
 
@@ -67,13 +68,13 @@ def test_what_is_decoded_beside_the_steps_hurts_only_its_item(one_small_worker: 
 def test_workers_end_with_the_process_that_forked_them_and_others_follow(home: Path) -> None:
     forks = multiprocessing.forkserver._forkserver  # type: ignore[attr-defined]  # the stubs leave it out
     try:
-        worker = decoded_apart(end, "well", time_limit_s=60.0)
+        worker = decoded_apart(end, "well", time_limit_s=LIMIT_S)
         os.kill(forks._forkserver_pid, signal.SIGKILL)
-        psutil.wait_procs([psutil.Process(worker)], timeout=60)
+        psutil.wait_procs([psutil.Process(worker)], timeout=LIMIT_S)
         assert not psutil.pid_exists(worker)
         for _ in range(3):  # the first may hear of the end
             with suppress(ItemFailed):
-                assert decoded_apart(end, "well", time_limit_s=60.0) != worker
+                assert decoded_apart(end, "well", time_limit_s=LIMIT_S) != worker
                 break
         else:
             pytest.fail("no worker follows")
@@ -105,12 +106,12 @@ def test_a_pool_that_breaks_costs_a_shard_its_time_and_no_item(
 def test_what_is_decoded_in_a_pool_that_breaks_is_told_so(home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(worker_processes, "ASK_S", 0.05)
     try:
-        assert decoded_apart(end, "well", time_limit_s=60.0)
+        assert decoded_apart(end, "well", time_limit_s=LIMIT_S)
         breaker = threading.Timer(0.2, setattr, (_decoders()._context, "status", PoolStatus.ERROR))
         breaker.start()
         with pytest.raises(ItemFailed, match="worker_died"):
             decoded_apart(end, "hang", time_limit_s=600.0)
-        assert decoded_apart(end, "well", time_limit_s=60.0)
+        assert decoded_apart(end, "well", time_limit_s=LIMIT_S)
     finally:
         close_decoders()
 
@@ -120,7 +121,7 @@ def test_a_long_temporary_folder_costs_time_and_nothing_else(
 ) -> None:
     monkeypatch.setattr("medgen.forks.get_temp_dir", lambda: "/" + "t" * 90)
     try:
-        assert decoded_apart(end, "well", time_limit_s=60.0) != os.getpid()
+        assert decoded_apart(end, "well", time_limit_s=LIMIT_S) != os.getpid()
     finally:
         close_decoders()
     assert "too long for a socket" in caplog.text
