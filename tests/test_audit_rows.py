@@ -185,6 +185,46 @@ def test_the_leaderboard_has_each_system_once_and_the_best_of_a_metric(listed: T
     assert by_distance.index("another") < by_distance.index("third")
 
 
+def test_the_leaderboard_compares_systems_over_the_same_prompts(listed: TestClient) -> None:
+    recorder = Recorder(open_ledger())
+    several, few = (
+        {"name": f"set <{taken}>", "version": "2", "digest": "d" * 64, "origin": "us", "prompts": taken, "of": 9}
+        for taken in (9, 4)
+    )
+    old = {"name": "of before", "version": "", "digest": "e" * 64}
+    measured = [
+        ("Calm", several, 0.9, "one"),
+        ("Calm", few, 0.2, "one"),
+        ("shaken", few, 0.1, "two"),
+        ("early", old, 0.7, "one"),
+        ("shaken", several, 0.3, "one"),
+        ("shaken", several, 0.4, "two"),
+    ]
+    for number, (system, prompts, value, release) in enumerate(measured):
+        rows = [
+            Evaluation(id=20_000 + 10 * number, metric="imaging_quality [defects]", value=value, detail={}),
+            Evaluation(id=20_001 + 10 * number, metric="fid [inception]", value=value, detail={"against": release}),
+        ]
+        detail = {"system": system, "prompts": prompts}
+        recorder.step("evaluate", f"evaluation-{number}", Outcome("kept", detail=detail, rows=rows))
+    rows = [Evaluation(id=30_000, metric="study/knots/realism/win_rate", value=0.6, detail={})]
+    recorder.step("study", "knots-1", Outcome("kept", detail={"system": "rated", "study": "knots"}, rows=rows))
+
+    newest = listed.get("/leaderboard").text
+    body = newest.partition("<tbody>")[2]
+    assert body.count("Calm<") == body.count("shaken<") == 1 and "early<" not in body and "rated<" in body
+    assert body.index("Calm<") < body.index("shaken<")
+    assert "<strong>0.9</strong>" in body and ">0.2<" not in body and ">0.1<" not in body
+    # Distances to two releases are two columns: of one there are two values to choose the best from.
+    assert "fid [inception] against one" in newest and "fid [inception] against two" in newest
+    assert newest.count("<option") == 3 and "set &lt;9&gt; 2 (9 prompts), 2 systems" in newest
+    assert "set &lt;4&gt; 2 (4 of 9 prompts), 2 systems" in newest and ">of before, 1 system<" in newest
+    other = listed.get("/leaderboard", params={"prompts": f"{'d' * 16}-4"}).text.partition("<tbody>")[2]
+    assert "<strong>0.2</strong>" in other and ">0.9<" not in other
+    assert "early<" in listed.get("/leaderboard", params={"prompts": f"{'e' * 16}-all"}).text
+    assert listed.get("/leaderboard", params={"prompts": "<of nothing>"}).text.partition("<tbody>")[2] == body
+
+
 def test_pages_say_what_is_known(listed: TestClient) -> None:
     clip = json.loads(CliRunner().invoke(app, ["release", "show", "medgen-one", "--json"]).stdout)["clip_ids"][0]
     page = listed.get(f"/clips/{clip}").text

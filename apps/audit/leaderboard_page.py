@@ -1,10 +1,14 @@
-"""Leaderboard: the newest evaluation of each model and other system, metric by metric, side by side."""
+"""Leaderboard: the newest evaluation of each model and other system, metric by metric, side by side.
+
+Side by side stands only what may be compared: values over the same prompts, distances to the same release.
+"""
 
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import Annotated, Any
 
 from fastapi import APIRouter, Query, Request
-from sqlalchemy import Connection, select
+from sqlalchemy import Connection, Row, func, select
 from starlette.responses import Response
 
 from apps.audit.site import site_of
@@ -19,27 +23,48 @@ LOWER_IS_BETTER = ("fid", "fvd", "error_share", "near_copies")
 
 
 @router.get("/leaderboard")
-def leaderboard(request: Request, by: Annotated[str, Query(max_length=120)] = "") -> Response:
-    """Systems by one metric, best first; by the first of the paper's terms that is measured, where none is chosen."""
+def leaderboard(
+    request: Request,
+    by: Annotated[str, Query(max_length=200)] = "",
+    prompts: Annotated[str, Query(max_length=80)] = "",
+) -> Response:
+    """Systems by one metric, best first; by the first of the paper's terms that is measured, where none is chosen.
+
+    Args:
+        prompts: which prompts, a key of `_Prompts`; those of the newest evaluation where they are not known.
+    """
     site = site_of(request)
     with site.engine.connect() as connection:
-        systems = _systems(connection)
+        values = _values(connection)
+    sets = _prompt_sets(values)
+    asked = sets.get(prompts) or next(iter(sets.values()), None)
+    systems = _systems(values, asked)
     metrics = sorted({name for row in systems for name in row["values"]}, key=_place)
     chosen = by if by in metrics else next((name for name in metrics if _term(name)), metrics[0] if metrics else "")
     systems.sort(key=lambda row: _order(row["values"], chosen))
     best = {name: _best(systems, name) for name in metrics}
     return site.page(
         "leaderboard.html", systems=systems, metrics=metrics, by=chosen, best=best, neutral=_neutral,
-        lower=_lower_is_better,
+        lower=_lower_is_better, prompts=asked, sets=sets,
     )  # fmt: skip
 
 
-def _systems(connection: Connection) -> list[dict[str, Any]]:
-    """Each system with the newest value of every metric: name, digest of the model, release, values."""
+@dataclass
+class _Prompts:
+    """The prompts that some systems were evaluated with: a set, or its first so many."""
+
+    key: str
+    about: Mapping[str, Any]  # as `tasks.evaluation.plan.PromptSet`
+    systems: set[str] = field(default_factory=set)
+
+
+def _values(connection: Connection) -> Sequence[Row[Any]]:
+    """The newest values, newest first, each with its system and its prompts."""
     query = (
         select(
             Evaluation.model_digest, Evaluation.metric, Evaluation.value, Evaluation.detail, Evaluation.step_run_id,
-            StepRun.subject, ModelVersion.name, ModelVersion.release_name,
+            func.coalesce(ModelVersion.name, StepRun.detail["system"].astext, StepRun.subject).label("system"),
+            StepRun.detail["prompts"].label("prompts"), ModelVersion.release_name,
         )
         .join(StepRun, StepRun.id == Evaluation.step_run_id)
         .outerjoin(ModelVersion, ModelVersion.digest == Evaluation.model_digest)
@@ -47,15 +72,41 @@ def _systems(connection: Connection) -> list[dict[str, Any]]:
         .order_by(Evaluation.id.desc())
         .limit(MOST)
     )  # fmt: skip
+    return connection.execute(query).all()
+
+
+def _key(prompts: Mapping[str, Any] | None) -> str:
+    """The same for the same prompts; "" for a study's values, which compare its systems by themselves."""
+    return f"{prompts['digest'][:16]}-{prompts.get('prompts', 'all')}" if prompts else ""
+
+
+def _prompt_sets(values: Sequence[Row[Any]]) -> dict[str, _Prompts]:
+    """Those that values were measured with, by their key, the one of the newest value first."""
+    sets: dict[str, _Prompts] = {}
+    for row in values:
+        if row.prompts:
+            key = _key(row.prompts)
+            sets.setdefault(key, _Prompts(key, row.prompts)).systems.add(row.model_digest or row.system)
+    return sets
+
+
+def _systems(rows: Sequence[Row[Any]], prompts: _Prompts | None) -> list[dict[str, Any]]:
+    """Each system with the newest value of every metric: name, digest of the model, release, values.
+
+    Args:
+        prompts: values over other ones are left out.
+    """
     found: dict[str, dict[str, Any]] = {}
-    for row in connection.execute(query):
-        key = row.model_digest or row.subject
-        about = {"name": row.name or row.subject, "digest": row.model_digest, "release": row.release_name, "values": {}}
+    for row in rows:
+        if row.prompts and (prompts is None or _key(row.prompts) != prompts.key):
+            continue
+        key = row.model_digest or row.system
+        about = {"name": row.system, "digest": row.model_digest, "release": row.release_name, "values": {}}
         if key not in found and len(found) == SYSTEMS:
             continue
-        values = found.setdefault(key, about)["values"]
-        values.setdefault(
-            row.metric,
+        against = row.detail.get("against")
+        found.setdefault(key, about)["values"].setdefault(
+            f"{row.metric} against {against}" if against else row.metric,
             {"value": row.value, "low": row.detail.get("low"), "high": row.detail.get("high"), "run": row.step_run_id},
         )
     return list(found.values())

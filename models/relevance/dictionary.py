@@ -71,7 +71,7 @@ class Judgement:
     `score` has one float32 ≥ 0 for each listing, in the order of the batch.
     """
 
-    def __init__(self, score: np.ndarray, first: np.ndarray, terms: np.ndarray, spellings: list[str]) -> None:
+    def __init__(self, score: np.ndarray, first: np.ndarray, terms: np.ndarray, spellings: pa.StringArray) -> None:
         self.score = score
         self._first = first  # (N + 1,): where the terms of a row begin in `terms`
         self._terms = terms
@@ -79,7 +79,7 @@ class Judgement:
 
     def terms(self, row: int) -> list[str]:
         """The terms found in listing `row`, each once, sorted, as the dictionary spells them."""
-        return sorted({self._spellings[term] for term in self._terms[self._first[row] : self._first[row + 1]]})
+        return sorted({self._spellings[term].as_py() for term in self._terms[self._first[row] : self._first[row + 1]]})
 
 
 class MedicalDictionary:
@@ -159,8 +159,9 @@ class MedicalDictionary:
         """The whole terms of at least `min_weight` in one text, each once, sorted, as the dictionary spells them."""
         none = pa.array([""])
         judgement, patterns = self.judge(pa.array([text]), none, none), self._patterns
-        found = {patterns.spellings[term] for term in judgement._terms if patterns.weights[term] >= min_weight}
-        return sorted(spelling for spelling in found if spelling == bare(spelling))
+        enough = judgement._terms[patterns.weights[judgement._terms] >= min_weight]
+        found = patterns.spellings.take(enough).to_pylist()
+        return sorted({spelling for spelling in found if spelling == bare(spelling)})
 
     def _judge(self, fields: list[pa.Array], row: int) -> tuple[np.ndarray, np.ndarray]:
         """For the listings from `row` on: the keys row · T + term of the T terms found, sorted; and the scores."""

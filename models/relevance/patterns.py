@@ -5,7 +5,6 @@ words captions or judges listings needs it. So it is kept, compiled, in the user
 """
 
 import io
-import json
 import logging
 import math
 import os
@@ -35,16 +34,16 @@ class Patterns:
     """T terms and the P byte strings that stand for them.
 
     Args:
-        spellings: T, as the dictionary spells the terms.
+        spellings: string (T,), as the dictionary spells the terms.
         weights: float32 (T,), 0 for negative contexts.
-        term: int64 (P,), the term of each pattern.
-        length: int64 (P,), its bytes.
+        term: int32 (P,), the term of each pattern.
+        length: int32 (P,), its bytes.
         negative: bool (P,), whether it is a negative context.
         part: bool (P,), whether it is the beginning, the end or any part of a word.
         matcher: finds patterns by their number.
     """
 
-    spellings: list[str]
+    spellings: pa.StringArray  # in each process: as Python's strings they would take four times the memory
     weights: np.ndarray
     term: np.ndarray
     length: np.ndarray
@@ -73,10 +72,10 @@ class Patterns:
             expressions=list(owner), ids=list(range(len(owner))), elements=len(owner), flags=0, literal=True
         )
         return cls(
-            spellings=[row["spelling"] for row in rows],
+            spellings=pa.array([row["spelling"] for row in rows], pa.string()),
             weights=np.array([row["weight"] for row in rows], np.float32),
-            term=np.fromiter(owner.values(), np.int64, len(owner)),
-            length=np.fromiter(map(len, owner), np.int64, len(owner)),
+            term=np.fromiter(owner.values(), np.int32, len(owner)),
+            length=np.fromiter(map(len, owner), np.int32, len(owner)),
             negative=np.array([rows[index]["role"] == "negative" for index in owner.values()]),
             part=np.array([rows[index]["term"] != bare(rows[index]["term"]) for index in owner.values()]),
             matcher=matcher,
@@ -85,9 +84,11 @@ class Patterns:
     def keep(self, path: Path) -> None:
         """Writes them to a file, whole or not at all. Where that can't be done a line in the log says so."""
         content = io.BytesIO()
+        _, offsets, letters = self.spellings.buffers()
         np.savez(
             content,
-            spellings=np.frombuffer(json.dumps(self.spellings).encode(), np.uint8),
+            offsets=np.frombuffer(offsets, np.int32),
+            letters=np.frombuffer(letters, np.uint8),
             weights=self.weights,
             term=self.term,
             length=self.length,
@@ -110,8 +111,11 @@ class Patterns:
         """Those that `keep` wrote; None where there are none, or the matcher is not for this processor or version."""
         try:
             with np.load(path, allow_pickle=False) as content:
+                offsets, letters = (pa.py_buffer(content[name]) for name in ("offsets", "letters"))
+                spellings = pa.StringArray.from_buffers(len(content["weights"]), offsets, letters)
+                spellings.validate(full=True)
                 return cls(
-                    spellings=json.loads(content["spellings"].tobytes()),
+                    spellings=spellings,
                     weights=content["weights"],
                     term=content["term"],
                     length=content["length"],
