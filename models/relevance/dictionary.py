@@ -11,8 +11,9 @@ field that holds it (`FIELD_WEIGHTS`). A listing passes at `THRESHOLD`.
 Speed, measured on one core of an AMD EPYC in microseconds per listing of 950 bytes (title, description, tags; three
 quarters of them with letters beyond ASCII): 34,000 patterns took Hyperscan 1.0, daachorse 3.4, the DFA of
 ahocorasick-rs 4.5 and its contiguous NFA 4.8. The whole judgement took 7 with 75,000 patterns, half of that folding and
-two fifths matching, and 1.5 for a bare title. With the 225,000 patterns of the dictionary that is shipped it takes
-about twice as long: 33 beside 17 in one run on a busy machine.
+two fifths matching, and 1.5 for a bare title. With the 225,000 patterns of the dictionary that is shipped it takes 1.3
+times as long (17 beside 13 in alternating runs on a busy machine, of listings of 440 bytes): they are sought in parts,
+see `models.relevance.patterns`.
 """
 
 import hashlib
@@ -187,16 +188,18 @@ class MedicalDictionary:
 
     def _scan(self, text: bytes) -> tuple[np.ndarray, np.ndarray]:
         """Number and end of each pattern in `text`."""
-        scratch = getattr(self._of_thread, "scratch", None)
-        if scratch is None:  # a thread needs its own working memory
-            scratch = self._of_thread.scratch = hyperscan.Scratch(self._patterns.matcher)
+        matchers = self._patterns.matchers
+        scratches = getattr(self._of_thread, "scratches", None)
+        if scratches is None:  # a thread needs its own working memory
+            scratches = self._of_thread.scratches = tuple(map(hyperscan.Scratch, matchers))
         matches = array("q")
         append = matches.append
 
         def keep(pattern: int, _start: int, end: int, _flags: int, _context: object) -> None:
             append(end << 32 | pattern)
 
-        self._patterns.matcher.scan(text, match_event_handler=keep, scratch=scratch)
+        for matcher, scratch in zip(matchers, scratches, strict=True):
+            matcher.scan(text, match_event_handler=keep, scratch=scratch)
         packed = np.frombuffer(matches, np.int64) if matches else np.empty(0, np.int64)
         return packed & 0xFFFFFFFF, packed >> 32
 
