@@ -221,7 +221,12 @@ class S3Server:
              "--no-usage-report", self.meta, f"127.0.0.1:{self.port}"],
             env=environment, stdout=subprocess.DEVNULL, stderr=(self.folder / "log").open("ab"),
         )  # fmt: skip
-        wait_until(self.answers, lambda: f"the S3 server does not start: {(self.folder / 'log').read_text()[-2000:]}")
+        wait_until(lambda: self.answers() or not self.runs(), "the S3 server does not answer")
+        assert self.runs(), f"the S3 server did not start: {(self.folder / 'log').read_text()[-2000:]}"
+
+    def runs(self) -> bool:
+        """Whether its process lives."""
+        return self.process is not None and self.process.poll() is None
 
     def answers(self) -> bool:
         """Whether it is ready."""

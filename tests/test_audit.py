@@ -124,6 +124,7 @@ def test_a_kept_clip_plays_and_leads_to_its_release_and_model_and_back(
     clip = page.url.partition("?")[0]
     video = page.locator("video")
     video.evaluate("video => video.play()")
+    # Not by Playwright's own way of waiting: it needs scripts made of text, which the pages refuse.
     wait_until(lambda: video.evaluate("video => video.currentTime") > 0.2, "the video does not play")
     assert video.evaluate("video => video.videoWidth") > 0
     # Jumping asks for a range in the middle.

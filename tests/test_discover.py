@@ -143,7 +143,10 @@ def test_killed_discovery_goes_on_at_the_shard_and_ends_with_the_same_rows(
     database = {"MEDGEN_DATABASE_URL": another_database(os.environ["MEDGEN_DATABASE_URL"]), "MEDGEN_WORKERS": "1"}
     command = ("discover", "--source", str(shards), "--json")
     with medgen_running(*command, home=other, **database) as process:
-        wait_until(lambda: done_shards(database["MEDGEN_DATABASE_URL"]) >= 3, "no shards are judged")
+        wait_until(
+            lambda: done_shards(database["MEDGEN_DATABASE_URL"]) >= 3 or process.poll() is not None, "nothing is judged"
+        )
+        assert process.poll() is None
         os.killpg(process.pid, signal.SIGKILL)
     before = done_shards(database["MEDGEN_DATABASE_URL"])
     resumed = json.loads(medgen(*command, home=other, inline=True, **database).stdout)

@@ -188,7 +188,7 @@ def test_on_s3_and_a_given_postgres_with_an_outage_nothing_is_lost(
     home = tmp_path / "home"
     command = ("refresh", "--source", str(corpus), "--json")
     with medgen_running(*command, home=home, **environment, **forked("apps.cli")) as process:
-        wait_until(lambda: _step_runs(given) >= 8, "no steps are run", every_s=0.2)
+        wait_until(lambda: _step_runs(given) >= 8 or process.poll() is not None, "no steps are run", every_s=0.2)
         s3.kill()
         time.sleep(4)
         s3.start()

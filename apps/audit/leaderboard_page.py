@@ -31,13 +31,13 @@ def leaderboard(
     """Systems by one metric, best first; by the first of the paper's terms that is measured, where none is chosen.
 
     Args:
-        prompts: which prompts, a key of `_Prompts`; those of the newest evaluation where they are not known.
+        prompts: digest of the prompts; those of the newest evaluation where they are not known.
     """
     site = site_of(request)
     with site.engine.connect() as connection:
         values = _values(connection)
     sets = _prompt_sets(values)
-    asked = sets.get(prompts) or next(iter(sets.values()), None)
+    asked = prompts if prompts in sets else next(iter(sets), "")
     systems = _systems(values, asked)
     metrics = sorted({name for row in systems for name in row["values"]}, key=_place)
     chosen = by if by in metrics else next((name for name in metrics if _term(name)), metrics[0] if metrics else "")
@@ -51,9 +51,8 @@ def leaderboard(
 
 @dataclass
 class _Prompts:
-    """The prompts that some systems were evaluated with: a set, or its first so many."""
+    """The prompts that some systems were evaluated with: a set, or some of it."""
 
-    key: str
     about: Mapping[str, Any]  # as `tasks.evaluation.plan.PromptSet`
     systems: set[str] = field(default_factory=set)
 
@@ -75,30 +74,26 @@ def _values(connection: Connection) -> Sequence[Row[Any]]:
     return connection.execute(query).all()
 
 
-def _key(prompts: Mapping[str, Any] | None) -> str:
-    """The same for the same prompts; "" for a study's values, which compare its systems by themselves."""
-    return f"{prompts['digest'][:16]}-{prompts.get('prompts', 'all')}" if prompts else ""
-
-
 def _prompt_sets(values: Sequence[Row[Any]]) -> dict[str, _Prompts]:
-    """Those that values were measured with, by their key, the one of the newest value first."""
+    """Those that values were measured with, by their digest, the one of the newest value first."""
     sets: dict[str, _Prompts] = {}
     for row in values:
         if row.prompts:
-            key = _key(row.prompts)
-            sets.setdefault(key, _Prompts(key, row.prompts)).systems.add(row.model_digest or row.system)
+            prompts = sets.setdefault(row.prompts["digest"], _Prompts(row.prompts))
+            prompts.systems.add(row.model_digest or row.system)
     return sets
 
 
-def _systems(rows: Sequence[Row[Any]], prompts: _Prompts | None) -> list[dict[str, Any]]:
+def _systems(rows: Sequence[Row[Any]], prompts: str) -> list[dict[str, Any]]:
     """Each system with the newest value of every metric: name, digest of the model, release, values.
 
     Args:
-        prompts: values over other ones are left out.
+        prompts: their digest; values over other ones are left out. A study's values name none, as it compares its
+            systems by itself.
     """
     found: dict[str, dict[str, Any]] = {}
     for row in rows:
-        if row.prompts and (prompts is None or _key(row.prompts) != prompts.key):
+        if row.prompts and row.prompts["digest"] != prompts:
             continue
         key = row.model_digest or row.system
         about = {"name": row.system, "digest": row.model_digest, "release": row.release_name, "values": {}}
