@@ -1,7 +1,8 @@
 """What worker and inference processes hold from their start on: the process whose forks they are imports this.
 
-It is what costs most of their start, and what most of them need. Nothing of it may touch CUDA when it is imported: a
-fork could not use it any more.
+It is what costs most of their start, and what most of them need; they share its memory. Prefect is among it, whose task
+decorator the steps' modules use, and pandas, which Arrow imports when it makes a table of rows: 100 MiB of each worker.
+Nothing of it may touch CUDA when it is imported: a fork could not use it any more.
 """
 
 import atexit
@@ -11,7 +12,7 @@ from importlib import import_module
 from medgen.native_threads import limit_native_threads
 
 limit_native_threads(1, overrule=True)  # it is read when the libraries are loaded
-for _module in ("cv2", "torch", "torchvision", "medgen.shard"):
+for _module in ("cv2", "torch", "torchvision", "pandas", "prefect", "medgen.shard"):
     import_module(_module)
 # Else the first search for garbage in each fork would write to, and so copy, every page that they share.
 gc.collect()

@@ -1,9 +1,10 @@
-"""What tests run in worker processes: functions that take memory, crash or hang. Imports little, for a quick start."""
+"""What tests run in worker processes: functions that take memory, crash, hang or tell. It imports little."""
 
 from __future__ import annotations
 
 import os
 import signal
+import sys
 import time
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -45,6 +46,11 @@ def end(how: str) -> int:
     if how == "fail":
         raise ItemFailed("no_such_luck", "as asked for")
     return os.getpid()
+
+
+def held(modules: tuple[str, ...]) -> set[str]:
+    """Those of the modules that its process has imported."""
+    return sys.modules.keys() & set(modules)
 
 
 def stop_once(work: Work, store: Store) -> Outcome:

@@ -20,7 +20,7 @@ from medgen.settings import Settings
 from medgen.shard import Step, run_shard
 from medgen.worker_processes import _decoders, close_decoders, decoded_apart
 from tests.conftest import forget_installation
-from tests.memory_eaters import end, grow, stop_once
+from tests.memory_eaters import end, grow, held, stop_once
 from tests.waiting import LIMIT_S
 
 LIMIT_MIB = 512
@@ -61,6 +61,14 @@ def test_what_is_decoded_beside_the_steps_hurts_only_its_item(one_small_worker: 
                 decoded_apart(end, how, time_limit_s=2.0 if how == "hang" else LIMIT_S)
             assert (failure.value.reason, failure.value.transient) == (reason, transient)
         assert decoded_apart(end, "well", time_limit_s=LIMIT_S) != os.getpid()
+    finally:
+        close_decoders()
+
+
+def test_a_worker_has_the_large_libraries_from_what_it_is_forked_from(home: Path) -> None:
+    large = ("torch", "torchvision", "cv2", "prefect", "pandas")
+    try:
+        assert decoded_apart(held, (*large, "tasks.curation.segment"), time_limit_s=LIMIT_S) == set(large)
     finally:
         close_decoders()
 
